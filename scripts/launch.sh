@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
+#
+#   SIZE=paper|fast|mini   which configs/DATASET_MODEL_SIZE.yaml (default paper)
+#   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there when it is missing)
+#   MNIST=DIR              MorphoMNIST is made from these IDX files; without it MNIST is downloaded
+#   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
+#   OUT_DIR=DIR            what a test writes (default RUN_DIR/test)
+#   NPROC=5                training under mpiexec with that many processes (default 1, which needs no MPI)
+#   MPIEXEC="srun --mpi=pmix"   another starter than the environment's or the system's mpiexec
+#   DRY_RUN=1              print the commands, run none
+
+launch_run() { # launch_run [exec] COMMAND...: with exec, signals sent to the launcher reach the command itself
+    if [ -n "${DRY_RUN:-}" ]; then
+        [ "$1" != exec ] || shift
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
+launch_make_data() { # launch_make_data DATASET DIR
+    # A finished set is never touched: make_dataset.py puts a set in place only when it is whole.
+    [ -d "$2" ] && [ -n "$(ls -A -- "$2")" ] && return
+    local -a source_arguments=()
+    if [ "$1" = morphomnist ]; then
+        if [ -n "${MNIST:-}" ]; then source_arguments=(--mnist "$MNIST"); else source_arguments=(--download); fi
+    fi
+    launch_run "$PYTHON" "$REPO_DIR/scripts/make_dataset.py" "$1" ${source_arguments[@]+"${source_arguments[@]}"} --out "$2"
+}
+
+launch() {
+    local task=$1 dataset=$2 model=$3 size=${SIZE:-paper} nproc=${NPROC:-1}
+    shift 3
+    case $size in paper | fast | mini) ;; *) echo "SIZE: $size is unknown, allowed are paper, fast, mini" >&2 && exit 2 ;; esac
+    case $nproc in '' | 0* | *[!0-9]*) echo "NPROC: $nproc is no number of processes, 1 or more is needed" >&2 && exit 2 ;; esac
+    if [ "$nproc" -gt 1 ] && [ -z "${MPIEXEC:-}" ]; then EXTRAS=${EXTRAS:+$EXTRAS,}mpi; fi
+    # shellcheck source=scripts/setup_env.sh
+    . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+
+    local name=${dataset}_${model}_$size
+    local data_dir=${DATA_DIR:-$REPO_DIR/data/$dataset} run_dir=${RUN_DIR:-$REPO_DIR/runs/$name}
+    launch_make_data "$dataset" "$data_dir"
+    if [ "$task" = test ]; then
+        launch_run exec "$PYTHON" "$REPO_DIR/scripts/image_${model}_test.py" --model_path "$run_dir" --data_dir "$data_dir" \
+            --out_dir "${OUT_DIR:-$run_dir/test}" "$@"
+        return
+    fi
+    local -a starter=()
+    if [ "$nproc" -gt 1 ]; then
+        if [ -n "${MPIEXEC:-}" ]; then
+            read -r -a starter <<<"$MPIEXEC"
+        elif [ -x "$ENV_DIR/bin/mpiexec" ]; then
+            starter=("$ENV_DIR/bin/mpiexec")
+        elif command -v mpiexec >/dev/null; then
+            starter=("$(command -v mpiexec)")
+        else
+            setup_die "NPROC=$nproc needs mpiexec, and there is none; name yours in MPIEXEC"
+        fi
+        starter+=(-n "$nproc")
+    fi
+    launch_run exec ${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" \
+        --config "$REPO_DIR/configs/$name.yaml" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
+}
