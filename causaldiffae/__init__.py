@@ -1,0 +1,1 @@
+"""Counterfactual images with causal diffusion autoencoders (CausalDiffAE) and Diff-SCM."""
