@@ -1,0 +1,113 @@
+"""Writes a data set: `python scripts/make_dataset.py pendulum --out DIR`, `... morphomnist --mnist DIR --out DIR`.
+
+The folder appears under its name only when it is complete; run again, a complete one is left as it is.
+Exit codes: 0 done, 2 something in the request or in a file has to be mended (one line on standard error).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from causaldiffae.errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One subcommand: its help, its own flags, and what it does."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    write: Callable[[argparse.Namespace], Path]
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    """Pendulum is one fixed grid."""
+
+
+def _write_pendulum(args: argparse.Namespace) -> Path:
+    from causaldiffae.generators.pendulum import write_dataset
+
+    return write_dataset(args.out, workers=args.workers, progress=not args.quiet)
+
+
+def _morphomnist_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mnist", type=Path, help="folder with MNIST's four IDX files, or the one to --download into")
+    parser.add_argument(
+        "--download", action="store_true", help="fetch MNIST first, into --mnist or else into `mnist` beside --out"
+    )
+    parser.add_argument(
+        "--labels", type=Path, help="folder with {train,t10k}-morpho.csv[.gz] or one of the two; default: drawn"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn labels; default: %(default)s")
+    parser.add_argument("--num_train", type=int, help="write the first N training images only; default: all")
+    parser.add_argument("--num_test", type=int, help="write the first N test images only; default: all")
+
+
+def _write_morphomnist(args: argparse.Namespace) -> Path:
+    from causaldiffae.generators.morphomnist import write_dataset
+
+    if args.mnist is None and not args.download:
+        raise InputError("--mnist: the folder with MNIST's four IDX files is needed, or --download")
+    mnist = args.mnist or args.out.absolute().parent / "mnist"
+    if args.download:
+        _download_mnist(mnist)
+    return write_dataset(
+        mnist,
+        args.out,
+        labels=args.labels,
+        seed=args.seed,
+        num_train=args.num_train,
+        num_test=args.num_test,
+        workers=args.workers,
+        progress=not args.quiet,
+    )
+
+
+def _download_mnist(folder: Path) -> None:
+    from torchvision.datasets import MNIST
+
+    try:
+        MNIST(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--download: MNIST could not be fetched into {folder} ({reason})") from None
+
+
+RECIPES = {
+    "pendulum": Recipe("7,308 pictures of a pendulum, a light and a shadow", _no_arguments, _write_pendulum),
+    "morphomnist": Recipe("MNIST redrawn with thickness and intensity", _morphomnist_arguments, _write_morphomnist),
+}
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
+    for name, recipe in RECIPES.items():
+        command = commands.add_parser(name, help=recipe.help, description=recipe.help)
+        command.add_argument("--out", type=Path, required=True, help="the folder to write; new or empty")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        command.add_argument("--workers", type=int, default=cores, help="processes; default: %(default)s")
+        command.add_argument("--quiet", action="store_true", help="no progress bars")
+        recipe.add_arguments(command)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the data set that the command line names; returns the exit code."""
+    args = _parse(argv)
+    try:
+        out = RECIPES[args.dataset].write(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
