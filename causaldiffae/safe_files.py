@@ -1,0 +1,203 @@
+"""Files that may come from strangers: JSON, safetensors and the reference's `.pt`, checked before they are read.
+
+Nothing is unpickled, sizes and offsets that a header claims are compared with the file's size before anything is
+allocated, and whatever is wrong is a `DataError` that names the file. Writers flush to disk before they return.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from causaldiffae.errors import DataError, InputError
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_DIMENSIONS = 16
+
+_BYTES_PER_ELEMENT = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
+StateDict = dict[str, torch.Tensor]
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a key is given twice")
+    return unique
+
+
+def _parse_json(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            text.decode("utf-8"), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys
+        )
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: it is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a JSON object is needed, got {type(value).__name__}")
+    return value
+
+
+def file_size(path: Path) -> int:
+    """Size of a regular file; `DataError` for anything else, links included."""
+    if path.is_symlink() or not path.is_file():
+        raise DataError(f"{path}: it is missing or no regular file")
+    return path.stat().st_size
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Reads one JSON object; `DataError` if it is larger than `limit` bytes, no JSON, or has NaN or repeated keys."""
+    size = file_size(path)
+    if size > limit:
+        raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
+    return _parse_json(path.read_bytes(), str(path))
+
+
+def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Checks a safetensors file's header against its size, and returns each tensor's dtype name and shape.
+
+    The format: 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes without gaps or overlaps.
+    """
+    size = file_size(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise DataError(f"{path}: it is no safetensors file, or cut off ({size} bytes, header of {length})")
+        header = _parse_json(file.read(length), f"{path}: header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise DataError(f"{path}: header: __metadata__ must map strings to strings")
+    spans, found = [], {}
+    for name, entry in header.items():
+        try:
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            numbers = [*shape, begin, end]
+            ok = all(type(n) is int and 0 <= n < 2**63 for n in numbers) and len(shape) <= MAX_DIMENSIONS
+            ok = ok and len(entry) == 3 and end - begin == math.prod(shape) * _BYTES_PER_ELEMENT[dtype]
+        except (KeyError, TypeError, ValueError):
+            ok = False
+        if not ok:
+            raise DataError(f"{path}: header: the entry of tensor {name[:80]!r} is wrong")
+        spans.append((begin, end))
+        found[name] = (dtype, tuple(shape))
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            raise DataError(f"{path}: header: tensors overlap or leave a gap at byte {min(begin, place)}")
+        place = end
+    if place != size - 8 - length:
+        raise DataError(f"{path}: its tensors take {place} bytes, the file has {size - 8 - length}")
+    return found
+
+
+def read_tensors(path: Path) -> StateDict:
+    """Reads a safetensors file to the CPU after `check_safetensors`."""
+    check_safetensors(path)
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flushes a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain types and flushes them to disk; `InputError` for what JSON cannot hold."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path.name}: only plain types and finite numbers can be saved ({error})") from error
+    if len(text) > MAX_JSON_BYTES:
+        raise InputError(f"{path.name}: it would have {len(text)} bytes, {MAX_JSON_BYTES} are allowed")
+    path.write_text(text + "\n", encoding="utf-8")
+    sync_to_disk(path)
+
+
+def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Writes dense tensors as safetensors, from any device, and flushes them to disk."""
+    separate: StateDict = {}
+    storages: set[int] = set()
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            raise InputError(f"{path.name}: {name} is no dense tensor")
+        tensor = tensor.detach().to("cpu").contiguous()
+        # safetensors refuses tensors that share memory (tied weights, slices of one buffer): these become copies.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    save_file(separate, path, metadata={"format": "pt"})
+    sync_to_disk(path)
+
+
+def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Reads a plain `.pt` file of the reference (a dict of tensors, written by torch 1.6 or newer).
+
+    Raises:
+        DataError: if it is no such file, or if reading it would execute code.
+    """
+    path = Path(path)
+    size = file_size(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        raise DataError(f"{path}: it is no file of torch.save (torch 1.6 or newer): {error}") from error
+    # torch stores without compression; a compressed entry could unpack to any size.
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise DataError(f"{path}: it is compressed or its entries are larger than the file, refused")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler met
+        reason = "it needs pickle execution, refused" if "weights_only" in str(error) else "it cannot be read"
+        raise DataError(
+            f"{path}: {reason} ({str(error).splitlines()[0][:120] if str(error) else 'no reason'})"
+        ) from error
+    if not isinstance(state, dict) or not state:
+        raise DataError(f"{path}: a dict of tensors is needed, got {type(state).__name__}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise DataError(f"{path}: a dict of tensors is needed, entry {str(name)[:80]!r} is {type(tensor).__name__}")
+        if tensor.is_meta or tensor.nbytes > size:
+            raise DataError(f"{path}: tensor {name[:80]!r} of shape {tuple(tensor.shape)} is larger than the file")
+    return {name: tensor.detach() for name, tensor in state.items()}
