@@ -1,0 +1,85 @@
+"""The terms of the losses, each named and per image.
+
+CausalDiffAE (section 4.2) minimises  E ||eps - eps_theta(x_t, t, z)||^2 + gamma [ KL(q(z | x0, y) || p(z | y)) +
+KL(q(u | x0) || p(u)) ]. `prior_kl` is the last term, `label_kl` the middle one. Here p(u_i) = N(0, sigma_i^2 I) with
+a learned scale for variables with parents: the noise of a child must be the *residual* of its mechanism. Without that
+the noise could carry the whole child, f = 0 would fit as well as any f, and an intervention on the parent would never
+reach the child. `mechanism_nll` fits the mechanisms on the labels themselves, whose blocks are known exactly.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from causaldiffae.encoder import Posterior
+from causaldiffae.nn import sum_flat
+
+
+def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
+    """KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))), elementwise, in nats; arguments broadcast."""
+    logvar1 = torch.as_tensor(logvar1, dtype=mean1.dtype, device=mean1.device)
+    logvar2 = torch.as_tensor(logvar2, dtype=mean1.dtype, device=mean1.device)
+    ratio = torch.exp(logvar1 - logvar2)
+    return 0.5 * (-1.0 + logvar2 - logvar1 + ratio + (mean1 - mean2) ** 2 * torch.exp(-logvar2))
+
+
+def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales: Tensor) -> Tensor:
+    """Log-likelihood of 8-bit pixels in [-1, 1] under a Gaussian integrated over each pixel's bin (Ho et al., 2020,
+    eq. 13).
+
+    The normal distribution function is the tanh approximation that the published networks were trained with.
+    """
+    centred, inv_std = x - means, torch.exp(-log_scales)
+    upper = approx_standard_normal_cdf(inv_std * (centred + 1.0 / 255.0))
+    lower = approx_standard_normal_cdf(inv_std * (centred - 1.0 / 255.0))
+    inside = (upper - lower).clamp(min=1e-12).log()
+    inside = torch.where(x < -0.999, upper.clamp(min=1e-12).log(), inside)
+    return torch.where(x > 0.999, (1.0 - lower).clamp(min=1e-12).log(), inside)
+
+
+def approx_standard_normal_cdf(x: Tensor) -> Tensor:
+    """Fast approximation of the standard normal's distribution function (Page, 1977)."""
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0) -> Tensor:
+    """KL(q(u | x0) || N(0, sigma_i^2 I)) per image: (B, n, d) posterior, log sigma (n,) or a number -> (B,)."""
+    log_scale = torch.as_tensor(log_scale, dtype=posterior.mean.dtype, device=posterior.mean.device).reshape(-1, 1)
+    return sum_flat(normal_kl(posterior.mean, posterior.logvar, 0.0, 2.0 * log_scale))
+
+
+def label_kl(
+    z_mean: Tensor,
+    z_logvar: Tensor | float,
+    labels: Tensor,
+    label_std: float,
+    labelled: Tensor | None = None,
+) -> Tensor:
+    """KL(q(z_i | z_pa, x0) || N(y_i 1, label_std^2 I)), summed over variables and dimensions, per image.
+
+    Args:
+        z_mean: (B, n, d), the blocks' means given their parents; by the chain rule the sum is the KL of the joint.
+        z_logvar: (B, n, d) or a number.
+        labels: (B, n) normalised.
+        label_std: spread of a block around its label.
+        labelled: (B,) bool; images without labels count 0.
+
+    Returns:
+        (B,).
+    """
+    kl = sum_flat(normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)))
+    return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
+
+
+def masked_mean(values: Tensor, labelled: Tensor) -> Tensor:
+    """Mean of (B,) values over the labelled images; 0, with a zero gradient, where there is none."""
+    kept = torch.where(labelled, values, torch.zeros_like(values))
+    return kept.sum() / labelled.sum().clamp(min=1)
+
+
+def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:
+    """-log N(residual; 0, exp(log_scale)^2), elementwise, in nats."""
+    return 0.5 * (residual * torch.exp(-log_scale)) ** 2 + log_scale + 0.5 * math.log(2 * math.pi)

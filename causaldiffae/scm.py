@@ -1,0 +1,160 @@
+"""The structural causal model over latents: z_i = f_i(z_pa(i), u_i), in topological order.
+
+u and z are (B, n, d): one block of d numbers per variable. `predict` goes from exogenous noise to causal variables,
+with interventions: a block named in `do` is set, its mechanism is not asked, and its descendants follow from the new
+value (Pearl's action and prediction). `abduct` is its inverse. Roots have no mechanism: z_i = u_i.
+
+Mechanisms see their parents' z, concatenated in the graph's order:
+    additive   z_i = f_i(z_pa) + u_i                                (CausalDiffAE, eq. 5)
+    affine     z_i = exp(s_i(z_pa)) u_i + f_i(z_pa)                 (a causal flow; its log-determinant is sum s_i)
+    one_hop    z_i = f_i(sum_j A_ji u_j) + u_i for every i          (the published code: parents' noise, summed)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from causaldiffae.errors import InputError
+from causaldiffae.graphs import CausalGraph
+from causaldiffae.nn import mlp, zero_module
+
+MECHANISMS = ("additive", "affine", "one_hop")
+MAX_LOG_STRETCH = 4.0
+
+Do = Mapping[str, Tensor | float]
+
+
+class Prediction(NamedTuple):
+    """Causal variables (B, n, d) and, per block, log |dz_i / du_i| (B, n, d); zero where a block was set."""
+
+    z: Tensor
+    log_stretch: Tensor
+
+
+class LatentSCM(nn.Module):
+    """A structural causal model with a given graph over blocks of d latents.
+
+    Args:
+        graph: the causal graph.
+        block_size: d.
+        mechanism: one of `MECHANISMS`.
+        width, depth: hidden width and number of hidden layers of every f_i.
+        min_scale: floor of a child's residual scale sigma_i, in normalised label units. A child that is a deterministic
+            function of its parents would otherwise drive it to zero.
+    """
+
+    def __init__(
+        self,
+        graph: CausalGraph,
+        block_size: int,
+        mechanism: str = "additive",
+        width: int = 64,
+        depth: int = 2,
+        min_scale: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if mechanism not in MECHANISMS:
+            raise InputError(f"mechanism: {mechanism!r} given, allowed are {', '.join(MECHANISMS)}")
+        self.graph, self.block_size, self.mechanism, self.min_scale = graph, block_size, mechanism, min_scale
+        self.parent_index = [[graph.index(p) for p in graph.parents[name]] for name in graph.names]
+        networks: list[nn.Module] = []
+        for parents in self.parent_index:
+            fan_in = block_size if mechanism == "one_hop" else len(parents) * block_size
+            fan_out = 2 * block_size if mechanism == "affine" else block_size
+            if mechanism == "one_hop":
+                networks.append(_leaky_mlp(block_size, width, block_size))
+            elif parents:
+                network = mlp([fan_in, *[width] * depth, fan_out])
+                zero_module(network[-1])
+                networks.append(network)
+            else:
+                networks.append(nn.Identity())
+        self.networks = nn.ModuleList(networks)
+        self.has_scale: Tensor
+        has_scale = torch.tensor([bool(parents) and mechanism == "additive" for parents in self.parent_index])
+        self.register_buffer("has_scale", has_scale, persistent=False)
+        self.raw_log_scale = nn.Parameter(torch.zeros(len(graph))) if bool(has_scale.any()) else None
+
+    @property
+    def log_scale(self) -> Tensor:
+        """(n,) log of the prior scale of u_i: learned for additive children, with a floor, and 0 elsewhere."""
+        if self.raw_log_scale is None:
+            return torch.zeros(len(self.graph), device=self.has_scale.device)
+        floor = math.log(self.min_scale)
+        learned = floor + nn.functional.softplus(self.raw_log_scale - floor)
+        return torch.where(self.has_scale, learned, torch.zeros_like(learned))
+
+    def location_and_stretch(self, i: int, z: list[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+        """f_i(z_pa) and the log-stretch s_i(z_pa) of variable i, (B, d) each; z is indexed by variable, (B, d) each."""
+        parents = torch.cat([z[j] for j in self.parent_index[i]], dim=-1)
+        output = self.networks[i](parents)
+        if self.mechanism == "affine":
+            location, stretch = output.chunk(2, dim=-1)
+            return location, MAX_LOG_STRETCH * torch.tanh(stretch / MAX_LOG_STRETCH)
+        return output, torch.zeros_like(output)
+
+    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+        """Causal variables from exogenous noise: (B, n, d) -> (B, n, d).
+
+        Args:
+            u: exogenous noise.
+            do: variable name -> its value, in normalised label units (a number or (B,), the same in all d places) or
+                as a block (B, d). Where it is empty nothing is intervened on.
+        """
+        return self.predict_with_stretch(u, do).z
+
+    def predict_with_stretch(self, u: Tensor, do: Do | None = None) -> Prediction:
+        """As `predict`, with the log-stretch of every block: the diagonal of the Jacobian's logarithm."""
+        if u.dim() != 3 or u.shape[1:] != (len(self.graph), self.block_size):
+            raise InputError(f"u: shape {tuple(u.shape)} given, (B, {len(self.graph)}, {self.block_size}) is needed")
+        values = {self.graph.index(name): self._as_block(value, u) for name, value in (do or {}).items()}
+        blocks = list(u.unbind(dim=1))
+        stretches = [torch.zeros_like(block) for block in blocks]
+        if self.mechanism == "one_hop":
+            noise = [values.get(i, block) for i, block in enumerate(blocks)]
+            for i in range(len(blocks)):
+                blocks[i] = values[i] if i in values else self._one_hop(i, noise) + noise[i]
+            return Prediction(torch.stack(blocks, dim=1), torch.stack(stretches, dim=1))
+        for name in self.graph.topological_order:
+            i = self.graph.index(name)
+            if i in values:
+                blocks[i] = values[i]
+            elif self.parent_index[i]:
+                location, stretches[i] = self.location_and_stretch(i, blocks)
+                blocks[i] = torch.exp(stretches[i]) * blocks[i] + location
+        return Prediction(torch.stack(blocks, dim=1), torch.stack(stretches, dim=1))
+
+    def abduct(self, z: Tensor) -> Tensor:
+        """Exogenous noise from causal variables, the inverse of `predict` without interventions.
+
+        (B, n, d) -> (B, n, d).
+        """
+        z_blocks = list(z.unbind(dim=1))
+        noise = list(z_blocks)
+        for name in self.graph.topological_order:
+            i = self.graph.index(name)
+            if self.mechanism == "one_hop":
+                noise[i] = z_blocks[i] - self._one_hop(i, noise)
+            elif self.parent_index[i]:
+                location, stretch = self.location_and_stretch(i, z_blocks)
+                noise[i] = (z_blocks[i] - location) * torch.exp(-stretch)
+        return torch.stack(noise, dim=1)
+
+    def _one_hop(self, i: int, noise: list[Tensor]) -> Tensor:
+        summed = sum((noise[j] for j in self.parent_index[i]), torch.zeros_like(noise[i]))
+        return self.networks[i](summed)
+
+    def _as_block(self, value: Tensor | float, u: Tensor) -> Tensor:
+        block = torch.as_tensor(value, dtype=u.dtype, device=u.device)
+        if block.dim() == 1:
+            block = block[:, None]
+        return block.expand(u.shape[0], self.block_size)
+
+
+def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(fan_in, width), nn.LeakyReLU(), nn.Linear(width, fan_out))

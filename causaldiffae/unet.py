@@ -1,0 +1,480 @@
+"""The score network: a U-Net with residual blocks and self-attention (ADM; Dhariwal and Nichol, 2021).
+
+`UNetModel` computes eps_theta(x_t, t, y, z): the time step, an optional class y and an optional conditioning vector z
+are embedded, added up, and modulate every residual block (scale-shift normalisation). `EncoderUNetModel` is its
+downward half with a pooled head: the anti-causal predictor p(y | x_t). State-dict keys are guided-diffusion's, so its
+public checkpoints open. Nothing here knows a graph, an encoder or a noise schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from causaldiffae.errors import InputError
+from causaldiffae.nn import mlp, normalization, timestep_embedding, zero_module
+
+
+class Resample(Enum):
+    """What a residual block does to the resolution."""
+
+    NONE = "none"
+    UP = "up"
+    DOWN = "down"
+
+
+class TimestepBlock(nn.Module):
+    """A module whose forward takes the embedding as a second argument."""
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """A sequence that hands the embedding to those children that take it."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, TimestepBlock) else layer(x)
+        return x
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution by nearest neighbours, with a 3x3 convolution where `use_conv`."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        if use_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.use_conv = use_conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(x) if self.use_conv else x
+
+
+class Downsample(nn.Module):
+    """Halves the resolution by a strided 3x3 convolution, or by average pooling."""
+
+    def __init__(self, channels: int, use_conv: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(TimestepBlock):
+    """Normalise, activate, convolve, twice, modulated by the embedding in between; residual.
+
+    Args:
+        channels, out_channels: widths on entry and exit.
+        emb_channels: width of the embedding.
+        use_scale_shift_norm: the embedding scales and shifts the second normalisation; else it is added before it.
+        resample: resolution change inside the block, on both branches.
+        use_checkpoint: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int,
+        use_scale_shift_norm: bool,
+        resample: Resample = Resample.NONE,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_checkpoint = use_checkpoint
+        self.in_layers = nn.Sequential(
+            normalization(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.resample: nn.Module = nn.Identity()
+        if resample is Resample.UP:
+            self.resample = Upsample(channels, use_conv=False)
+        elif resample is Resample.DOWN:
+            self.resample = Downsample(channels, use_conv=False)
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            normalization(out_channels),
+            nn.SiLU(),
+            nn.Dropout(p=dropout),
+            zero_module(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = nn.Identity()
+        if out_channels != channels:
+            self.skip_connection = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, emb, use_reentrant=False)
+        return self._forward(x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm_in, act_in, conv_in = self.in_layers
+        h = conv_in(self.resample(act_in(norm_in(x))))
+        x = self.resample(x)
+        modulation = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        norm_out, act_out, dropout, conv_out = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = norm_out(h) * (1 + scale) + shift
+        else:
+            h = norm_out(h + modulation)
+        return self.skip_connection(x) + conv_out(dropout(act_out(h)))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention between all positions, residual.
+
+    `new_order` chooses how the 3C channels of `qkv` are laid out: (q, k, v) x heads, or, as in older checkpoints,
+    heads x (q, k, v).
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_head_channels: int = -1, new_order: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+        if self.num_heads < 1 or channels % self.num_heads:
+            raise InputError(f"attention: {channels} channels cannot be split into {self.num_heads} heads")
+        self.new_order = new_order
+        self.norm = normalization(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        flat = self.norm(x).reshape(batch, channels, height * width)
+        h = multihead_attention(self.qkv(flat), self.num_heads, self.new_order)
+        return x + self.proj_out(h).reshape(batch, channels, height, width)
+
+
+def multihead_attention(qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
+    """softmax(q k^T / sqrt(channels per head)) v over L positions: (B, 3C, L) -> (B, C, L)."""
+    batch, width, length = qkv.shape
+    layout = (batch, 3, num_heads, -1, length) if new_order else (batch, num_heads, 3, -1, length)
+    q, k, v = qkv.reshape(layout).unbind(1 if new_order else 2)
+    q, k, v = (part.transpose(-1, -2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, width // 3, length)
+
+
+class AttentionPool2d(nn.Module):
+    """Pools a (B, C, S, S) map by attention from its mean (CLIP; Radford et al., 2021): -> (B, out)."""
+
+    def __init__(self, spatial_dim: int, channels: int, num_head_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.positional_embedding = nn.Parameter(torch.randn(channels, spatial_dim**2 + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+        self.num_heads = channels // num_head_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)
+        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding.to(x.dtype)
+        return self.c_proj(multihead_attention(self.qkv_proj(x), self.num_heads, new_order=True))[:, :, 0]
+
+
+class _DownwardPath(nn.Module):
+    """What the U-Net and its encoder half share: the time embedding, the downward blocks and the middle."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float,
+        channel_mult: Sequence[int],
+        conv_resample: bool,
+        num_heads: int,
+        num_head_channels: int,
+        use_scale_shift_norm: bool,
+        resblock_updown: bool,
+        use_new_attention_order: bool,
+        use_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        if model_channels % 32:
+            raise InputError(f"num_channels: {model_channels} given, a multiple of 32 is needed")
+        self.model_channels = model_channels
+        self.emb_channels = 4 * model_channels
+        self.time_embed = mlp([model_channels, self.emb_channels, self.emb_channels])
+        self.attention_resolutions = frozenset(attention_resolutions)
+        self._attention_kwargs: dict[str, Any] = {
+            "num_heads": num_heads,
+            "num_head_channels": num_head_channels,
+            "new_order": use_new_attention_order,
+        }
+        self._block_kwargs: dict[str, Any] = {
+            "emb_channels": self.emb_channels,
+            "dropout": dropout,
+            "use_scale_shift_norm": use_scale_shift_norm,
+            "use_checkpoint": use_checkpoint,
+        }
+        ch = channel_mult[0] * model_channels
+        self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, ch, 3, padding=1))])
+        self.skip_channels = [ch]
+        downsampling = 1
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                out = mult * model_channels
+                self.input_blocks.append(self._block(ch, out, downsampling))
+                ch = out
+                self.skip_channels.append(ch)
+            if level != len(channel_mult) - 1:
+                down: nn.Module = (
+                    self._res_block(ch, ch, Resample.DOWN) if resblock_updown else Downsample(ch, conv_resample)
+                )
+                self.input_blocks.append(TimestepEmbedSequential(down))
+                self.skip_channels.append(ch)
+                downsampling *= 2
+        self.middle_block = TimestepEmbedSequential(
+            self._res_block(ch, ch), AttentionBlock(ch, **self._attention_kwargs), self._res_block(ch, ch)
+        )
+        self.middle_channels, self.middle_downsampling = ch, downsampling
+
+    def _res_block(self, channels: int, out_channels: int, resample: Resample = Resample.NONE) -> ResBlock:
+        return ResBlock(channels, out_channels=out_channels, resample=resample, **self._block_kwargs)
+
+    def _block(self, channels: int, out_channels: int, downsampling: int) -> TimestepEmbedSequential:
+        layers: list[nn.Module] = [self._res_block(channels, out_channels)]
+        if downsampling in self.attention_resolutions:
+            layers.append(AttentionBlock(out_channels, **self._attention_kwargs))
+        return TimestepEmbedSequential(*layers)
+
+    def embed_time(self, timesteps: Tensor) -> Tensor:
+        return self.time_embed(timestep_embedding(timesteps, self.model_channels))
+
+
+class UNetModel(_DownwardPath):
+    """eps_theta(x_t, t, y, z).
+
+    Args:
+        image_size: height and width of the images, in pixels; kept for the configuration's sake.
+        in_channels, out_channels: of the images, and of the output (twice as many with a learned variance).
+        model_channels: base width; a multiple of 32.
+        num_res_blocks: residual blocks per resolution.
+        attention_resolutions: down-sampling factors at which attention is applied, for instance {4, 8}.
+        channel_mult: width multiplier per resolution.
+        num_classes: with it, forward needs a class `y`.
+        cond_dim: width of the conditioning vector z; None for a network without one.
+        cond_hidden: width of a hidden layer in the embedding of z; 0 gives the reference's single linear layer.
+        learned_null: the null token has an embedding of its own; else it is the embedding of z = 0.
+        patch_size: the network works on patches of so many pixels a side, stacked into channels: a large saving for
+            small machines. 1 is the published network.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        cond_dim: int | None = None,
+        cond_hidden: int = 0,
+        learned_null: bool = False,
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__(
+            in_channels * patch_size**2,
+            model_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout,
+            channel_mult,
+            conv_resample,
+            num_heads,
+            num_head_channels,
+            use_scale_shift_norm,
+            resblock_updown,
+            use_new_attention_order,
+            use_checkpoint,
+        )
+        factor = patch_size * 2 ** (len(channel_mult) - 1)
+        if image_size % factor:
+            raise InputError(f"image_size: {image_size} given, {len(channel_mult)} levels need a multiple of {factor}")
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.num_classes, self.cond_dim, self.patch_size = num_classes, cond_dim, patch_size
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, self.emb_channels)
+        if cond_dim is not None:
+            self.up_emb: nn.Module = (
+                mlp([cond_dim, cond_hidden, self.emb_channels])
+                if cond_hidden
+                else nn.Linear(cond_dim, self.emb_channels)
+            )
+        self.null_emb = nn.Parameter(torch.zeros(self.emb_channels)) if cond_dim and learned_null else None
+
+        skips = list(self.skip_channels)
+        ch, downsampling = self.middle_channels, self.middle_downsampling
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            out = mult * model_channels
+            for i in range(num_res_blocks + 1):
+                block = self._block(ch + skips.pop(), out, downsampling)
+                ch = out
+                if level and i == num_res_blocks:
+                    block.append(
+                        self._res_block(ch, ch, Resample.UP) if resblock_updown else Upsample(ch, conv_resample)
+                    )
+                    downsampling //= 2
+                self.output_blocks.append(block)
+        self.out = nn.Sequential(
+            normalization(ch), nn.SiLU(), zero_module(nn.Conv2d(ch, out_channels * patch_size**2, 3, padding=1))
+        )
+
+    def embed_condition(self, z: Tensor | None, keep: Tensor | None, batch: int) -> Tensor:
+        """Embedding of z, with the null token where z is None or `keep` is False: (B, emb_channels)."""
+        reference = self.time_embed[0].weight
+        zeros = torch.zeros(batch, self.cond_dim, device=reference.device, dtype=reference.dtype)  # type: ignore[arg-type]
+        if z is not None and keep is None:
+            return self.up_emb(z)
+        null = self.up_emb(zeros) if self.null_emb is None else self.null_emb.expand(batch, -1)
+        if z is None:
+            return null
+        embedded = self.up_emb(z)
+        return torch.where(keep[:, None], embedded, null.to(embedded.dtype))  # type: ignore[index]
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Predicts the noise (and, with a learned variance, the variance's interpolation in a second half of channels).
+
+        Args:
+            x: (B, in_channels, H, W).
+            timesteps: (B,), integer or fractional.
+            y: (B,) class indices; needed exactly if the network has classes.
+            z: (B, cond_dim); None stands for the null token.
+            keep: (B,) bool; where False, z is replaced by the null token.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        if (y is not None) != (self.num_classes is not None):
+            raise InputError("y: class labels are needed exactly where the network is class-conditional")
+        if z is not None and self.cond_dim is None:
+            raise InputError("z: this network takes no conditioning vector")
+        with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
+            emb = self.embed_time(timesteps)
+            if y is not None:
+                emb = emb + self.label_emb(y)
+            if self.cond_dim is not None:
+                emb = emb + self.embed_condition(z, keep, x.shape[0])
+        skips = []
+        h = F.pixel_unshuffle(x, self.patch_size)
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return F.pixel_shuffle(self.out(h), self.patch_size)
+
+
+class EncoderUNetModel(_DownwardPath):
+    """The downward half of the U-Net with a pooled head: an anti-causal predictor on noised images.
+
+    Args:
+        pool: "adaptive" (mean over positions), "attention", "spatial" or "spatial_v2" (means of every block's output).
+        out_channels: number of classes, or of regression outputs.
+
+    The other arguments are those of `UNetModel`.
+    """
+
+    POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        use_checkpoint: bool = False,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        pool: str = "adaptive",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            model_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout,
+            channel_mult,
+            conv_resample,
+            num_heads,
+            num_head_channels,
+            use_scale_shift_norm,
+            resblock_updown,
+            use_new_attention_order,
+            use_checkpoint,
+        )
+        if pool not in self.POOLS:
+            raise InputError(f"pool: {pool!r} given, allowed are {', '.join(self.POOLS)}")
+        self.pool = pool
+        ch, features = self.middle_channels, sum(self.skip_channels) + self.middle_channels
+        if pool == "adaptive":
+            self.out = nn.Sequential(
+                normalization(ch),
+                nn.SiLU(),
+                nn.AdaptiveAvgPool2d((1, 1)),
+                zero_module(nn.Conv2d(ch, out_channels, 1)),
+                nn.Flatten(),
+            )
+        elif pool == "attention":
+            if num_head_channels == -1:
+                raise InputError("num_head_channels: attention pooling needs it to be given")
+            side = image_size // self.middle_downsampling
+            self.out = nn.Sequential(
+                normalization(ch), nn.SiLU(), AttentionPool2d(side, ch, num_head_channels, out_channels)
+            )
+        elif pool == "spatial":
+            self.out = nn.Sequential(nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, out_channels))
+        else:
+            self.out = nn.Sequential(
+                nn.Linear(features, 2048), normalization(2048), nn.SiLU(), nn.Linear(2048, out_channels)
+            )
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """(B, C, H, W) images at noise steps (B,) -> (B, out_channels) logits or regressions."""
+        emb = self.embed_time(timesteps)
+        pooled = []
+        h = x
+        for block in self.input_blocks:
+            h = block(h, emb)
+            pooled.append(h.mean(dim=(2, 3)))
+        h = self.middle_block(h, emb)
+        if self.pool.startswith("spatial"):
+            return self.out(torch.cat([*pooled, h.mean(dim=(2, 3))], dim=-1))
+        return self.out(h)
