@@ -1,0 +1,175 @@
+"""Counterfactuals of a whole split, scored against the truth.
+
+`evaluate_intervention` asks for one intervention on every image and returns the pictures and, per image, the labels
+that were requested, that the model predicts, that are true, and that can be measured on the pictures, with the mean
+absolute pixel error to the true counterfactual (grey levels, 0..255) of the model and of doing nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.errors import InputError
+from causaldiffae.image_datasets import (
+    ImageData,
+    measure,
+    to_model_range,
+    to_uint8,
+    true_counterfactual,
+    truth_is_known,
+)
+
+PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
+
+
+@dataclass(frozen=True)
+class InterventionResult:
+    """One intervention on N images. Images are (N, C, H, W) uint8, labels (N, n) in label units, errors (N,).
+
+    What is not known is None: the truth where the data set cannot redraw its images, NaN entries where nothing could
+    be measured.
+    """
+
+    do: dict[str, float]
+    factual: np.ndarray
+    reconstruction: np.ndarray
+    counterfactual: np.ndarray
+    truth: np.ndarray | None
+    factual_labels: np.ndarray
+    predicted_labels: np.ndarray
+    true_labels: np.ndarray | None
+    measured_labels: np.ndarray
+    counterfactual_l1: np.ndarray | None
+    do_nothing_l1: np.ndarray | None
+    reconstruction_l1: np.ndarray
+
+
+def pixel_l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean absolute difference per image on 0..255: two (N, C, H, W) uint8 -> (N,) float64."""
+    return np.abs(a.astype(np.float64) - b.astype(np.float64)).reshape(len(a), -1).mean(axis=1)
+
+
+def evaluate_interventions(
+    engine: CounterfactualEngine,
+    data: ImageData,
+    interventions: Sequence[Mapping[str, float]],
+    batch_size: int = 100,
+    device: torch.device | str = "cpu",
+    on_batch: Callable[[int], None] | None = None,
+    seed: int = 0,
+) -> list[InterventionResult]:
+    """Every intervention on every image; images of a batch are abducted once for all interventions.
+
+    Args:
+        on_batch: told the number of images after each batch, for a progress bar.
+        seed: of x_T where it is drawn.
+    """
+    if not interventions:
+        raise InputError("do: at least one intervention is needed")
+    checked = [engine.spec.check_do(do) for do in interventions]
+    images: list[list[np.ndarray]] = [[] for _ in range(len(checked) + 1)]
+    labels: list[list[np.ndarray]] = [[] for _ in range(len(checked) + 1)]
+    generator = torch.Generator(device).manual_seed(seed)
+    for start in range(0, len(data), batch_size):
+        part = data.subset(list(range(start, min(start + batch_size, len(data)))))
+        x_start = to_model_range(part.images).to(device)
+        classes = None if part.classes is None else torch.from_numpy(part.classes).to(device)
+        abducted = engine.abduct(x_start, classes, generator)
+        for i, result in enumerate(engine.predict(abducted, [{}, *checked])):
+            images[i].append(to_uint8(result.images.cpu().numpy()))
+            labels[i].append(result.labels.cpu().numpy())
+        if on_batch is not None:
+            on_batch(len(part))
+    reconstruction = np.concatenate(images[0])
+    return [
+        _score(data, do, reconstruction, np.concatenate(images[i]), np.concatenate(labels[i]))
+        for i, do in enumerate(checked, start=1)
+    ]
+
+
+def _score(
+    data: ImageData, do: dict[str, float], reconstruction: np.ndarray, counterfactual: np.ndarray, predicted: np.ndarray
+) -> InterventionResult:
+    true_labels, truth = true_counterfactual(data, do) if truth_is_known(data) else (None, None)
+    return InterventionResult(
+        do=do,
+        factual=data.images,
+        reconstruction=reconstruction,
+        counterfactual=counterfactual,
+        truth=truth,
+        factual_labels=data.labels,
+        predicted_labels=predicted,
+        true_labels=true_labels,
+        measured_labels=measure(data.spec, counterfactual),
+        counterfactual_l1=None if truth is None else pixel_l1(counterfactual, truth),
+        do_nothing_l1=None if truth is None else pixel_l1(data.images, truth),
+        reconstruction_l1=pixel_l1(reconstruction, data.images),
+    )
+
+
+def summary(result: InterventionResult, names: Sequence[str]) -> dict[str, float]:
+    """Means over images: pixel errors, and per variable the mean absolute error of measured and of predicted labels."""
+    figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
+    if result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
+        figures["counterfactual_l1"] = float(result.counterfactual_l1.mean())
+        figures["do_nothing_l1"] = float(result.do_nothing_l1.mean())
+    for j, name in enumerate(names):
+        measured = result.measured_labels[:, j]
+        found = np.isfinite(measured)
+        figures[f"measured_{name}"] = float(measured[found].mean()) if found.any() else float("nan")
+        figures[f"not_measured_{name}"] = float((~found).sum())
+        if result.true_labels is not None:
+            true = result.true_labels[:, j]
+            error = np.abs(measured - true)[found]
+            figures[f"measured_error_{name}"] = float(error.mean()) if found.any() else float("nan")
+            figures[f"predicted_error_{name}"] = float(np.abs(result.predicted_labels[:, j] - true).mean())
+    return figures
+
+
+def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData) -> None:
+    """One row per image, intervention and variable: requested, factual, predicted, measured and true label."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["image", "do", "variable", "requested", "factual", "predicted", "measured", "true", *PIXEL_COLUMNS]
+        )
+        for result in results:
+            do = describe_do(result.do)
+            for i, image in enumerate(data.ids):
+                errors = [
+                    "" if column is None else f"{column[i]:.4f}"
+                    for column in (result.counterfactual_l1, result.do_nothing_l1)
+                ]
+                for j, name in enumerate(data.spec.graph.names):
+                    requested = f"{result.do[name]:.6g}" if name in result.do else ""
+                    true = "" if result.true_labels is None else f"{result.true_labels[i, j]:.6g}"
+                    row = [result.factual_labels[i, j], result.predicted_labels[i, j], result.measured_labels[i, j]]
+                    writer.writerow([image, do, name, requested, *[f"{v:.6g}" for v in row], true, *errors])
+
+
+def describe_do(do: Mapping[str, float]) -> str:
+    """{"thickness": 4.5} -> "do(thickness=4.5)"."""
+    return "do(" + ", ".join(f"{name}={value:g}" for name, value in do.items()) + ")"
+
+
+def arrays(results: Sequence[InterventionResult]) -> dict[str, np.ndarray]:
+    """Everything as named arrays, for one .npz."""
+    named: dict[str, np.ndarray] = {
+        "factual": results[0].factual,
+        "reconstruction": results[0].reconstruction,
+        "factual_labels": results[0].factual_labels,
+        "interventions": np.array([describe_do(result.do) for result in results]),
+    }
+    for i, result in enumerate(results):
+        for name in ("counterfactual", "truth", "predicted_labels", "true_labels", "measured_labels"):
+            value = getattr(result, name)
+            if value is not None:
+                named[f"{name}_{i}"] = value
+    return named

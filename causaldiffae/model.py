@@ -1,0 +1,223 @@
+"""CausalDiffAE: a causal encoder, a structural causal model over its latents, and a diffusion decoder.
+
+    x0 (B,C,H,W) -> encoder -> q(u | x0), u (B,n,d) -> structural model -> z (B,n,d) -> U-Net: eps(x_t, t, z)
+
+(Komanduri et al., ECAI 2024, arXiv 2404.17735.) Training minimises the diffusion loss plus gamma times two divergences:
+q(z | x0, y) from a prior tied to the labels, and q(u | x0) from the exogenous prior; see `losses.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from causaldiffae.config import LossConfig, ModelConfig, parse_ints
+from causaldiffae.encoder import CausalEncoder, Posterior
+from causaldiffae.errors import InputError
+from causaldiffae.gaussian_diffusion import GaussianDiffusion
+from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.losses import gaussian_nll, label_kl, masked_mean, prior_kl
+from causaldiffae.nn import sum_flat
+from causaldiffae.scm import Do, LatentSCM
+from causaldiffae.unet import UNetModel
+
+ScoreModel = Callable[..., Tensor]
+
+
+def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
+    """The score network of a configuration; attention resolutions are sides of feature maps, as in guided-diffusion."""
+    multipliers = parse_ints("channel_mult", config.channel_mult)
+    sides = parse_ints("attention_resolutions", config.attention_resolutions)
+    factors = {spec.image_size // config.patch_size // side for side in sides}
+    return UNetModel(
+        image_size=spec.image_size,
+        in_channels=spec.channels,
+        model_channels=config.num_channels,
+        out_channels=spec.channels * (2 if learn_sigma else 1),
+        num_res_blocks=config.num_res_blocks,
+        attention_resolutions=factors,
+        dropout=config.dropout,
+        channel_mult=multipliers,
+        conv_resample=config.conv_resample,
+        num_classes=spec.num_classes if config.class_cond else None,
+        use_checkpoint=config.use_checkpoint,
+        num_heads=config.num_heads,
+        num_head_channels=config.num_head_channels,
+        use_scale_shift_norm=config.use_scale_shift_norm,
+        resblock_updown=config.resblock_updown,
+        use_new_attention_order=config.use_new_attention_order,
+        cond_dim=cond_dim,
+        cond_hidden=config.cond_hidden,
+        learned_null=config.learned_null,
+        patch_size=config.patch_size,
+    )
+
+
+class CausalDiffAE(nn.Module):
+    """Encoder, structural causal model and score network.
+
+    Args:
+        encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
+    """
+
+    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel) -> None:
+        super().__init__()
+        latents = encoder.num_variables * encoder.block_size
+        if (len(scm.graph), scm.block_size) != (encoder.num_variables, encoder.block_size) or unet.cond_dim != latents:
+            raise InputError(
+                f"model: encoder {encoder.num_variables} x {encoder.block_size}, structural model "
+                f"{len(scm.graph)} x {scm.block_size} and U-Net conditioning {unet.cond_dim} do not fit"
+            )
+        self.encoder, self.scm, self.unet = encoder, scm, unet
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalDiffAE:
+        """Builds the model for a data set; `rep_dim` is shared out evenly between the graph's variables."""
+        n = len(spec.graph)
+        if config.rep_dim % n:
+            raise InputError(f"rep_dim: {config.rep_dim} given, a multiple of the {n} variables is needed")
+        block_size = config.rep_dim // n
+        encoder = CausalEncoder(
+            spec.image_size,
+            spec.channels,
+            n,
+            block_size,
+            parse_ints("encoder_channels", config.encoder_channels),
+            config.encoder_norm,
+        )
+        scm = LatentSCM(
+            spec.graph,
+            block_size,
+            config.mechanism,
+            config.mechanism_width or config.rep_dim,
+            config.mechanism_depth,
+            config.min_scale,
+        )
+        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, config.rep_dim))
+
+    def encode(self, x_start: Tensor) -> Posterior:
+        """q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
+        with torch.autocast(x_start.device.type, enabled=False):  # labels are read here: full precision
+            return self.encoder(x_start.float())
+
+    def abduct(self, x_start: Tensor) -> Tensor:
+        """Exogenous noise of images: the posterior's mean, (B, n, d)."""
+        return self.encode(x_start).mean
+
+    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+        """Causal variables z from exogenous noise, (B, n, d) each; `do` is in normalised label units."""
+        return self.scm.predict(u, do)
+
+    def read_labels(self, z: Tensor) -> Tensor:
+        """Normalised labels (B, n) that blocks z (B, n, d) stand for: the mean over the block, whose prior is y_i 1."""
+        return z.mean(dim=-1)
+
+    def eps(
+        self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """eps_theta(x_t, t, y, z) for latents (B, n, d), or under the null token where z is None or `keep` is False."""
+        return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
+
+    def score_model(self, z: Tensor, classes: Tensor | None = None, w: float = 1.0) -> ScoreModel:
+        """A function (x_t, t) -> eps under fixed latents, graded by `w`: eps = w eps(z) + (1 - w) eps(null).
+
+        With w = 1 the null token is not evaluated at all; otherwise both halves go through the network as one batch.
+        """
+        if w == 1.0:
+            return partial(self._plain, z=z, classes=classes)
+        return partial(self._graded, z=z, classes=classes, w=w)
+
+    def _plain(self, x_t: Tensor, t: Tensor, z: Tensor, classes: Tensor | None) -> Tensor:
+        return self.eps(x_t, t, z, classes)
+
+    def _graded(self, x_t: Tensor, t: Tensor, z: Tensor, classes: Tensor | None, w: float) -> Tensor:
+        batch = x_t.shape[0]
+        keep = torch.arange(2 * batch, device=x_t.device) < batch
+        twice = None if classes is None else torch.cat([classes, classes])
+        both = self.eps(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([z, z]), twice, keep)
+        with_z, without = both.float().chunk(2)
+        return w * with_z + (1 - w) * without
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """The random numbers of one training step, all of batch length B: steps and their weights, noise on images (B, C,
+    H, W) and
+    latents (B, n, d), and which images keep their latents."""
+
+    t: Tensor
+    weights: Tensor
+    noise: Tensor
+    latent_noise: Tensor
+    keep: Tensor
+
+
+class TrainingStep(nn.Module):
+    """The loss of one batch as a module, so that everything that is trained goes through one forward."""
+
+    def __init__(self, model: CausalDiffAE, diffusion: GaussianDiffusion, config: LossConfig) -> None:
+        super().__init__()
+        self.model, self.diffusion, self.config = model, diffusion, config
+
+    def forward(
+        self,
+        x_start: Tensor,
+        labels: Tensor,
+        classes: Tensor | None,
+        labelled: Tensor,
+        draws: TrainingDraws,
+        kl_weight: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and its named parts.
+
+        Args:
+            x_start: (B, C, H, W) in [-1, 1]; labels: (B, n) normalised; classes: (B,) or None.
+            labelled: (B,) bool; images without labels train encoder and decoder under the null token and enter neither
+                `label_kl` nor `mechanism_nll`.
+            kl_weight: gamma of this step.
+
+        Returns:
+            The scalar loss, and per-image parts (B,): `loss` (diffusion), `mse`, `prior_kl`, `label_kl`, `label_mse`,
+            and the scalar `mechanism_nll`.
+        """
+        model, config = self.model, self.config
+        posterior = model.encode(x_start)
+        spread = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
+        u = posterior.mean + spread * draws.latent_noise
+        z, stretch = model.scm.predict_with_stretch(u)
+        # Given its parents, block i is Gaussian with this mean and log-variance.
+        z_mean = z - torch.exp(stretch) * (u - posterior.mean)
+        z_logvar = posterior.logvar + 2.0 * stretch if config.label_kl_variance == "posterior" else 0.0
+        keep = draws.keep & labelled
+        terms = self.diffusion.training_losses(
+            lambda x_t, t: model.eps(x_t, t, z, classes, keep), x_start, draws.t, noise=draws.noise
+        )
+        terms["prior_kl"] = prior_kl(posterior, model.scm.log_scale)
+        terms["label_kl"] = label_kl(z_mean, z_logvar, labels, config.label_std, labelled)
+        terms["mechanism_nll"] = mechanism_nll(model.scm, labels, labelled)
+        error = (model.read_labels(z_mean.detach()) - labels) ** 2
+        terms["label_mse"] = torch.where(labelled, error.mean(dim=1), torch.zeros_like(error[:, 0]))
+        loss = (draws.weights * terms["loss"]).mean()
+        loss = loss + kl_weight * (terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled))
+        loss = loss + config.mechanism_weight * terms["mechanism_nll"]
+        return loss, terms
+
+
+def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor) -> Tensor:
+    """-log p(y_i | y_pa(i)) per block entry under the mechanisms, summed over children and averaged over labelled
+    images.
+
+    The labels' blocks y_i 1 are known exactly, so the mechanisms can be fitted on them without the encoder's noise.
+    """
+    if scm.mechanism == "one_hop" or not scm.graph.edges:
+        return labels.new_zeros(())
+    anchors = labels[:, :, None].expand(-1, -1, scm.block_size)
+    u = scm.abduct(anchors)
+    stretch = scm.predict_with_stretch(u).log_stretch if scm.mechanism == "affine" else torch.zeros_like(u)
+    nll = gaussian_nll(u, scm.log_scale[:, None]) + stretch
+    has_parents = torch.tensor([bool(p) for p in scm.parent_index], device=labels.device)
+    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled)

@@ -1,0 +1,245 @@
+"""Compares this package with figures that public reference implementations computed.
+
+    python tests/parity.py FILE.npz ...
+
+prints one line per array (name, largest absolute difference, relative difference = norm of the difference over norm
+of the reference) and exits 1 if one exceeds its kind's tolerance. A file holds `meta`, a JSON string with `kind`,
+`config` and `state_dict` (key -> shape), inputs, and what the reference returned. Weights are not stored: both sides
+draw them by one rule (`rule_weights`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from causaldiffae import reference
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.gaussian_diffusion import GaussianDiffusion, LossType, ModelVarType, get_named_beta_schedule
+from causaldiffae.graphs import CausalGraph
+from causaldiffae.losses import masked_mean
+from causaldiffae.respace import SpacedDiffusion, space_timesteps
+from causaldiffae.unet import EncoderUNetModel, UNetModel
+
+Arrays = dict[str, np.ndarray]
+TOLERANCES = {
+    "causaldiffae": 1e-4,
+    "adm_unet": 1e-4,
+    "adm_classifier": 1e-4,
+    "diffusion": 1e-6,
+    "morphometrics": 1e-9,
+    "set_thickness": 1.0,
+}
+
+
+class Line(NamedTuple):
+    """One compared array; `error` is what the tolerance applies to."""
+
+    name: str
+    max_abs: float
+    relative: float
+    error: float
+
+
+def compare(name: str, ours: Tensor | np.ndarray, theirs: np.ndarray) -> Line:
+    """Largest absolute difference, and norm of the difference over norm of the reference; NaN never passes."""
+    a = np.asarray(ours.detach().cpu() if isinstance(ours, Tensor) else ours, dtype=np.float64)
+    b = np.asarray(theirs, dtype=np.float64)
+    if a.shape != b.shape:
+        return Line(f"{name} (shape {a.shape}, expected {b.shape})", np.inf, np.inf, np.inf)
+    difference, norm = a - b, np.linalg.norm(b)
+    relative = float(np.linalg.norm(difference) / norm) if norm else float(np.linalg.norm(difference) > 0)
+    return Line(name, float(np.abs(difference).max(initial=0.0)), relative, relative)
+
+
+def rule_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """The weights that both sides draw: a normal draw seeded by the key's CRC-32, scaled by its kind."""
+    state = {}
+    for key, shape in shapes.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
+        a = rng.standard_normal(shape)
+        if key.endswith("running_var"):
+            a = 0.5 + rng.random(shape)
+        elif len(shape) >= 2:
+            a = a / np.sqrt(np.prod(shape[1:]))
+        elif key.endswith("weight"):
+            a = 1 + 0.1 * a
+        else:
+            a = 0.1 * a
+        state[key] = torch.from_numpy(np.asarray(a, dtype=np.float32))
+    return state
+
+
+def load_rule_weights(network: nn.Module, shapes: dict[str, list[int]]) -> nn.Module:
+    """Loads the rule's weights into a network whose keys and shapes must be exactly the reference's."""
+    state = network.state_dict()
+    expected = {key: tuple(shape) for key, shape in shapes.items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[:5]
+        raise DataError(f"state dict: keys or shapes differ, for instance {odd}")
+    network.load_state_dict({**state, **rule_weights(shapes)})
+    return network.eval()
+
+
+def check_adm_unet(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    network = load_rule_weights(UNetModel(**meta["config"]), meta["state_dict"])
+    y = torch.from_numpy(arrays["y"]) if meta["config"].get("num_classes") else None
+    out = network(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["t"]), y)
+    yield compare("out", out, arrays["out"])
+
+
+def check_adm_classifier(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    network = load_rule_weights(EncoderUNetModel(**meta["config"]), meta["state_dict"])
+    yield compare("out", network(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["t"])), arrays["out"])
+
+
+def check_causaldiffae(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    names = [f"v{i}" for i in range(meta["config"]["n_vars"])]
+    model = reference.load_model(rule_weights(meta["state_dict"]), CausalGraph.from_adjacency(names, meta["A"]))
+    inputs = {key: torch.from_numpy(arrays[key]) for key in ("x0", "xt", "t", "y", "c")}
+    classes = inputs["y"] if meta["config"].get("num_classes") else None
+    posterior = model.encode(inputs["x0"])
+    noise = list(posterior.mean.unbind(dim=1))
+    summed = [sum((noise[j] for j in model.scm.parent_index[i]), torch.zeros_like(noise[i])) for i in range(len(names))]
+    z = model.predict(posterior.mean)
+    yield compare("mu", posterior.mean.flatten(1), arrays["mu"])
+    yield compare("var", posterior.logvar.exp(), arrays["var"].reshape(posterior.mean.shape))
+    yield compare("z_pre", torch.cat(summed, dim=1), arrays["z_pre"].reshape(len(z), -1))
+    yield compare("z_post", z.flatten(1), arrays["z_post"].reshape(len(z), -1))
+    for name, latent in (("eps", z), ("eps_null", torch.zeros_like(z))):
+        yield compare(name, model.eps(inputs["xt"], inputs["t"], latent, classes), arrays[name])
+    prior, label = reference.representation_kl(posterior, z, inputs["c"])
+    labelled = torch.arange(len(z)) == 0
+    yield compare("kl", prior + label, arrays["kl"].reshape(-1))
+    yield compare("kl_masked", masked_mean(prior + label, labelled), arrays["kl_masked"].reshape(()))
+    yield compare("kl_no_causal", prior, arrays["kl_no_causal"].reshape(-1))
+
+
+def closed_form_model(diffusion: GaussianDiffusion) -> Callable[..., Tensor]:
+    """The files' network: eps(x, t) = tanh(0.7 x + 0.001 t), and sin(x) as the learned variance's channels."""
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        eps = torch.tanh(0.7 * x + 0.001 * t.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)))
+        return torch.cat([eps, torch.sin(x)], dim=1) if diffusion.model_var_type.is_learned else eps
+
+    return model
+
+
+def check_diffusion(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    steps = meta["steps"]
+    kwargs = {
+        "use_timesteps": space_timesteps(steps, meta["respacing"]),
+        "betas": get_named_beta_schedule(meta["schedule"], steps),
+        "model_var_type": ModelVarType[meta["var"].split(".")[-1]],
+        "rescale_timesteps": meta["rescale_timesteps"],
+    }
+    diffusion = SpacedDiffusion(**kwargs)
+    rescaled = SpacedDiffusion(**kwargs, loss_type=LossType.RESCALED_MSE)
+    model = closed_form_model(diffusion)
+    x, x0, noise, t = (torch.from_numpy(arrays[key]) for key in ("x", "x0", "noise", "t"))
+    yield compare("timesteps", diffusion.timestep_map, arrays["timesteps"])
+    yield compare("betas", diffusion.betas, arrays["betas"])
+    yield compare("alphas_cumprod", diffusion.alphas_cumprod, arrays["alphas_cumprod"])
+    step = diffusion.p_mean_variance(model, x, t, clip_denoised=True)
+    for name in ("mean", "variance", "log_variance", "pred_xstart"):
+        yield compare(name, getattr(step, name), arrays[name])
+    yield compare("ddim", diffusion.ddim_sample(model, x, t), arrays["ddim"])
+    yield compare("ddim_reverse", diffusion.ddim_reverse_sample(model, x, t), arrays["ddim_reverse"])
+    x_t = diffusion.q_sample(x0, t, noise)
+    yield compare("q_sample", x_t, arrays["q_sample"])
+    posterior = diffusion.q_posterior_mean_variance(x0, x, t)
+    yield compare("post_mean", posterior.mean, arrays["post_mean"])
+    yield compare("post_var", posterior.variance, arrays["post_var"])
+    terms = rescaled.training_losses(model, x0, t, noise=noise)
+    yield compare("loss", terms["loss"], arrays["loss"])
+    yield compare("mse", terms["mse"], arrays["mse"])
+    if "vb_train" in arrays:
+        yield compare("vb_train", terms["vb"], arrays["vb_train"])
+    yield compare("vb", diffusion.vb_terms_bpd(model, x0, x_t, t, clip_denoised=True), arrays["vb"])
+    yield compare("ddim_loop", diffusion.ddim_sample_loop(model, x), arrays["ddim_loop"])
+    yield compare("ddim_inverted", diffusion.ddim_reverse_sample_loop(model, x0), arrays["ddim_inverted"])
+
+
+def check_morphometrics(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    from causaldiffae.generators.morphology import measure_image
+
+    ours = np.array([measure_image(image) for image in arrays["images"]], dtype=np.float64)
+    for j, column in enumerate(meta["columns"]):
+        yield compare(column, ours[:, j], arrays["metrics"][:, j])
+
+
+def check_set_thickness(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    from causaldiffae.generators.morphology import set_thickness
+
+    rows = zip(arrays["images"], arrays["thickness"], arrays["intensity"], strict=True)
+    ours = np.array([set_thickness(image, float(t), float(i)) for image, t, i in rows])
+    line = compare("out (mean grey levels)", ours, arrays["out"])
+    grey = float(np.abs(ours.astype(np.float64) - arrays["out"]).mean())
+    yield line._replace(error=grey)
+
+
+CHECKS: dict[str, Callable[[dict[str, Any], Arrays], Iterator[Line]]] = {
+    "causaldiffae": check_causaldiffae,
+    "adm_unet": check_adm_unet,
+    "adm_classifier": check_adm_classifier,
+    "diffusion": check_diffusion,
+    "morphometrics": check_morphometrics,
+    "set_thickness": check_set_thickness,
+}
+
+
+def read(path: str) -> tuple[dict[str, Any], Arrays]:
+    """Meta and arrays of a golden file; a file that is none is a DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        kind = meta["kind"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise DataError(f"{path}: no golden file ({error})") from error
+    if kind not in CHECKS:
+        raise DataError(f"{path}: kind {kind!r} is unknown, known are {', '.join(CHECKS)}")
+    return meta, arrays
+
+
+@torch.no_grad()
+def check_file(path: str) -> list[Line]:
+    """Every compared array of one file."""
+    meta, arrays = read(path)
+    return list(CHECKS[meta["kind"]](meta, arrays))
+
+
+def main(paths: list[str]) -> int:
+    if not paths:
+        sys.stderr.write("error: usage: python tests/parity.py FILE.npz ...\n")
+        return 2
+    failed = False
+    for path in paths:
+        try:
+            tolerance = TOLERANCES[read(path)[0]["kind"]]
+            lines = check_file(path)
+        except InputError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        for line in lines:
+            ok = line.error <= tolerance
+            failed |= not ok
+            verdict = "ok" if ok else f"FAIL (tolerance {tolerance:g})"
+            sys.stdout.write(
+                f"{path}  {line.name:24s} max abs {line.max_abs:.3e}  relative {line.relative:.3e}  {verdict}\n"
+            )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
