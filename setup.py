@@ -32,6 +32,7 @@ setup(
         "scikit-image",
         "scipy",
         "scikit-learn",
+        "threadpoolctl",
         "safetensors>=0.5",
         "jsonargparse[signatures]>=4.40",
         "pyyaml",

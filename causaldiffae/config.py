@@ -85,6 +85,7 @@ class DiffusionConfig:
         sigma_small: use the smaller of the two fixed variances.
         use_kl: train on the variational bound.
         predict_xstart: the network predicts x_0 in place of eps.
+        predict_v: the network predicts v in place of eps, which weighs the image more where noise is strong.
         rescale_timesteps: the network sees t * 1000 / T.
         rescale_learned_sigmas: rescale the bound beside the squared error.
     """
@@ -95,6 +96,7 @@ class DiffusionConfig:
     sigma_small: bool = False
     use_kl: bool = False
     predict_xstart: bool = False
+    predict_v: bool = False
     rescale_timesteps: bool = False
     rescale_learned_sigmas: bool = False
 
@@ -234,6 +236,13 @@ class Config:
                 raise InputError(f"{name}: {value} given, a probability between 0 and 1 is needed")
         if self.loss.label_kl_variance not in ("posterior", "unit"):
             raise InputError(f"label_kl_variance: {self.loss.label_kl_variance!r} given, allowed are posterior, unit")
+        if self.model.num_head_channels < -1 or self.model.num_head_channels == 0:
+            raise InputError(
+                f"num_head_channels: {self.model.num_head_channels} given, -1 or a positive number is needed"
+            )
+        for name in ("channel_mult", "encoder_channels"):
+            if not parse_ints(name, getattr(self.model, name)):
+                raise InputError(f"{name}: {getattr(self.model, name)!r} given, at least one number is needed")
         self.ema_rates()
 
     def ema_rates(self) -> list[str]:
@@ -281,7 +290,7 @@ def _build(component: type[T], values: Mapping[str, Any]) -> T:
         allowed = (int, float) if isinstance(default, float) else (type(default),)
         if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
             raise DataError(f"config: {key} must be of type {type(default).__name__}, got {value!r}")
-    return component(**values)
+    return component(**{key: float(v) if isinstance(fields[key].default, float) else v for key, v in values.items()})
 
 
 def parse_ints(name: str, text: str) -> tuple[int, ...]:

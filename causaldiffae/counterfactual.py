@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import ScoreModel
@@ -35,6 +36,8 @@ class AbductionKind(Enum):
 class GenerativeModel(Protocol):
     """What a model must offer to be asked counterfactual questions."""
 
+    @property
+    def class_cond(self) -> bool: ...
     def abduct(self, x_start: Tensor) -> Tensor: ...
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor: ...
     def read_labels(self, z: Tensor) -> Tensor: ...
@@ -103,8 +106,12 @@ class CounterfactualEngine:
     ) -> Abduction:
         """Step one: infers the noise behind images (B, C, H, W) in [-1, 1].
 
-        `generator` is drawn from where x_T is random (`NOISE`, `NONE`); it lives on the images' device.
+        `classes` (B,) are needed by a class-conditional model and ignored by others. Where x_T is random (`NOISE`,
+        `NONE`) it is drawn from `generator`, which lives on the images' device.
         """
+        if self.model.class_cond and classes is None:
+            raise InputError("classes: this model needs the images' classes")
+        classes = classes if self.model.class_cond else None
         u = self.model.abduct(x_start)
         z = self.model.predict(u)
         if self.abduction is AbductionKind.DDIM:
@@ -112,8 +119,7 @@ class CounterfactualEngine:
         else:
             noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
             last = torch.full((len(x_start),), self.diffusion.num_timesteps - 1, device=x_start.device)
-            kept = x_start if self.abduction is AbductionKind.NOISE else torch.zeros_like(x_start)
-            x_T = self.diffusion.q_sample(kept, last, noise) if self.abduction is AbductionKind.NOISE else noise
+            x_T = self.diffusion.q_sample(x_start, last, noise) if self.abduction is AbductionKind.NOISE else noise
         return Abduction(u, z, x_T, classes)
 
     def act(self, do: Mapping[str, float]) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Gaussian diffusion: the forward process q, the reverse process p, DDPM and DDIM.
 
 With alpha-bar_t = prod_{s<=t} (1 - beta_s), the forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)
-(Ho et al., 2020, eq. 4). A network predicts the noise eps, or x_0, or the posterior's mean; everything here follows
-from that prediction. DDIM (Song et al., 2021) makes the reverse process deterministic, so it can be run both ways: it
-encodes an image into x_T and decodes x_T into an image. Tables are float64 and cast to the images' dtype at use.
-Nothing here knows labels, latents or graphs: they reach the network through `model_kwargs`.
+(Ho et al., 2020, eq. 4). A network predicts the noise eps, or x_0, or v, or the posterior's mean; everything here
+follows from that prediction. DDIM (Song et al., 2021) makes the reverse process deterministic, so it can be run both
+ways: it encodes an image into x_T and decodes x_T into an image. Tables are float64 and cast to the images' dtype at
+use. Nothing here knows labels, latents or graphs: they reach the network through `model_kwargs`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) ->
     eq. 17).
 
     Raises:
-        InputError: for another name, or fewer than one step, or so few linear steps that a beta would exceed 1.
+        InputError: for another name, or fewer than one step, or so few linear steps that a beta would reach 1.
     """
     if num_diffusion_timesteps < 1:
         raise InputError(f"diffusion_steps: {num_diffusion_timesteps} given, at least 1 is needed")
     if schedule_name == "linear":
         scale = 1000 / num_diffusion_timesteps
+        if scale * 0.02 >= 1:
+            raise InputError(
+                f"diffusion_steps: {num_diffusion_timesteps} given, the linear schedule needs more than 20"
+            )
         return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
     if schedule_name == "cosine":
         return betas_for_alpha_bar(num_diffusion_timesteps, lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2)
@@ -61,6 +65,7 @@ class ModelMeanType(Enum):
     PREVIOUS_X = "previous_x"
     START_X = "start_x"
     EPSILON = "epsilon"
+    VELOCITY = "velocity"
 
 
 class ModelVarType(Enum):
@@ -205,6 +210,26 @@ class GaussianDiffusion:
         from_x_t = extract(self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t) * x_t
         return extract(1.0 / self.posterior_mean_coef1, t, x_t) * x_prev - from_x_t
 
+    def velocity(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho, 2022, section 4)."""
+        signal = extract(self.sqrt_alphas_cumprod, t, x_start)
+        return signal * noise - extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+
+    def _xstart_from_output(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        if self.model_mean_type is ModelMeanType.EPSILON:
+            return self.predict_xstart_from_eps(x, t, output)
+        if self.model_mean_type is ModelMeanType.VELOCITY:
+            noise_scale = extract(self.sqrt_one_minus_alphas_cumprod, t, x)
+            return extract(self.sqrt_alphas_cumprod, t, x) * x - noise_scale * output
+        if self.model_mean_type is ModelMeanType.PREVIOUS_X:
+            return self.predict_xstart_from_xprev(x, t, output)
+        return output
+
+    def _eps_from_output(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        if self.model_mean_type is ModelMeanType.EPSILON:
+            return output
+        return self.predict_eps_from_xstart(x, t, self._xstart_from_output(output, x, t))
+
     def p_mean_variance(
         self,
         model: EpsModel,
@@ -231,12 +256,7 @@ class GaussianDiffusion:
             variance_output = None
         log_variance = self._log_variance(variance_output, t, x)
 
-        if self.model_mean_type is ModelMeanType.EPSILON:
-            pred_xstart = self.predict_xstart_from_eps(x, t, output)
-        elif self.model_mean_type is ModelMeanType.START_X:
-            pred_xstart = output
-        else:
-            pred_xstart = self.predict_xstart_from_xprev(x, t, output)
+        pred_xstart = self._xstart_from_output(output, x, t)
         if clip_denoised:
             pred_xstart = pred_xstart.clamp(-1, 1)
         if self.model_mean_type is ModelMeanType.PREVIOUS_X:
@@ -258,7 +278,8 @@ class GaussianDiffusion:
             return fraction * high + (1 - fraction) * low
         if self.model_var_type is ModelVarType.FIXED_LARGE:
             # beta_t, except at t = 0 where it would give a worse decoder likelihood (Ho et al., 2020)
-            table = np.log(np.append(self.posterior_variance[min(1, self.num_timesteps - 1)], self.betas[1:]))
+            first = max(self.posterior_variance[min(1, self.num_timesteps - 1)], 1e-20)
+            table = np.log(np.append(first, self.betas[1:]))
         else:
             table = self.posterior_log_variance_clipped
         return extract(table, t, x).expand_as(x)
@@ -372,7 +393,7 @@ class GaussianDiffusion:
         """DDIM encoding that undoes `ddim_sample_loop` step by step: clean image -> x_0 -> ... -> x_{T-1}.
 
         The step from x_{t-1} to x_t inverts the decoding step from x_t, with the one approximation that eps is taken at
-        (x_{t-1}, t) where decoding takes it at (x_t, t). The first step starts at the clean image, alpha-bar = 1, and
+        (x_{t-1}, t - 1) where decoding takes it at (x_t, t). The first step starts at the clean image, alpha-bar = 1, and
         the last one ends where decoding begins. A constant eps is therefore inverted exactly.
 
         Args:
@@ -382,19 +403,13 @@ class GaussianDiffusion:
         kwargs = model_kwargs or {}
 
         def step(x: Tensor, t: Tensor) -> Tensor:
-            # x lives at alpha_bar_prev; eps_theta is asked as if at t, and the prediction is read at alpha_bar_prev.
-            output = model(x, self.model_timesteps(t), **kwargs)[:, : x.shape[1]]
-            alpha_bar, before = extract(self.alphas_cumprod, t, x), extract(self.alphas_cumprod_prev, t, x)
-            if self.model_mean_type is ModelMeanType.START_X:
-                pred_xstart = output
-                # Decoding takes eps = (x_t - sqrt(abar) x_0) / sqrt(1 - abar); here it is read off x_{t-1}.
-                ratio = torch.sqrt((1 - alpha_bar) / (1 - before).clamp(min=1e-12))
-                moved = alpha_bar.sqrt() * pred_xstart + ratio * (x - before.sqrt() * pred_xstart)
-                return torch.where(before < 1, moved, alpha_bar.sqrt() * x)
-            if self.model_mean_type is not ModelMeanType.EPSILON:
-                raise InputError("ddim_encode: the network must predict eps or x_0")
-            pred_xstart = (x - torch.sqrt(1 - before) * output) / before.sqrt()
-            return alpha_bar.sqrt() * pred_xstart + torch.sqrt(1 - alpha_bar) * output
+            # x has the noise of step t - 1 (none, for t = 0, where the network's first step is near enough).
+            source = (t - 1).clamp(min=0)
+            output = model(x, self.model_timesteps(source), **kwargs)[:, : x.shape[1]]
+            eps = self._eps_from_output(output, x, source)
+            before, after = extract(self.alphas_cumprod_prev, t, x), extract(self.alphas_cumprod, t, x)
+            pred_xstart = (x - torch.sqrt(1 - before) * eps) / before.sqrt()
+            return after.sqrt() * pred_xstart + torch.sqrt(1 - after) * eps
 
         return self._loop(step, x_start, iter(range(self.num_timesteps if stop is None else stop)))
 
@@ -453,6 +468,8 @@ class GaussianDiffusion:
             target = noise
         elif self.model_mean_type is ModelMeanType.START_X:
             target = x_start
+        elif self.model_mean_type is ModelMeanType.VELOCITY:
+            target = self.velocity(x_start, t, noise)
         else:
             target = self.q_posterior_mean_variance(x_start, x_t, t).mean
         terms["mse"] = mean_flat((target - output.to(target.dtype)) ** 2)

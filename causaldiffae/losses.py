@@ -10,12 +10,15 @@ reach the child. `mechanism_nll` fits the mechanisms on the labels themselves, w
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from causaldiffae.encoder import Posterior
 from causaldiffae.nn import sum_flat
+
+if TYPE_CHECKING:
+    from causaldiffae.encoder import Posterior
 
 
 def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:

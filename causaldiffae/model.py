@@ -8,6 +8,7 @@ q(z | x0, y) from a prior tied to the labels, and q(u | x0) from the exogenous p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,12 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
     """The score network of a configuration; attention resolutions are sides of feature maps, as in guided-diffusion."""
     multipliers = parse_ints("channel_mult", config.channel_mult)
     sides = parse_ints("attention_resolutions", config.attention_resolutions)
-    factors = {spec.image_size // config.patch_size // side for side in sides}
+    map_sizes = [spec.image_size // config.patch_size // 2**level for level in range(len(multipliers))]
+    for side in set(sides) - set(map_sizes):
+        meant = [size for level, size in enumerate(map_sizes) if map_sizes[0] // side == 2**level]
+        effect = f"as published, it stands for {meant[0]}" if meant else "it has no effect"
+        warnings.warn(f"attention_resolutions: {side} is none of the sides {map_sizes}; {effect}", stacklevel=2)
+    factors = {map_sizes[0] // side for side in sides}
     return UNetModel(
         image_size=spec.image_size,
         in_channels=spec.channels,
@@ -99,6 +105,11 @@ class CausalDiffAE(nn.Module):
         )
         return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, config.rep_dim))
 
+    @property
+    def class_cond(self) -> bool:
+        """Whether the U-Net is conditioned on a class."""
+        return self.unet.num_classes is not None
+
     def encode(self, x_start: Tensor) -> Posterior:
         """q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
         with torch.autocast(x_start.device.type, enabled=False):  # labels are read here: full precision
@@ -139,7 +150,7 @@ class CausalDiffAE(nn.Module):
         keep = torch.arange(2 * batch, device=x_t.device) < batch
         twice = None if classes is None else torch.cat([classes, classes])
         both = self.eps(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([z, z]), twice, keep)
-        with_z, without = both.float().chunk(2)
+        with_z, without = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2)
         return w * with_z + (1 - w) * without
 
 

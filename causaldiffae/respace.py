@@ -34,6 +34,8 @@ def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> 
                     return set(range(0, num_timesteps, skip))
             raise InputError(f"timestep_respacing: no stride through {num_timesteps} steps gives {wanted} of them")
         section_counts = [_positive_integer(part, section_counts) for part in section_counts.split(",")]
+    if not section_counts:
+        raise InputError("timestep_respacing: no counts are given; allowed are counts like '10,10,25', or 'ddim50'")
     base, extra = divmod(num_timesteps, len(section_counts))
     start, chosen = 0, []
     for i, count in enumerate(section_counts):

@@ -76,9 +76,9 @@ class LatentSCM(nn.Module):
                 networks.append(nn.Identity())
         self.networks = nn.ModuleList(networks)
         self.has_scale: Tensor
-        has_scale = torch.tensor([bool(parents) and mechanism == "additive" for parents in self.parent_index])
-        self.register_buffer("has_scale", has_scale, persistent=False)
-        self.raw_log_scale = nn.Parameter(torch.zeros(len(graph))) if bool(has_scale.any()) else None
+        has_scale = [bool(parents) and mechanism == "additive" for parents in self.parent_index]
+        self.register_buffer("has_scale", torch.tensor(has_scale), persistent=False)
+        self.raw_log_scale = nn.Parameter(torch.zeros(len(graph))) if any(has_scale) else None
 
     @property
     def log_scale(self) -> Tensor:
@@ -151,9 +151,12 @@ class LatentSCM(nn.Module):
 
     def _as_block(self, value: Tensor | float, u: Tensor) -> Tensor:
         block = torch.as_tensor(value, dtype=u.dtype, device=u.device)
-        if block.dim() == 1:
-            block = block[:, None]
-        return block.expand(u.shape[0], self.block_size)
+        block = block[:, None] if block.dim() == 1 else block
+        try:
+            return block.expand(u.shape[0], self.block_size)
+        except RuntimeError:
+            wanted = f"a number, ({u.shape[0]},) or {(u.shape[0], self.block_size)} is needed"
+            raise InputError(f"do: a value of shape {tuple(block.shape)} is given, {wanted}") from None
 
 
 def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:

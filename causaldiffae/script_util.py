@@ -94,11 +94,14 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
         loss_type = LossType.RESCALED_KL
     else:
         loss_type = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
+    if config.predict_xstart and config.predict_v:
+        raise InputError("predict_xstart, predict_v: the network can predict one of them only")
+    mean_type = ModelMeanType.START_X if config.predict_xstart else ModelMeanType.EPSILON
     fixed = ModelVarType.FIXED_SMALL if config.sigma_small else ModelVarType.FIXED_LARGE
     return SpacedDiffusion(
         use_timesteps=space_timesteps(config.diffusion_steps, timestep_respacing or [config.diffusion_steps]),
         betas=betas,
-        model_mean_type=ModelMeanType.START_X if config.predict_xstart else ModelMeanType.EPSILON,
+        model_mean_type=ModelMeanType.VELOCITY if config.predict_v else mean_type,
         model_var_type=ModelVarType.LEARNED_RANGE if config.learn_sigma else fixed,
         loss_type=loss_type,
         rescale_timesteps=config.rescale_timesteps,

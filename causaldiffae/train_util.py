@@ -37,7 +37,7 @@ from causaldiffae.script_util import (
     load_model,
 )
 
-PICTURE_STEPS = "25"
+PICTURE_STEPS = 25
 PICTURE_IMAGES = 6
 
 
@@ -45,6 +45,11 @@ def step_seed(seed: int, step: int, stream: str) -> int:
     """A 63-bit seed for one stream of random numbers in one step."""
     digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
+    """The step folder that a run goes on from: the explicit one, or else the newest whole one in its directory."""
+    return Path(explicit) if explicit else latest_checkpoint(run_dir)
 
 
 class TrainLoop:
@@ -92,14 +97,15 @@ class TrainLoop:
         self.model.load_state_dict(loaded.model.state_dict())
 
     def _resume(self, run_dir: Path) -> None:
-        explicit = self.config.train.resume_checkpoint
-        path = Path(explicit) if explicit else latest_checkpoint(run_dir)
+        path = checkpoint_to_resume(self.config.train.resume_checkpoint, run_dir)
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)
         theirs, ours = Config.from_dict(checkpoint.config.get("config")), self.config
         if (theirs.model, theirs.diffusion) != (ours.model, ours.diffusion):
             raise InputError(f"{path}: a checkpoint of another configuration; give another run_dir, or the same flags")
+        if checkpoint.config.get("dataset") != self.spec.to_dict():
+            raise InputError(f"{path}: a checkpoint of another data set or graph; give another run_dir")
         self.model.load_state_dict(checkpoint.model_state)
         self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
         self.sampler.load_state_dict(checkpoint.training_state["sampler"])
@@ -145,7 +151,7 @@ class TrainLoop:
                     elapsed = time.perf_counter() - started
                     self.logger.logkv("images_per_second", images / elapsed)
                     values = self.logger.dumpkvs(self.step)
-                    bar.set_postfix({key: f"{values[key]:.3g}" for key in ("mse", "label_kl", "images_per_second")})
+                    bar.set_postfix({key: f"{values[key]:.3g}" for key in ("loss", "label_kl", "images_per_second")})
                     started, images = time.perf_counter(), 0
                 last = self.step == train.total_steps
                 if last or self.step % train.save_interval == 0:
@@ -157,6 +163,8 @@ class TrainLoop:
         """One optimizer step; returns the parts of the loss, averaged over this process's images."""
         train, loss_config = self.config.train, self.config.loss
         batch = self.source.batch(self.step)
+        if not self.config.model.class_cond:
+            batch = batch._replace(classes=None)
         draws = self._draw(batch)
         kl_weight = loss_config.kl_weight * min(1.0, (self.step + 1) / max(loss_config.kl_anneal_steps, 1))
         torch.manual_seed(step_seed(train.seed, self.step, f"dropout/{dist_util.rank()}"))
@@ -174,7 +182,8 @@ class TrainLoop:
             self.sampler.update(draws.t[piece], terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
                 sums[key] = sums.get(key, 0.0) + float(value.detach().mean()) * share
-        if not math.isfinite(sums["total"]):
+        everywhere = dist_util.all_reduce_mean(torch.tensor(sums["total"], dtype=torch.float64, device=self.device))
+        if not math.isfinite(float(everywhere)):  # the same on all processes, so that none waits for the others
             raise InputError(f"the loss is no longer finite at step {self.step}; a smaller lr or grad_clip may help")
         if train.grad_clip:
             sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip))
@@ -243,13 +252,13 @@ class TrainLoop:
         state = _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
         self.model.eval()
-        diffusion = create_gaussian_diffusion(self.config.diffusion, PICTURE_STEPS)
+        diffusion = create_gaussian_diffusion(
+            self.config.diffusion, str(min(PICTURE_STEPS, self.config.diffusion.diffusion_steps))
+        )
         engine = CounterfactualEngine(self.model, diffusion, self.spec)
         few = self.test.subset(list(range(min(PICTURE_IMAGES, len(self.test)))))
         x_start = to_model_range(few.images).to(self.device)
-        classes = None
-        if self.config.model.class_cond and few.classes is not None:
-            classes = torch.from_numpy(few.classes).to(self.device)
+        classes = None if few.classes is None else torch.from_numpy(few.classes).to(self.device)
         interventions: list[dict[str, Any]] = [{}]
         for i, name in enumerate(self.spec.graph.names):
             interventions += [{name: self.spec.low[i]}, {name: self.spec.high[i]}]

@@ -13,13 +13,14 @@ from pathlib import Path
 import yaml
 
 from causaldiffae import dist_util
+from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import dataset_spec, read_split
 from causaldiffae.logger import Logger
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
-from causaldiffae.train_util import TrainLoop
+from causaldiffae.train_util import TrainLoop, checkpoint_to_resume
 
 
 def describe(config: Config) -> str:
@@ -56,7 +57,9 @@ def main(argv: list[str]) -> None:
             Path(train.run_dir).mkdir(parents=True, exist_ok=True)
             Path(train.run_dir, "config.yaml").write_text(text + "\n", encoding="utf-8")
         dist_util.barrier()
-        logger = Logger(train.run_dir, use_tensorboard=train.tensorboard)
+        resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
+        resume_step = None if resumed is None else load_checkpoint(resumed).step
+        logger = Logger(train.run_dir, train.tensorboard, resume_step)
         TrainLoop(config, data, logger, test).run()
         logger.close()
         failed = False

@@ -1,0 +1,220 @@
+"""The three steps on images whose best decoder has a closed form, so that the true counterfactual is known."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.errors import InputError
+from causaldiffae.gaussian_diffusion import get_named_beta_schedule
+from causaldiffae.graphs import CausalGraph
+from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.respace import SpacedDiffusion, space_timesteps
+from causaldiffae.scm import Do
+
+STD, GAIN, SLOPE = 0.2, 0.2, 0.5
+BETAS = get_named_beta_schedule("linear", 1000)
+SPEC = DatasetSpec(
+    name="plain",
+    image_size=4,
+    channels=2,
+    graph=CausalGraph(("a", "b"), (("a", "b"),)),
+    shift=(10.0, -3.0),
+    scale=(2.0, 4.0),
+    low=(4.0, -15.0),
+    high=(16.0, 9.0),
+)
+
+
+class Oracle:
+    """Channel i of an image is Gaussian around GAIN * z_i; b = SLOPE * a + its noise. Everything is known exactly."""
+
+    def __init__(self, class_cond: bool = False) -> None:
+        self.class_cond = class_cond
+        self.asked: list[Do | None] = []
+        self.grades: list[float] = []
+        self.classes: list[Tensor | None] = []
+
+    def abduct(self, x_start: Tensor) -> Tensor:
+        z = x_start.mean(dim=(2, 3))[:, :, None] / GAIN
+        return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
+
+    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+        self.asked.append(do)
+        do = do or {}
+        a = torch.full_like(u[:, 0], do["a"]) if "a" in do else u[:, 0]
+        b = torch.full_like(u[:, 1], do["b"]) if "b" in do else SLOPE * a + u[:, 1]
+        return torch.stack([a, b], dim=1)
+
+    def read_labels(self, z: Tensor) -> Tensor:
+        return z.mean(dim=-1)
+
+    def score_model(self, z: Tensor, classes: Tensor | None = None, w: float = 1.0):
+        self.grades.append(w)
+        self.classes.append(classes)
+        mean = GAIN * w * z[:, :, :, None]  # linear in z, so grading eps grades the mean
+
+        def eps(x_t: Tensor, t: Tensor) -> Tensor:
+            alpha_bar = torch.as_tensor((1 - BETAS).cumprod())[t].reshape(-1, 1, 1, 1)
+            return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean) / (alpha_bar * STD**2 + 1 - alpha_bar)
+
+        return eps
+
+
+def images(batch: int = 3) -> Tensor:
+    """Images whose channel means are exactly GAIN * z for some z."""
+    generator = torch.Generator().manual_seed(0)
+    noise = STD * torch.randn(batch, 2, 4, 4, generator=generator, dtype=torch.float64)
+    z = torch.randn(batch, 2, generator=generator, dtype=torch.float64)
+    return noise - noise.mean(dim=(2, 3), keepdim=True) + GAIN * z[:, :, None, None]
+
+
+def engine(steps: int = 200, model: Oracle | None = None, **kwargs: object) -> CounterfactualEngine:
+    diffusion = SpacedDiffusion(space_timesteps(1000, [steps]), betas=BETAS)
+    return CounterfactualEngine(model or Oracle(), diffusion, SPEC, **kwargs)  # type: ignore[arg-type]
+
+
+def normalised(a: float) -> float:
+    return (a - SPEC.shift[0]) / SPEC.scale[0]
+
+
+def test_no_intervention_returns_the_image() -> None:
+    x, errors = images(), []
+    for steps in (50, 200):
+        result = engine(steps).counterfactual(x, {})
+        errors.append(float((result.images - x).abs().max()))
+    assert errors[1] < 0.04
+    assert errors[1] < 0.5 * errors[0]
+    z = x.mean(dim=(2, 3)) / GAIN
+    torch.testing.assert_close(result.labels, SPEC.denormalise(z))
+
+
+def test_intervening_on_the_cause_moves_the_effect() -> None:
+    x, oracle = images(), Oracle()
+    result = engine(model=oracle).counterfactual(x, {"a": 12.0})
+    shift = GAIN * (normalised(12.0) - x[:, :1].mean(dim=(2, 3), keepdim=True) / GAIN)
+    true = x + torch.cat([shift, SLOPE * shift], dim=1)
+    assert (result.images - true.clamp(-1, 1)).abs().max() < 0.04
+    assert shift.abs().min() > 0.05
+    torch.testing.assert_close(result.labels[:, 0], torch.full((3,), 12.0, dtype=torch.float64))
+
+
+def test_intervening_on_the_effect_leaves_the_cause() -> None:
+    x = images()
+    reconstructed, moved = engine().predict(engine().abduct(x), [{}, {"b": 5.0}])
+    assert torch.equal(moved.images[:, 0], reconstructed.images[:, 0])
+    assert torch.equal(moved.labels[:, 0], reconstructed.labels[:, 0])
+    assert (moved.labels[:, 1] == 5.0).all()
+    torch.testing.assert_close(
+        moved.images[:, 1].mean(dim=(1, 2)), torch.full((3,), GAIN * (5.0 + 3.0) / 4.0), rtol=0, atol=0.02
+    )
+
+
+def test_doing_the_factual_is_the_reconstruction() -> None:
+    x = images(1)
+    asked = engine()
+    abducted = asked.abduct(x)
+    factual = SPEC.denormalise(abducted.z.mean(-1))[0].tolist()
+    reconstructed, done = asked.predict(abducted, [{}, {"a": factual[0], "b": factual[1]}])
+    torch.testing.assert_close(done.images, reconstructed.images, rtol=0, atol=1e-9)
+
+
+def test_one_abduction_serves_every_intervention() -> None:
+    x, asked = images(), engine(20)
+    interventions = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}]
+    shared = asked.predict(asked.abduct(x), interventions)
+    for do, result in zip(interventions, shared, strict=True):
+        alone = asked.counterfactual(x, do)
+        for name in ("images", "labels", "z"):
+            assert torch.equal(getattr(result, name), getattr(alone, name))
+
+
+def test_do_is_normalised_once() -> None:
+    oracle = Oracle()
+    asked = engine(5, oracle)
+    assert asked.act({"a": 12.0, "b": 5.0}) == {"a": 1.0, "b": 2.0}
+    asked.counterfactual(images(), {"a": 12.0})
+    assert oracle.asked[0] is None, "the factual z is asked for without an intervention"
+    assert oracle.asked[-1] == {"a": 1.0}
+
+
+def test_encoding_is_not_guided_and_decoding_is() -> None:
+    oracle, classes = Oracle(class_cond=True), torch.tensor([0, 1, 2])
+    engine(5, oracle, w=2.5).counterfactual(images(), {"a": 12.0}, classes)
+    assert oracle.grades == [1.0, 2.5]
+    assert all(each is classes for each in oracle.classes)
+
+
+def test_classes_are_needed_exactly_where_the_model_takes_them() -> None:
+    oracle = Oracle()
+    engine(5, oracle).counterfactual(images(), {"a": 12.0}, torch.tensor([0, 1, 2]))
+    assert oracle.classes == [None, None]
+    with pytest.raises(InputError, match="classes: this model needs"):
+        engine(5, Oracle(class_cond=True)).abduct(images())
+
+
+def test_grading_strengthens_the_intervention() -> None:
+    x = images()
+    means = [
+        float(engine(w=w).counterfactual(x, {"a": 14.0}).images[:, 0].mean() - GAIN * w * normalised(14.0))
+        for w in (0.0, 1.0, 1.5)
+    ]
+    assert max(map(abs, means)) < 0.05
+
+
+def test_decoding_goes_under_the_counterfactual_z_and_encoding_under_the_factual() -> None:
+    x, oracle, seen = images(), Oracle(), []
+    plain = oracle.score_model
+
+    def score_model(z: Tensor, classes: Tensor | None = None, w: float = 1.0):
+        seen.append(z)
+        return plain(z, classes, w)
+
+    oracle.score_model = score_model  # type: ignore[method-assign]
+    asked = engine(5, oracle)
+    abducted = asked.abduct(x)
+    result = asked.predict(abducted, [{"a": 12.0}])[0]
+    assert torch.equal(seen[0], abducted.z)
+    assert torch.equal(seen[1], result.z)
+    assert not torch.equal(abducted.z, result.z)
+
+
+def test_kinds_of_abduction() -> None:
+    x = images()
+    alpha_bar = float(engine().diffusion.alphas_cumprod[-1])
+    ddim = engine().abduct(x)
+    assert torch.equal(ddim.x_T, engine().abduct(x).x_T)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    none = engine(abduction=AbductionKind.NONE).abduct(x, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(none.x_T, noise)
+    noised = engine(abduction=AbductionKind.NOISE).abduct(x, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(noised.x_T, alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * noise)
+    for abducted in (none, noised):
+        assert torch.equal(abducted.u, ddim.u)
+        assert torch.equal(abducted.z, ddim.z)
+    assert AbductionKind("noise") is AbductionKind.NOISE
+
+
+def test_images_are_clipped_and_gradient_free() -> None:
+    result = engine(20).counterfactual(images(), {"a": 16.0})
+    assert result.images.abs().max() <= 1
+    assert not result.images.requires_grad
+    assert result.images.dtype == torch.float32
+
+
+def test_low_precision_is_near() -> None:
+    x = images().float()
+    low = engine(20, autocast=torch.bfloat16).counterfactual(x, {"a": 12.0})
+    full = engine(20).counterfactual(x, {"a": 12.0})
+    assert (low.images - full.images).abs().max() < 0.05
+
+
+def test_refused_interventions() -> None:
+    asked = engine(5)
+    abducted = asked.abduct(images())
+    with pytest.raises(InputError, match="do: unknown variable 'c', known are a, b"):
+        asked.predict(abducted, [{"a": 12.0}, {"c": 1.0}])
+    with pytest.raises(InputError, match="do: a is nan, a finite number is needed"):
+        asked.predict(abducted, [{"a": float("nan")}])
+    with pytest.warns(UserWarning, match="do: a=99 is outside the training labels' range 4..16"):
+        asked.act({"a": 99.0})

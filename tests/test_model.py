@@ -1,0 +1,315 @@
+"""CausalDiffAE's parts put together, guidance, and one training step's loss."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import randomise, small_config, squares_spec
+from torch import Tensor
+
+from causaldiffae.config import LossConfig, ModelConfig
+from causaldiffae.encoder import CausalEncoder
+from causaldiffae.errors import InputError
+from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
+from causaldiffae.graphs import CausalGraph
+from causaldiffae.losses import label_kl, prior_kl
+from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, mechanism_nll, unet_from_config
+from causaldiffae.scm import MECHANISMS, LatentSCM
+
+BATCH = 4
+DIFFUSION = GaussianDiffusion(betas=get_named_beta_schedule("linear", 100))
+
+
+def model(num_classes: int | None = None, **changes: Any) -> CausalDiffAE:
+    torch.manual_seed(0)
+    config = small_config(class_cond=num_classes is not None, **changes).model
+    return randomise(CausalDiffAE.from_config(config, squares_spec(num_classes)))  # type: ignore[return-value]
+
+
+def images(seed: int = 1) -> Tensor:
+    return torch.rand(BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def labels() -> Tensor:
+    return torch.tensor([[0.5, 0.2], [-1.0, -0.4], [1.5, 0.9], [0.0, -0.3]])
+
+
+def draws(**changes: Tensor) -> TrainingDraws:
+    generator = torch.Generator().manual_seed(5)
+    given = TrainingDraws(
+        t=torch.tensor([0, 30, 60, 99]),
+        weights=torch.ones(BATCH),
+        noise=torch.randn(BATCH, 1, 8, 8, generator=generator),
+        latent_noise=torch.randn(BATCH, 2, 2, generator=generator),
+        keep=torch.ones(BATCH, dtype=torch.bool),
+    )
+    return replace(given, **changes)
+
+
+EVERYONE = torch.ones(BATCH, dtype=torch.bool)
+
+
+def step(net: CausalDiffAE, config: LossConfig | None = None, **changes: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    arguments = {
+        "x_start": images(),
+        "labels": labels(),
+        "classes": None,
+        "labelled": EVERYONE,
+        "draws": draws(),
+        "kl_weight": 0.7,
+    }
+    return TrainingStep(net, DIFFUSION, config or LossConfig(label_std=0.3))(**(arguments | changes))
+
+
+# ---------------------------------------------------------------------- layout
+
+
+def test_latents_are_blocks_in_the_graphs_order() -> None:
+    net = model()
+    assert net.encode(images()).mean.shape == (BATCH, 2, 2)
+    u = net.abduct(images())
+    torch.testing.assert_close(u, net.encode(images()).mean)
+    z = net.predict(u, {"grey": 0.25})
+    assert (z[:, 1] == 0.25).all()
+    assert torch.equal(z[:, 0], u[:, 0]), "roots are their noise"
+    # Block i of variable i reaches the U-Net at places i * d .. (i + 1) * d.
+    seen: dict[str, Tensor] = {}
+    net.unet.up_emb.register_forward_hook(lambda module, given, out: seen.update(z=given[0]))
+    net.eps(images(), torch.zeros(BATCH, dtype=torch.long), z)
+    assert torch.equal(seen["z"], torch.cat([z[:, 0], z[:, 1]], dim=1))
+
+
+def test_labels_are_read_off_the_blocks() -> None:
+    z = torch.tensor([[[1.0, 3.0], [0.0, -1.0]]])
+    assert model().read_labels(z).tolist() == [[2.0, -0.5]]
+
+
+def test_do_reaches_the_descendant_and_not_the_parent() -> None:
+    net = model()
+    u = net.abduct(images())
+    factual, moved, other = net.predict(u), net.predict(u, {"size": 2.0}), net.predict(u, {"grey": 2.0})
+    assert (moved[:, 1] != factual[:, 1]).all()
+    assert torch.equal(other[:, 0], factual[:, 0])
+
+
+# ---------------------------------------------------------------------- guidance
+
+
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_guidance(num_classes: int | None) -> None:
+    net = model(num_classes).eval()
+    x_t, t, z = images(), torch.tensor([0, 30, 60, 99]), torch.randn(BATCH, 2, 2)
+    classes = None if num_classes is None else torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        with_z, null = net.eps(x_t, t, z, classes), net.eps(x_t, t, None, classes)
+        assert torch.equal(net.score_model(z, classes)(x_t, t), with_z)
+        assert torch.equal(net.score_model(z, classes, w=1.0)(x_t, t), with_z)
+        assert (with_z - null).abs().max() > 1e-2
+        for w in (0.0, 0.5, 3.0):
+            graded = net.score_model(z, classes, w=w)(x_t, t)
+            torch.testing.assert_close(graded, w * with_z + (1 - w) * null, rtol=1e-4, atol=1e-5)
+
+
+def test_without_guidance_the_null_token_is_not_evaluated() -> None:
+    net, sizes = model(), []
+    net.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for w in (1.0, 2.0):
+        net.score_model(torch.zeros(BATCH, 2, 2), w=w)(images(), torch.zeros(BATCH, dtype=torch.long))
+    assert sizes == [BATCH, 2 * BATCH]
+
+
+# ---------------------------------------------------------------------- the training step
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("kind", ["posterior", "unit"])
+def test_the_loss_is_its_parts(mechanism: str, kind: str) -> None:
+    net = model(mechanism=mechanism)
+    config = LossConfig(label_std=0.3, label_kl_variance=kind, mechanism_weight=0.4, variance_factor=0.25)
+    given = draws(weights=torch.tensor([1.0, 2.0, 0.5, 0.5]), keep=torch.tensor([True, False, True, True]))
+    loss, terms = step(net, config, draws=given)
+
+    posterior = net.encode(images())
+    u = posterior.mean + 0.5 * torch.exp(0.5 * posterior.logvar) * given.latent_noise
+    z, stretch = net.scm.predict_with_stretch(u)
+    assert not torch.equal(z, u)
+    x_t = DIFFUSION.q_sample(images(), given.t, given.noise)
+    eps = net.eps(x_t, given.t, z)
+    null = net.eps(x_t, given.t, None)
+    eps = torch.where(given.keep[:, None, None, None], eps, null)
+    mse = ((eps - given.noise) ** 2).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(terms["mse"], mse, rtol=1e-4, atol=1e-5)
+
+    prior = prior_kl(posterior, net.scm.log_scale)
+    logvar = posterior.logvar + 2 * stretch if kind == "posterior" else torch.zeros_like(stretch)
+    z_mean = z - stretch.exp() * (u - posterior.mean)
+    label = label_kl(z_mean, logvar, labels(), 0.3)
+    torch.testing.assert_close(terms["prior_kl"], prior)
+    torch.testing.assert_close(terms["label_kl"], label)
+    torch.testing.assert_close(terms["label_mse"], ((z_mean.mean(-1) - labels()) ** 2).mean(1))
+    expected = (given.weights * mse).mean() + 0.7 * (prior.mean() + label.mean()) + 0.4 * terms["mechanism_nll"]
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    assert (terms["mechanism_nll"] != 0) == (mechanism != "one_hop")
+
+
+def test_prior_uses_the_learned_scale() -> None:
+    net = model()
+    with torch.no_grad():
+        net.scm.raw_log_scale.fill_(-1.0)  # type: ignore[union-attr]
+    before = step(net)[1]["prior_kl"]
+    with torch.no_grad():
+        net.scm.raw_log_scale.fill_(1.0)  # type: ignore[union-attr]
+    assert not torch.allclose(before, step(net)[1]["prior_kl"])
+
+
+def test_unlabelled_images_do_not_count() -> None:
+    net = model()
+    labelled = torch.tensor([True, False, True, False])
+    wrong = labels()
+    wrong[~labelled] += 3.0
+    (first, a), (second, b) = (step(net, labelled=labelled, labels=y) for y in (labels(), wrong))
+    assert torch.equal(first, second)
+    for key in ("label_kl", "label_mse"):
+        assert torch.equal(a[key], b[key])
+        assert a[key].bool().tolist() == labelled.tolist()
+    assert torch.equal(a["mechanism_nll"], b["mechanism_nll"])
+    alone = mechanism_nll(net.scm, labels()[labelled], torch.ones(2, dtype=torch.bool))
+    torch.testing.assert_close(a["mechanism_nll"], alone)
+    # The mean is over labelled images, not over the batch.
+    expected = a["loss"].mean() + 0.7 * (a["prior_kl"].mean() + a["label_kl"].sum() / 2) + a["mechanism_nll"]
+    torch.testing.assert_close(first, expected)
+
+
+def test_unlabelled_images_train_under_the_null_token() -> None:
+    net = model()
+    labelled = torch.tensor([True, False, True, True])
+    masked, dropped = step(net, labelled=labelled)[1], step(net, draws=draws(keep=labelled))[1]
+    assert torch.equal(masked["mse"], dropped["mse"])
+    assert masked["mse"][1] != step(net)[1]["mse"][1]
+
+
+def test_a_batch_without_labels_has_finite_gradients() -> None:
+    net = model()
+    loss, terms = step(net, labelled=~EVERYONE)
+    assert not terms["label_kl"].any()
+    assert terms["mechanism_nll"] == 0
+    loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_the_gradient_reaches_every_part(mechanism: str) -> None:
+    net = model(mechanism=mechanism, learned_null=True, cond_hidden=8)
+    loss, _ = step(net, draws=draws(keep=torch.tensor([True, True, False, True])))
+    loss.backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # A one-hop root's network only ever sees 0, so its first weights stay as they are.
+        assert parameter.grad.any() or name == "scm.networks.0.0.weight", name
+
+
+def test_the_diffusion_loss_alone_trains_the_encoder_through_the_mechanisms() -> None:
+    net = model()
+    step(net)[1]["loss"].mean().backward()
+    for part in (net.encoder.fc_mu, net.encoder.fc_var, net.scm.networks[1][0], net.unet.up_emb):
+        assert part.weight.grad is not None
+        assert part.weight.grad.abs().max() > 0
+
+
+def test_drop_everything_leaves_the_encoder_to_the_divergences() -> None:
+    net = model()
+    step(net, draws=draws(keep=~EVERYONE))[1]["loss"].mean().backward()
+    assert not net.encoder.fc_mu.weight.grad.any()  # type: ignore[union-attr]
+
+
+def test_learned_variance() -> None:
+    torch.manual_seed(0)
+    config = small_config(learn_sigma=True)
+    net = CausalDiffAE.from_config(config.model, squares_spec(), learn_sigma=True)
+    assert net.unet.out_channels == 2
+
+
+# ---------------------------------------------------------------------- the mechanisms' likelihood
+
+
+def line_labels(count: int = 512) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    parent = torch.randn(count, generator=generator)
+    child = 2 * parent + 0.3 * torch.randn(count, generator=generator)
+    return torch.stack([parent, child], dim=1)
+
+
+@pytest.mark.parametrize("mechanism", ["additive", "affine"])
+def test_mechanisms_are_recovered_from_labels(mechanism: str) -> None:
+    """y_child = 2 y_parent + 0.3 noise: slope and residual scale."""
+    torch.manual_seed(0)
+    scm = LatentSCM(squares_spec().graph, 1, mechanism, width=16, depth=1)
+    y, everyone = line_labels(), torch.ones(512, dtype=torch.bool)
+    optimizer = torch.optim.Adam(scm.parameters(), lr=0.03)
+    for _ in range(250):
+        optimizer.zero_grad()
+        loss = mechanism_nll(scm, y, everyone)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        prediction = scm.predict_with_stretch(torch.zeros(3, 2, 1), {"size": torch.tensor([-1.0, 0.0, 1.0])})
+    scale = prediction.log_stretch[1, 1, 0].exp() if mechanism == "affine" else scm.log_scale[1].exp()
+    assert abs(float(prediction.z[2, 1, 0] - prediction.z[0, 1, 0]) / 2 - 2) < 0.15
+    assert abs(scale.item() - 0.3) < 0.06
+    entropy = 0.5 * torch.log(torch.tensor(2 * torch.pi * torch.e * 0.09))
+    assert abs(float(loss) - float(entropy)) < 0.15
+
+
+def test_mechanism_nll_is_the_density_of_the_labels() -> None:
+    """Against the change of variables by hand, per block entry and only for children."""
+    for mechanism in ("additive", "affine"):
+        torch.manual_seed(0)
+        scm = randomise(LatentSCM(squares_spec().graph, 3, mechanism, width=8))
+        y = labels()
+        blocks = list(y[:, :, None].expand(-1, -1, 3).unbind(1))
+        location, stretch = scm.location_and_stretch(1, blocks)
+        scale = torch.exp(stretch) * scm.log_scale[1].exp()
+        log_p = torch.distributions.Normal(location, scale).log_prob(blocks[1]).mean(dim=1)
+        torch.testing.assert_close(mechanism_nll(scm, y, EVERYONE), -log_p.mean())
+
+
+def test_nothing_to_fit() -> None:
+    for scm in (LatentSCM(CausalGraph(("a", "b")), 2), LatentSCM(squares_spec().graph, 2, "one_hop")):
+        assert mechanism_nll(scm, labels(), EVERYONE) == 0
+
+
+# ---------------------------------------------------------------------- building
+
+
+def test_sizes_follow_the_configuration() -> None:
+    net = model(rep_dim=10, mechanism_width=0, mechanism_depth=2)
+    assert (net.encoder.block_size, net.scm.block_size, net.unet.cond_dim) == (5, 5, 10)
+    assert net.scm.networks[1][0].weight.shape == (10, 5)
+
+
+def test_attention_is_given_in_pixels() -> None:
+    config = small_config(attention_resolutions="4").model
+    assert unet_from_config(config, squares_spec(), False, 4).attention_resolutions == {2}
+
+
+def test_messages() -> None:
+    spec = squares_spec()
+    with pytest.raises(InputError, match="rep_dim: 5 given, a multiple of the 2 variables is needed"):
+        CausalDiffAE.from_config(ModelConfig(rep_dim=5), spec)
+    with pytest.raises(InputError, match="mechanism: 'spline' given"):
+        model(mechanism="spline")
+    with pytest.raises(InputError, match="encoder_norm: 'group' given"):
+        model(encoder_norm="group")
+    with pytest.raises(InputError, match="channel_mult: '1,x' given, positive whole numbers"):
+        model(channel_mult="1,x")
+    with pytest.raises(InputError, match="num_channels: 20 given"):
+        model(num_channels=20)
+    net = model()
+    with pytest.raises(
+        InputError, match="model: encoder 2 x 3, structural model 2 x 2 and U-Net conditioning 4 do not fit"
+    ):
+        CausalDiffAE(CausalEncoder(8, 1, 2, 3, (8,)), net.scm, net.unet)
+    with pytest.raises(InputError, match="do not fit"):
+        CausalDiffAE(net.encoder, LatentSCM(CausalGraph(("a", "b", "c")), 2), net.unet)
