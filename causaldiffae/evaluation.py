@@ -114,11 +114,17 @@ def _score(
     )
 
 
+def interval(values: np.ndarray) -> float:
+    """Half the width of a 95 % interval of the mean over images, by the normal approximation; 0 for one image."""
+    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
 def summary(result: InterventionResult, names: Sequence[str]) -> dict[str, float]:
     """Means over images: pixel errors, and per variable the mean absolute error of measured and of predicted labels."""
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     if result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
         figures["counterfactual_l1"] = float(result.counterfactual_l1.mean())
+        figures["counterfactual_l1_interval"] = interval(result.counterfactual_l1)
         figures["do_nothing_l1"] = float(result.do_nothing_l1.mean())
     for j, name in enumerate(names):
         measured = result.measured_labels[:, j]

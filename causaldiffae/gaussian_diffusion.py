@@ -393,8 +393,8 @@ class GaussianDiffusion:
         """DDIM encoding that undoes `ddim_sample_loop` step by step: clean image -> x_0 -> ... -> x_{T-1}.
 
         The step from x_{t-1} to x_t inverts the decoding step from x_t, with the one approximation that eps is taken at
-        (x_{t-1}, t - 1) where decoding takes it at (x_t, t). The first step starts at the clean image, alpha-bar = 1, and
-        the last one ends where decoding begins. A constant eps is therefore inverted exactly.
+        (x_{t-1}, t - 1) where decoding takes it at (x_t, t). The first step starts at the clean image, alpha-bar = 1,
+        and the last one ends where decoding begins. A constant eps is therefore inverted exactly.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1]; it is never clipped, since clipping cannot be inverted.

@@ -81,6 +81,7 @@ def report_entry(
         "requested": question.value,
         "measured": round(figures[f"measured_{question.variable}"], 3),
         "seconds": round(seconds, 1),
+        "counterfactual_l1_interval": round(figures["counterfactual_l1_interval"], 3),
         "images": len(result.factual),
         "reconstruction_l1": round(figures["reconstruction_l1"], 3),
         "mean_error_of_measured_labels": {

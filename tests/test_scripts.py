@@ -1,0 +1,266 @@
+"""The scripts as a user runs them: what they write, and one line with exit code 2 for what a user can mend."""
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from causaldiffae.checkpoint import export_weights
+from causaldiffae.config import Config, DiffusionConfig, ModelConfig
+from causaldiffae.evaluation import describe_do, pixel_l1
+from causaldiffae.generators import morphomnist, pendulum
+from causaldiffae.image_datasets import dataset_spec
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, run_cli
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_SCRIPT, TRAIN_SCRIPT = ROOT / "scripts" / "image_causaldae_test.py", ROOT / "scripts" / "image_train.py"
+NETWORK = ["--num_channels=32", "--num_res_blocks=1", "--channel_mult=1,1", "--attention_resolutions=", "--rep_dim=4"]
+
+
+class Outcome(NamedTuple):
+    """What a script left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(script: Path, *arguments: object) -> Outcome:
+    """Runs a script's main in this process, where torch is already imported; exit codes as the shell would see them."""
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script.stem] = module
+    spec.loader.exec_module(module)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        try:
+            run_cli(module.main, [str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(process: Outcome, *words: str) -> None:
+    """Exit code 2, one line on standard error that names what is wrong, no traceback."""
+    lines = [line for line in process.stderr.splitlines() if line and not line.startswith("warning: ")]
+    assert process.returncode == 2, process.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    morphomnist.write_dataset(
+        ROOT / "assets" / "mnist_share", folder, num_train=8, num_test=6, workers=1, progress=False
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Config(
+        model=ModelConfig(
+            num_channels=32, num_res_blocks=1, channel_mult="1,1", attention_resolutions="", rep_dim=4, class_cond=True
+        ),
+        diffusion=DiffusionConfig(diffusion_steps=50),
+    )
+    torch.manual_seed(0)
+    spec = dataset_spec("morphomnist")
+    model, _ = create_model_and_diffusion(config, spec)
+    folder = tmp_path_factory.mktemp("model") / "untrained"
+    return export_weights(folder, model.state_dict(), describe_checkpoint(config, spec))
+
+
+def ask(model: Path, data: Path, out: Path, *more: object) -> Outcome:
+    paths = ["--model_path", model, "--data_dir", data, "--out_dir", out, "--timestep_respacing", "4"]
+    return run(TEST_SCRIPT, *paths, *more)
+
+
+def test_counterfactuals_are_written_for_every_image(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = ask(model_folder, digits, out, "--do", "thickness=4", "--do", "thickness=2,intensity=90")
+    assert process.returncode == 0, process.stderr
+    with (out / "counterfactuals.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 2 * 2
+    asked = [row for row in rows if row["do"] == "do(thickness=4)" and row["variable"] == "thickness"]
+    assert {row["requested"] for row in asked} == {"4"} and {row["true"] for row in asked} == {"4"}
+    followed = [row for row in rows if row["do"] == "do(thickness=4)" and row["variable"] == "intensity"]
+    assert {row["requested"] for row in followed} == {""} and all(float(row["true"]) > 150 for row in followed)
+    arrays = np.load(out / "counterfactuals.npz", allow_pickle=False)
+    assert arrays["counterfactual_1"].shape == arrays["truth_1"].shape == (6, 1, 28, 28)
+    assert not np.array_equal(arrays["truth_0"], arrays["truth_1"])
+    figures = json.loads((out / "summary.json").read_text())["results"]["do(thickness=4)"]
+    l1 = np.abs(arrays["counterfactual_0"].astype(float) - arrays["truth_0"]).mean()
+    assert figures["counterfactual_l1"] == pytest.approx(l1)
+    with Image.open(out / "counterfactuals.png") as picture:
+        assert picture.size[0] > 300 and picture.size[1] > 300
+    assert "do(thickness=4)" in process.stdout
+
+
+def test_without_do_the_table_in_the_script_is_asked(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    process = ask(model_folder, digits, tmp_path / "out", "--num_images", 2)
+    assert process.returncode == 0, process.stderr
+    assert "do(thickness=1.5)" in process.stdout and "do(thickness=4, intensity=120)" in process.stdout
+
+
+def test_far_outside_the_range_is_done_with_a_warning(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    process = ask(model_folder, digits, tmp_path / "out", "--do", "thickness=9", "--num_images", 2)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"^warning: .*thickness.*0\.875.*6\.256", process.stderr, re.MULTILINE), process.stderr
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ("width=2", ("width", "thickness, intensity")),
+        ("thickness=thick", ("thickness=thick", "finite number")),
+        ("thickness=nan", ("thickness=nan", "finite number")),
+        ("thickness=inf", ("thickness=inf", "finite number")),
+        ("thickness", ("name=value",)),
+        ("thickness=1,thickness=2", ("set twice",)),
+    ],
+)
+def test_bad_interventions(model_folder: Path, digits: Path, tmp_path: Path, do: str, words: tuple[str, ...]) -> None:
+    assert_refused(ask(model_folder, digits, tmp_path / "out", "--do", do), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shell_sees_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(TEST_SCRIPT),
+        "--model_path",
+        "nowhere",
+        "--data_dir",
+        "x",
+        "--out_dir",
+        str(tmp_path),
+    ]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert process.returncode == 2 and process.stdout == ""
+    assert len(process.stderr.splitlines()) == 1 and process.stderr.startswith("error: nowhere")
+
+
+def test_bad_models_and_data(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(ask(tmp_path / "nowhere", digits, out), "nowhere")
+    assert_refused(ask(digits, digits, out), "digits", "no checkpoint")
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    described = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(described | {"model_type": "something"}))
+    assert_refused(ask(other, digits, out), "something", "causaldiffae")
+    described["config"]["model"]["rep_dim"] = 6
+    (other / "config.json").write_text(json.dumps(described))
+    assert_refused(ask(other, digits, out), "another model", "encoder.fc_mu.weight", "expected")
+    (other / "config.json").write_text("{")
+    assert_refused(ask(other, digits, out), "config.json")
+    assert_refused(ask(model_folder, tmp_path / "nothing", out), "nothing")
+    (tmp_path / "empty").mkdir()
+    assert_refused(ask(model_folder, tmp_path / "empty", out), "empty")
+    broken = tmp_path / "broken"
+    shutil.copytree(digits, broken)
+    (broken / "t10k-morpho.csv").write_text("index,thickness\n0,1.0\n")
+    assert_refused(ask(model_folder, broken, out), "t10k-morpho.csv", "intensity")
+    assert not out.exists()
+
+
+def test_bad_flags(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(ask(model_folder, digits, out, "--abduction", "magic"), "magic", "ddim")
+    assert_refused(ask(model_folder, digits, out, "--w", "nan"), "w")
+    assert_refused(ask(model_folder, digits, out, "--wieght", "1"), "wieght")
+    assert_refused(run(TEST_SCRIPT, "--data_dir", digits), "model_path")
+    assert not out.exists()
+
+
+def test_training_writes_a_model_that_the_test_script_opens(digits: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--dataset=morphomnist", f"--data_dir={digits}", f"--run_dir={run_dir}", *NETWORK, "--batch_size=4"]
+    arguments += [
+        "--class_cond=True",
+        "--total_steps=3",
+        "--log_interval=1",
+        "--sample_interval=3",
+        "--tensorboard=False",
+    ]
+    process = run(TRAIN_SCRIPT, *arguments)
+    assert process.returncode == 0, process.stderr
+    assert (run_dir / "step_0000003" / "manifest.json").is_file() and (run_dir / "images").is_dir()
+    assert len((run_dir / "progress.csv").read_text().splitlines()) == 4
+    again = run(TRAIN_SCRIPT, *arguments, "--total_steps=4")
+    assert again.returncode == 0 and (run_dir / "step_0000004").is_dir(), again.stderr
+    assert len((run_dir / "progress.csv").read_text().splitlines()) == 5
+    asked = ask(run_dir, digits, tmp_path / "out", "--num_images", 2, "--do", "intensity=90")
+    assert asked.returncode == 0, asked.stderr
+    assert_refused(run(TRAIN_SCRIPT, *arguments, "--total_steps=5", "--rep_dim=8"), "another configuration")
+
+
+def test_training_refuses_what_it_cannot_do(digits: Path, tmp_path: Path) -> None:
+    base = ["--dataset=morphomnist", f"--data_dir={digits}", f"--run_dir={tmp_path / 'run'}", *NETWORK]
+    for flags, words in (
+        (["--dataset=mnist"], ("mnist", "morphomnist")),
+        (["--lr=nan"], ("lr", "nan")),
+        (["--batch_size=0"], ("batch_size", "positive")),
+        (["--mechanism=magic"], ("magic", "additive")),
+        (["--channel_mult=1,x"], ("channel_mult",)),
+        (["--rep_dim=5"], ("rep_dim", "2 variables")),
+        (["--data_dir=/nowhere"], ("/nowhere",)),
+    ):
+        assert_refused(run(TRAIN_SCRIPT, *base, *flags), *words)
+    config = tmp_path / "bad.yaml"
+    config.write_text("dataset: morphomnist\nlearning_rate: 0.1\n")
+    assert_refused(run(TRAIN_SCRIPT, "--config", config, *base), "learning_rate")
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_prints_the_resolved_configuration(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "pendulum_causaldae_mini.yaml"
+    process = run(TRAIN_SCRIPT, "--config", config, "--run_dir", tmp_path / "run", "--dry_run=True", "--lr=0.005")
+    assert process.returncode == 0, process.stderr
+    assert "lr: 0.005" in process.stdout and "parameters" in process.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_readme_python_block(tmp_path: Path) -> None:
+    """The README's Python runs as printed, on a few pendulums."""
+    folder = tmp_path / "data" / "pendulum" / "test"
+    folder.mkdir(parents=True)
+    for angle, light in ((-20, 80), (0, 90), (10, 120), (30, 140)):
+        length, position = pendulum.file_labels(np.array([angle]), np.array([light]))[0, 2:]
+        image = Image.fromarray(pendulum.render(angle, light))
+        image.save(folder / f"a_{angle}_{light}_{int(length)}_{int(position)}.png")
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    code = [sys.executable, "-c", block.group(1)]
+    process = subprocess.run(code, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "torch.Size([4, 3, 32, 32])" in process.stdout
+
+
+def test_pixel_l1_and_descriptions() -> None:
+    a = np.zeros((2, 1, 2, 2), np.uint8)
+    b = a.copy()
+    b[1] = 200
+    np.testing.assert_array_equal(pixel_l1(a, b), [0.0, 200.0])
+    np.testing.assert_array_equal(pixel_l1(b, a), [0.0, 200.0])  # no wrap-around of unsigned bytes
+    assert describe_do({"a": 4.5, "b": 90.0}) == "do(a=4.5, b=90)"
