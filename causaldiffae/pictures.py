@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from causaldiffae.image_datasets import DatasetSpec
 
 GAP = 2
 
@@ -20,6 +24,16 @@ def tile(images: np.ndarray, background: int = 255) -> np.ndarray:
             top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
             picture[top : top + height, left : left + width] = images[i, j].transpose(1, 2, 0)
     return picture
+
+
+def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
+    """A short text per row of (N, n) labels: three letters of each word of a variable's name, and its value."""
+    names = ["".join(part[:3] for part in name.split("_")) for name in spec.graph.names]
+    texts = []
+    for row in labels:
+        parts = [f"{name} {value:.3g}" for name, value in zip(names, row, strict=True)]
+        texts.append("\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)))
+    return texts
 
 
 def labelled_grid(

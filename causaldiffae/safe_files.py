@@ -167,6 +167,7 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
         storages.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
     save_file(separate, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes files that only their owner can read
     sync_to_disk(path)
 
 

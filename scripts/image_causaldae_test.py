@@ -25,7 +25,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation import InterventionResult, arrays, describe_do, evaluate_interventions, summary, write_csv
 from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split
 from causaldiffae.logger import progress_bar
-from causaldiffae.pictures import labelled_grid, save_png
+from causaldiffae.pictures import label_captions, labelled_grid, save_png
 from causaldiffae.script_util import LoadedModel, argument_parser, load_model, parse_flat, run_cli
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -100,30 +100,21 @@ def parse_do(text: str) -> dict[str, float]:
     return do
 
 
-def draw(results: Sequence[InterventionResult], spec: DatasetSpec, rows: int) -> np.ndarray:
-    """Factual and reconstruction, then the counterfactual beside the truth for every intervention."""
-
-    def caption(labels: np.ndarray | None) -> list[str]:
-        if labels is None:
-            return [""] * rows
-        texts = [
-            [
-                f"{name[:3]}{name[name.find('_') :][:4] if '_' in name else ''} {value:.3g}"
-                for name, value in zip(spec.graph.names, row, strict=True)
-            ]
-            for row in labels[:rows]
-        ]
-        return ["\n".join(", ".join(text[i : i + 2]) for i in range(0, len(text), 2)) for text in texts]
-
+def draw(results: Sequence[InterventionResult], spec: DatasetSpec, count: int) -> np.ndarray:
+    """Factual and reconstruction, then for every intervention the counterfactual and the truth, on `count` images."""
     first = results[0]
-    columns = [("factual", first.factual[:rows]), ("reconstruction", first.reconstruction[:rows])]
-    captions = [caption(first.factual_labels), [f"L1 {v:.1f}" for v in first.reconstruction_l1[:rows]]]
+    rows = np.linspace(0, len(first.factual) - 1, count).astype(int)  # spread over the split, which may be sorted
+    columns = [("factual", first.factual[rows]), ("reconstruction", first.reconstruction[rows])]
+    captions = [
+        label_captions(spec, first.factual_labels[rows]),
+        [f"L1 {v:.1f}" for v in first.reconstruction_l1[rows]],
+    ]
     for result in results:
-        columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[:rows]))
-        captions.append(caption(result.measured_labels))
-        if result.truth is not None:
-            columns.append(("the truth", result.truth[:rows]))
-            captions.append(caption(result.true_labels))
+        columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[rows]))
+        captions.append(label_captions(spec, result.measured_labels[rows]))
+        if result.truth is not None and result.true_labels is not None:
+            columns.append(("the truth", result.truth[rows]))
+            captions.append(label_captions(spec, result.true_labels[rows]))
     return labelled_grid(columns, cell_captions=captions)
 
 
