@@ -18,6 +18,7 @@ import torch
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import (
+    DatasetSpec,
     ImageData,
     measure,
     to_model_range,
@@ -25,6 +26,7 @@ from causaldiffae.image_datasets import (
     true_counterfactual,
     truth_is_known,
 )
+from causaldiffae.pictures import label_captions, labelled_grid
 
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
@@ -163,6 +165,26 @@ def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData
 def describe_do(do: Mapping[str, float]) -> str:
     """{"thickness": 4.5} -> "do(thickness=4.5)"."""
     return "do(" + ", ".join(f"{name}={value:g}" for name, value in do.items()) + ")"
+
+
+def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: int, title: str = "") -> np.ndarray:
+    """A labelled picture of up to `count` images: factual, reconstruction, then each counterfactual and the truth.
+
+    Under a counterfactual stands what is measured on it, under the truth its true labels. Returns (H', W', 3) uint8.
+    """
+    first = results[0]
+    # spread over the split, which may be sorted
+    rows = np.linspace(0, len(first.factual) - 1, min(count, len(first.factual))).astype(int)
+    columns = [("factual", first.factual[rows]), ("reconstruction", first.reconstruction[rows])]
+    reconstruction_errors = [f"L1 {value:.1f}" for value in first.reconstruction_l1[rows]]
+    captions = [label_captions(spec, first.factual_labels[rows]), reconstruction_errors]
+    for result in results:
+        columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[rows]))
+        captions.append(label_captions(spec, result.measured_labels[rows]))
+        if result.truth is not None and result.true_labels is not None:
+            columns.append(("the truth", result.truth[rows]))
+            captions.append(label_captions(spec, result.true_labels[rows]))
+    return labelled_grid(columns, cell_captions=captions, title=title)
 
 
 def arrays(results: Sequence[InterventionResult]) -> dict[str, np.ndarray]:

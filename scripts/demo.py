@@ -24,11 +24,11 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation import InterventionResult, describe_do, evaluate_interventions, summary
+from causaldiffae.evaluation import InterventionResult, draw_grid, evaluate_interventions, summary
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.image_datasets import ImageData, read_split
 from causaldiffae.logger import progress_bar
-from causaldiffae.pictures import label_captions, labelled_grid, save_png
+from causaldiffae.pictures import save_png
 from causaldiffae.script_util import LoadedModel, load_model, run_cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,25 +110,10 @@ def report_entry(
 
 def draw(answers: list[tuple[Question, list[InterventionResult], LoadedModel]]) -> np.ndarray:
     """Both data sets above each other: factual, reconstruction, then each counterfactual beside the truth."""
-    pictures = []
-    for question, results, loaded in answers:
-        spec, first = loaded.spec, results[0]
-        rows = np.linspace(0, len(first.factual) - 1, min(ROWS, len(first.factual))).astype(int)
-        columns = [("factual", first.factual[rows]), ("reconstruction", first.reconstruction[rows])]
-        texts = [
-            label_captions(spec, first.factual_labels[rows]),
-            [f"L1 {v:.1f}" for v in first.reconstruction_l1[rows]],
-        ]
-        for result in results:
-            assert result.truth is not None and result.true_labels is not None and result.counterfactual_l1 is not None
-            columns += [(describe_do(result.do), result.counterfactual[rows]), ("the truth", result.truth[rows])]
-            texts += [
-                label_captions(spec, result.measured_labels[rows]),
-                label_captions(spec, result.true_labels[rows]),
-            ]
-        pictures.append(
-            labelled_grid(columns, cell_captions=texts, title=f"{question.dataset}: what if ...? ({CAPTION})")
-        )
+    pictures = [
+        draw_grid(results, loaded.spec, ROWS, title=f"{question.dataset}: what if ...? ({CAPTION})")
+        for question, results, loaded in answers
+    ]
     width = max(picture.shape[1] for picture in pictures)
     padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     return np.concatenate(padded)

@@ -12,7 +12,6 @@ counterfactuals.npz.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -22,10 +21,10 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation import InterventionResult, arrays, describe_do, evaluate_interventions, summary, write_csv
+from causaldiffae.evaluation import arrays, describe_do, draw_grid, evaluate_interventions, summary, write_csv
 from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split
 from causaldiffae.logger import progress_bar
-from causaldiffae.pictures import label_captions, labelled_grid, save_png
+from causaldiffae.pictures import save_png
 from causaldiffae.script_util import LoadedModel, argument_parser, load_model, parse_flat, run_cli
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -100,24 +99,6 @@ def parse_do(text: str) -> dict[str, float]:
     return do
 
 
-def draw(results: Sequence[InterventionResult], spec: DatasetSpec, count: int) -> np.ndarray:
-    """Factual and reconstruction, then for every intervention the counterfactual and the truth, on `count` images."""
-    first = results[0]
-    rows = np.linspace(0, len(first.factual) - 1, count).astype(int)  # spread over the split, which may be sorted
-    columns = [("factual", first.factual[rows]), ("reconstruction", first.reconstruction[rows])]
-    captions = [
-        label_captions(spec, first.factual_labels[rows]),
-        [f"L1 {v:.1f}" for v in first.reconstruction_l1[rows]],
-    ]
-    for result in results:
-        columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[rows]))
-        captions.append(label_captions(spec, result.measured_labels[rows]))
-        if result.truth is not None and result.true_labels is not None:
-            columns.append(("the truth", result.truth[rows]))
-            captions.append(label_captions(spec, result.true_labels[rows]))
-    return labelled_grid(columns, cell_captions=captions)
-
-
 def read_test_images(loaded: LoadedModel, data_dir: str, num_images: int) -> ImageData:
     """The test split as the model was trained on it: same size, same channels."""
     spec = loaded.spec
@@ -159,7 +140,7 @@ def main(argv: list[str]) -> None:
         )
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    save_png(out / "counterfactuals.png", draw(results, loaded.spec, min(config.grid_images, len(data))))
+    save_png(out / "counterfactuals.png", draw_grid(results, loaded.spec, config.grid_images))
     write_csv(out / "counterfactuals.csv", results, data)
     np.savez_compressed(out / "counterfactuals.npz", **arrays(results))
     figures = {describe_do(result.do): summary(result, loaded.spec.graph.names) for result in results}
