@@ -1,0 +1,83 @@
+"""Scoring on engines whose answers are known: one that draws the truth, and one that changes nothing."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from causaldiffae.counterfactual import Counterfactual
+from causaldiffae.errors import InputError
+from causaldiffae.evaluation import evaluate_interventions, summary
+from causaldiffae.generators import morphomnist
+from causaldiffae.image_datasets import ImageData, read_split, to_model_range, true_counterfactual
+
+ROOT = Path(__file__).resolve().parent.parent
+DOS: list[dict[str, float]] = [{"thickness": 3.5}, {"intensity": 90.0}]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    share = ROOT / "assets" / "mnist_share"
+    morphomnist.write_dataset(share, folder, num_train=0, num_test=5, workers=1, progress=False)
+    return read_split("morphomnist", folder, "test")
+
+
+class Engine:
+    """Answers with the truth, or with the factual images; its reconstruction is up to 40 grey levels too dark."""
+
+    def __init__(self, data: ImageData, knows_the_truth: bool) -> None:
+        self.data, self.spec, self.knows_the_truth = data, data.spec, knows_the_truth
+        self.done = 0
+
+    def abduct(self, x_start: torch.Tensor, *_: Any) -> SimpleNamespace:
+        first, self.done = self.done, self.done + len(x_start)
+        return SimpleNamespace(part=self.data.subset(range(first, self.done)))
+
+    def predict(self, abducted: SimpleNamespace, dos: Sequence[Mapping[str, float]]) -> list[Counterfactual]:
+        results = []
+        for do in dos:
+            images, labels = abducted.part.images, abducted.part.labels
+            if not do:
+                images = np.maximum(images, 40) - 40
+            elif self.knows_the_truth:
+                labels, images = true_counterfactual(abducted.part, do)
+            results.append(Counterfactual(to_model_range(images), torch.from_numpy(labels), torch.zeros(0)))
+        return results
+
+
+def test_the_truth_scores_nothing_and_is_told_from_reconstruction(digits: ImageData) -> None:
+    engine: Any = Engine(digits, knows_the_truth=True)
+    results = evaluate_interventions(engine, digits, DOS, batch_size=2)
+    for do, result in zip(DOS, results, strict=True):
+        assert result.do == do
+        assert result.counterfactual_l1 is not None and result.do_nothing_l1 is not None
+        np.testing.assert_array_equal(result.counterfactual, result.truth)
+        np.testing.assert_array_equal(result.counterfactual_l1, 0.0)
+        assert (result.do_nothing_l1 > 0).all() and (result.reconstruction_l1 > 0).all()
+        figures = summary(result, digits.spec.graph.names)
+        assert figures["counterfactual_l1"] == 0 and figures["counterfactual_l1_interval"] == 0
+        assert figures["predicted_error_thickness"] == figures["predicted_error_intensity"] == 0
+    assert not np.array_equal(results[0].counterfactual, results[1].counterfactual)
+
+
+def test_doing_nothing_scores_as_doing_nothing(digits: ImageData) -> None:
+    engine: Any = Engine(digits, knows_the_truth=False)
+    seen: list[int] = []
+    for result in evaluate_interventions(engine, digits, DOS, batch_size=2, on_batch=seen.append):
+        assert result.counterfactual_l1 is not None
+        np.testing.assert_array_equal(result.counterfactual_l1, result.do_nothing_l1)
+        expected = np.abs(digits.images.astype(float) - np.asarray(result.truth)).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(result.counterfactual_l1, expected)
+        assert summary(result, digits.spec.graph.names)["counterfactual_l1_interval"] > 0
+    assert seen == [2, 2, 1]
+
+
+def test_no_intervention_is_refused(digits: ImageData) -> None:
+    engine: Any = Engine(digits, knows_the_truth=True)
+    with pytest.raises(InputError, match="at least one intervention"):
+        evaluate_interventions(engine, digits, [])
