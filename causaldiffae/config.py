@@ -24,6 +24,7 @@ class ModelConfig:
     """The networks.
 
     Attributes:
+        model_type: "causaldae", or a model it is compared with: "conditional", "diffae", "causalvae".
         num_channels: base width of the U-Net, a multiple of 32.
         num_res_blocks: residual blocks per resolution.
         channel_mult: width multipliers per resolution, "1,2,2".
@@ -47,8 +48,11 @@ class ModelConfig:
         mechanism_width: hidden width of the mechanisms; 0 means rep_dim.
         mechanism_depth: hidden layers of the mechanisms.
         min_scale: floor of a child's residual scale, in normalised label units.
+        aligned: of model_type "diffae": its blocks are tied to the labels.
+        decoder_channels: of model_type "causalvae": widths of its decoder, from the smallest feature map on.
     """
 
+    model_type: str = "causaldae"
     num_channels: int = 128
     num_res_blocks: int = 3
     channel_mult: str = "1,2,2"
@@ -72,6 +76,8 @@ class ModelConfig:
     mechanism_width: int = 0
     mechanism_depth: int = 1
     min_scale: float = 0.02
+    aligned: bool = False
+    decoder_channels: str = "128,64,32"
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,9 @@ class LossConfig:
         variance_factor: multiplies the variance that latents are sampled with (published: 0.001).
         mechanism_weight: weight of the mechanisms' likelihood on the labels.
         drop_prob: share of the images whose latents are replaced by the null token, as guidance training.
+        masking: weak supervision: only `label_fraction` of the training images have labels.
+        label_fraction: share of the training images with labels, see supervision.py.
+        label_seed: of the choice of those images.
     """
 
     kl_weight: float = 1.0
@@ -122,6 +131,9 @@ class LossConfig:
     variance_factor: float = 1.0
     mechanism_weight: float = 1.0
     drop_prob: float = 0.0
+    masking: bool = False
+    label_fraction: float = 1.0
+    label_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,6 +196,35 @@ class TrainConfig:
     dry_run: bool = False
 
 
+RECIPES: dict[str, dict[str, Any]] = {
+    # What the published CausalDiffAE code does, whatever else a configuration says.
+    "reference": {
+        "mechanism": "one_hop",
+        "mechanism_width": 0,
+        "encoder_norm": "batch",
+        "cond_hidden": 0,
+        "learned_null": False,
+        "learn_sigma": False,
+        "predict_v": False,
+        "predict_xstart": False,
+        "kl_weight": 1.0,
+        "kl_anneal_steps": 50_000,
+        "label_std": 1.0,
+        "label_kl_variance": "unit",
+        "variance_factor": 0.001,
+        "mechanism_weight": 0.0,
+        "drop_prob": 0.0,
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "warmup_steps": 0,
+        "lr_anneal_steps": 0,
+        "grad_clip": 0.0,
+        "ema_rate": "0.9999",
+        "ema_warmup": False,
+    },
+}
+"""Named sets of values that `--recipe NAME` puts in at its place on the command line."""
+
 COMPONENTS: dict[str, type] = {
     "model": ModelConfig,
     "diffusion": DiffusionConfig,
@@ -230,17 +271,27 @@ class Config:
                     raise InputError(f"{name}: {value} given, a positive number is needed")
                 if value < 0 and name != "num_head_channels":
                     raise InputError(f"{name}: {value} given, 0 or more is needed")
-        for name in ("drop_prob", "dropout"):
-            value = getattr(self.loss if name == "drop_prob" else self.model, name)
+        probabilities: tuple[tuple[str, Any], ...] = (
+            ("drop_prob", self.loss),
+            ("label_fraction", self.loss),
+            ("dropout", self.model),
+        )
+        for name, part in probabilities:
+            value = getattr(part, name)
             if not 0 <= value <= 1:
-                raise InputError(f"{name}: {value} given, a probability between 0 and 1 is needed")
+                kind = "share" if name == "label_fraction" else "probability"
+                raise InputError(f"{name}: {value} given, a {kind} between 0 and 1 is needed")
+        if self.loss.label_fraction < 1 and not self.loss.masking:
+            raise InputError(
+                f"label_fraction: {self.loss.label_fraction} given without weak supervision; add --masking True"
+            )
         if self.loss.label_kl_variance not in ("posterior", "unit"):
             raise InputError(f"label_kl_variance: {self.loss.label_kl_variance!r} given, allowed are posterior, unit")
         if self.model.num_head_channels < -1 or self.model.num_head_channels == 0:
             raise InputError(
                 f"num_head_channels: {self.model.num_head_channels} given, -1 or a positive number is needed"
             )
-        for name in ("channel_mult", "encoder_channels"):
+        for name in ("channel_mult", "encoder_channels", "decoder_channels"):
             if not parse_ints(name, getattr(self.model, name)):
                 raise InputError(f"{name}: {getattr(self.model, name)!r} given, at least one number is needed")
         self.ema_rates()

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
+from causaldiffae.guidance import Guidance, ScoreModel, guided_score
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import ScoreModel
 from causaldiffae.scm import Do
 
 
@@ -33,15 +33,37 @@ class AbductionKind(Enum):
     NONE = "none"
 
 
-class GenerativeModel(Protocol):
-    """What a model must offer to be asked counterfactual questions."""
+class CausalModel(Protocol):
+    """What a model must offer to be asked counterfactual questions, beside a way to draw images.
+
+    `needs_labels`: whether `abduct` must be given the images' labels (B, n), normalised.
+    """
+
+    needs_labels: bool
 
     @property
     def class_cond(self) -> bool: ...
-    def abduct(self, x_start: Tensor) -> Tensor: ...
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor: ...
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor: ...
     def read_labels(self, z: Tensor) -> Tensor: ...
-    def score_model(self, z: Tensor, classes: Tensor | None = None, w: float = 1.0) -> ScoreModel: ...
+
+
+class DiffusionModel(CausalModel, Protocol):
+    """Draws images by diffusion: what the latents leave open is in x_T."""
+
+    def eps_under(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class DirectModel(CausalModel, Protocol):
+    """Draws images from the latents alone, in one step."""
+
+    def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor: ...
+
+
+GenerativeModel = DiffusionModel | DirectModel
 
 
 @dataclass(frozen=True)
@@ -51,13 +73,13 @@ class Abduction:
     Attributes:
         u: (B, n, d) exogenous noise of the causal variables.
         z: (B, n, d) the factual causal variables, which u implies.
-        x_T: (B, C, H, W) what the causal variables leave open.
+        x_T: (B, C, H, W) what the causal variables leave open; None for a model that draws from them alone.
         classes: (B,) or None.
     """
 
     u: Tensor
     z: Tensor
-    x_T: Tensor
+    x_T: Tensor | None
     classes: Tensor | None
 
 
@@ -84,8 +106,11 @@ class CounterfactualEngine:
         diffusion: the steps to encode and decode with, for instance `SpacedDiffusion` with 50 of 1000.
         spec: the data set's names, units and graph.
         abduction: see `AbductionKind`.
-        w: grade of the intervention; 1 is no guidance.
+        guidance: grade of the intervention; by default none.
+        stop: encode and decode only up to this share of T (Diff-SCM's partial encoding): what is undone keeps more of
+            the factual image.
         autocast: dtype of the network's activations, None for float32.
+        pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
     """
 
     def __init__(
@@ -94,55 +119,105 @@ class CounterfactualEngine:
         diffusion: GaussianDiffusion,
         spec: DatasetSpec,
         abduction: AbductionKind = AbductionKind.DDIM,
-        w: float = 1.0,
+        guidance: Guidance | None = None,
+        stop: float = 1.0,
         autocast: torch.dtype | None = None,
+        pixel_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
+        if not 0.0 < stop <= 1.0:
+            raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
+        if abduction is AbductionKind.NONE and stop < 1.0:
+            raise InputError(f"stop: {stop} given, but abduction 'none' draws plain noise, which only T has")
         self.model, self.diffusion, self.spec = model, diffusion, spec
-        self.abduction, self.w, self.autocast = abduction, w, autocast
+        self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
+        self.pixel_range = pixel_range
+        self.steps = max(1, round(stop * diffusion.num_timesteps))
 
     @torch.inference_mode()
     def abduct(
-        self, x_start: Tensor, classes: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        x_start: Tensor,
+        classes: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        labels: Tensor | None = None,
     ) -> Abduction:
         """Step one: infers the noise behind images (B, C, H, W) in [-1, 1].
 
-        `classes` (B,) are needed by a class-conditional model and ignored by others. Where x_T is random (`NOISE`,
-        `NONE`) it is drawn from `generator`, which lives on the images' device.
+        Args:
+            classes: (B,), needed by a class-conditional model and ignored by others.
+            generator: draws x_T where it is random (`NOISE`, `NONE`); it lives on the images' device.
+            labels: (B, n) in label units, needed by a model without an encoder and ignored by others.
         """
         if self.model.class_cond and classes is None:
             raise InputError("classes: this model needs the images' classes")
+        if self.model.needs_labels and labels is None:
+            raise InputError("labels: this model has no encoder and needs the images' labels")
         classes = classes if self.model.class_cond else None
-        u = self.model.abduct(x_start)
+        x_start = self._to_network(x_start)
+        u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels))
         z = self.model.predict(u)
+        if isinstance(self.model, DirectModel):
+            return Abduction(u, z, None, classes)
         if self.abduction is AbductionKind.DDIM:
-            x_T = self.diffusion.ddim_encode(self._score(z, classes), x_start)
-        else:
-            noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
-            last = torch.full((len(x_start),), self.diffusion.num_timesteps - 1, device=x_start.device)
-            x_T = self.diffusion.q_sample(x_start, last, noise) if self.abduction is AbductionKind.NOISE else noise
-        return Abduction(u, z, x_T, classes)
+            score = self._low_precision(guided_score(self.model, z, classes))
+            return Abduction(u, z, self.diffusion.ddim_encode(score, x_start, stop=self.steps), classes)
+        noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
+        last = torch.full((len(x_start),), self.steps - 1, device=x_start.device)
+        noised = self.abduction is AbductionKind.NOISE
+        return Abduction(u, z, self.diffusion.q_sample(x_start, last, noise) if noised else noise, classes)
 
     def act(self, do: Mapping[str, float]) -> dict[str, float]:
         """Step two: an intervention in label units, checked and normalised."""
         return self.spec.normalise_do(do)
 
     @torch.inference_mode()
-    def predict(self, abducted: Abduction, interventions: Sequence[Mapping[str, float]]) -> list[Counterfactual]:
-        """Step three: the images under each intervention (in label units; an empty one asks for the reconstruction)."""
+    def predict(
+        self,
+        abducted: Abduction,
+        interventions: Sequence[Mapping[str, float]],
+        guidances: Sequence[Guidance] | None = None,
+    ) -> list[Counterfactual]:
+        """Step three: the images under each intervention.
+
+        Args:
+            interventions: in label units; an empty one asks for the reconstruction.
+            guidances: one for each intervention; by default the engine's own.
+        """
         latents = [self.model.predict(abducted.u, self.act(do)) for do in interventions]
         results = []
-        for z in latents:
-            images = self.diffusion.ddim_sample_loop(self._score(z, abducted.classes, self.w), abducted.x_T)
+        for z, guidance in zip(latents, guidances or [self.guidance] * len(latents), strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
-            results.append(Counterfactual(images.float().clamp(-1, 1), labels, z))
+            images = self._from_network(self._draw(z, abducted, guidance).float())
+            results.append(Counterfactual(images.clamp(-1, 1), labels, z))
         return results
 
-    def counterfactual(self, x_start: Tensor, do: Mapping[str, float], classes: Tensor | None = None) -> Counterfactual:
-        """All three steps for one intervention."""
-        return self.predict(self.abduct(x_start, classes), [do])[0]
+    def counterfactual(
+        self,
+        x_start: Tensor,
+        do: Mapping[str, float],
+        classes: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Counterfactual:
+        """All three steps for one intervention; the arguments are those of `abduct` and `predict`."""
+        return self.predict(self.abduct(x_start, classes, labels=labels), [do])[0]
 
-    def _score(self, z: Tensor, classes: Tensor | None, w: float = 1.0) -> ScoreModel:
-        score = self.model.score_model(z, classes, w)
+    def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance) -> Tensor:
+        if isinstance(self.model, DirectModel):
+            return self.model.decode(z, abducted.classes)
+        assert abducted.x_T is not None
+        largest = 1000.0 if self.diffusion.rescale_timesteps else float(self.diffusion.original_num_steps)
+        score = guided_score(self.model, z, abducted.classes, guidance, abducted.z, largest)
+        return self.diffusion.ddim_sample_loop(self._low_precision(score), abducted.x_T, start=self.steps)
+
+    def _to_network(self, images: Tensor) -> Tensor:
+        low, high = self.pixel_range
+        return images if (low, high) == (-1.0, 1.0) else low + (high - low) * (images + 1.0) / 2.0
+
+    def _from_network(self, images: Tensor) -> Tensor:
+        low, high = self.pixel_range
+        return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
+
+    def _low_precision(self, score: ScoreModel) -> ScoreModel:
         if self.autocast is None:
             return score
 

@@ -17,6 +17,7 @@ import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
+from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import (
     DatasetSpec,
     ImageData,
@@ -64,12 +65,14 @@ def evaluate_interventions(
     interventions: Sequence[Mapping[str, float]],
     batch_size: int = 100,
     device: torch.device | str = "cpu",
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
     seed: int = 0,
+    guidances: Sequence[Guidance] | None = None,
 ) -> list[InterventionResult]:
     """Every intervention on every image; images of a batch are abducted once for all interventions.
 
     Args:
+        guidances: one for each intervention; by default the engine's own. The reconstruction is never guided by them.
         on_batch: told the number of images after each batch, for a progress bar.
         seed: of x_T where it is drawn.
     """
@@ -83,8 +86,10 @@ def evaluate_interventions(
         part = data.subset(list(range(start, min(start + batch_size, len(data)))))
         x_start = to_model_range(part.images).to(device)
         classes = None if part.classes is None else torch.from_numpy(part.classes).to(device)
-        abducted = engine.abduct(x_start, classes, generator)
-        for i, result in enumerate(engine.predict(abducted, [{}, *checked])):
+        factual = torch.from_numpy(part.labels).to(device)
+        abducted = engine.abduct(x_start, classes, generator, factual)
+        grades = None if guidances is None else [engine.guidance, *guidances]
+        for i, result in enumerate(engine.predict(abducted, [{}, *checked], grades)):
             images[i].append(to_uint8(result.images.cpu().numpy()))
             labels[i].append(result.labels.cpu().numpy())
         if on_batch is not None:
@@ -141,6 +146,39 @@ def summary(result: InterventionResult, names: Sequence[str]) -> dict[str, float
     return figures
 
 
+def slope(measured: np.ndarray, true: np.ndarray) -> float:
+    """Least-squares slope of measured on true labels within images: (K, N) each, K interventions on N images.
+
+    Differences between images do not count, so that an image left as it is has slope 0. Images of which something
+    could not be measured are left out; NaN where nothing is left or the truth does not move.
+    """
+    found = np.isfinite(measured).all(axis=0) & np.isfinite(true).all(axis=0)
+    dx, dy = (values[:, found] - values[:, found].mean(axis=0) for values in (true, measured))
+    spread = float((dx**2).sum())
+    return float((dx * dy).sum() / spread) if spread > 0 else float("nan")
+
+
+def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[str, dict[str, float]]:
+    """What happened to each variable while one was set to several values, over all images and values.
+
+    `slope`: of measured on true counterfactual labels, for variables that the truth moves; 1 is right, 0 is no effect.
+    `change`: mean change of the measured label against the value measured on the factual image, for the others; 0 is
+    right. Both are NaN where they cannot be known.
+    """
+    first = results[0]
+    moved = set(first.do).union(*(spec.graph.descendants(name) for name in first.do))
+    before = measure(spec, first.factual)
+    figures = {}
+    for j, name in enumerate(spec.graph.names):
+        measured = np.stack([result.measured_labels[:, j] for result in results])
+        true = [result.true_labels[:, j] for result in results if result.true_labels is not None]
+        rise = slope(measured, np.stack(true)) if true and name in moved else float("nan")
+        drift = np.abs(measured - before[:, j])
+        still = float(np.nanmean(drift)) if name not in moved and np.isfinite(drift).any() else float("nan")
+        figures[name] = {"slope": rise, "change": still}
+    return figures
+
+
 def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData) -> None:
     """One row per image, intervention and variable: requested, factual, predicted, measured and true label."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -185,6 +223,33 @@ def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: i
             columns.append(("the truth", result.truth[rows]))
             captions.append(label_captions(spec, result.true_labels[rows]))
     return labelled_grid(columns, cell_captions=captions, title=title)
+
+
+def draw_traversal(
+    results: Sequence[InterventionResult], spec: DatasetSpec, heads: Sequence[str], count: int
+) -> np.ndarray:
+    """A picture of up to `count` images: factual, then one column for each result; below each row, the truth's.
+
+    Numbers are measured on the picture above them, under the truth its true labels. Returns (H', W', 3) uint8.
+    """
+    first = results[0]
+    chosen = np.linspace(0, len(first.factual) - 1, min(count, len(first.factual))).astype(int)
+    known = first.truth is not None
+    columns, captions = [], []
+    for head, result in zip(["factual", *heads], [None, *results], strict=True):
+        shown, labels = first.factual, first.factual_labels
+        if result is not None:
+            shown, labels = result.counterfactual, result.measured_labels
+        pictures, below = list(shown[chosen]), label_captions(spec, labels[chosen])
+        if known:
+            true = first.factual if result is None or result.truth is None else result.truth
+            true_labels = first.factual_labels if result is None or result.true_labels is None else result.true_labels
+            said = ["the truth:"] * len(chosen) if result is None else label_captions(spec, true_labels[chosen])
+            pictures = [picture for pair in zip(pictures, true[chosen], strict=True) for picture in pair]
+            below = [caption for pair in zip(below, said, strict=True) for caption in pair]
+        columns.append((head, np.stack(pictures)))
+        captions.append(below)
+    return labelled_grid(columns, cell_captions=captions)
 
 
 def arrays(results: Sequence[InterventionResult]) -> dict[str, np.ndarray]:

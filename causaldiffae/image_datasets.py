@@ -177,6 +177,7 @@ class ImageData:
         classes: (N,) int64 where the data set has classes.
         ids: what each image is called on disk: a file name, or its index.
         base_images: (N, 28, 28) uint8, the digits that the images were drawn from, where the folder holds them.
+        labelled: (N,) bool, the images whose labels may be used; None for all.
     """
 
     spec: DatasetSpec
@@ -186,6 +187,7 @@ class ImageData:
     classes: np.ndarray | None
     ids: list[str]
     base_images: np.ndarray | None = None
+    labelled: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -200,6 +202,7 @@ class ImageData:
             classes=None if self.classes is None else self.classes[places],
             ids=[self.ids[i] for i in places],
             base_images=None if self.base_images is None else self.base_images[places],
+            labelled=None if self.labelled is None else self.labelled[places],
         )
 
 
@@ -323,12 +326,18 @@ def to_uint8(images: Any) -> Any:
 
 
 class Batch(NamedTuple):
-    """One process's share of a batch: images (B, C, H, W) in [-1, 1], labels (B, n) normalised, classes, indices."""
+    """One process's share of a batch.
+
+    Images (B, C, H, W) in [-1, 1]; labels (B, n) normalised, and 0 where there are none; classes (B,) or None; indices
+    (B,) in the split; labelled (B,) bool; labelled_share: of the whole batch, all processes together.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: torch.Tensor | None
     indices: torch.Tensor
+    labelled: torch.Tensor
+    labelled_share: float
 
 
 class BatchSource:
@@ -374,7 +383,10 @@ class BatchSource:
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
         self.images = torch.from_numpy(np.ascontiguousarray(data.images)).to(self.device)
-        self.labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
+        self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
+        self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
+        labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
+        self.labels = torch.where(self.labelled[:, None], labels, torch.zeros_like(labels))  # nothing can leak
         self.classes = None if data.classes is None else torch.from_numpy(data.classes).to(self.device)
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
@@ -399,10 +411,16 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """This process's share of batch `step`."""
-        share = self.batch_size // self.world
-        indices = torch.from_numpy(self.indices(step)[self.rank * share : (self.rank + 1) * share]).to(self.device)
-        classes = None if self.classes is None else self.classes[indices]
-        return Batch(to_model_range(self.images[indices]), self.labels[indices], classes, indices)
+        share, whole = self.batch_size // self.world, self.indices(step)
+        indices = torch.from_numpy(whole[self.rank * share : (self.rank + 1) * share]).to(self.device)
+        return Batch(
+            images=to_model_range(self.images[indices]),
+            labels=self.labels[indices],
+            classes=None if self.classes is None else self.classes[indices],
+            indices=indices,
+            labelled=self.labelled[indices],
+            labelled_share=float(self.is_labelled[whole].mean()),
+        )
 
 
 def load_data(

@@ -77,10 +77,16 @@ def label_kl(
     return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
 
 
-def masked_mean(values: Tensor, labelled: Tensor) -> Tensor:
-    """Mean of (B,) values over the labelled images; 0, with a zero gradient, where there is none."""
+def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
+    """Mean of (B,) values over the labelled images; 0, with a zero gradient, where there is none.
+
+    Where the images are a piece of a larger batch, `share` is the labelled images' share of the whole: the pieces'
+    results then average to the whole batch's.
+    """
     kept = torch.where(labelled, values, torch.zeros_like(values))
-    return kept.sum() / labelled.sum().clamp(min=1)
+    if share is None:
+        return kept.sum() / labelled.sum().clamp(min=1)
+    return kept.mean() / share if share > 0 else kept.sum() * 0.0
 
 
 def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ q(z | x0, y) from a prior tied to the labels, and q(u | x0) from the exogenous p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,6 @@ from causaldiffae.losses import gaussian_nll, label_kl, masked_mean, prior_kl
 from causaldiffae.nn import sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
-
-ScoreModel = Callable[..., Tensor]
 
 
 def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
@@ -63,60 +61,61 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
     )
 
 
-class CausalDiffAE(nn.Module):
-    """Encoder, structural causal model and score network.
+def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncoder, LatentSCM]:
+    """The encoder and structural model of a configuration; `rep_dim` is shared out evenly between the variables."""
+    n = len(spec.graph)
+    if config.rep_dim % n:
+        raise InputError(f"rep_dim: {config.rep_dim} given, a multiple of the {n} variables is needed")
+    block_size = config.rep_dim // n
+    encoder = CausalEncoder(
+        spec.image_size,
+        spec.channels,
+        n,
+        block_size,
+        parse_ints("encoder_channels", config.encoder_channels),
+        config.encoder_norm,
+    )
+    scm = LatentSCM(
+        spec.graph,
+        block_size,
+        config.mechanism,
+        config.mechanism_width or config.rep_dim,
+        config.mechanism_depth,
+        config.min_scale,
+    )
+    return encoder, scm
+
+
+class CausalAutoencoder(nn.Module):
+    """Encoder and structural causal model: from images to causal variables, whatever draws the images again.
 
     Args:
-        encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
+        encoder, scm: over the same (B, n, d) latents.
     """
 
-    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel) -> None:
-        super().__init__()
-        latents = encoder.num_variables * encoder.block_size
-        if (len(scm.graph), scm.block_size) != (encoder.num_variables, encoder.block_size) or unet.cond_dim != latents:
-            raise InputError(
-                f"model: encoder {encoder.num_variables} x {encoder.block_size}, structural model "
-                f"{len(scm.graph)} x {scm.block_size} and U-Net conditioning {unet.cond_dim} do not fit"
-            )
-        self.encoder, self.scm, self.unet = encoder, scm, unet
+    needs_labels = False
 
-    @classmethod
-    def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalDiffAE:
-        """Builds the model for a data set; `rep_dim` is shared out evenly between the graph's variables."""
-        n = len(spec.graph)
-        if config.rep_dim % n:
-            raise InputError(f"rep_dim: {config.rep_dim} given, a multiple of the {n} variables is needed")
-        block_size = config.rep_dim // n
-        encoder = CausalEncoder(
-            spec.image_size,
-            spec.channels,
-            n,
-            block_size,
-            parse_ints("encoder_channels", config.encoder_channels),
-            config.encoder_norm,
-        )
-        scm = LatentSCM(
-            spec.graph,
-            block_size,
-            config.mechanism,
-            config.mechanism_width or config.rep_dim,
-            config.mechanism_depth,
-            config.min_scale,
-        )
-        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, config.rep_dim))
+    def __init__(self, encoder: CausalEncoder, scm: LatentSCM) -> None:
+        super().__init__()
+        if (len(scm.graph), scm.block_size) != (encoder.num_variables, encoder.block_size):
+            raise InputError(
+                f"model: encoder {encoder.num_variables} x {encoder.block_size} and structural model "
+                f"{len(scm.graph)} x {scm.block_size} do not fit"
+            )
+        self.encoder, self.scm = encoder, scm
 
     @property
-    def class_cond(self) -> bool:
-        """Whether the U-Net is conditioned on a class."""
-        return self.unet.num_classes is not None
+    def latent_shape(self) -> tuple[int, int]:
+        """n and d of the latents (B, n, d)."""
+        return len(self.scm.graph), self.scm.block_size
 
     def encode(self, x_start: Tensor) -> Posterior:
         """q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
         with torch.autocast(x_start.device.type, enabled=False):  # labels are read here: full precision
             return self.encoder(x_start.float())
 
-    def abduct(self, x_start: Tensor) -> Tensor:
-        """Exogenous noise of images: the posterior's mean, (B, n, d)."""
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Exogenous noise of images: the posterior's mean, (B, n, d). Labels are not looked at."""
         return self.encode(x_start).mean
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
@@ -127,38 +126,67 @@ class CausalDiffAE(nn.Module):
         """Normalised labels (B, n) that blocks z (B, n, d) stand for: the mean over the block, whose prior is y_i 1."""
         return z.mean(dim=-1)
 
+
+class CausalDiffAE(CausalAutoencoder):
+    """Encoder, structural causal model and score network.
+
+    Args:
+        encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
+    """
+
+    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel) -> None:
+        super().__init__(encoder, scm)
+        n, d = self.latent_shape
+        if unet.cond_dim != n * d:
+            raise InputError(f"model: {n} x {d} latents and U-Net conditioning {unet.cond_dim} do not fit")
+        self.unet = unet
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalDiffAE:
+        """Builds the model for a data set."""
+        encoder, scm = encoder_and_scm(config, spec)
+        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, config.rep_dim))
+
+    @property
+    def class_cond(self) -> bool:
+        """Whether the U-Net is conditioned on a class."""
+        return self.unet.num_classes is not None
+
     def eps(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
         """eps_theta(x_t, t, y, z) for latents (B, n, d), or under the null token where z is None or `keep` is False."""
         return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
 
-    def score_model(self, z: Tensor, classes: Tensor | None = None, w: float = 1.0) -> ScoreModel:
-        """A function (x_t, t) -> eps under fixed latents, graded by `w`: eps = w eps(z) + (1 - w) eps(null).
+    def eps_under(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        """eps under each of several latents (B, n, d), None being the null token, evaluated as one batch."""
+        if len(conditions) == 1:
+            return [self.eps(x_t, t, conditions[0], classes)]
+        return eps_as_one_batch(self.unet, x_t, t, conditions, classes)
 
-        With w = 1 the null token is not evaluated at all; otherwise both halves go through the network as one batch.
-        """
-        if w == 1.0:
-            return partial(self._plain, z=z, classes=classes)
-        return partial(self._graded, z=z, classes=classes, w=w)
 
-    def _plain(self, x_t: Tensor, t: Tensor, z: Tensor, classes: Tensor | None) -> Tensor:
-        return self.eps(x_t, t, z, classes)
-
-    def _graded(self, x_t: Tensor, t: Tensor, z: Tensor, classes: Tensor | None, w: float) -> Tensor:
-        batch = x_t.shape[0]
-        keep = torch.arange(2 * batch, device=x_t.device) < batch
-        twice = None if classes is None else torch.cat([classes, classes])
-        both = self.eps(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([z, z]), twice, keep)
-        with_z, without = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2)
-        return w * with_z + (1 - w) * without
+def eps_as_one_batch(
+    unet: UNetModel, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
+) -> list[Tensor]:
+    """The U-Net's output under each condition (B, n, d) or None, in one call on all of them."""
+    count, batch = len(conditions), x_t.shape[0]
+    null = x_t.new_zeros((batch, unet.cond_dim or 0))
+    z = torch.cat([null if condition is None else condition.flatten(1) for condition in conditions])
+    keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
+    several = None if classes is None else classes.repeat(count)
+    output = unet(x_t.repeat(count, 1, 1, 1), t.repeat(count), several, z, keep.repeat_interleave(batch))
+    return list(output.chunk(count))
 
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """The random numbers of one training step, all of batch length B: steps and their weights, noise on images (B, C,
-    H, W) and
-    latents (B, n, d), and which images keep their latents."""
+    """The random numbers of one training step.
+
+    All of batch length B: steps and their weights, noise on images (B, C, H, W) and on latents (B, n, d), and which
+    images keep their latents.
+    """
 
     t: Tensor
     weights: Tensor
@@ -168,9 +196,12 @@ class TrainingDraws:
 
 
 class TrainingStep(nn.Module):
-    """The loss of one batch as a module, so that everything that is trained goes through one forward."""
+    """The loss of one batch as a module, so that everything that is trained goes through one forward.
 
-    def __init__(self, model: CausalDiffAE, diffusion: GaussianDiffusion, config: LossConfig) -> None:
+    Its two halves, `represent` and `image_terms`, are what the models it is compared with replace.
+    """
+
+    def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig) -> None:
         super().__init__()
         self.model, self.diffusion, self.config = model, diffusion, config
 
@@ -182,6 +213,7 @@ class TrainingStep(nn.Module):
         labelled: Tensor,
         draws: TrainingDraws,
         kl_weight: float,
+        labelled_share: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and its named parts.
 
@@ -190,35 +222,56 @@ class TrainingStep(nn.Module):
             labelled: (B,) bool; images without labels train encoder and decoder under the null token and enter neither
                 `label_kl` nor `mechanism_nll`.
             kl_weight: gamma of this step.
+            labelled_share: the labelled images' share of the whole batch that this is a piece of; by default this piece
+                is the whole.
 
         Returns:
-            The scalar loss, and per-image parts (B,): `loss` (diffusion), `mse`, `prior_kl`, `label_kl`, `label_mse`,
-            and the scalar `mechanism_nll`.
+            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl`,
+            `label_mse`, and the scalar `mechanism_nll`.
         """
-        model, config = self.model, self.config
+        z, terms = self.represent(x_start, labels, labelled, draws.latent_noise, labelled_share)
+        terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
+        loss = (draws.weights * terms["loss"]).mean()
+        loss = loss + kl_weight * (terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled, labelled_share))
+        loss = loss + self.config.mechanism_weight * terms["mechanism_nll"]
+        return loss, terms
+
+    def represent(
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, latent_noise: Tensor, share: float | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Causal variables z (B, n, d) sampled from q(z | x0), and the terms that shape them."""
+        model, config = cast(CausalAutoencoder, self.model), self.config
         posterior = model.encode(x_start)
         spread = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
-        u = posterior.mean + spread * draws.latent_noise
+        u = posterior.mean + spread * latent_noise
         z, stretch = model.scm.predict_with_stretch(u)
         # Given its parents, block i is Gaussian with this mean and log-variance.
         z_mean = z - torch.exp(stretch) * (u - posterior.mean)
         z_logvar = posterior.logvar + 2.0 * stretch if config.label_kl_variance == "posterior" else 0.0
-        keep = draws.keep & labelled
-        terms = self.diffusion.training_losses(
+        return z, {
+            "prior_kl": prior_kl(posterior, model.scm.log_scale),
+            "label_kl": label_kl(z_mean, z_logvar, labels, config.label_std, labelled),
+            "mechanism_nll": mechanism_nll(model.scm, labels, labelled, share),
+            "label_mse": squared_error(model.read_labels(z_mean.detach()), labels, labelled),
+        }
+
+    def image_terms(
+        self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
+    ) -> dict[str, Tensor]:
+        """How well the image is drawn from z, or from the null token where `keep` is False: `loss` and `mse` (B,)."""
+        model = cast(CausalDiffAE, self.model)
+        return self.diffusion.training_losses(
             lambda x_t, t: model.eps(x_t, t, z, classes, keep), x_start, draws.t, noise=draws.noise
         )
-        terms["prior_kl"] = prior_kl(posterior, model.scm.log_scale)
-        terms["label_kl"] = label_kl(z_mean, z_logvar, labels, config.label_std, labelled)
-        terms["mechanism_nll"] = mechanism_nll(model.scm, labels, labelled)
-        error = (model.read_labels(z_mean.detach()) - labels) ** 2
-        terms["label_mse"] = torch.where(labelled, error.mean(dim=1), torch.zeros_like(error[:, 0]))
-        loss = (draws.weights * terms["loss"]).mean()
-        loss = loss + kl_weight * (terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled))
-        loss = loss + config.mechanism_weight * terms["mechanism_nll"]
-        return loss, terms
 
 
-def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor) -> Tensor:
+def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
+    """Mean squared error of labels (B, n) per image, 0 for images without labels."""
+    error = ((read - labels) ** 2).mean(dim=1)
+    return torch.where(labelled, error, torch.zeros_like(error))
+
+
+def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
     """-log p(y_i | y_pa(i)) per block entry under the mechanisms, summed over children and averaged over labelled
     images.
 
@@ -231,4 +284,4 @@ def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor) -> Tensor:
     stretch = scm.predict_with_stretch(u).log_stretch if scm.mechanism == "affine" else torch.zeros_like(u)
     nll = gaussian_nll(u, scm.log_scale[:, None]) + stretch
     has_parents = torch.tensor([bool(p) for p in scm.parent_index], device=labels.device)
-    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled)
+    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled, share)

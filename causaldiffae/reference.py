@@ -1,33 +1,125 @@
-"""Checkpoints of the published CausalDiffAE code.
+"""Checkpoints of the published code: CausalDiffAE's network, and guided-diffusion's U-Net and classifier.
 
-Its network is one module: the U-Net with the encoder (`rep_emb`), the mechanisms (`causal_mask.nonlinearities`) and
-the latents' embedding (`up_emb`) inside. `load_model` reads the sizes off a state dict's shapes and opens it as our
-`CausalDiffAE` with the one-hop mechanism. What the state dict cannot tell, the number of attention heads, is 4 in all
-published configurations.
+All are plain state dicts, from whose keys and shapes the sizes are read here. CausalDiffAE's is one module: the U-Net
+with the encoder (`rep_emb`), the mechanisms (`causal_mask.nonlinearities`) and the latents' embedding (`up_emb`)
+inside; it opens as our `CausalDiffAE` with the one-hop mechanism. What a state dict cannot tell, such as the number of
+attention heads (4 in all published CausalDiffAE configurations), is an argument.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from causaldiffae.checkpoint import check_state_fits
 from causaldiffae.encoder import CausalEncoder, Posterior
-from causaldiffae.errors import DataError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import label_kl, prior_kl
 from causaldiffae.model import CausalDiffAE
 from causaldiffae.scm import LatentSCM
-from causaldiffae.unet import UNetModel
+from causaldiffae.unet import EncoderUNetModel, UNetModel
 
 ENCODER, MECHANISMS = "rep_emb.", "causal_mask.nonlinearities."
 NUM_HEADS = 4
+DOWNWARD_KEYS = (
+    "time_embed.0.weight",
+    "input_blocks.0.0.weight",
+    "input_blocks.1.0.in_layers.2.weight",
+    "input_blocks.1.0.emb_layers.1.weight",
+    "middle_block.0.in_layers.0.weight",
+)
+UNET_KEYS = (*DOWNWARD_KEYS, "output_blocks.0.0.in_layers.0.weight", "out.2.weight")
+CAUSAL_KEYS = (
+    *UNET_KEYS,
+    "up_emb.weight",
+    f"{ENCODER}encoder.0.0.weight",
+    f"{ENCODER}fc_mu.weight",
+    f"{ENCODER}fc_var.weight",
+    f"{MECHANISMS}0.net.0.weight",
+    f"{MECHANISMS}0.net.2.weight",
+)
+
+State = Mapping[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def rename_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the published code's keys."""
+def load_model(state: State, graph: CausalGraph, image_size: int | None = None) -> CausalDiffAE:
+    """Builds the network that a published CausalDiffAE state dict belongs to, with its weights, in evaluation mode.
+
+    Args:
+        state: the state dict, under the published keys.
+        graph: the causal graph, whose variables are in the order of the latent blocks; the published code keeps it in
+            its source.
+        image_size: by default the published one that the encoder's sizes allow (28, 96 or 128).
+
+    Raises:
+        DataError: if keys are missing, naming the first five, or the sizes do not fit the graph.
+        InputError: if keys or shapes differ from the network's, naming the first five and what was expected.
+    """
+    _demand(state, CAUSAL_KEYS, "the published CausalDiffAE network")
+    if count_variables(state) != len(graph):
+        raise DataError(f"state dict: it has {count_variables(state)} mechanisms, the graph has {len(graph)} variables")
+    latents, features = state[f"{ENCODER}fc_mu.weight"].shape
+    widths = [
+        tuple(state[f"{ENCODER}encoder.{i}.0.weight"].shape) for i in range(_count(state, rf"{ENCODER}encoder\.(\d+)"))
+    ]
+    hidden, block_size = state[f"{MECHANISMS}0.net.0.weight"].shape
+    if latents != len(graph) * block_size:
+        raise DataError(
+            f"state dict: {latents} latents and mechanisms of width {block_size} do not fit {len(graph)} variables"
+        )
+    size = image_size or _image_size(features // widths[-1][0], len(widths))
+    encoder = CausalEncoder(size, widths[0][1], len(graph), block_size, [width[0] for width in widths], "batch")
+    scm = LatentSCM(graph, block_size, "one_hop", width=hidden)
+    unet = UNetModel(**_unet_arguments(state), image_size=size, num_heads=NUM_HEADS, cond_dim=latents)
+    return _with_weights(CausalDiffAE(encoder, scm, unet), rename_state(state))
+
+
+def load_unet(state: State, image_size: int, **unknown: Any) -> UNetModel:
+    """guided-diffusion's U-Net with its weights, in evaluation mode.
+
+    Args:
+        state: the state dict, under the published keys.
+        image_size: of its images.
+        unknown: what keys and shapes do not tell: `num_heads` or `num_head_channels`, `use_new_attention_order`.
+
+    Raises:
+        DataError, InputError: as `load_model`.
+    """
+    _demand(state, UNET_KEYS, "guided-diffusion's U-Net")
+    return _with_weights(UNetModel(**{**_unet_arguments(state), **unknown}, image_size=image_size), state)
+
+
+def load_classifier(state: State, image_size: int, **unknown: Any) -> EncoderUNetModel:
+    """guided-diffusion's classifier on noised images with its weights, in evaluation mode.
+
+    Args:
+        unknown: as `load_unet`; and `num_res_blocks`, where several numbers would explain the shapes.
+    """
+    _demand(state, (*DOWNWARD_KEYS, "out.0.weight"), "guided-diffusion's classifier")
+    arguments = _downward_arguments(state, unknown.get("num_res_blocks"))
+    if state["out.0.weight"].dim() == 2:
+        pool = "spatial_v2" if "out.3.weight" in state else "spatial"
+        outputs = state["out.3.weight" if pool == "spatial_v2" else "out.2.weight"].shape[0]
+    else:
+        pool = "attention" if "out.2.positional_embedding" in state else "adaptive"
+        outputs = state["out.2.c_proj.weight" if pool == "attention" else "out.3.weight"].shape[0]
+    return _with_weights(
+        EncoderUNetModel(**{**arguments, **unknown}, image_size=image_size, out_channels=outputs, pool=pool), state
+    )
+
+
+def count_variables(state: State) -> int:
+    """Number of causal variables of a published CausalDiffAE state dict; 0 for another one."""
+    return _count(state, re.escape(MECHANISMS) + r"(\d+)\.")
+
+
+def rename_state(state: State) -> dict[str, Tensor]:
+    """Our names for the published CausalDiffAE's keys."""
     renamed = {}
     for key, value in state.items():
         if key.startswith(ENCODER):
@@ -39,50 +131,85 @@ def rename_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_model(state: Mapping[str, Tensor], graph: CausalGraph) -> CausalDiffAE:
-    """Builds the network that a published state dict belongs to, with its weights, in evaluation mode.
-
-    Args:
-        state: the state dict, under the published keys.
-        graph: the causal graph, whose variables are in the order of the latent blocks; the published code keeps it in
-            its source.
-
-    Raises:
-        DataError: if the keys are not those of the published network, or do not fit the graph.
-    """
-    renamed = rename_state(state)
-    try:
-        model = _build(renamed, graph)
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(f"state dict: not one of the published CausalDiffAE network ({error})") from error
-    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    renamed = {**counters, **renamed}
-    check_state_fits(model, renamed)
-    model.load_state_dict(renamed)
-    return model.eval()
+def representation_kl(posterior: Posterior, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The published representation loss per image: KL(q(u | x0) || N(0, I)), and KL(N(z, I) || N(y, I)), (B,) each."""
+    return prior_kl(posterior), label_kl(z, 0.0, labels, 1.0)
 
 
-def _build(state: Mapping[str, Tensor], graph: CausalGraph) -> CausalDiffAE:
-    n = len(graph)
-    widths = [
-        tuple(state[f"encoder.encoder.{i}.0.weight"].shape) for i in range(_count(state, r"encoder\.encoder\.(\d+)\."))
-    ]
-    latents, features = state["encoder.fc_mu.weight"].shape
-    side = round((features / widths[-1][0]) ** 0.5)
-    image_size = _image_size(state, side * 2 ** len(widths), len(widths), side)
-    first = state["scm.networks.0.0.weight"]
-    block_size = latents // n
-    if latents % n or first.shape[1] != block_size:
-        raise ValueError(f"{latents} latents with mechanisms of width {first.shape[1]} do not fit {n} variables")
-    encoder = CausalEncoder(image_size, widths[0][1], n, block_size, [width[0] for width in widths], "batch")
-    scm = LatentSCM(graph, block_size, "one_hop", width=first.shape[0])
-    return CausalDiffAE(encoder, scm, _unet(state, image_size, latents))
+# ---------------------------------------------------------------------- sizes from keys and shapes
 
 
-def _image_size(state: Mapping[str, Tensor], largest: int, depth: int, side: int) -> int:
+def _unet_arguments(state: State) -> dict[str, Any]:
+    ups = [i for i in range(_count(state, r"output_blocks\.(\d+)\.")) if _has_resampling(state, i)]
+    classes = state.get("label_emb.weight")
+    return {
+        **_downward_arguments(state, ups[0] if ups else _pooled_or_single(state)),
+        "out_channels": state["out.2.weight"].shape[0],
+        "num_classes": None if classes is None else len(classes),
+    }
+
+
+def _pooled_or_single(state: State) -> int | None:
+    """Residual blocks per level of a U-Net that has one level only; None where pooling, without weights, parts them."""
+    blocks = _count(state, r"input_blocks\.(\d+)\.")
+    whole = all(f"input_blocks.{i}.0.out_layers.3.weight" in state for i in range(1, blocks))
+    return blocks - 1 if whole else None
+
+
+def _has_resampling(state: State, i: int) -> bool:
+    """Whether output block i ends by doubling the resolution, by a convolution or a residual block."""
+    return any(f"output_blocks.{i}.{j}.{layer}.weight" in state for j in (1, 2) for layer in ("conv", "in_layers.0"))
+
+
+def _downward_arguments(state: State, num_res_blocks: int | None) -> dict[str, Any]:
+    """What the downward path tells: widths, blocks per level, attention, the kind of resampling."""
+    blocks = _count(state, r"input_blocks\.(\d+)\.")
+    outputs = {i: state.get(f"input_blocks.{i}.0.out_layers.3.weight") for i in range(1, blocks)}
+    widths = {i: weight.shape[0] for i, weight in outputs.items() if weight is not None}
+    bare = [i for i in range(1, blocks) if i not in widths]  # pooling, or one convolution: a change of resolution
+    if num_res_blocks is None:
+        num_res_blocks = bare[0] - 1 if bare else _only_depth(widths, blocks)
+    period = num_res_blocks + 1
+    if num_res_blocks < 1 or blocks % period:
+        raise DataError(f"state dict: {blocks} input blocks are no multiple of {period}, for {num_res_blocks} a level")
+    firsts = range(1, blocks, period)
+    if any(i not in widths for i in firsts):
+        raise DataError(f"state dict: its input blocks are not {num_res_blocks} residual blocks a level")
+    model_channels = state["time_embed.0.weight"].shape[1]
+    border = f"input_blocks.{period}.0"
+    return {
+        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        "model_channels": model_channels,
+        "num_res_blocks": num_res_blocks,
+        "channel_mult": [widths[i] // model_channels for i in firsts],
+        "attention_resolutions": [
+            2**level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state
+        ],
+        "use_scale_shift_norm": state["input_blocks.1.0.emb_layers.1.weight"].shape[0] == 2 * widths[1],
+        "resblock_updown": f"{border}.in_layers.0.weight" in state,
+        "conv_resample": f"{border}.op.weight" in state or f"{border}.in_layers.0.weight" in state or blocks == period,
+    }
+
+
+def _only_depth(widths: Mapping[int, int], blocks: int) -> int:
+    """Residual blocks per level, where resampling looks like any other block; widths change between levels only."""
+
+    def explains(depth: int) -> bool:
+        levels = (range(1 + first, 1 + first + depth) for first in range(0, blocks, depth + 1))
+        return all(len({widths[i] for i in level}) == 1 for level in levels)
+
+    found = [depth for depth in range(1, blocks) if blocks % (depth + 1) == 0 and explains(depth)]
+    if len(found) != 1:
+        raise InputError(
+            f"num_res_blocks: the state dict's shapes allow {found or 'no number'}; it must be given and be one of them"
+        )
+    return found[0]
+
+
+def _image_size(positions: int, depth: int) -> int:
     """The image size is not stored.
 
-    Of those that the encoder reduces to `side`, take the published one (28, 96, 128), or the largest.
+    Of those that the encoder's `depth` halvings reduce to so many positions, take the published one or the largest.
     """
 
     def reduce(size: int) -> int:
@@ -90,43 +217,25 @@ def _image_size(state: Mapping[str, Tensor], largest: int, depth: int, side: int
             size = (size + 1) // 2
         return size
 
-    return next((size for size in (28, 96, 128) if reduce(size) == side), largest)
+    side = round(positions**0.5)
+    return next((size for size in (28, 96, 128) if reduce(size) == side), side * 2**depth)
 
 
-def _unet(state: Mapping[str, Tensor], image_size: int, latents: int) -> UNetModel:
-    model_channels = state["unet.time_embed.0.weight"].shape[1]
-    blocks = _count(state, r"unet\.input_blocks\.(\d+)\.")
-    down = [i for i in range(blocks) if f"unet.input_blocks.{i}.0.op.weight" in state]
-    borders = [0, *down, blocks]
-    multipliers, attention = [], set()
-    for level in range(len(borders) - 1):
-        inside = range(borders[level] + 1, borders[level + 1])
-        width = state[f"unet.input_blocks.{inside[0]}.0.out_layers.3.weight"].shape[0]
-        multipliers.append(width // model_channels)
-        if f"unet.input_blocks.{inside[0]}.1.qkv.weight" in state:
-            attention.add(2**level)
-    embedded = state["unet.input_blocks.1.0.emb_layers.1.weight"].shape[0]
-    classes = state.get("unet.label_emb.weight")
-    return UNetModel(
-        image_size=image_size,
-        in_channels=state["unet.input_blocks.0.0.weight"].shape[1],
-        model_channels=model_channels,
-        out_channels=state["unet.out.2.weight"].shape[0],
-        num_res_blocks=(borders[1] if down else blocks) - 1,
-        attention_resolutions=attention,
-        channel_mult=multipliers,
-        num_classes=None if classes is None else len(classes),
-        num_heads=NUM_HEADS,
-        use_scale_shift_norm=embedded == 2 * multipliers[0] * model_channels,
-        cond_dim=latents,
-    )
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def _count(state: State, pattern: str) -> int:
     found = [int(match.group(1)) for key in state if (match := re.match(pattern, key))]
-    return max(found) + 1
+    return max(found) + 1 if found else 0
 
 
-def representation_kl(posterior: Posterior, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The published representation loss per image: KL(q(u | x0) || N(0, I)), and KL(N(z, I) || N(y, I)), (B,) each."""
-    return prior_kl(posterior), label_kl(z, 0.0, labels, 1.0)
+def _demand(state: State, keys: Iterable[str], what: str) -> None:
+    missing = [key for key in keys if key not in state]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(f"state dict: it is not one of {what}: {', '.join(missing[:5])}{more} missing")
+
+
+def _with_weights(network: Network, state: State) -> Network:
+    counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
+    full = {**counters, **state}
+    check_state_fits(network, full)
+    network.load_state_dict(full)
+    return network.eval()

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from causaldiffae.checkpoint import check_state_fits, load_checkpoint
-from causaldiffae.config import COMPONENTS, Config, DiffusionConfig, ModelConfig
+from causaldiffae import reference
+from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
+from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
+from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
+from causaldiffae.checkpoint import check_state_fits, load_checkpoint, load_torch_state_dict
+from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
+from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -23,8 +30,8 @@ from causaldiffae.gaussian_diffusion import (
     ModelVarType,
     get_named_beta_schedule,
 )
-from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import CausalDiffAE
+from causaldiffae.image_datasets import DatasetSpec, dataset_spec
+from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 
 
@@ -64,9 +71,26 @@ def argument_parser(description: str) -> ArgumentParser:
     return parser
 
 
+def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Puts the flags that `--recipe NAME` stands for in its place."""
+    expanded: list[str] = []
+    given = iter(argv)
+    for argument in given:
+        if argument != "--recipe" and not argument.startswith("--recipe="):
+            expanded.append(argument)
+            continue
+        name = next(given, "") if argument == "--recipe" else argument.partition("=")[2]
+        if name not in recipes:
+            raise InputError(f"recipe: {name!r} given, known are {', '.join(recipes)}")
+        expanded += [f"--{key}={value}" for key, value in recipes[name].items()]
+    return expanded
+
+
 def parse_config(argv: Sequence[str], description: str = "") -> Config:
-    """The configuration from `--config FILE` and flags; later ones override earlier ones."""
+    """The configuration from `--config FILE`, `--recipe NAME` and flags; later ones override earlier ones."""
+    argv = expand_recipes(argv, RECIPES)
     parser = argument_parser(description)
+    parser.add_argument("--recipe", help=f"a named set of values, put in at its place: {', '.join(RECIPES)}")
     for component in COMPONENTS.values():
         parser.add_class_arguments(component, nested_key=None)
     values = parse_flat(parser, argv)
@@ -108,53 +132,97 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     )
 
 
-def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[CausalDiffAE, GaussianDiffusion]:
+Model = CausalDiffAE | LabelConditional | CausalVAE
+
+
+class ModelEntry(NamedTuple):
+    """How one type of model is built and trained."""
+
+    build: Callable[[ModelConfig, DatasetSpec, bool], Model]
+    training_step: type[TrainingStep]
+
+
+PUBLISHED: Final = {(2, 1): "morphomnist", (4, 4): "pendulum", (4, 3): "circuit"}
+"""Published data sets by their number of variables and of channels."""
+
+MODELS: Final[dict[str, ModelEntry]] = {
+    "causaldae": ModelEntry(CausalDiffAE.from_config, TrainingStep),
+    "conditional": ModelEntry(LabelConditional.from_config, ConditionalTrainingStep),
+    "diffae": ModelEntry(DiffAE.from_config, DiffAETrainingStep),
+    "causalvae": ModelEntry(CausalVAE.from_config, CausalVAETrainingStep),
+}
+
+
+def model_entry(model_type: str) -> ModelEntry:
+    """The entry of a model type; an unknown one is an `InputError`."""
+    if model_type not in MODELS:
+        raise InputError(f"model_type: {model_type!r} given, allowed are {', '.join(MODELS)}")
+    return MODELS[model_type]
+
+
+def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model, GaussianDiffusion]:
     """A freshly initialised model and its training process."""
     if config.model.class_cond and spec.num_classes is None:
         raise InputError(f"class_cond: data set {spec.name} has no classes")
-    model = CausalDiffAE.from_config(config.model, spec, config.diffusion.learn_sigma)
+    model = model_entry(config.model.model_type).build(config.model, spec, config.diffusion.learn_sigma)
     return model, create_gaussian_diffusion(config.diffusion)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with all that its checkpoint knows."""
+    """A trained model with all that its checkpoint knows.
 
-    model: CausalDiffAE
+    `pixel_range` is what the network's images span; ours span -1..1, the published CausalDiffAE's 0..1.
+    """
+
+    model: Model
     config: Config
     spec: DatasetSpec
     step: int | None
     path: str
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     def diffusion(self, timestep_respacing: str = "") -> SpacedDiffusion:
         """Its diffusion process, respaced."""
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
+    def engine(self, timestep_respacing: str = "", **options: Any) -> CounterfactualEngine:
+        """Asks it counterfactual questions in so many steps each way; `options` are `CounterfactualEngine`'s."""
+        return CounterfactualEngine(
+            self.model, self.diffusion(timestep_respacing), self.spec, pixel_range=self.pixel_range, **options
+        )
+
 
 def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
     """What a checkpoint says about itself; `load_model` reads it."""
     return {
-        "model_type": "causaldiffae",
+        "model_type": config.model.model_type,
         "config": config.to_dict(),
         "dataset": spec.to_dict(),
         "digest": config.digest(),
     }
 
 
-def load_model(path: str, device: torch.device | str = "cpu", ema: str | None = None) -> LoadedModel:
-    """Opens a run directory, a step folder or a model folder; the first moving average unless `ema` says otherwise.
+def load_model(path: str, device: torch.device | str = "cpu", ema: str | None = None, dataset: str = "") -> LoadedModel:
+    """Opens a run directory, a step folder, a model folder, or a state dict (.pt) of the published CausalDiffAE code.
 
     Args:
-        ema: rate of the moving average, or "none" for the trained weights.
+        ema: rate of the moving average, or "none" for the trained weights; by default the first moving average.
+        dataset: of a published state dict, which does not name it; by default the one with so many variables.
 
     Raises:
         InputError: if there is no such checkpoint, it is damaged, or is of another model.
     """
+    if Path(path).is_file():
+        return _load_published(path, device, dataset)
     probe = load_checkpoint(path)
     described = probe.config
-    if described.get("model_type") != "causaldiffae":
-        raise DataError(f"{path}: a checkpoint of a {described.get('model_type')!r} model, 'causaldiffae' is needed")
+    model_type = described.get("model_type")
+    if model_type not in (*MODELS, "causaldiffae"):  # the latter before there were several
+        raise DataError(f"{path}: a checkpoint of a {model_type!r} model, one of {', '.join(MODELS)} is needed")
     config, spec = Config.from_dict(described.get("config")), DatasetSpec.from_dict(described.get("dataset"))
+    if dataset and dataset != spec.name:
+        raise InputError(f"dataset: {dataset!r} given, {path} was trained on {spec.name!r}")
     rate = config.ema_rates()[0] if ema is None else ema
     wanted = probe if rate == "none" or probe.step is None else load_checkpoint(probe.path, ema=rate)
     model, _ = create_model_and_diffusion(config, spec)
@@ -162,3 +230,36 @@ def load_model(path: str, device: torch.device | str = "cpu", ema: str | None = 
     check_state_fits(model, state)
     model.load_state_dict(state)
     return LoadedModel(model.to(device).eval(), config, spec, wanted.step, str(wanted.path))
+
+
+def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:
+    """A published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction over a linear schedule."""
+    state = load_torch_state_dict(path)
+    variables, weight = reference.count_variables(state), state.get("input_blocks.0.0.weight")
+    channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
+    known = dataset or PUBLISHED.get((variables, channels or 0), "")
+    if not known:
+        raise InputError(
+            f"{path}: it has {variables} mechanisms and images of {channels} channels, so it is of none of the "
+            "published data sets; --dataset must name one"
+        )
+    try:
+        spec = dataset_spec(known)
+        model = reference.load_model(state, spec.graph)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+    model_config = ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape))
+    diffusion_config = DiffusionConfig(
+        diffusion_steps=2000 if known == "circuit" else 1000,
+        learn_sigma=model.unet.out_channels == 2 * model.unet.in_channels,
+    )
+    n = len(spec.graph)
+    raw = replace(
+        spec,
+        image_size=model.unet.image_size,
+        channels=model.unet.in_channels,
+        shift=(0.0,) * n,
+        scale=(1.0,) * n,
+    )
+    config = Config(model=model_config, diffusion=diffusion_config)
+    return LoadedModel(model.to(device).eval(), config, raw, None, path, pixel_range=(0.0, 1.0))

@@ -26,7 +26,7 @@ from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import Batch, BatchSource, ImageData, to_model_range, to_uint8
 from causaldiffae.logger import Logger, progress_bar
-from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep
+from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import update_ema
 from causaldiffae.pictures import tile
 from causaldiffae.resample import create_named_schedule_sampler
@@ -35,8 +35,11 @@ from causaldiffae.script_util import (
     create_model_and_diffusion,
     describe_checkpoint,
     load_model,
+    model_entry,
 )
+from causaldiffae.supervision import digest
 
+LABEL_TERMS = ("label_kl", "label_mse")
 PICTURE_STEPS = 25
 PICTURE_IMAGES = 6
 
@@ -53,11 +56,11 @@ def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
 
 
 class TrainLoop:
-    """Trains a CausalDiffAE until `config.train.total_steps`.
+    """Trains a model until `config.train.total_steps`.
 
     Args:
         config: everything that decides the result.
-        data: the training split.
+        data: the training split; `data.labelled` says which labels may be used.
         logger: where figures and pictures go; its `run_dir` takes the checkpoints.
         test: images for the pictures made while training.
 
@@ -77,7 +80,8 @@ class TrainLoop:
             self._start_from(train.init_weights)
         self.model.to(self.device)
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
-        self.training_step: torch.nn.Module = TrainingStep(self.model, self.diffusion, config.loss)
+        step_type = model_entry(config.model.model_type).training_step
+        self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
         )
@@ -106,6 +110,9 @@ class TrainLoop:
             raise InputError(f"{path}: a checkpoint of another configuration; give another run_dir, or the same flags")
         if checkpoint.config.get("dataset") != self.spec.to_dict():
             raise InputError(f"{path}: a checkpoint of another data set or graph; give another run_dir")
+        labelled = checkpoint.training_state.get("labelled")
+        if labelled is not None and not torch.equal(labelled, self.source.labelled.cpu()):
+            raise InputError(f"{path}: other training images had labels; give another run_dir, or the same label_seed")
         self.model.load_state_dict(checkpoint.model_state)
         self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
         self.sampler.load_state_dict(checkpoint.training_state["sampler"])
@@ -128,8 +135,10 @@ class TrainLoop:
                     "step": self.step,
                     "optimizer": self.optimizer.state_dict(),
                     "sampler": self.sampler.state_dict(),
+                    "labelled": self.source.labelled.cpu(),
                 },
-                config=describe_checkpoint(self.config, self.spec),
+                config=describe_checkpoint(self.config, self.spec)
+                | {"labelled_images": int(self.source.is_labelled.sum()), "labelled": digest(self.source.is_labelled)},
                 keep_last=self.config.train.keep_last,
             )
         dist_util.barrier()
@@ -177,11 +186,12 @@ class TrainLoop:
             share = len(batch.images[piece]) / len(batch.images)
             with self._no_sync(piece is not pieces[-1]):  # gradients travel once, after the last piece
                 with self._autocast():
-                    loss, terms = self.training_step(*_arguments(batch, draws, piece), kl_weight)
+                    loss, terms = self.training_step(*_arguments(batch, draws, piece, kl_weight))
                 (loss * share).backward()
             self.sampler.update(draws.t[piece], terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
-                sums[key] = sums.get(key, 0.0) + float(value.detach().mean()) * share
+                of_all = batch.labelled_share if key in LABEL_TERMS else 1.0  # a mean over images that have labels
+                sums[key] = sums.get(key, 0.0) + float(value.detach().mean()) * share / (of_all or 1.0)
         everywhere = dist_util.all_reduce_mean(torch.tensor(sums["total"], dtype=torch.float64, device=self.device))
         if not math.isfinite(float(everywhere)):  # the same on all processes, so that none waits for the others
             raise InputError(f"the loss is no longer finite at step {self.step}; a smaller lr or grad_clip may help")
@@ -222,12 +232,11 @@ class TrainLoop:
         generator = torch.Generator().manual_seed(step_seed(seed, self.step, "steps"))
         drawn = self.sampler.sample(whole, generator)
         keep = torch.rand(whole, generator=generator) >= self.config.loss.drop_prob
-        scm = self.model.scm
         return TrainingDraws(
             t=drawn.t[mine].to(self.device),
             weights=drawn.weights[mine].to(self.device),
             noise=normal("image", *batch.images.shape[1:]),
-            latent_noise=normal("latent", len(scm.graph), scm.block_size),
+            latent_noise=normal("latent", *self.model.latent_shape),
             keep=keep[mine].to(self.device),
         )
 
@@ -262,18 +271,19 @@ class TrainLoop:
         interventions: list[dict[str, Any]] = [{}]
         for i, name in enumerate(self.spec.graph.names):
             interventions += [{name: self.spec.low[i]}, {name: self.spec.high[i]}]
-        results = engine.predict(engine.abduct(x_start, classes), interventions)
+        labels = torch.from_numpy(few.labels).to(self.device)
+        results = engine.predict(engine.abduct(x_start, classes, labels=labels), interventions)
         rows = np.stack([few.images, *[to_uint8(result.images.cpu().numpy()) for result in results]], axis=1)
         self.logger.log_image("counterfactuals", tile(rows), self.step)
         self.model.load_state_dict(state)
 
 
-def _arguments(batch: Batch, draws: TrainingDraws, piece: slice) -> tuple[Any, ...]:
-    labelled = torch.ones(len(batch.images[piece]), dtype=torch.bool, device=batch.images.device)
+def _arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: float) -> tuple[Any, ...]:
     part = TrainingDraws(**{name: value[piece] for name, value in vars(draws).items()})
     classes = None if batch.classes is None else batch.classes[piece]
-    return batch.images[piece], batch.labels[piece], classes, labelled, part
+    images, labels, labelled = batch.images[piece], batch.labels[piece], batch.labelled[piece]
+    return images, labels, classes, labelled, part, kl_weight, batch.labelled_share
 
 
-def _copy_state(model: CausalDiffAE) -> dict[str, Tensor]:
+def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}

@@ -1,9 +1,12 @@
-"""Trains CausalDiffAE.
+"""Trains CausalDiffAE, or a model it is compared with.
 
     python scripts/image_train.py --config configs/morphomnist_causaldae_mini.yaml --data_dir DATA --run_dir RUN
+    python scripts/image_train.py ... --masking True --label_fraction 0.1      # a tenth of the images have labels
+    python scripts/image_train.py ... --config configs/baselines/diffae.yaml             # another model, the same data
+    python scripts/image_train.py ... --recipe reference                       # as the published code does it
 
-Every field of the configuration is a flag (`--help` lists them). Run the same command again to go on after an
-interruption.
+Every field of the configuration is a flag (`--help` lists them); what is named later wins. Run the same command again
+to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import dataset_spec, read_split
+from causaldiffae.image_datasets import ImageData, dataset_spec, read_split
 from causaldiffae.logger import Logger
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
+from causaldiffae.supervision import with_labels_of
 from causaldiffae.train_util import TrainLoop, checkpoint_to_resume
 
 
@@ -31,9 +35,17 @@ def describe(config: Config) -> str:
     lines.append(
         f"# data set {spec.name}: {spec.channels}x{spec.image_size}x{spec.image_size}, graph {spec.graph.edges}"
     )
-    for name, part in (("encoder", model.encoder), ("structural model", model.scm), ("U-Net", model.unet)):
-        lines.append(f"# {name}: {count_parameters(part):,} parameters")
+    lines += [f"# {name}: {count_parameters(part):,} parameters" for name, part in model.named_children()]
     return "\n".join(lines)
+
+
+def mask_labels(config: Config, data: ImageData) -> ImageData:
+    """The data with labels on the configured share; one process lists them beside the data, the others read it."""
+    fraction, seed, folder = config.loss.label_fraction, config.loss.label_seed, config.train.data_dir
+    if dist_util.is_main():
+        with_labels_of(data, fraction, seed, folder)
+    dist_util.barrier()
+    return with_labels_of(data, fraction, seed, folder, write=False)
 
 
 def main(argv: list[str]) -> None:
@@ -52,15 +64,16 @@ def main(argv: list[str]) -> None:
         size, channels, limit = train.image_size or None, train.channels or None, train.num_images or None
         data = read_split(train.dataset, train.data_dir, "train", size, channels, limit)
         test = read_split(train.dataset, train.data_dir, "test", size, channels, limit=16)
-        if dist_util.is_main():
-            print(text, flush=True)
-            Path(train.run_dir).mkdir(parents=True, exist_ok=True)
-            Path(train.run_dir, "config.yaml").write_text(text + "\n", encoding="utf-8")
-        dist_util.barrier()
+        if config.loss.masking:
+            data = mask_labels(config, data)
         resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
         resume_step = None if resumed is None else load_checkpoint(resumed).step
         logger = Logger(train.run_dir, train.tensorboard, resume_step)
-        TrainLoop(config, data, logger, test).run()
+        loop = TrainLoop(config, data, logger, test)
+        if dist_util.is_main():
+            print(text, flush=True)
+            Path(train.run_dir, "config.yaml").write_text(text + "\n", encoding="utf-8")
+        loop.run()
         logger.close()
         failed = False
     finally:

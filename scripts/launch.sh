@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
 #
-#   SIZE=paper|fast|mini   which configs/DATASET_MODEL_SIZE.yaml (default paper)
+#   SIZE=paper|fast|mini   which configs/DATASET_causaldae_SIZE.yaml (default paper); other models have
+#                          configs/baselines/MODEL.yaml over it
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there when it is missing)
 #   MNIST=DIR              MorphoMNIST is made from these IDX files; without it MNIST is downloaded
 #   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
@@ -60,6 +61,8 @@ launch() {
         fi
         starter+=(-n "$nproc")
     fi
+    local -a configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml")
+    [ "$model" = causaldae ] || configs+=(--config "$REPO_DIR/configs/baselines/$model.yaml")
     launch_run exec ${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" \
-        --config "$REPO_DIR/configs/$name.yaml" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
+        "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
 }

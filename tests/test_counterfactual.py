@@ -1,5 +1,7 @@
 """The three steps on images whose best decoder has a closed form, so that the true counterfactual is known."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import Do
@@ -29,13 +32,15 @@ SPEC = DatasetSpec(
 class Oracle:
     """Channel i of an image is Gaussian around GAIN * z_i; b = SLOPE * a + its noise. Everything is known exactly."""
 
-    def __init__(self, class_cond: bool = False) -> None:
-        self.class_cond = class_cond
+    def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
+        self.class_cond, self.needs_labels = class_cond, needs_labels
         self.asked: list[Do | None] = []
-        self.grades: list[float] = []
+        self.conditions: list[list[Tensor | None]] = []
         self.classes: list[Tensor | None] = []
+        self.labels: Tensor | None = None
 
-    def abduct(self, x_start: Tensor) -> Tensor:
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.labels = labels
         z = x_start.mean(dim=(2, 3))[:, :, None] / GAIN
         return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
 
@@ -49,16 +54,19 @@ class Oracle:
     def read_labels(self, z: Tensor) -> Tensor:
         return z.mean(dim=-1)
 
-    def score_model(self, z: Tensor, classes: Tensor | None = None, w: float = 1.0):
-        self.grades.append(w)
+    def eps_under(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        self.conditions.append(list(conditions))
         self.classes.append(classes)
-        mean = GAIN * w * z[:, :, :, None]  # linear in z, so grading eps grades the mean
-
-        def eps(x_t: Tensor, t: Tensor) -> Tensor:
-            alpha_bar = torch.as_tensor((1 - BETAS).cumprod())[t].reshape(-1, 1, 1, 1)
-            return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean) / (alpha_bar * STD**2 + 1 - alpha_bar)
-
-        return eps
+        alpha_bar = torch.as_tensor((1 - BETAS).cumprod())[t].reshape(-1, 1, 1, 1)
+        results = []
+        for z in conditions:
+            mean = 0.0 if z is None else GAIN * z[:, :, :, None]  # linear in z, so grading eps grades the mean
+            results.append(
+                (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean) / (alpha_bar * STD**2 + 1 - alpha_bar)
+            )
+        return results
 
 
 def images(batch: int = 3) -> Tensor:
@@ -140,15 +148,25 @@ def test_do_is_normalised_once() -> None:
 
 def test_encoding_is_not_guided_and_decoding_is() -> None:
     oracle, classes = Oracle(class_cond=True), torch.tensor([0, 1, 2])
-    engine(5, oracle, w=2.5).counterfactual(images(), {"a": 12.0}, classes)
-    assert oracle.grades == [1.0, 2.5]
+    engine(5, oracle, guidance=Guidance(2.5)).counterfactual(images(), {"a": 12.0}, classes)
+    assert [len(conditions) for conditions in oracle.conditions] == [1] * 5 + [2] * 5
+    assert all(conditions[1] is None for conditions in oracle.conditions[5:])
     assert all(each is classes for each in oracle.classes)
+
+
+def test_labels_are_needed_exactly_where_the_model_takes_them() -> None:
+    x, oracle = images(), Oracle(needs_labels=True)
+    with pytest.raises(InputError, match="labels: this model has no encoder and needs"):
+        engine(5, oracle).abduct(x)
+    engine(5, oracle).counterfactual(x, {"a": 12.0}, labels=torch.tensor([[10.0, -3.0], [12.0, 1.0], [8.0, -7.0]]))
+    assert oracle.labels is not None
+    assert oracle.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]], "normalised once"
 
 
 def test_classes_are_needed_exactly_where_the_model_takes_them() -> None:
     oracle = Oracle()
     engine(5, oracle).counterfactual(images(), {"a": 12.0}, torch.tensor([0, 1, 2]))
-    assert oracle.classes == [None, None]
+    assert oracle.classes == [None] * 10
     with pytest.raises(InputError, match="classes: this model needs"):
         engine(5, Oracle(class_cond=True)).abduct(images())
 
@@ -156,27 +174,100 @@ def test_classes_are_needed_exactly_where_the_model_takes_them() -> None:
 def test_grading_strengthens_the_intervention() -> None:
     x = images()
     means = [
-        float(engine(w=w).counterfactual(x, {"a": 14.0}).images[:, 0].mean() - GAIN * w * normalised(14.0))
+        float(
+            engine(guidance=Guidance(w)).counterfactual(x, {"a": 14.0}).images[:, 0].mean()
+            - GAIN * w * normalised(14.0)
+        )
         for w in (0.0, 1.0, 1.5)
     ]
     assert max(map(abs, means)) < 0.05
 
 
 def test_decoding_goes_under_the_counterfactual_z_and_encoding_under_the_factual() -> None:
-    x, oracle, seen = images(), Oracle(), []
-    plain = oracle.score_model
-
-    def score_model(z: Tensor, classes: Tensor | None = None, w: float = 1.0):
-        seen.append(z)
-        return plain(z, classes, w)
-
-    oracle.score_model = score_model  # type: ignore[method-assign]
+    oracle = Oracle()
     asked = engine(5, oracle)
-    abducted = asked.abduct(x)
+    abducted = asked.abduct(images())
     result = asked.predict(abducted, [{"a": 12.0}])[0]
-    assert torch.equal(seen[0], abducted.z)
-    assert torch.equal(seen[1], result.z)
+    assert all(torch.equal(conditions[0], abducted.z) for conditions in oracle.conditions[:5])  # type: ignore[arg-type]
+    assert all(torch.equal(conditions[0], result.z) for conditions in oracle.conditions[5:])  # type: ignore[arg-type]
+    assert len(oracle.conditions) == 10
     assert not torch.equal(abducted.z, result.z)
+
+
+def test_affected_and_invariant_variables_have_weights_of_their_own() -> None:
+    """w_affected = 0 is the reconstruction, 1 the counterfactual, and a half of it half the way."""
+    x, asked, do = images(), engine(), {"b": 5.0}
+    abducted = asked.abduct(x)
+    nothing, everything = asked.predict(abducted, [{}, do])
+    none, half, whole = asked.predict(
+        abducted, [do] * 3, [Guidance(w_affected=0.0), Guidance(w_affected=0.5), Guidance(w_affected=1.0)]
+    )
+    assert torch.equal(whole.images, everything.images)
+    torch.testing.assert_close(none.images, nothing.images, rtol=0, atol=1e-6)
+    middle = (nothing.images + everything.images) / 2
+    torch.testing.assert_close(half.images, middle, rtol=0, atol=1e-3)
+    assert (everything.images - nothing.images).abs().max() > 0.05
+    free = asked.predict(abducted, [do], [Guidance(w_affected=1.0, w_invariant=0.0)])[0]
+    # The invariant channel forgets its mean, the affected one still moves by what the intervention changes.
+    assert free.images[:, 0].mean(dim=(1, 2)).abs().max() < 0.02
+    moved = (free.images - everything.images)[:, 1].mean(dim=(1, 2))
+    expected = -GAIN * abducted.z[:, 1, 0]
+    torch.testing.assert_close(moved.double(), expected, rtol=0, atol=0.02)
+
+
+def test_partial_encoding_keeps_more_of_the_image() -> None:
+    x, do = images(), {"a": 14.0}
+    shifts = []
+    for stop in (0.05, 0.3, 1.0):
+        oracle = Oracle()
+        result = engine(100, oracle, stop=stop).counterfactual(x, do)
+        assert len(oracle.conditions) == 2 * round(100 * stop)
+        shifts.append(float((result.images - x).abs().mean()))
+    assert shifts[0] < 0.5 * shifts[1] and shifts[1] < shifts[2]
+    noised = engine(100, abduction=AbductionKind.NOISE, stop=0.3).abduct(x, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    level = float(engine(100).diffusion.alphas_cumprod[29])
+    torch.testing.assert_close(noised.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
+    for stop in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(InputError, match="stop: .* a share of T above 0 and at most 1"):
+            engine(5, stop=stop)
+    with pytest.raises(InputError, match="stop: 0.5 given, but abduction 'none' draws plain noise"):
+        engine(5, stop=0.5, abduction=AbductionKind.NONE)
+
+
+class Painter(Oracle):
+    """Draws from the latents alone."""
+
+    def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        self.classes.append(classes)
+        return (GAIN * z[:, :, :, None]).expand(-1, -1, 4, 4)
+
+
+def test_a_model_without_diffusion_is_asked_for_its_picture() -> None:
+    painter, x, classes = Painter(class_cond=True), images(), torch.tensor([0, 1, 2])
+    asked = engine(5, painter)
+    abducted = asked.abduct(x, classes)
+    assert abducted.x_T is None
+    result = asked.predict(abducted, [{"b": 5.0}])[0]
+    assert painter.conditions == []
+    assert painter.classes == [classes]
+    torch.testing.assert_close(result.images[:, 1], torch.full((3, 4, 4), GAIN * 2.0))
+
+
+def test_pixels_of_another_range() -> None:
+    class Unit(Oracle):
+        """Sees images in [0, 1]."""
+
+        def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+            assert x_start.min() >= 0 and x_start.max() <= 1
+            return super().abduct(x_start)
+
+    x = images().clamp(-1, 1)
+    result = engine(200, Unit(), pixel_range=(0.0, 1.0)).counterfactual(x, {})
+    assert (result.images - x).abs().max() < 0.1
+    painter = Painter()
+    shown = engine(5, painter, pixel_range=(0.0, 1.0)).counterfactual(x, {"b": 5.0})
+    torch.testing.assert_close(shown.images[:, 1], torch.full((3, 4, 4), 2 * GAIN * 2.0 - 1))
 
 
 def test_kinds_of_abduction() -> None:

@@ -1,6 +1,7 @@
 """Scoring on engines whose answers are known: one that draws the truth, and one that changes nothing."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation import evaluate_interventions, summary
+from causaldiffae.evaluation import draw_traversal, evaluate_interventions, slope, summary, traversal
 from causaldiffae.generators import morphomnist
 from causaldiffae.image_datasets import ImageData, read_split, to_model_range, true_counterfactual
 
@@ -38,7 +39,9 @@ class Engine:
         first, self.done = self.done, self.done + len(x_start)
         return SimpleNamespace(part=self.data.subset(range(first, self.done)))
 
-    def predict(self, abducted: SimpleNamespace, dos: Sequence[Mapping[str, float]]) -> list[Counterfactual]:
+    def predict(
+        self, abducted: SimpleNamespace, dos: Sequence[Mapping[str, float]], guidances: Any = None
+    ) -> list[Counterfactual]:
         results = []
         for do in dos:
             images, labels = abducted.part.images, abducted.part.labels
@@ -81,3 +84,34 @@ def test_no_intervention_is_refused(digits: ImageData) -> None:
     engine: Any = Engine(digits, knows_the_truth=True)
     with pytest.raises(InputError, match="at least one intervention"):
         evaluate_interventions(engine, digits, [])
+
+
+def test_slope_and_traversal(digits: ImageData) -> None:
+    x = np.arange(8.0).reshape(4, 2)
+    assert slope(2 * x + [5.0, -90.0], x) == pytest.approx(2.0), "differences between images do not count"
+    holes = 3 * x
+    holes[0, 1] = np.nan
+    assert slope(holes, x) == pytest.approx(3.0)
+    assert slope(np.ones((4, 2)) * [1.0, 9.0], x) == 0.0
+    assert np.isnan(slope(x, np.ones((4, 2)))) and np.isnan(slope(np.full((4, 2), np.nan), x))
+    dos = [{"thickness": value} for value in (1.5, 2.5, 3.5)]
+    right = traversal(evaluate_interventions(Engine(digits, True), digits, dos), digits.spec)  # type: ignore[arg-type]
+    assert right["thickness"]["slope"] == pytest.approx(1.0, abs=0.1)
+    assert right["intensity"]["slope"] == pytest.approx(1.0, abs=0.05), "it must follow"
+    assert np.isnan(right["intensity"]["change"])
+    idle = traversal(evaluate_interventions(Engine(digits, False), digits, dos), digits.spec)  # type: ignore[arg-type]
+    assert idle["thickness"]["slope"] == idle["intensity"]["slope"] == 0.0
+    other = [{"intensity": value} for value in (90.0, 200.0)]
+    still = traversal(evaluate_interventions(Engine(digits, True), digits, other), digits.spec)  # type: ignore[arg-type]
+    assert still["thickness"]["change"] < 0.05 and np.isnan(still["thickness"]["slope"])
+    assert still["intensity"]["slope"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_drawing_a_traversal(digits: ImageData) -> None:
+    dos = [{"thickness": 1.5}, {"thickness": 3.5}]
+    results = evaluate_interventions(Engine(digits, True), digits, dos)  # type: ignore[arg-type]
+    low, high = (draw_traversal(results, digits.spec, ["a", "b"], count) for count in (1, 2))
+    assert low.shape[2] == 3 and low.dtype == np.uint8
+    assert high.shape[0] > 1.6 * low.shape[0], "a row for the model and one for the truth per image"
+    unknown = [replace(result, truth=None, true_labels=None) for result in results]
+    assert draw_traversal(unknown, digits.spec, ["a", "b"], 1).shape[0] < low.shape[0]

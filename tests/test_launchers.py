@@ -142,6 +142,27 @@ def test_variables(clone: Path) -> None:
     assert "--download" in commands(launch(clone, "train_morphomnist_causaldae.sh", **given))[0]
 
 
+@pytest.mark.parametrize("dataset", ["morphomnist", "pendulum"])
+@pytest.mark.parametrize("model", ["conditional", "diffae", "causalvae"])
+def test_models_of_comparison(clone: Path, dataset: str, model: str) -> None:
+    """CausalDiffAE's configuration with the model's own over it, and a test script of its own."""
+    data = clone.parent / "data"
+    data.mkdir()
+    (data / "something").touch()
+    given = {"SIZE": "mini", "DATA_DIR": str(data), "DRY_RUN": "1"}
+    (train,) = commands(launch(clone, f"train_{dataset}_{model}.sh", "--lr", "1e-3", **given))
+    run_dir = str(clone / "runs" / f"{dataset}_{model}_mini")
+    assert train[2:] == [
+        *["--config", str(clone / "configs" / f"{dataset}_causaldae_mini.yaml")],
+        *["--config", str(clone / "configs" / "baselines" / f"{model}.yaml")],
+        *["--data_dir", str(data), "--run_dir", run_dir, "--lr", "1e-3"],
+    ]
+    assert (REPO / "configs" / "baselines" / f"{model}.yaml").is_file()
+    (test,) = commands(launch(clone, f"test_{dataset}_{model}.sh", **given))
+    assert test[1:4] == [str(clone / "scripts" / f"image_{model}_test.py"), "--model_path", run_dir]
+    assert (REPO / "scripts" / f"image_{model}_test.py").is_file()
+
+
 def test_many_processes(clone: Path) -> None:
     dry = {"DRY_RUN": "1", "NPROC": "5"}
     with_starter = commands(launch(clone, "train_pendulum_causaldae.sh", MPIEXEC="srun --mpi=pmix", **dry))[-1]
@@ -266,3 +287,12 @@ def test_two_launchers_at_once_install_once(clone: Path) -> None:
         timeout=60,
     )
     assert len(record(clone)) == 4
+
+
+def test_circuit_brings_its_extra(clone: Path) -> None:
+    make, train = commands(launch(clone, "train_circuit_causaldae.sh", DRY_RUN="1", SIZE="fast", EXTRAS="dev"))
+    assert make[2:] == ["circuit", "--out", str(clone / "data" / "circuit")]
+    assert train[2:4] == ["--config", str(clone / "configs" / "circuit_causaldae_fast.yaml")]
+    assert any(line.endswith(f"install -e {clone}[dev,circuit]") for line in record(clone))
+    test = commands(launch(clone, "test_circuit_causaldae.sh", "--do", "arm=0.5", DRY_RUN="1"))[-1]
+    assert test[1] == str(clone / "scripts" / "image_causaldae_test.py") and test[-2:] == ["--do", "arm=0.5"]

@@ -93,30 +93,26 @@ def test_do_reaches_the_descendant_and_not_the_parent() -> None:
     assert torch.equal(other[:, 0], factual[:, 0])
 
 
-# ---------------------------------------------------------------------- guidance
+# ---------------------------------------------------------------------- several conditions
 
 
 @pytest.mark.parametrize("num_classes", [None, 3])
-def test_guidance(num_classes: int | None) -> None:
-    net = model(num_classes).eval()
-    x_t, t, z = images(), torch.tensor([0, 30, 60, 99]), torch.randn(BATCH, 2, 2)
+def test_several_conditions_are_one_batch(num_classes: int | None) -> None:
+    net, sizes = model(num_classes, learned_null=True).eval(), []
+    net.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    x_t, t, z, other = images(), torch.tensor([0, 30, 60, 99]), torch.randn(BATCH, 2, 2), torch.randn(BATCH, 2, 2)
     classes = None if num_classes is None else torch.tensor([0, 1, 2, 0])
     with torch.no_grad():
-        with_z, null = net.eps(x_t, t, z, classes), net.eps(x_t, t, None, classes)
-        assert torch.equal(net.score_model(z, classes)(x_t, t), with_z)
-        assert torch.equal(net.score_model(z, classes, w=1.0)(x_t, t), with_z)
-        assert (with_z - null).abs().max() > 1e-2
-        for w in (0.0, 0.5, 3.0):
-            graded = net.score_model(z, classes, w=w)(x_t, t)
-            torch.testing.assert_close(graded, w * with_z + (1 - w) * null, rtol=1e-4, atol=1e-5)
-
-
-def test_without_guidance_the_null_token_is_not_evaluated() -> None:
-    net, sizes = model(), []
-    net.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    for w in (1.0, 2.0):
-        net.score_model(torch.zeros(BATCH, 2, 2), w=w)(images(), torch.zeros(BATCH, dtype=torch.long))
-    assert sizes == [BATCH, 2 * BATCH]
+        expected = [net.eps(x_t, t, condition, classes) for condition in (z, None, other)]
+        sizes.clear()
+        together = net.eps_under(x_t, t, [z, None, other], classes)
+        assert sizes == [3 * BATCH]
+        assert torch.equal(net.eps_under(x_t, t, [z], classes)[0], expected[0])
+        assert sizes == [3 * BATCH, BATCH]
+    for found, wanted in zip(together, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+    assert (expected[0] - expected[2]).abs().max() > 1e-2
 
 
 # ---------------------------------------------------------------------- the training step
@@ -307,9 +303,7 @@ def test_messages() -> None:
     with pytest.raises(InputError, match="num_channels: 20 given"):
         model(num_channels=20)
     net = model()
-    with pytest.raises(
-        InputError, match="model: encoder 2 x 3, structural model 2 x 2 and U-Net conditioning 4 do not fit"
-    ):
+    with pytest.raises(InputError, match="model: encoder 2 x 3 and structural model 2 x 2 do not fit"):
         CausalDiffAE(CausalEncoder(8, 1, 2, 3, (8,)), net.scm, net.unet)
     with pytest.raises(InputError, match="do not fit"):
         CausalDiffAE(net.encoder, LatentSCM(CausalGraph(("a", "b", "c")), 2), net.unet)

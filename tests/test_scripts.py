@@ -20,8 +20,10 @@ from PIL import Image
 
 from causaldiffae.checkpoint import export_weights
 from causaldiffae.config import Config, DiffusionConfig, ModelConfig
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.evaluation import describe_do, pixel_l1
 from causaldiffae.generators import morphomnist, pendulum
+from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import dataset_spec
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, run_cli
 
@@ -44,7 +46,9 @@ def run(script: Path, *arguments: object) -> Outcome:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[script.stem] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(script.parent))  # as Python does for a script
+        spec.loader.exec_module(module)
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -167,7 +171,7 @@ def test_bad_models_and_data(model_folder: Path, digits: Path, tmp_path: Path) -
     shutil.copytree(model_folder, other)
     described = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(described | {"model_type": "something"}))
-    assert_refused(ask(other, digits, out), "something", "causaldiffae")
+    assert_refused(ask(other, digits, out), "something", "causaldae")
     described["config"]["model"]["rep_dim"] = 6
     (other / "config.json").write_text(json.dumps(described))
     assert_refused(ask(other, digits, out), "another model", "encoder.fc_mu.weight", "expected")
@@ -186,10 +190,87 @@ def test_bad_models_and_data(model_folder: Path, digits: Path, tmp_path: Path) -
 def test_bad_flags(model_folder: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert_refused(ask(model_folder, digits, out, "--abduction", "magic"), "magic", "ddim")
-    assert_refused(ask(model_folder, digits, out, "--w", "nan"), "w")
+    assert_refused(ask(model_folder, digits, out, "--w", "nan"), '"w"', "nan")
+    assert_refused(ask(model_folder, digits, out, "--w", "strong"), "w")
+    assert_refused(ask(model_folder, digits, out, "--sweep_w", "0,x"), "sweep_w", "0,x", "finite numbers")
+    assert_refused(ask(model_folder, digits, out, "--guidance_interval", "0.5"), "guidance_interval", "two numbers")
+    assert_refused(ask(model_folder, digits, out, "--guidance_interval", "0.9,0.1"), "guidance_interval", "rising")
+    assert_refused(ask(model_folder, digits, out, "--traverse", "width"), "width", "thickness, intensity")
+    assert_refused(ask(model_folder, digits, out, "--stop", 0), "stop", "above 0")
+    assert_refused(ask(model_folder, digits, out, "--recipe", "secret"), "recipe", "secret", "reference")
+    assert_refused(ask(model_folder, digits, out, "--dataset", "pendulum"), "dataset", "morphomnist")
     assert_refused(ask(model_folder, digits, out, "--wieght", "1"), "wieght")
     assert_refused(run(TEST_SCRIPT, "--data_dir", digits), "model_path")
     assert not out.exists()
+
+
+def test_sweeps_and_traversals(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ["--num_images", 3, "--do", "thickness=3", "--sweep_w", "0,0.5,1", "--traverse", "intensity"]
+    process = ask(model_folder, digits, out, *flags, "--stop", 0.5, "--guidance_interval", "0.1,0.9")
+    assert process.returncode == 0, process.stderr
+    rows = list(csv.DictReader((out / "sweep_w.csv").open()))
+    assert [row["w"] for row in rows] == ["0", "0.5", "1"] and "measured_thickness" in rows[0]
+    plain = json.loads((out / "summary.json").read_text())
+    assert plain["results"]["do(thickness=3)"]["counterfactual_l1"] == pytest.approx(
+        plain["sweep_w"][2]["counterfactual_l1"]
+    ), "w = 1 is no guidance"
+    values = [float(row["intensity"]) for row in csv.DictReader((out / "traversal_intensity.csv").open())]
+    assert len(values) == 6 and values == sorted(values) and 66 < values[0] < 90 and 230 < values[-1] < 255
+    assert set(plain["traversal_intensity"]) == {"thickness", "intensity"}
+    for name in ("sweep_w.png", "traversal_intensity.png"):
+        with Image.open(out / name) as picture:
+            assert picture.size[1] > 300
+    for said in (
+        "do(thickness=3) by its grade w",
+        "do(intensity) all over its range",
+        "mean change of what is measured",
+    ):
+        assert said in process.stdout
+
+
+def test_recipes_and_grades_reach_the_engine(
+    model_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict] = []
+    plain = CounterfactualEngine.__init__
+
+    def watched(self: CounterfactualEngine, *args: object, **kwargs: object) -> None:
+        seen.append(kwargs)
+        plain(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CounterfactualEngine, "__init__", watched)
+    base = ["--model_path", model_folder, "--data_dir", digits, "--out_dir", tmp_path / "out", "--num_images", 1]
+    flags = ["--recipe", "reference", "--timestep_respacing", "3", "--w", 2, "--w_affected", 3, "--stop", 0.7]
+    assert run(TEST_SCRIPT, *base, *flags).returncode == 0
+    assert seen[0]["abduction"] is AbductionKind.NOISE and seen[0]["stop"] == 0.7
+    assert seen[0]["guidance"] == Guidance(2.0, w_affected=3.0)
+    settings = json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]
+    assert settings["abduction"] == "noise" and settings["timestep_respacing"] == "3"
+
+
+def test_every_script_is_for_its_own_model(digits: Path, tmp_path: Path) -> None:
+    spec = dataset_spec("morphomnist")
+    for name in ("conditional", "diffae", "causalvae"):
+        network = ModelConfig(
+            model_type=name,
+            num_channels=32,
+            num_res_blocks=1,
+            channel_mult="1,1",
+            attention_resolutions="",
+            rep_dim=4,
+            decoder_channels="8,8",
+        )
+        config = Config(model=network, diffusion=DiffusionConfig(diffusion_steps=50))
+        model, _ = create_model_and_diffusion(config, spec)
+        folder = export_weights(tmp_path / name, model.state_dict(), describe_checkpoint(config, spec))
+        flags = ["--model_path", folder, "--data_dir", digits, "--num_images", 2, "--timestep_respacing", "3"]
+        out = tmp_path / f"{name}_out"
+        process = run(ROOT / "scripts" / f"image_{name}_test.py", *flags, "--out_dir", out)
+        assert process.returncode == 0, process.stderr
+        assert "do(thickness=1.5)" in process.stdout and (out / "counterfactuals.png").is_file()
+        refused = run(TEST_SCRIPT, *flags, "--out_dir", tmp_path / "no")
+        assert_refused(refused, f"a model of type {name}", f"scripts/image_{name}_test.py")
 
 
 def test_training_writes_a_model_that_the_test_script_opens(digits: Path, tmp_path: Path) -> None:
@@ -223,6 +304,10 @@ def test_training_refuses_what_it_cannot_do(digits: Path, tmp_path: Path) -> Non
         (["--mechanism=magic"], ("magic", "additive")),
         (["--channel_mult=1,x"], ("channel_mult",)),
         (["--rep_dim=5"], ("rep_dim", "2 variables")),
+        (["--model_type=gan"], ("model_type", "gan", "diffae")),
+        (["--masking=True", "--label_fraction=1.5"], ("label_fraction", "1.5", "between 0 and 1")),
+        (["--label_fraction=0.1"], ("label_fraction", "--masking True")),
+        (["--recipe=secret"], ("recipe", "secret", "reference")),
         (["--data_dir=/nowhere"], ("/nowhere",)),
     ):
         assert_refused(run(TRAIN_SCRIPT, *base, *flags), *words)
@@ -230,6 +315,30 @@ def test_training_refuses_what_it_cannot_do(digits: Path, tmp_path: Path) -> Non
     config.write_text("dataset: morphomnist\nlearning_rate: 0.1\n")
     assert_refused(run(TRAIN_SCRIPT, "--config", config, *base), "learning_rate")
     assert not (tmp_path / "run").exists()
+
+
+def test_weak_supervision_from_the_command_line(digits: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "digits"
+    shutil.copytree(digits, copy)
+    arguments = ["--dataset=morphomnist", f"--data_dir={copy}", f"--run_dir={tmp_path / 'run'}", *NETWORK]
+    arguments += ["--batch_size=4", "--total_steps=2", "--sample_interval=9", "--tensorboard=False"]
+    process = run(TRAIN_SCRIPT, *arguments, "--masking=True", "--label_fraction=0.25")
+    assert process.returncode == 0, process.stderr
+    listed = (copy / "labelled_train_8_fraction0.25_seed0.txt").read_text().split()
+    described = json.loads((tmp_path / "run" / "step_0000002" / "config.json").read_text())
+    assert len(listed) == described["labelled_images"] == 2
+    again = run(TRAIN_SCRIPT, *arguments, "--masking=True", "--label_fraction=0.5", "--total_steps=3")
+    assert_refused(again, "other training images had labels")
+
+
+def test_the_reference_recipe_is_put_in_at_its_place(tmp_path: Path) -> None:
+    base = ["--config", ROOT / "configs" / "morphomnist_causaldae_mini.yaml", "--run_dir", tmp_path, "--dry_run=True"]
+    process = run(TRAIN_SCRIPT, *base, "--recipe=reference", "--lr=0.005")
+    assert process.returncode == 0, process.stderr
+    for line in ("mechanism: one_hop", "variance_factor: 0.001", "kl_anneal_steps: 50000", "predict_v: false"):
+        assert line in process.stdout
+    assert "lr: 0.005" in process.stdout, "what comes later wins"
+    assert "kl_weight: 0.01" in run(TRAIN_SCRIPT, "--recipe=reference", *base).stdout
 
 
 def test_dry_run_prints_the_resolved_configuration(tmp_path: Path) -> None:

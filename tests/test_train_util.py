@@ -103,20 +103,20 @@ def test_the_batch_reaches_the_network(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
     trained.training_step.register_forward_pre_hook(lambda module, args: seen.update(args=args))
     trained.run_step()
-    images, labels, classes, labelled, draws, kl_weight = seen["args"]
+    images, labels, classes, labelled, draws, kl_weight, share = seen["args"]
     batch = trained.source.batch(0)
     assert torch.equal(images, batch.images)
     assert torch.equal(labels, batch.labels)
     assert torch.equal(classes, batch.classes)
     assert labelled.all()
     assert draws.keep.all()
-    assert kl_weight == 1.0
+    assert kl_weight == share == 1.0
     assert labels.abs().max() < 3, "labels are normalised"
 
 
 def test_gamma_rises_linearly(tmp_path: Path) -> None:
     trained, weights = loop(tmp_path, kl_weight=0.5, kl_anneal_steps=4), []
-    trained.training_step.register_forward_pre_hook(lambda module, args: weights.append(args[-1]))
+    trained.training_step.register_forward_pre_hook(lambda module, args: weights.append(args[5]))
     for _ in range(6):
         trained.run_step()
     assert weights == [0.125, 0.25, 0.375, 0.5, 0.5, 0.5]
@@ -379,7 +379,7 @@ def test_checkpoints_describe_themselves(tmp_path: Path) -> None:
     trained = loop(tmp_path, total_steps=1)
     trained.run()
     described = load_checkpoint(tmp_path).config
-    assert described["model_type"] == "causaldiffae"
+    assert described["model_type"] == "causaldae"
     assert Config.from_dict(described["config"]) == trained.config
     assert described["digest"] == trained.config.digest()
     assert described["dataset"] == trained.spec.to_dict()

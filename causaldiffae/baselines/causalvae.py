@@ -1,0 +1,97 @@
+"""A CausalVAE-style model (Yang et al., CVPR 2021): CausalDiffAE's encoder, structural model and label prior, with a
+convolutional decoder in place of diffusion.
+
+    x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0          loss = mse + gamma (kl_u + label_prior_kl)
+
+There is no x_T: what z does not carry is lost. Images without labels are drawn from their own z.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from causaldiffae.config import ModelConfig, parse_ints
+from causaldiffae.encoder import CausalEncoder
+from causaldiffae.errors import InputError
+from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.model import CausalAutoencoder, TrainingDraws, TrainingStep, encoder_and_scm
+from causaldiffae.nn import mean_flat
+from causaldiffae.scm import LatentSCM
+
+
+class ConvDecoder(nn.Module):
+    """Latents (and a class) -> image: a linear map to a small feature map, then nearest up-sampling and convolutions.
+
+    Args:
+        latents: number of latents in all.
+        image_size, out_channels: of the images.
+        channels: widths, from the smallest map on; each step doubles the resolution.
+        num_classes: with it, a class embedding is added to the features.
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        image_size: int,
+        out_channels: int,
+        channels: tuple[int, ...],
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.side = image_size, -(-image_size // 2 ** len(channels))
+        shape = (channels[0], self.side, self.side)
+        self.expand = nn.Sequential(nn.Linear(latents, channels[0] * self.side**2), nn.Unflatten(1, shape))
+        self.label_emb = None if num_classes is None else nn.Embedding(num_classes, channels[0] * self.side**2)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(channels, (*channels[1:], channels[-1]), strict=True):
+            layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
+        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out_channels, 3, padding=1), nn.Tanh())
+
+    def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """(B, n d) and, where the decoder has classes, (B,) -> (B, C, H, W) in [-1, 1]."""
+        if (classes is None) != (self.label_emb is None):
+            raise InputError("y: class labels are needed exactly where the network is class-conditional")
+        h = self.expand(z)
+        if self.label_emb is not None:
+            h = h + self.label_emb(classes).reshape(h.shape)
+        return self.layers(h)[:, :, : self.image_size, : self.image_size]
+
+
+class CausalVAE(CausalAutoencoder):
+    """Encoder, structural causal model and convolutional decoder."""
+
+    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, decoder: ConvDecoder) -> None:
+        super().__init__(encoder, scm)
+        self.decoder = decoder
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalVAE:
+        """The encoder and structural model that a CausalDiffAE of this configuration would have, and a decoder."""
+        if learn_sigma:
+            raise InputError("learn_sigma: a model without diffusion has no variance to learn")
+        encoder, scm = encoder_and_scm(config, spec)
+        channels = parse_ints("decoder_channels", config.decoder_channels)
+        classes = spec.num_classes if config.class_cond else None
+        return cls(encoder, scm, ConvDecoder(config.rep_dim, spec.image_size, spec.channels, channels, classes))
+
+    @property
+    def class_cond(self) -> bool:
+        """Whether the decoder is conditioned on a class."""
+        return self.decoder.label_emb is not None
+
+    def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] from latents (B, n, d)."""
+        return self.decoder(z.flatten(1), classes if self.class_cond else None)
+
+
+class CausalVAETrainingStep(TrainingStep):
+    """CausalDiffAE's loss with the decoder's squared error in place of the diffusion loss."""
+
+    def image_terms(
+        self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
+    ) -> dict[str, Tensor]:
+        """Squared error of the decoded image, (B,)."""
+        mse = mean_flat((cast(CausalVAE, self.model).decode(z, classes) - x_start) ** 2)
+        return {"mse": mse, "loss": mse}

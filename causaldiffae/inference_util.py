@@ -1,0 +1,295 @@
+"""What the scripts image_*_test.py share: asking a trained model the questions of a table, and writing the answers.
+
+Beside the interventions themselves there are two sweeps, both of the first intervention: of its grade w
+(`--sweep_w`), and of the value that its variable is set to (`--traverse`). One abduction serves them all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from causaldiffae import dist_util
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.errors import InputError
+from causaldiffae.evaluation import (
+    InterventionResult,
+    arrays,
+    describe_do,
+    draw_grid,
+    draw_traversal,
+    evaluate_interventions,
+    summary,
+    traversal,
+    write_csv,
+)
+from causaldiffae.guidance import Guidance
+from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split
+from causaldiffae.logger import progress_bar
+from causaldiffae.pictures import save_png
+from causaldiffae.script_util import argument_parser, expand_recipes, load_model, parse_flat
+
+Interventions = Mapping[str, Sequence[Mapping[str, float]]]
+RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
+"""Named sets of values that `--recipe NAME` puts in at its place on the command line."""
+TRAVERSED = 6
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """How to ask.
+
+    Attributes:
+        model_path: run directory, step folder, model folder, or a state dict (.pt) of the published code.
+        data_dir: folder of the data set.
+        dataset: of a published state dict, where its sizes do not tell.
+        out_dir: folder to write to.
+        do: interventions as "name=value" or "name=value,name=value"; without any, the table in the script.
+        num_images: how many test images; 0 for all.
+        batch_size: images at a time.
+        timestep_respacing: steps to encode and decode with, see space_timesteps.
+        abduction: "ddim" encodes the image; "noise" samples x_T around it (the printed algorithm); "none" draws it.
+        stop: encode and decode only up to this share of T.
+        w: grade of the intervention; 1 is no guidance, 0 leaves the latents out.
+        w_affected: grade of what the intervention changes, the variable and its descendants; by default w.
+        w_invariant: grade of all other variables; by default w.
+        guidance_interval: noise levels t/T between which guidance acts, "0.2,0.8".
+        sweep_w: also draw and measure the first intervention at these grades, "0,0.25,0.5,0.75,1".
+        traverse: also set these variables to values all over their range, "thickness,intensity".
+        ema: rate of the moving average to use; "" takes the first, "none" the trained weights.
+        use_bf16: activations in bfloat16.
+        grid_images: rows of the picture.
+        seed: of what is drawn.
+    """
+
+    model_path: str = ""
+    data_dir: str = ""
+    dataset: str = ""
+    out_dir: str = ""
+    do: list[str] = field(default_factory=list)
+    num_images: int = 0
+    batch_size: int = 100
+    timestep_respacing: str = "250"
+    abduction: str = "ddim"
+    stop: float = 1.0
+    w: float = 1.0
+    w_affected: float | None = None
+    w_invariant: float | None = None
+    guidance_interval: str = "0,1"
+    sweep_w: str = ""
+    traverse: str = ""
+    ema: str = ""
+    use_bf16: bool = False
+    grid_images: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("model_path", "data_dir", "out_dir"):
+            if not getattr(self, name):
+                raise InputError(f"{name}: it is not given; --{name} must name it")
+        if self.num_images < 0 or self.batch_size < 1 or self.grid_images < 1:
+            raise InputError("num_images must be 0 or more, batch_size and grid_images 1 or more")
+        if self.abduction not in [kind.value for kind in AbductionKind]:
+            raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
+
+    def guidance(self) -> Guidance:
+        """The grade of the interventions."""
+        interval = parse_numbers("guidance_interval", self.guidance_interval)
+        if len(interval) != 2:
+            raise InputError(f"guidance_interval: {self.guidance_interval!r} given, two numbers are needed")
+        return Guidance(self.w, self.w_affected, self.w_invariant, *interval)
+
+
+def parse_do(text: str) -> dict[str, float]:
+    """ "thickness=4.5,intensity=90" -> {"thickness": 4.5, "intensity": 90.0}."""
+    do: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        name = name.strip()
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not equals or not name or not np.isfinite(number):
+            raise InputError(f"--do {text!r}: name=value with a finite number is needed, like thickness=4.5")
+        if name in do:
+            raise InputError(f"--do {text!r}: {name} is set twice")
+        do[name] = number
+    return do
+
+
+def parse_numbers(name: str, text: str) -> list[float]:
+    """ "0,0.5,1" -> [0.0, 0.5, 1.0]; an empty text gives none."""
+    try:
+        values = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = [float("nan")]
+    if not all(np.isfinite(values)):
+        raise InputError(f"{name}: {text!r} given, finite numbers separated by commas are needed")
+    return values
+
+
+def parse_test_config(argv: Sequence[str], description: str) -> TestConfig:
+    """The settings from `--config FILE`, `--recipe NAME` and flags; later ones override earlier ones."""
+    parser = argument_parser(description)
+    parser.add_argument("--recipe", help=f"a named set of values, put in at its place: {', '.join(RECIPES)}")
+    parser.add_class_arguments(TestConfig, nested_key=None, skip={"do"}, instantiate=False)
+    parser.add_argument("--do", action="append", default=[], help="name=value[,name=value]; may be given several times")
+    values = parse_flat(parser, expand_recipes(argv, RECIPES))
+    return TestConfig(**{f.name: values[f.name] for f in fields(TestConfig)})
+
+
+def run_test(argv: Sequence[str], description: str, interventions: Interventions, model_type: str) -> str:
+    """A test script's main.
+
+    Args:
+        interventions: by data set, asked where `--do` names none.
+        model_type: what the script is for; another model is refused.
+
+    Returns:
+        Tables to print.
+    """
+    config = parse_test_config(argv, description)
+    guidance, grades = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
+    device = dist_util.dev()
+    loaded = load_model(config.model_path, device, config.ema or None, config.dataset)
+    spec, found = loaded.spec, loaded.config.model.model_type
+    if found != model_type:
+        raise InputError(f"{config.model_path}: a model of type {found}; scripts/image_{found}_test.py is for it")
+    questions = [parse_do(text) for text in config.do] or [dict(do) for do in interventions.get(spec.name, [])]
+    for do in questions:
+        spec.check_do(do)
+    traversed = [name.strip() for name in config.traverse.split(",") if name.strip()]
+    for name in traversed:
+        if name not in spec.graph.names:
+            raise InputError(f"traverse: unknown variable {name!r}, known are {', '.join(spec.graph.names)}")
+    engine = loaded.engine(
+        config.timestep_respacing,
+        abduction=AbductionKind(config.abduction),
+        guidance=guidance,
+        stop=config.stop,
+        autocast=torch.bfloat16 if config.use_bf16 else None,
+    )
+    data = read_split(spec.name, config.data_dir, "test", spec.image_size, spec.channels, config.num_images or None)
+    asked = Asked(engine, data, config, device)
+    results = asked.answer(questions, "counterfactuals")
+    out = Path(config.out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
+    report["results"] = figures = {describe_do(result.do): summary(result, spec.graph.names) for result in results}
+    save_png(out / "counterfactuals.png", draw_grid(results, spec, config.grid_images))
+    write_csv(out / "counterfactuals.csv", results, data)
+    np.savez_compressed(out / "counterfactuals.npz", **arrays(results))  # type: ignore[arg-type]
+    tables = [table(figures, spec)]
+    if grades:
+        report["sweep_w"] = rows = sweep_grades(asked, questions[0], grades, out)
+        tables.append(sweep_table(rows, describe_do(questions[0]), spec))
+    for name in traversed:
+        report[f"traversal_{name}"] = moved = traverse(asked, name, out)
+        tables.append(traversal_table(moved, name))
+    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return "\n\n".join([*tables, f"written to {out}"])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model with the images that it is asked about."""
+
+    engine: CounterfactualEngine
+    data: ImageData
+    config: TestConfig
+    device: torch.device
+
+    def answer(
+        self, questions: Sequence[Mapping[str, float]], title: str, guidances: Sequence[Guidance] | None = None
+    ) -> list[InterventionResult]:
+        """Every question on every image, with a progress bar."""
+        with progress_bar(total=len(self.data), desc=title, unit="image") as bar:
+            return evaluate_interventions(
+                self.engine,
+                self.data,
+                questions,
+                self.config.batch_size,
+                self.device,
+                bar.update,
+                self.config.seed,
+                guidances,
+            )
+
+
+def sweep_grades(asked: Asked, do: Mapping[str, float], grades: Sequence[float], out: Path) -> list[dict[str, float]]:
+    """One intervention at several grades w: sweep_w.png, sweep_w.csv, and a table of what is measured."""
+    names = asked.engine.spec.graph.names
+    interval = asked.engine.guidance
+    guidances = [Guidance(w, low=interval.low, high=interval.high) for w in grades]
+    results = asked.answer([do] * len(grades), f"grades of {describe_do(do)}", guidances)
+    rows = [{"w": w, **summary(result, names)} for w, result in zip(grades, results, strict=True)]
+    save_png(
+        out / "sweep_w.png",
+        draw_traversal(results, asked.engine.spec, [f"w = {w:g}" for w in grades], asked.config.grid_images),
+    )
+    write_rows(out / "sweep_w.csv", rows)
+    return rows
+
+
+def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec) -> str:
+    """What is measured at each grade, means over images."""
+    names = spec.graph.names
+    lines = [f"{do} by its grade w, means of what is measured"]
+    lines.append(f"{'w':>8s}{'L1 to truth':>14s}" + "".join(f"{name:>18s}" for name in names))
+    for row in rows:
+        measured = "".join(f"{row[f'measured_{name}']:18.3f}" for name in names)
+        lines.append(f"{row['w']:8.3g}{row.get('counterfactual_l1', float('nan')):14.3f}{measured}")
+    return "\n".join(lines)
+
+
+def traverse(asked: Asked, name: str, out: Path) -> dict[str, dict[str, float]]:
+    """One variable set to values all over its range: traversal_NAME.png and .csv, and what every variable did."""
+    spec = asked.engine.spec
+    i = spec.graph.index(name)
+    margin = 0.05 * (spec.high[i] - spec.low[i])  # the very ends are seen once in training
+    values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, TRAVERSED)
+    questions = [{name: float(f"{value:.4g}")} for value in values]
+    results = asked.answer(questions, f"traversal of {name}")
+    heads = [describe_do(do) for do in questions]
+    save_png(out / f"traversal_{name}.png", draw_traversal(results, spec, heads, asked.config.grid_images))
+    rows = [{name: do[name], **summary(r, spec.graph.names)} for do, r in zip(questions, results, strict=True)]
+    write_rows(out / f"traversal_{name}.csv", rows)
+    return traversal(results, spec)
+
+
+def traversal_table(figures: Mapping[str, Mapping[str, float]], name: str) -> str:
+    """Which variables followed, and which stayed."""
+    lines = [f"do({name}) all over its range"]
+    for other, row in figures.items():
+        follows = np.isfinite(row["slope"])
+        said = "slope of measured on true labels" if follows else "mean change of what is measured"
+        lines.append(f"  {other:20s}{said:36s}{row['slope'] if follows else row['change']:8.3f}")
+    return "\n".join(lines)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Rows of figures as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows([{key: f"{value:.6g}" for key, value in row.items()} for row in rows])
+
+
+def table(figures: Mapping[str, Mapping[str, float]], spec: DatasetSpec) -> str:
+    """Mean pixel errors, and mean errors of the measured labels, per intervention."""
+    heads = ["L1 to truth", "do nothing", "reconstruction", *[f"|{name}|" for name in spec.graph.names]]
+    keys = ["counterfactual_l1", "do_nothing_l1", "reconstruction_l1"]
+    keys += [f"measured_error_{name}" for name in spec.graph.names]
+    lines = [f"{'':44s}" + "".join(f"{head:>18s}" for head in heads)]
+    lines += [
+        f"{do:44s}" + "".join(f"{row.get(key, float('nan')):18.3f}" for key in keys) for do, row in figures.items()
+    ]
+    return "\n".join(lines)

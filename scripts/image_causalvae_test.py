@@ -1,0 +1,22 @@
+"""Counterfactuals of a CausalVAE-style model (configs/baselines/causalvae.yaml).
+
+    python scripts/image_causalvae_test.py --model_path RUN --data_dir DATA --out_dir OUT
+
+The questions are those of image_causaldae_test.py, so are the flags and the files written.
+There is no x_T: abduction, steps and grades have no effect.
+"""
+
+from __future__ import annotations
+
+from image_causaldae_test import INTERVENTIONS
+
+from causaldiffae.inference_util import run_test
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_test(argv, __doc__ or "", INTERVENTIONS, model_type="causalvae"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,22 @@
+"""Counterfactuals of a label-conditional diffusion model (trained with configs/baselines/conditional.yaml).
+
+    python scripts/image_conditional_test.py --model_path RUN --data_dir DATA --out_dir OUT
+
+The questions are those of image_causaldae_test.py, so are the flags and the files written.
+Its factual labels are the images' own, given with the data: it has no encoder to read them.
+"""
+
+from __future__ import annotations
+
+from image_causaldae_test import INTERVENTIONS
+
+from causaldiffae.inference_util import run_test
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_test(argv, __doc__ or "", INTERVENTIONS, model_type="conditional"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

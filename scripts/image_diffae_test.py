@@ -1,0 +1,22 @@
+"""Counterfactuals of a diffusion autoencoder without a graph (configs/baselines/diffae.yaml, diffae_aligned.yaml).
+
+    python scripts/image_diffae_test.py --model_path RUN --data_dir DATA --out_dir OUT
+
+The questions are those of image_causaldae_test.py, so are the flags and the files written.
+Nothing but the intervened variable is meant to move: there is no graph that could tell what follows.
+"""
+
+from __future__ import annotations
+
+from image_causaldae_test import INTERVENTIONS
+
+from causaldiffae.inference_util import run_test
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_test(argv, __doc__ or "", INTERVENTIONS, model_type="diffae"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

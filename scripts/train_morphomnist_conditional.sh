@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Trains the label-conditional diffusion model on MorphoMNIST (thickness -> intensity), to compare CausalDiffAE with.
+# It has CausalDiffAE's configuration (configs/morphomnist_causaldae_SIZE.yaml) with configs/baselines/conditional.yaml over it.
+# What can be set (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+set -euo pipefail
+. "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
+launch train morphomnist conditional "$@"

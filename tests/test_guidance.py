@@ -1,0 +1,103 @@
+"""Graded interventions on networks whose answer is known: eps is linear in z."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from causaldiffae.errors import InputError
+from causaldiffae.guidance import Guidance, guided_score
+
+B = 3
+Z, FACTUAL = (torch.randn(B, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+X, T = torch.zeros(B, 1, 4, 4), torch.tensor([0, 500, 999])
+
+
+class Recorder:
+    """eps = sum of z over the image, 100 under the null token; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def eps_under(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        names = {id(Z): "z", id(FACTUAL): "factual", id(None): "null"}
+        self.asked.append([names[id(condition)] for condition in conditions])
+        return [answer(condition).expand(x_t.shape) for condition in conditions]
+
+
+def answer(z: Tensor | None) -> Tensor:
+    return torch.full((B, 1, 1, 1), 100.0) if z is None else z.sum(dim=(1, 2)).reshape(-1, 1, 1, 1)
+
+
+def grade(guidance: Guidance | None, factual: Tensor | None = None, t: Tensor = T) -> tuple[Tensor, list[str]]:
+    """The graded answer at one pixel (B,), and what was asked."""
+    recorder = Recorder()
+    score = guided_score(recorder, Z, None, guidance, factual)
+    return score(X, t)[:, 0, 0, 0], recorder.asked[0]
+
+
+def test_no_guidance_is_the_networks_own_answer() -> None:
+    for guidance in (None, Guidance(), Guidance(1.0, 1.0, 1.0)):
+        for factual in (None, FACTUAL):
+            value, asked = grade(guidance, factual)
+            assert asked == ["z"], "nothing is evaluated that has no weight"
+            assert torch.equal(value, answer(Z)[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("w", [0.0, 0.25, 2.0, -1.0])
+def test_one_weight(w: float) -> None:
+    expected = w * answer(Z) + (1 - w) * answer(None)
+    for factual in (None, FACTUAL):
+        value, asked = grade(Guidance(w), factual)
+        torch.testing.assert_close(value, expected[:, 0, 0, 0])
+        assert asked == (["z", "null"] if w else ["null"])
+
+
+@pytest.mark.parametrize(("affected", "invariant"), [(0.0, 1.0), (0.5, 1.0), (2.0, 1.0), (1.0, 0.0), (1.5, 0.3)])
+def test_two_weights(affected: float, invariant: float) -> None:
+    guidance = Guidance(w=7.0, w_affected=affected, w_invariant=invariant)
+    null, factual, z = answer(None), answer(FACTUAL), answer(Z)
+    expected = null + invariant * (factual - null) + affected * (z - factual)
+    value, asked = grade(guidance, FACTUAL)
+    torch.testing.assert_close(value, expected[:, 0, 0, 0])
+    assert ("null" in asked) == (invariant != 1.0)
+    assert ("z" in asked) == (affected != 0.0)
+
+
+def test_the_weights_that_are_not_named_are_w() -> None:
+    assert Guidance(2.0, w_affected=3.0).weights() == (3.0, -1.0, -1.0)
+    assert Guidance(2.0, w_invariant=1.0).weights() == (2.0, -1.0, 0.0)
+    assert sum(Guidance(0.3, 1.7, -0.4).weights()) == pytest.approx(1.0)
+
+
+def test_an_interval_of_noise_levels() -> None:
+    value, asked = grade(Guidance(2.0, low=0.4, high=0.6))
+    plain, graded = answer(Z)[:, 0, 0, 0], (2 * answer(Z) - answer(None))[:, 0, 0, 0]
+    assert asked == ["z", "null"]
+    torch.testing.assert_close(value, torch.stack([plain[0], graded[1], plain[2]]))
+    zero, asked = grade(Guidance(0.0, low=0.4, high=1.0))
+    torch.testing.assert_close(zero, torch.tensor([float(plain[0]), 100.0, 100.0]))
+    assert asked == ["z", "null"], "z is needed outside the interval"
+    rescaled = guided_score(Recorder(), Z, None, Guidance(2.0, low=0.4, high=0.6), max_timestep=2000.0)
+    torch.testing.assert_close(rescaled(X, T)[:, 0, 0, 0], torch.stack([plain[0], plain[1], graded[2]]))
+
+
+def test_low_precision_outputs_are_graded_in_float32() -> None:
+    class Low(Recorder):
+        def eps_under(self, *args: object, **kwargs: object) -> list[Tensor]:
+            return [out.bfloat16() for out in super().eps_under(*args, **kwargs)]  # type: ignore[arg-type]
+
+    assert guided_score(Low(), Z, None, Guidance(2.0))(X, T).dtype == torch.float32
+    assert guided_score(Low(), Z)(X, T).dtype == torch.bfloat16
+
+
+def test_messages() -> None:
+    for name in ("w", "w_affected", "w_invariant"):
+        with pytest.raises(InputError, match=f"{name}: nan given, a finite number is needed"):
+            Guidance(**{name: float("nan")})
+    for interval in ((-0.1, 1.0), (0.0, 1.1), (0.7, 0.3), (float("nan"), 1.0)):
+        with pytest.raises(InputError, match="guidance_interval: .* two numbers in rising order between 0 and 1"):
+            Guidance(low=interval[0], high=interval[1])
