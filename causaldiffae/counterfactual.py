@@ -11,7 +11,7 @@ in u and x_T, which are kept. One abduction serves any number of interventions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, ScoreModel, guided_score
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.scm import Do
+from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
 
 class AbductionKind(Enum):
@@ -73,14 +74,22 @@ class Abduction:
     Attributes:
         u: (B, n, d) exogenous noise of the causal variables.
         z: (B, n, d) the factual causal variables, which u implies.
-        x_T: (B, C, H, W) what the causal variables leave open; None for a model that draws from them alone.
+        state: x_T (B, C, H, W), what the causal variables leave open, as the solver left it; None for a model that
+            draws from them alone.
         classes: (B,) or None.
+        residual: (B, C, H, W) what the reconstruction misses of the image, where it is kept.
     """
 
     u: Tensor
     z: Tensor
-    x_T: Tensor | None
+    state: SolverState | None
     classes: Tensor | None
+    residual: Tensor | None = None
+
+    @property
+    def x_T(self) -> Tensor | None:
+        """The encoded noise."""
+        return None if self.state is None else self.state.x_T
 
 
 @dataclass(frozen=True)
@@ -103,12 +112,15 @@ class CounterfactualEngine:
 
     Args:
         model: a generative model; used in evaluation mode, without gradients.
-        diffusion: the steps to encode and decode with, for instance `SpacedDiffusion` with 50 of 1000.
+        solver: how to encode and decode, an `OdeSolver`; a diffusion process, for instance `SpacedDiffusion` with 50
+            of 1000 steps, stands for its own DDIM loops.
         spec: the data set's names, units and graph.
         abduction: see `AbductionKind`.
         guidance: grade of the intervention; by default none.
         stop: encode and decode only up to this share of T (Diff-SCM's partial encoding): what is undone keeps more of
             the factual image.
+        residual: what the reconstruction misses is added to every answer, so that the null intervention returns the
+            image itself (a decoding more per image).
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
     """
@@ -116,11 +128,12 @@ class CounterfactualEngine:
     def __init__(
         self,
         model: GenerativeModel,
-        diffusion: GaussianDiffusion,
+        solver: OdeSolver | DdimLoops | GaussianDiffusion,
         spec: DatasetSpec,
         abduction: AbductionKind = AbductionKind.DDIM,
         guidance: Guidance | None = None,
         stop: float = 1.0,
+        residual: bool = False,
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
@@ -128,10 +141,12 @@ class CounterfactualEngine:
             raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
         if abduction is AbductionKind.NONE and stop < 1.0:
             raise InputError(f"stop: {stop} given, but abduction 'none' draws plain noise, which only T has")
-        self.model, self.diffusion, self.spec = model, diffusion, spec
+        self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
+        self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range = pixel_range
-        self.steps = max(1, round(stop * diffusion.num_timesteps))
+        diffusion = self.solver.diffusion
+        self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
 
     @torch.inference_mode()
     def abduct(
@@ -156,15 +171,24 @@ class CounterfactualEngine:
         x_start = self._to_network(x_start)
         u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels))
         z = self.model.predict(u)
+        abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
+        if not self.residual:
+            return abducted
+        return replace(abducted, residual=x_start - self._draw(z, abducted, Guidance()))
+
+    def _encode(
+        self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
+    ) -> SolverState | None:
+        """x_T under the factual latents, without guidance; None for a model that has none."""
         if isinstance(self.model, DirectModel):
-            return Abduction(u, z, None, classes)
+            return None
         if self.abduction is AbductionKind.DDIM:
             score = self._low_precision(guided_score(self.model, z, classes))
-            return Abduction(u, z, self.diffusion.ddim_encode(score, x_start, stop=self.steps), classes)
+            return self.solver.encode(score, x_start, self.stop)
         noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
-        last = torch.full((len(x_start),), self.steps - 1, device=x_start.device)
-        noised = self.abduction is AbductionKind.NOISE
-        return Abduction(u, z, self.diffusion.q_sample(x_start, last, noise) if noised else noise, classes)
+        if self.abduction is AbductionKind.NOISE:
+            return self.solver.noised(x_start, noise, self.stop)
+        return SolverState(noise)
 
     def act(self, do: Mapping[str, float]) -> dict[str, float]:
         """Step two: an intervention in label units, checked and normalised."""
@@ -187,7 +211,10 @@ class CounterfactualEngine:
         results = []
         for z, guidance in zip(latents, guidances or [self.guidance] * len(latents), strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
-            images = self._from_network(self._draw(z, abducted, guidance).float())
+            drawn = self._draw(z, abducted, guidance)
+            if abducted.residual is not None:
+                drawn = drawn + abducted.residual
+            images = self._from_network(drawn.float())
             results.append(Counterfactual(images.clamp(-1, 1), labels, z))
         return results
 
@@ -204,10 +231,9 @@ class CounterfactualEngine:
     def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
-        assert abducted.x_T is not None
-        largest = 1000.0 if self.diffusion.rescale_timesteps else float(self.diffusion.original_num_steps)
-        score = guided_score(self.model, z, abducted.classes, guidance, abducted.z, largest)
-        return self.diffusion.ddim_sample_loop(self._low_precision(score), abducted.x_T, start=self.steps)
+        assert abducted.state is not None
+        score = guided_score(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
+        return self.solver.decode(self._low_precision(score), abducted.state)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

@@ -147,6 +147,7 @@ class GaussianDiffusion:
         alphas = 1.0 - betas
         self.betas = betas
         self.alphas_cumprod = np.cumprod(alphas)
+        self.base_alphas_cumprod = self.alphas_cumprod  # of the process that the network was trained on
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
         self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
 

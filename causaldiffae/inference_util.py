@@ -34,7 +34,17 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split
 from causaldiffae.logger import progress_bar
 from causaldiffae.pictures import save_png
-from causaldiffae.script_util import argument_parser, expand_recipes, load_model, parse_flat
+from causaldiffae.script_util import (
+    SOLVER,
+    STEPS,
+    LoadedModel,
+    argument_parser,
+    create_solver,
+    expand_recipes,
+    load_model,
+    parse_flat,
+)
+from causaldiffae.solvers import DdimLoops, OdeSolver
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
@@ -54,7 +64,11 @@ class TestConfig:
         do: interventions as "name=value" or "name=value,name=value"; without any, the table in the script.
         num_images: how many test images; 0 for all.
         batch_size: images at a time.
-        timestep_respacing: steps to encode and decode with, see space_timesteps.
+        solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
+        steps: evaluations of the network each way.
+        grid: of the noise levels: "logsnr", "rho" or "uniform"; by default the solver's own.
+        timestep_respacing: steps of the published DDIM loops, see space_timesteps; where given it takes solver's place.
+        residual: what the reconstruction misses is added to every answer.
         abduction: "ddim" encodes the image; "noise" samples x_T around it (the printed algorithm); "none" draws it.
         stop: encode and decode only up to this share of T.
         w: grade of the intervention; 1 is no guidance, 0 leaves the latents out.
@@ -76,7 +90,11 @@ class TestConfig:
     do: list[str] = field(default_factory=list)
     num_images: int = 0
     batch_size: int = 100
-    timestep_respacing: str = "250"
+    solver: str = SOLVER
+    steps: int = STEPS
+    grid: str = ""
+    timestep_respacing: str = ""
+    residual: bool = False
     abduction: str = "ddim"
     stop: float = 1.0
     w: float = 1.0
@@ -98,6 +116,12 @@ class TestConfig:
             raise InputError("num_images must be 0 or more, batch_size and grid_images 1 or more")
         if self.abduction not in [kind.value for kind in AbductionKind]:
             raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
+
+    def chosen_solver(self, loaded: LoadedModel) -> OdeSolver | DdimLoops:
+        """How to encode and decode."""
+        if self.timestep_respacing:
+            return DdimLoops(loaded.diffusion(self.timestep_respacing))
+        return create_solver(loaded.config.diffusion, self.solver, self.steps, self.grid)
 
     def guidance(self) -> Guidance:
         """The grade of the interventions."""
@@ -170,8 +194,12 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for name in traversed:
         if name not in spec.graph.names:
             raise InputError(f"traverse: unknown variable {name!r}, known are {', '.join(spec.graph.names)}")
-    engine = loaded.engine(
-        config.timestep_respacing,
+    engine = CounterfactualEngine(
+        loaded.model,
+        config.chosen_solver(loaded),
+        spec,
+        pixel_range=loaded.pixel_range,
+        residual=config.residual,
         abduction=AbductionKind(config.abduction),
         guidance=guidance,
         stop=config.stop,

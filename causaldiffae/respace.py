@@ -80,3 +80,4 @@ class SpacedDiffusion(GaussianDiffusion):
         super().__init__(**{**kwargs, "betas": betas})
         self.timestep_map = kept
         self.original_num_steps = len(base)
+        self.base_alphas_cumprod = np.cumprod(1.0 - base)

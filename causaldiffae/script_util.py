@@ -33,6 +33,7 @@ from causaldiffae.gaussian_diffusion import (
 from causaldiffae.image_datasets import DatasetSpec, dataset_spec
 from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
+from causaldiffae.solvers import DdimLoops, OdeSolver
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -168,6 +169,22 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
     return model, create_gaussian_diffusion(config.diffusion)
 
 
+STEPS, SOLVER = 25, "dpmpp2m"
+GRIDS: Final = {"ddim": "", "dpmpp2m": "logsnr", "obelm": "rho"}
+
+
+def create_solver(
+    config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = ""
+) -> OdeSolver | DdimLoops:
+    """A solver by name, over a configuration's process; "ddim" without a grid stands for the published loops."""
+    if solver not in GRIDS:
+        raise InputError(f"solver: {solver!r} given, allowed are {', '.join(GRIDS)}")
+    chosen = grid or GRIDS[solver]
+    if not chosen:
+        return DdimLoops(create_gaussian_diffusion(config, str(steps)))
+    return OdeSolver(create_gaussian_diffusion(config), solver, chosen, steps)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A trained model with all that its checkpoint knows.
@@ -186,11 +203,17 @@ class LoadedModel:
         """Its diffusion process, respaced."""
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
-    def engine(self, timestep_respacing: str = "", **options: Any) -> CounterfactualEngine:
-        """Asks it counterfactual questions in so many steps each way; `options` are `CounterfactualEngine`'s."""
-        return CounterfactualEngine(
-            self.model, self.diffusion(timestep_respacing), self.spec, pixel_range=self.pixel_range, **options
-        )
+    def engine(self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", **options: Any) -> CounterfactualEngine:
+        """Asks it counterfactual questions.
+
+        Args:
+            steps: evaluations of the network each way.
+            solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
+            grid: of the noise levels; by default the solver's own.
+            options: those of `CounterfactualEngine`.
+        """
+        chosen = create_solver(self.config.diffusion, solver, steps, grid)
+        return CounterfactualEngine(self.model, chosen, self.spec, pixel_range=self.pixel_range, **options)
 
 
 def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:

@@ -25,13 +25,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from causaldiffae.errors import InputError
-from causaldiffae.gaussian_diffusion import (
-    BETA_SCHEDULES,
-    EpsModel,
-    GaussianDiffusion,
-    ModelMeanType,
-    get_named_beta_schedule,
-)
+from causaldiffae.gaussian_diffusion import EpsModel, GaussianDiffusion, ModelMeanType
 
 RHO = 7.0
 CLEAN = 0
@@ -77,26 +71,8 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, diffusion: GaussianDiffusion) -> NoiseSchedule:
-        """The schedule that the network was trained on, also where `diffusion` keeps only some of its steps.
-
-        Raises:
-            InputError: where the steps left out cannot be known, or alpha-bar reaches 0.
-        """
-        kept, total = diffusion.timestep_map, diffusion.original_num_steps
-        if len(kept) == total:
-            return cls(diffusion.alphas_cumprod)
-        # A spaced process forgets the betas it came from; a named schedule is known by the alpha-bars that are left.
-        for name in BETA_SCHEDULES:
-            try:
-                alphas_cumprod = np.cumprod(1.0 - get_named_beta_schedule(name, total))
-            except InputError:  # too few steps for this name
-                continue
-            if np.allclose(alphas_cumprod[kept], diffusion.alphas_cumprod, rtol=1e-9, atol=0):
-                return cls(alphas_cumprod)
-        raise InputError(
-            f"diffusion: {len(kept)} of {total} steps of a schedule without a name given, the process with all of its "
-            "steps is needed"
-        )
+        """The schedule that the network was trained on, also where `diffusion` keeps only some of its steps."""
+        return cls(diffusion.base_alphas_cumprod)
 
     def half_logsnr(self, t: np.ndarray) -> np.ndarray:
         """l = log(a / sigma) at steps t, any shape."""
@@ -265,6 +241,35 @@ class SolverState:
     stop: float = 1.0
 
 
+class DdimLoops:
+    """The process's own DDIM loops, step by step as published, under the solvers' interface: the reference.
+
+    Args:
+        diffusion: the steps to take, for instance `SpacedDiffusion` with 250 of 1000.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion) -> None:
+        self.diffusion = diffusion
+
+    def _count(self, stop: float) -> int:
+        if not 0 < stop <= 1:
+            raise InputError(f"stop: {stop} given, a fraction above 0 and at most 1 is needed")
+        return max(1, round(stop * self.diffusion.num_timesteps))
+
+    def encode(self, score: EpsModel, x_start: Tensor, stop: float = 1.0) -> SolverState:
+        """As `OdeSolver.encode`; of the steps, the fraction `stop` is taken."""
+        return SolverState(self.diffusion.ddim_encode(score, x_start, stop=self._count(stop)), stop=stop)
+
+    def decode(self, score: EpsModel, state: SolverState) -> Tensor:
+        """As `OdeSolver.decode`."""
+        return self.diffusion.ddim_sample_loop(score, state.x_T, start=self._count(state.stop))
+
+    def noised(self, x_start: Tensor, noise: Tensor, stop: float = 1.0) -> SolverState:
+        """Images with the noise of the level at which an encoding would have ended."""
+        last = torch.full((len(x_start),), self._count(stop) - 1, device=x_start.device)
+        return SolverState(self.diffusion.q_sample(x_start, last, noise), stop=stop)
+
+
 class OdeSolver:
     """Solves the probability-flow ODE with a given number of network evaluations each way.
 
@@ -336,6 +341,11 @@ class OdeSolver:
             return self._run(score, path, steps, state.x_before, state.x_T)[0]
         steps = [*plan(self.kind, path, nodes[:-1]), ddim_step(path, None, CLEAN + 1, CLEAN)]
         return self._run(score, path, steps, state.x_T, None)[0]
+
+    def noised(self, x_start: Tensor, noise: Tensor, stop: float = 1.0) -> SolverState:
+        """Images with the noise of the level at which an encoding would have ended."""
+        path = self.path(stop)
+        return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
 
     def _run(
         self, score: EpsModel, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None

@@ -1,6 +1,7 @@
 """The three steps on images whose best decoder has a closed form, so that the true counterfactual is known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import Do
+from causaldiffae.solvers import NoiseSchedule, OdeSolver
 
 STD, GAIN, SLOPE = 0.2, 0.2, 0.5
 BETAS = get_named_beta_schedule("linear", 1000)
+SCHEDULE = NoiseSchedule((1 - BETAS).cumprod())
 SPEC = DatasetSpec(
     name="plain",
     image_size=4,
@@ -27,6 +30,13 @@ SPEC = DatasetSpec(
     low=(4.0, -15.0),
     high=(16.0, 9.0),
 )
+
+
+def alpha_bar_at(t: Tensor) -> Tensor:
+    """alpha-bar at whole or fractional steps."""
+    if not t.is_floating_point():
+        return torch.as_tensor((1 - BETAS).cumprod())[t]
+    return torch.as_tensor(SCHEDULE.signal_and_noise(t.double().numpy())[0] ** 2)
 
 
 class Oracle:
@@ -59,7 +69,7 @@ class Oracle:
     ) -> list[Tensor]:
         self.conditions.append(list(conditions))
         self.classes.append(classes)
-        alpha_bar = torch.as_tensor((1 - BETAS).cumprod())[t].reshape(-1, 1, 1, 1)
+        alpha_bar = alpha_bar_at(t).reshape(-1, 1, 1, 1)
         results = []
         for z in conditions:
             mean = 0.0 if z is None else GAIN * z[:, :, :, None]  # linear in z, so grading eps grades the mean
@@ -226,7 +236,7 @@ def test_partial_encoding_keeps_more_of_the_image() -> None:
     assert shifts[0] < 0.5 * shifts[1] and shifts[1] < shifts[2]
     noised = engine(100, abduction=AbductionKind.NOISE, stop=0.3).abduct(x, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    level = float(engine(100).diffusion.alphas_cumprod[29])
+    level = float(engine(100).solver.diffusion.alphas_cumprod[29])
     torch.testing.assert_close(noised.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
     for stop in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(InputError, match="stop: .* a share of T above 0 and at most 1"):
@@ -272,7 +282,7 @@ def test_pixels_of_another_range() -> None:
 
 def test_kinds_of_abduction() -> None:
     x = images()
-    alpha_bar = float(engine().diffusion.alphas_cumprod[-1])
+    alpha_bar = float(engine().solver.diffusion.alphas_cumprod[-1])
     ddim = engine().abduct(x)
     assert torch.equal(ddim.x_T, engine().abduct(x).x_T)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
@@ -309,3 +319,51 @@ def test_refused_interventions() -> None:
         asked.predict(abducted, [{"a": float("nan")}])
     with pytest.warns(UserWarning, match="do: a=99 is outside the training labels' range 4..16"):
         asked.act({"a": 99.0})
+
+
+@pytest.mark.parametrize("kind", ["ddim", "dpmpp2m", "obelm"])
+def test_solvers_give_the_same_counterfactual(kind: str) -> None:
+    x, do = images(), {"a": 12.0}
+    exact = engine(1000).counterfactual(x, do).images
+    solver = OdeSolver(SpacedDiffusion(range(1000), betas=BETAS), kind, "logsnr", 100)
+    result = CounterfactualEngine(Oracle(), solver, SPEC).counterfactual(x, do)  # type: ignore[arg-type]
+    assert (result.images - exact).abs().max() < (0.03 if kind == "ddim" else 0.01)
+
+
+def test_o_belm_keeps_its_pair_between_the_steps() -> None:
+    x = images().clamp(-1, 1)
+    solver = OdeSolver(SpacedDiffusion(range(1000), betas=BETAS), "obelm", "rho", 12)
+    asked = CounterfactualEngine(Oracle(), solver, SPEC)  # type: ignore[arg-type]
+    abducted = asked.abduct(x)
+    assert abducted.state is not None and abducted.state.x_before is not None
+    torch.testing.assert_close(asked.predict(abducted, [{}])[0].images.double(), x, rtol=0, atol=1e-6)
+
+
+def test_the_residual_makes_the_null_intervention_exact() -> None:
+    x = images().clamp(-1, 1)
+    for asked in (engine(5, residual=True), engine(5, Painter(), residual=True)):
+        abducted = asked.abduct(x)
+        nothing, moved = asked.predict(abducted, [{}, {"b": 5.0}])
+        torch.testing.assert_close(nothing.images.double(), x, rtol=0, atol=1e-6)
+        assert abducted.residual is not None and (moved.images != nothing.images).any()
+        bare = asked.predict(replace(abducted, residual=None), [{"b": 5.0}])[0]
+        torch.testing.assert_close(
+            moved.images.double(), (bare.images.double() + abducted.residual).clamp(-1, 1), rtol=0, atol=1e-6
+        )
+
+
+def test_noise_of_a_solver_has_the_level_of_its_end() -> None:
+    x = images()
+    diffusion = SpacedDiffusion(range(1000), betas=BETAS)
+    for stop in (1.0, 0.5):
+        asked = CounterfactualEngine(
+            Oracle(),  # type: ignore[arg-type]
+            OdeSolver(diffusion, steps=5),
+            SPEC,
+            AbductionKind.NOISE,
+            stop=stop,
+        )
+        abducted = asked.abduct(x, generator=torch.Generator().manual_seed(3))
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+        level = float(diffusion.alphas_cumprod[int(1000 * stop) - 1])
+        torch.testing.assert_close(abducted.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)

@@ -26,7 +26,7 @@ ALLOWED = {
     "supervision": {"errors", "image_datasets", "safe_files"},
     "baselines.conditional": {"errors", "config", "image_datasets", "model", "scm", "unet"},
     "baselines.causalvae": {"errors", "config", "encoder", "image_datasets", "model", "nn", "scm"},
-    "counterfactual": {"errors", "gaussian_diffusion", "guidance", "image_datasets", "scm"},
+    "counterfactual": {"errors", "gaussian_diffusion", "guidance", "image_datasets", "scm", "solvers"},
     "solvers": {"errors", "gaussian_diffusion", "respace", "nn"},
     "config": {"errors"},
     "pictures": {"errors"},

@@ -69,7 +69,7 @@ def test_a_file_of_the_published_code_opens_as_a_model(tmp_path: Path) -> None:
     assert loaded.spec.normalise_do({"thickness": 4.5}) == {"thickness": 4.5}, "its labels are raw"
     assert loaded.config.diffusion.diffusion_steps == 1000 and not loaded.config.diffusion.predict_v
     x, classes = torch.rand(2, 1, 28, 28) * 2 - 1, torch.tensor([3, 4])
-    result = loaded.engine("4").counterfactual(x, {"thickness": 4.5}, classes)
+    result = loaded.engine(4, "ddim").counterfactual(x, {"thickness": 4.5}, classes)
     assert result.images.shape == x.shape
     torch.testing.assert_close(result.labels[:, 0], torch.full((2,), 4.5))
     assert load_model(str(tmp_path / "model035000.pt"), dataset="morphomnist").spec == loaded.spec

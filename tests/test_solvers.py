@@ -543,13 +543,9 @@ def test_messages_about_the_solver() -> None:
 
 
 def test_messages_about_the_process() -> None:
-    odd = SpacedDiffusion(range(0, 100, 10), betas=np.full(100, 0.01))
-    with pytest.raises(InputError, match="diffusion: 10 of 100 steps of a schedule without a name given, the process"):
-        OdeSolver(odd)
-    OdeSolver(GaussianDiffusion(betas=np.full(100, 0.01)))
-    small = SpacedDiffusion(range(0, 10, 2), betas=np.full(10, 0.01))  # the linear schedule has no 10 steps
-    with pytest.raises(InputError, match="diffusion: 5 of 10 steps"):
-        OdeSolver(small)
+    odd = OdeSolver(SpacedDiffusion(range(0, 100, 10), betas=np.full(100, 0.01)))
+    whole = OdeSolver(GaussianDiffusion(betas=np.full(100, 0.01)))
+    np.testing.assert_array_equal(odd.path().signal, whole.path().signal)  # any process knows what it was taken from
     for betas in ([0.1, 0.5, 1.0], [0.1, 1e-20, 0.1]):
         with np.errstate(divide="ignore"):
             diffusion = GaussianDiffusion(betas=np.array(betas))
