@@ -29,6 +29,7 @@ setup(
         "tqdm",
         "pillow",
         "networkx",
+        "pydot>=4.0",
         "scikit-image",
         "scipy",
         "scikit-learn",
@@ -42,8 +43,10 @@ setup(
     ],
     extras_require={
         "mpi": MPI,
+        # Only to draw the CausalCircuit stand-in; it also wants EGL from the system (Debian: libegl1 libegl-mesa0
+        # libgl1-mesa-dri). Reading the published files needs neither.
+        "circuit": ["mujoco>=3.2"],
         # Reserved names: the core needs nothing more for these so far, and an install line that names them is right.
-        "circuit": [],
         "imagenet": [],
         "app": [],
         # The formatter's version is held, because another minor version may lay out the same code differently.

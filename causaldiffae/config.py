@@ -40,12 +40,13 @@ class ModelConfig:
         use_checkpoint: recompute activations to save memory.
         class_cond: the data set's class (the digit) also conditions the U-Net.
         rep_dim: number of latents in all, shared out evenly between the variables.
+        block_size: latents per variable, in place of rep_dim; 0 leaves it to rep_dim.
         cond_hidden: hidden width of the latents' embedding; 0 for one linear layer, as published.
         learned_null: the null token has an embedding of its own; else it is z = 0, as published.
         encoder_channels: widths of the encoder's convolutions.
         encoder_norm: "batch", as published, or "none".
         mechanism: "additive", "affine" or "one_hop", see scm.py.
-        mechanism_width: hidden width of the mechanisms; 0 means rep_dim.
+        mechanism_width: hidden width of the mechanisms; 0 means the number of latents in all.
         mechanism_depth: hidden layers of the mechanisms.
         min_scale: floor of a child's residual scale, in normalised label units.
         aligned: of model_type "diffae": its blocks are tied to the labels.
@@ -68,6 +69,7 @@ class ModelConfig:
     use_checkpoint: bool = False
     class_cond: bool = False
     rep_dim: int = 512
+    block_size: int = 0
     cond_hidden: int = 0
     learned_null: bool = False
     encoder_channels: str = "16,32,64,128"
@@ -78,6 +80,12 @@ class ModelConfig:
     min_scale: float = 0.02
     aligned: bool = False
     decoder_channels: str = "128,64,32"
+
+    def block_size_for(self, num_variables: int) -> int:
+        """Latents of each of so many variables; an uneven share is an `InputError`."""
+        if not self.block_size and self.rep_dim % num_variables:
+            raise InputError(f"rep_dim: {self.rep_dim} given, a multiple of the {num_variables} variables is needed")
+        return self.block_size or self.rep_dim // num_variables
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class TrainConfig:
     Attributes:
         dataset: name of the data set, or empty to be told by the configuration file.
         data_dir: its folder.
+        graph: the causal graph's file, for data set "folder"; by default graph.yaml in its folder.
         run_dir: where checkpoints, logs and pictures go.
         image_size, channels: resize to another size or number of channels than the data set's own; 0 keeps it.
         num_images: use only the first so many training images; 0 for all.
@@ -169,6 +178,7 @@ class TrainConfig:
 
     dataset: str = ""
     data_dir: str = ""
+    graph: str = ""
     run_dir: str = ""
     image_size: int = 0
     channels: int = 0

@@ -26,6 +26,8 @@ import torch
 from PIL import Image
 
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.folders.reading_rules import RESIZE_RULES, SPLIT_SHARES, check_shares, one_of, whole_number
+from causaldiffae.folders.variable_kinds import category_label, check_kinds
 from causaldiffae.graphs import CausalGraph
 
 SPLITS: Final = ("train", "test")
@@ -45,6 +47,8 @@ class DatasetSpec:
         low, high: range of the training labels, in label units.
         num_classes: number of classes where images have one, else None.
         units: the label units, for display.
+        kinds, categories: of each variable, see variable_kinds.py; empty where all are continuous.
+        resize, split_seed, split_shares: how a folder with a table is read, see image_folder.py.
     """
 
     name: str
@@ -57,6 +61,11 @@ class DatasetSpec:
     high: tuple[float, ...]
     num_classes: int | None = None
     units: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
+    resize: str = "area"
+    split_seed: int = 0
+    split_shares: tuple[float, ...] = SPLIT_SHARES
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -79,6 +88,19 @@ class DatasetSpec:
         if not all(isinstance(unit, str) for unit in units):
             raise DataError(f"data set {self.name}: units is {self.units!r}, strings are needed")
         object.__setattr__(self, "units", units)
+        self._check_reading()
+
+    def _check_reading(self) -> None:
+        where = f"data set {self.name}"
+        try:
+            kinds, categories = check_kinds(self.kinds, self.categories, len(self.graph))
+        except InputError as error:
+            raise DataError(f"{where}: {error}") from None
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "categories", categories)
+        one_of(self.resize, f"{where}: resize", RESIZE_RULES)
+        object.__setattr__(self, "split_seed", whole_number(self.split_seed, f"{where}: split_seed", 0))
+        object.__setattr__(self, "split_shares", check_shares(self.split_shares, f"{where}: split_shares"))
 
     def _check_numbers(self, key: str, values: Any) -> tuple[float, ...]:
         where = f"data set {self.name}: {key} is {values!r}"
@@ -112,8 +134,10 @@ class DatasetSpec:
     def check_do(self, do: Mapping[str, Any]) -> dict[str, float]:
         """An intervention in label units, checked; a value outside the training labels' range is done with a warning.
 
+        A categorical or binary variable takes its category by name or number (`variable_kinds.category_label`).
+
         Raises:
-            InputError: for an unknown variable or a value that is no finite number.
+            InputError: for an unknown variable, a value that is no finite number, or an unknown category.
         """
         if not isinstance(do, Mapping):
             raise InputError(f"do: {do!r} given, a mapping from variable to value is needed")
@@ -123,6 +147,11 @@ class DatasetSpec:
                 raise InputError(f"do: unknown variable {name!r}, known are {', '.join(self.graph.names)}")
             if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
                 value = value.item()
+            if self.kinds and self.kinds[self.graph.index(name)] != "continuous":
+                place = self.graph.index(name)
+                names = self.categories[place] if self.categories else ()
+                checked[name] = category_label(name, value, names, self.low[place], self.high[place])
+                continue
             if not _is_number(value) or not math.isfinite(value):
                 raise InputError(f"do: {name} is {value!r}, a finite number is needed")
             low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
@@ -140,6 +169,28 @@ class DatasetSpec:
             for name, value in self.check_do(do).items()
         }
 
+    def check_do_each(self, do: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+        """An intervention whose values differ between `count` images: a number or (count,) numbers for each variable.
+
+        Returns:
+            (count,) float64 for each variable, in label units; for the rest as `check_do`.
+        """
+        columns = {}
+        for name, value in do.items():
+            values = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            if values.shape not in ((), (count,)):
+                given = f"do: {name} has shape {values.shape}"
+                raise InputError(f"{given}, a number or one for each image, ({count},), is needed")
+            if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
+                raise InputError(f"do: {name} holds NaN or infinity, finite numbers are needed")
+            distinct, places = np.unique(values, return_inverse=True)
+            # of a continuous variable the ends are enough: there is nothing to look up, and one warning will do
+            asked = distinct if self.kinds else distinct[[0, -1]] if len(distinct) else distinct
+            checked = [self.check_do({name: each.item()})[name] for each in asked]
+            column = np.asarray(checked, np.float64) if self.kinds else distinct.astype(np.float64)
+            columns[name] = np.broadcast_to(column[places.reshape(values.shape)], (count,)).copy()
+        return columns
+
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON form that `from_dict` reads."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -155,7 +206,8 @@ class DatasetSpec:
         unknown = sorted(set(map(str, description)) - set(known))
         if unknown:
             raise DataError(f"data set: unknown key {unknown[0]!r}, allowed are {', '.join(known)}")
-        missing = [key for key in known if key not in description]
+        newer = ("kinds", "categories", "resize", "split_seed", "split_shares")  # checkpoints were written before them
+        missing = [key for key in known if key not in description and key not in newer]
         if missing:
             raise DataError(f"data set: key {missing[0]!r} is missing")
         if not isinstance(description["units"], list | tuple):
@@ -213,21 +265,38 @@ class DatasetEntry:
     Attributes:
         spec: (image_size or None, channels or None) -> the spec; None stands for the published one.
         read: (spec, folder, split, limit) -> one split.
-        counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size.
+        counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size;
+            None where no generator is known.
         knows_truth: whether `counterfactual` can answer for these data.
-        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 read off the picture, NaN where nothing is found.
+        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 read off the picture, NaN where nothing is found;
+            None where nobody can.
     """
 
     spec: Callable[[int | None, int | None], DatasetSpec]
     read: Callable[[DatasetSpec, Path, str, int | None], ImageData]
-    counterfactual: Callable[[ImageData, dict[str, float]], tuple[np.ndarray, np.ndarray]]
-    measure: Callable[[np.ndarray], np.ndarray]
+    counterfactual: Callable[[ImageData, dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None
+    measure: Callable[[np.ndarray], np.ndarray] | None
     knows_truth: Callable[[ImageData], bool]
 
 
-def dataset_spec(dataset: str, image_size: int | None = None, channels: int | None = None) -> DatasetSpec:
-    """The spec of a data set at an image size; an unknown name, size or channel count is an `InputError`."""
-    return _entry(dataset).spec(image_size, channels)
+def dataset_spec(
+    dataset: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    graph: str | Path | None = None,
+) -> DatasetSpec:
+    """The spec of a data set at an image size; an unknown name, size or channel count is an `InputError`.
+
+    A folder of images ("folder") has no spec of its own: `data_dir` and `graph` are read for it (`folder_spec`).
+    """
+    if dataset != "folder" or not data_dir:
+        _refuse_graph(dataset, graph)
+        return _entry(dataset).spec(image_size, channels)
+    from causaldiffae.folders.image_folder import folder_spec
+
+    return folder_spec(data_dir, graph, image_size, channels)
 
 
 def read_split(
@@ -237,29 +306,50 @@ def read_split(
     image_size: int | None = None,
     channels: int | None = None,
     limit: int | None = None,
+    *,
+    graph: str | Path | None = None,
+    spec: DatasetSpec | None = None,
 ) -> ImageData:
     """Reads one split into memory.
 
     Args:
         dataset: a key of `DATASETS`.
-        data_dir: the folder as published or as `scripts/make_dataset.py` writes it.
-        split: "train" or "test".
+        data_dir: the folder as published or as `scripts/make_dataset.py` writes it; or any folder with a `labels.csv`
+            (image_folder.py), which may also be an address like gs://bucket/set.
+        split: "train" or "test", and "val" where there is one.
         image_size, channels: as wanted; left out, as published.
         limit: read so many images only: the first or, where the files are sorted by a label, evenly spread ones.
+        graph: the graph's file, of data set "folder"; left out, `graph.yaml` in the folder.
+        spec: a model's, in place of `image_size`, `channels` and `graph`: the data are read as those it learned from.
 
     Raises:
         InputError: for an unknown name or a value that cannot be served.
         DataError: naming the file or folder whose content is not what it should be.
     """
-    entry, spec = _entry(dataset), dataset_spec(dataset, image_size, channels)
-    if split not in SPLITS:
-        raise InputError(f"split: {split!r} given, allowed are {', '.join(SPLITS)}")
+    entry = _entry(dataset)
     if limit is not None and not (_is_int(limit) and limit > 0):
         raise InputError(f"limit: {limit!r} given, a whole number above 0 is needed")
+    if spec is not None and (image_size, channels, graph) != (None, None, None):
+        raise InputError("spec: it is given, so image_size, channels and graph must not be")
+    from causaldiffae.folders.image_folder import is_image_folder, read_image_folder
+
+    if dataset == "folder" and spec is None:
+        return read_image_folder(data_dir, graph, split, image_size, channels, limit)
+    spec = spec or dataset_spec(dataset, image_size, channels, graph=graph)
+    if dataset == "folder" or is_image_folder(data_dir):
+        return _read_folder(spec, data_dir, split, limit)
+    if split not in SPLITS:
+        raise InputError(f"split: {split!r} given, allowed are {', '.join(SPLITS)}")
     folder = Path(data_dir)
     if not folder.is_dir():
         raise DataError(f"{folder}: the folder is missing")
     return entry.read(spec, folder, split, limit)
+
+
+def check_any_do(spec: DatasetSpec, do: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """`check_do`, or `check_do_each` where a value is an array of one axis."""
+    each = isinstance(do, Mapping) and any(getattr(value, "ndim", 0) == 1 for value in do.values())
+    return spec.check_do_each(do, count) if each else spec.check_do(do)
 
 
 def truth_is_known(data: ImageData) -> bool:
@@ -270,11 +360,17 @@ def truth_is_known(data: ImageData) -> bool:
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The truth after an intervention: labels (N, n) float32, label units, and images (N, C, H, W) uint8 as `data`'s.
 
+    Args:
+        do: variable -> a number, or (N,) numbers, one for each image.
+
     Raises:
         InputError: for an intervention that `DatasetSpec.check_do` refuses or that cannot be drawn, or where the
             truth is not known (base digits are missing).
     """
-    labels, images = _entry(data.spec.name).counterfactual(data, data.spec.check_do(do))
+    entry, checked = _entry(data.spec.name), check_any_do(data.spec, do, len(data))
+    if entry.counterfactual is None:
+        raise InputError(f"true counterfactual: data set {data.spec.name} has no generator, so the truth is not known")
+    labels, images = entry.counterfactual(data, checked)
     return labels.astype(np.float32), resize_area(images, data.spec.image_size)
 
 
@@ -284,7 +380,8 @@ def measure(spec: DatasetSpec, images: np.ndarray) -> np.ndarray:
         raise InputError("images: a numpy uint8 array (N, C, H, W) is needed")
     if images.shape[1] != spec.channels or images.shape[2] != images.shape[3]:
         raise InputError(f"images: shape {images.shape} given, (N, {spec.channels}, S, S) is needed")
-    return _entry(spec.name).measure(images)
+    measured = _entry(spec.name).measure
+    return np.full((len(images), len(spec.graph)), np.nan) if measured is None else measured(images)
 
 
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:
@@ -439,13 +536,14 @@ def load_data(
     rank: int = 0,
     world: int = 1,
     start_step: int = 0,
+    graph: str | Path | None = None,
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """guided-diffusion's data loader: an endless iterator of (images, cond).
 
     `cond["c"]` are the normalised labels (B, n); with `class_cond`, `cond["y"]` are the classes (B,). Files are read,
     and refused, at the call. `deterministic` keeps the order on disk. Batches are `BatchSource`'s, from `start_step`.
     """
-    data = read_split(dataset, data_dir, split, image_size, channels, limit)
+    data = read_split(dataset, data_dir, split, image_size, channels, limit, graph=graph)
     if class_cond and data.classes is None:
         raise InputError(f"class_cond: data set {dataset} has no classes")
     source = BatchSource(data, batch_size, seed=seed, shuffle=not deterministic, device=device, rank=rank, world=world)
@@ -463,6 +561,11 @@ def _entry(dataset: str) -> DatasetEntry:
     if dataset not in DATASETS:
         raise InputError(f"dataset: {dataset!r} given, known are {', '.join(DATASETS)}")
     return DATASETS[dataset]
+
+
+def _refuse_graph(dataset: str, graph: str | Path | None) -> None:
+    if graph and dataset != "folder":
+        raise InputError(f"graph: {graph} given, but data set {dataset} has its own; a graph is for --dataset folder")
 
 
 def _is_int(value: Any) -> bool:
@@ -563,7 +666,7 @@ def _read_pendulum_png(path: Path) -> np.ndarray:
         raise DataError(f"{path}: it cannot be read as a PNG image") from None
 
 
-def _pendulum_counterfactual(data: ImageData, do: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def _pendulum_counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     from causaldiffae.generators.pendulum import PendulumGenerator
 
     generator = PendulumGenerator()
@@ -637,7 +740,7 @@ def _morphomnist_generator() -> Any:
     return MorphoMnistGenerator()
 
 
-def _morphomnist_counterfactual(data: ImageData, do: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+def _morphomnist_counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if data.base_images is None:
         raise InputError(
             "true counterfactual: the folder holds no base digits ({train,t10k}-base-idx3-ubyte.gz), so the truth is "
@@ -652,6 +755,26 @@ def _measure_morphomnist(images: np.ndarray) -> np.ndarray:
     return _morphomnist_generator().measure(resize_area(images, 28)[:, 0])
 
 
+def _circuit() -> Any:
+    """CausalCircuit's own module, which builds on this one."""
+    from causaldiffae import circuit_files
+
+    return circuit_files
+
+
+# --- A folder of images, see image_folder.py --------------------------------------------------------------------------
+
+
+def _folder_spec(image_size: int | None, channels: int | None) -> DatasetSpec:
+    raise InputError("data_dir: it is not given; what a folder of images holds can only be read there")
+
+
+def _read_folder(spec: DatasetSpec, data_dir: str | Path, split: str, limit: int | None) -> ImageData:
+    from causaldiffae.folders.image_folder import read_image_folder
+
+    return read_image_folder(data_dir, split=split, limit=limit, spec=spec)
+
+
 DATASETS: Final[dict[str, DatasetEntry]] = {
     "pendulum": DatasetEntry(
         _pendulum_spec, _read_pendulum, _pendulum_counterfactual, _measure_pendulum, lambda data: True
@@ -663,4 +786,12 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         _measure_morphomnist,
         lambda data: data.base_images is not None,
     ),
+    "circuit": DatasetEntry(
+        lambda image_size, channels: _circuit().circuit_spec(image_size, channels),
+        lambda spec, data_dir, split, limit: _circuit().read_circuit(spec, data_dir, split, limit),
+        lambda data, do: _circuit().counterfactual(data, do),
+        lambda images: _circuit().measure(images),
+        lambda data: _circuit().truth_is_known(data),
+    ),
+    "folder": DatasetEntry(_folder_spec, _read_folder, None, None, lambda data: False),
 }

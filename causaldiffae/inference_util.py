@@ -131,22 +131,33 @@ class TestConfig:
         return Guidance(self.w, self.w_affected, self.w_invariant, *interval)
 
 
-def parse_do(text: str) -> dict[str, float]:
-    """ "thickness=4.5,intensity=90" -> {"thickness": 4.5, "intensity": 90.0}."""
-    do: dict[str, float] = {}
+def parse_do(text: str, spec: DatasetSpec) -> dict[str, float]:
+    """ "thickness=4.5,intensity=90" -> {"thickness": 4.5, "intensity": 90.0}; categories may be named."""
+    do: dict[str, float | str] = {}
     for part in text.split(","):
-        name, equals, value = part.partition("=")
-        name = name.strip()
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not equals or not name or not np.isfinite(number):
-            raise InputError(f"--do {text!r}: name=value with a finite number is needed, like thickness=4.5")
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or not value:
+            raise InputError(f"--do {text!r}: name=value is needed, like thickness=4.5")
         if name in do:
             raise InputError(f"--do {text!r}: {name} is set twice")
-        do[name] = number
-    return do
+        try:
+            do[name] = float(value)
+        except ValueError:
+            do[name] = value
+    try:
+        return spec.check_do(do)
+    except InputError as error:
+        raise InputError(f"--do {text!r}: {error}") from None
+
+
+def usual_questions(spec: DatasetSpec) -> list[dict[str, float]]:
+    """For a data set without a table: every variable by itself to three quarters of its range, or to its last value."""
+    questions = []
+    for i, name in enumerate(spec.graph.names):
+        discrete = bool(spec.kinds) and spec.kinds[i] != "continuous"
+        value = spec.high[i] if discrete else spec.low[i] + 0.75 * (spec.high[i] - spec.low[i])
+        questions.append({name: float(f"{value:.3g}")})
+    return questions
 
 
 def parse_numbers(name: str, text: str) -> list[float]:
@@ -187,9 +198,8 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     spec, found = loaded.spec, loaded.config.model.model_type
     if found != model_type:
         raise InputError(f"{config.model_path}: a model of type {found}; scripts/image_{found}_test.py is for it")
-    questions = [parse_do(text) for text in config.do] or [dict(do) for do in interventions.get(spec.name, [])]
-    for do in questions:
-        spec.check_do(do)
+    questions = [parse_do(text, spec) for text in config.do]
+    questions = questions or [spec.check_do(do) for do in interventions.get(spec.name, usual_questions(spec))]
     traversed = [name.strip() for name in config.traverse.split(",") if name.strip()]
     for name in traversed:
         if name not in spec.graph.names:
@@ -205,7 +215,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         stop=config.stop,
         autocast=torch.bfloat16 if config.use_bf16 else None,
     )
-    data = read_split(spec.name, config.data_dir, "test", spec.image_size, spec.channels, config.num_images or None)
+    data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     asked = Asked(engine, data, config, device)
     results = asked.answer(questions, "counterfactuals")
     out = Path(config.out_dir)

@@ -62,11 +62,9 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
 
 
 def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncoder, LatentSCM]:
-    """The encoder and structural model of a configuration; `rep_dim` is shared out evenly between the variables."""
+    """The encoder and structural model of a configuration, over the same latents."""
     n = len(spec.graph)
-    if config.rep_dim % n:
-        raise InputError(f"rep_dim: {config.rep_dim} given, a multiple of the {n} variables is needed")
-    block_size = config.rep_dim // n
+    block_size = config.block_size_for(n)
     encoder = CausalEncoder(
         spec.image_size,
         spec.channels,
@@ -79,7 +77,7 @@ def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncod
         spec.graph,
         block_size,
         config.mechanism,
-        config.mechanism_width or config.rep_dim,
+        config.mechanism_width or n * block_size,
         config.mechanism_depth,
         config.min_scale,
     )
@@ -145,7 +143,7 @@ class CausalDiffAE(CausalAutoencoder):
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalDiffAE:
         """Builds the model for a data set."""
         encoder, scm = encoder_and_scm(config, spec)
-        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, config.rep_dim))
+        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, scm.block_size * len(spec.graph)))
 
     @property
     def class_cond(self) -> bool:

@@ -49,7 +49,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _parse_json(text: bytes, where: str) -> dict[str, Any]:
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """One JSON object; `DataError` that starts with `where` if it is none, or has NaN or repeated keys."""
     try:
         value = json.loads(
             text.decode("utf-8"), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys
@@ -73,7 +74,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     size = file_size(path)
     if size > limit:
         raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
-    return _parse_json(path.read_bytes(), str(path))
+    return parse_json(path.read_bytes(), str(path))
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -86,7 +87,7 @@ def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise DataError(f"{path}: it is no safetensors file, or cut off ({size} bytes, header of {length})")
-        header = _parse_json(file.read(length), f"{path}: header")
+        header = parse_json(file.read(length), f"{path}: header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise DataError(f"{path}: header: __metadata__ must map strings to strings")

@@ -17,9 +17,9 @@ import yaml
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoint import load_checkpoint
-from causaldiffae.config import Config
+from causaldiffae.config import Config, TrainConfig
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import ImageData, dataset_spec, read_split
+from causaldiffae.image_datasets import DatasetSpec, ImageData, dataset_spec, read_split
 from causaldiffae.logger import Logger
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
@@ -27,9 +27,14 @@ from causaldiffae.supervision import with_labels_of
 from causaldiffae.train_util import TrainLoop, checkpoint_to_resume
 
 
-def describe(config: Config) -> str:
+def find_spec(train: TrainConfig) -> DatasetSpec:
+    """What is known about the configured data."""
+    size, channels = train.image_size or None, train.channels or None
+    return dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
+
+
+def describe(config: Config, spec: DatasetSpec) -> str:
     """The resolved configuration as YAML, its digest, and the model's size."""
-    spec = dataset_spec(config.train.dataset, config.train.image_size or None, config.train.channels or None)
     model, _ = create_model_and_diffusion(config, spec)
     lines = [yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), f"# configuration {config.digest()}"]
     lines.append(
@@ -54,16 +59,16 @@ def main(argv: list[str]) -> None:
     for name in ("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir"):
         if not getattr(train, name):
             raise InputError(f"{name}: it is not given; --{name} or a configuration file must name it")
-    text = describe(config)
+    spec = find_spec(train)
+    text = describe(config, spec)
     if train.dry_run:
         print(text)
         return
     dist_util.setup_dist()
     failed = True
     try:
-        size, channels, limit = train.image_size or None, train.channels or None, train.num_images or None
-        data = read_split(train.dataset, train.data_dir, "train", size, channels, limit)
-        test = read_split(train.dataset, train.data_dir, "test", size, channels, limit=16)
+        data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
+        test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
         if config.loss.masking:
             data = mask_labels(config, data)
         resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)

@@ -4,6 +4,7 @@
 #   SIZE=paper|fast|mini   which configs/DATASET_causaldae_SIZE.yaml (default paper); other models have
 #                          configs/baselines/MODEL.yaml over it
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there when it is missing)
+#   MODEL=causaldae        train.sh and counterfactual.sh: or conditional, diffae, causalvae
 #   MNIST=DIR              MorphoMNIST is made from these IDX files; without it MNIST is downloaded
 #   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
 #   OUT_DIR=DIR            what a test writes (default RUN_DIR/test)
@@ -28,7 +29,22 @@ launch_make_data() { # launch_make_data DATASET DIR
     if [ "$1" = morphomnist ]; then
         if [ -n "${MNIST:-}" ]; then source_arguments=(--mnist "$MNIST"); else source_arguments=(--download); fi
     fi
+    # The stand-in is drawn at the size that the models see, a quarter of the publisher's 512 pixels.
+    if [ "$1" = circuit ]; then source_arguments=(--image_size 128); fi
     launch_run "$PYTHON" "$REPO_DIR/scripts/make_dataset.py" "$1" ${source_arguments[@]+"${source_arguments[@]}"} --out "$2"
+}
+
+launch_data_dir() { # launch_data_dir ARGUMENTS...: prints the folder that the last --data_dir names, or DATA_DIR
+    local found=${DATA_DIR:-}
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --data_dir=*) found=${1#*=} ;;
+        --data_dir) found=${2:-} ;;
+        esac
+        shift
+    done
+    [ -n "$found" ] || { echo "data_dir: it is not given; --data_dir must name the folder of your images" >&2 && return 2; }
+    printf '%s\n' "$found"
 }
 
 launch() {
@@ -36,13 +52,21 @@ launch() {
     shift 3
     case $size in paper | fast | mini) ;; *) echo "SIZE: $size is unknown, allowed are paper, fast, mini" >&2 && exit 2 ;; esac
     case $nproc in '' | 0* | *[!0-9]*) echo "NPROC: $nproc is no number of processes, 1 or more is needed" >&2 && exit 2 ;; esac
+    local own_dir=
+    if [ "$dataset" = folder ]; then own_dir=$(launch_data_dir "$@") || exit 2; fi
     if [ "$nproc" -gt 1 ] && [ -z "${MPIEXEC:-}" ]; then EXTRAS=${EXTRAS:+$EXTRAS,}mpi; fi
     # shellcheck source=scripts/setup_env.sh
     . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 
-    local name=${dataset}_${model}_$size
-    local data_dir=${DATA_DIR:-$REPO_DIR/data/$dataset} run_dir=${RUN_DIR:-$REPO_DIR/runs/$name}
-    launch_make_data "$dataset" "$data_dir"
+    local name=${dataset}_${model}_$size data_dir=${DATA_DIR:-$REPO_DIR/data/$dataset}
+    if [ "$dataset" = folder ]; then
+        data_dir=$own_dir
+        name=${data_dir%/}
+        name=${name##*/}_${model}_$size
+    else
+        launch_make_data "$dataset" "$data_dir"
+    fi
+    local run_dir=${RUN_DIR:-$REPO_DIR/runs/$name}
     if [ "$task" = test ]; then
         launch_run exec "$PYTHON" "$REPO_DIR/scripts/image_${model}_test.py" --model_path "$run_dir" --data_dir "$data_dir" \
             --out_dir "${OUT_DIR:-$run_dir/test}" "$@"

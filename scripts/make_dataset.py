@@ -1,7 +1,9 @@
-"""Writes a data set: `python scripts/make_dataset.py pendulum --out DIR`, `... morphomnist --mnist DIR --out DIR`.
+"""Writes a data set: `python scripts/make_dataset.py pendulum --out DIR`, `... morphomnist --mnist DIR --out DIR`,
+`... circuit --out DIR --num N`. Or checks one of your own: `python scripts/make_dataset.py check DIR --graph G.yaml`.
 
 The folder appears under its name only when it is complete; run again, a complete one is left as it is.
-Exit codes: 0 done, 2 something in the request or in a file has to be mended (one line on standard error).
+Exit codes: 0 done, 2 something in the request or in a file has to be mended (one line on standard error;
+`check` writes one for everything it finds).
 """
 
 from __future__ import annotations
@@ -78,9 +80,33 @@ def _download_mnist(folder: Path) -> None:
         raise InputError(f"--download: MNIST could not be fetched into {folder} ({reason})") from None
 
 
+def _circuit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num", type=int, default=10_000, help="pairs to train on; default: %(default)s")
+    parser.add_argument("--num_val", type=int, help="pairs in val.npz; default: a tenth of --num")
+    parser.add_argument("--num_test", type=int, help="pairs in test.npz; default: a tenth of --num")
+    parser.add_argument("--image_size", type=int, default=512, help="pixels a side; default: %(default)s, as published")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn; default: %(default)s")
+
+
+def _write_circuit(args: argparse.Namespace) -> Path:
+    from causaldiffae.generators.circuit_writer import write_dataset
+
+    return write_dataset(
+        args.out,
+        num_train=args.num,
+        num_val=args.num_val,
+        num_test=args.num_test,
+        image_size=args.image_size,
+        seed=args.seed,
+        workers=args.workers,
+        progress=not args.quiet,
+    )
+
+
 RECIPES = {
     "pendulum": Recipe("7,308 pictures of a pendulum, a light and a shadow", _no_arguments, _write_pendulum),
     "morphomnist": Recipe("MNIST redrawn with thickness and intensity", _morphomnist_arguments, _write_morphomnist),
+    "circuit": Recipe("a stand-in for CausalCircuit, drawn with MuJoCo", _circuit_arguments, _write_circuit),
 }
 
 
@@ -94,13 +120,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("--workers", type=int, default=cores, help="processes; default: %(default)s")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
         recipe.add_arguments(command)
+    text = "reads a folder of images with labels.csv and a graph, and says all that is wrong with it"
+    command = commands.add_parser("check", help=text, description=text)
+    command.add_argument("data_dir", metavar="DIR", help="the folder; a path, or an address like gs://bucket/set")
+    command.add_argument("--graph", help="the graph's file; default: graph.yaml (.json, .gml, .dot) in the folder")
+    command.add_argument("--image_size", type=int, help="default: what the graph's file says, or 64")
+    command.add_argument("--channels", type=int, help="1, 3 or 4; default: what the graph's file says, or 3")
     return parser.parse_args(argv)
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Prints what `check_folder` found: problems on standard error, else a summary."""
+    from causaldiffae.folders.folder_check import check_folder
+    from causaldiffae.folders.folder_reader import Request
+
+    report = check_folder(args.data_dir, Request(args.graph, args.image_size, args.channels))
+    for line in report.problems:
+        print(f"error: {line}", file=sys.stderr)
+    if report.count > len(report.problems):
+        print(f"error: ... and {report.count - len(report.problems)} more", file=sys.stderr)
+    if report.count:
+        print(f"{args.data_dir}: {report.count} problem{'s' if report.count > 1 else ''} found", file=sys.stderr)
+        return 2
+    print("\n".join(report.summary))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the data set that the command line names; returns the exit code."""
     args = _parse(argv)
     try:
+        if args.dataset == "check":
+            return _check(args)
         out = RECIPES[args.dataset].write(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

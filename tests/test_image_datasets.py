@@ -67,7 +67,7 @@ def morphomnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- DatasetSpec ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"folder"}))
 def test_specs_survive_json(name: str) -> None:
     spec = dataset_spec(name)
     assert DatasetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -12,7 +12,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*REPO.glob("scripts/*.sh"), REPO / ".ci" / "run"])
-LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))]
+LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + ["train.sh", "counterfactual.sh"]
 
 # Plays an environment's python: everything that would install or check libraries is written to a record instead.
 STAND_IN = """\
@@ -142,7 +142,7 @@ def test_variables(clone: Path) -> None:
     assert "--download" in commands(launch(clone, "train_morphomnist_causaldae.sh", **given))[0]
 
 
-@pytest.mark.parametrize("dataset", ["morphomnist", "pendulum"])
+@pytest.mark.parametrize("dataset", ["morphomnist", "pendulum", "circuit"])
 @pytest.mark.parametrize("model", ["conditional", "diffae", "causalvae"])
 def test_models_of_comparison(clone: Path, dataset: str, model: str) -> None:
     """CausalDiffAE's configuration with the model's own over it, and a test script of its own."""
@@ -161,6 +161,27 @@ def test_models_of_comparison(clone: Path, dataset: str, model: str) -> None:
     (test,) = commands(launch(clone, f"test_{dataset}_{model}.sh", **given))
     assert test[1:4] == [str(clone / "scripts" / f"image_{model}_test.py"), "--model_path", run_dir]
     assert (REPO / "scripts" / f"image_{model}_test.py").is_file()
+
+
+def test_your_own_folder(clone: Path) -> None:
+    folder = str(clone.parent / "my images")
+    given = {"SIZE": "mini", "DRY_RUN": "1"}
+    (train,) = commands(launch(clone, "train.sh", "--data_dir", folder, "--graph", "g.yaml", **given))
+    run_dir = str(clone / "runs" / "my images_causaldae_mini")
+    assert train[2:] == [
+        *["--config", str(clone / "configs" / "folder_causaldae_mini.yaml"), "--data_dir", folder],
+        *["--run_dir", run_dir, "--data_dir", folder, "--graph", "g.yaml"],
+    ]
+    (asked,) = commands(launch(clone, "counterfactual.sh", f"--data_dir={folder}", "--do", "age=60", **given))
+    assert asked[1:7] == [
+        *[str(clone / "scripts" / "image_causaldae_test.py"), "--model_path", run_dir],
+        *["--data_dir", folder, "--out_dir"],
+    ]
+    (other,) = commands(launch(clone, "train.sh", DATA_DIR=folder, MODEL="diffae", **given))
+    assert str(clone / "configs" / "baselines" / "diffae.yaml") in other
+    refused = launch(clone, "train.sh", **given)
+    assert refused.returncode == 2
+    assert refused.stderr.strip() == "data_dir: it is not given; --data_dir must name the folder of your images"
 
 
 def test_many_processes(clone: Path) -> None:
@@ -291,7 +312,7 @@ def test_two_launchers_at_once_install_once(clone: Path) -> None:
 
 def test_circuit_brings_its_extra(clone: Path) -> None:
     make, train = commands(launch(clone, "train_circuit_causaldae.sh", DRY_RUN="1", SIZE="fast", EXTRAS="dev"))
-    assert make[2:] == ["circuit", "--out", str(clone / "data" / "circuit")]
+    assert make[2:] == ["circuit", "--image_size", "128", "--out", str(clone / "data" / "circuit")]
     assert train[2:4] == ["--config", str(clone / "configs" / "circuit_causaldae_fast.yaml")]
     assert any(line.endswith(f"install -e {clone}[dev,circuit]") for line in record(clone))
     test = commands(launch(clone, "test_circuit_causaldae.sh", "--do", "arm=0.5", DRY_RUN="1"))[-1]

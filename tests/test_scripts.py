@@ -136,7 +136,7 @@ def test_far_outside_the_range_is_done_with_a_warning(model_folder: Path, digits
     [
         ("width=2", ("width", "thickness, intensity")),
         ("thickness=thick", ("thickness=thick", "finite number")),
-        ("thickness=nan", ("thickness=nan", "finite number")),
+        ("thickness=nan", ("thickness=nan", "thickness is nan", "finite number")),
         ("thickness=inf", ("thickness=inf", "finite number")),
         ("thickness", ("name=value",)),
         ("thickness=1,thickness=2", ("set twice",)),

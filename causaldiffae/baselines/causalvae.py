@@ -74,7 +74,8 @@ class CausalVAE(CausalAutoencoder):
         encoder, scm = encoder_and_scm(config, spec)
         channels = parse_ints("decoder_channels", config.decoder_channels)
         classes = spec.num_classes if config.class_cond else None
-        return cls(encoder, scm, ConvDecoder(config.rep_dim, spec.image_size, spec.channels, channels, classes))
+        latents = scm.block_size * len(spec.graph)
+        return cls(encoder, scm, ConvDecoder(latents, spec.image_size, spec.channels, channels, classes))
 
     @property
     def class_cond(self) -> bool:

@@ -42,7 +42,7 @@ class LabelConditional(nn.Module):
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> LabelConditional:
         """Builds the model for a data set; `rep_dim` and the encoder's settings do not concern it."""
         n = len(spec.graph)
-        width = config.mechanism_width or config.rep_dim
+        width = config.mechanism_width or n * config.block_size_for(n)
         scm = LatentSCM(spec.graph, 1, config.mechanism, width, config.mechanism_depth, config.min_scale)
         return cls(scm, unet_from_config(config, spec, learn_sigma, n))
 
