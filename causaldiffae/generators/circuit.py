@@ -1,0 +1,222 @@
+"""CausalCircuit: a robot finger presses buttons and lights respond (Brehmer et al. 2022) - our own stand-in for it.
+
+Four variables: `arm` is where the finger is along its sweep, `blue`, `green` and `red` are how bright the lights are,
+all in 0..1. b_k is how far the finger presses button k (`circuit_scene.pressed`), and
+
+    v_blue = 1/5 + 3/5 b_blue    v_green = 1/5 + 3/5 b_green    v_red = 1/5 + 3/5 clip(green + blue + b_red, 0, 1)
+
+    arm = e_arm        light = F^-1(e; 5 v, 5 (1 - v)),   e ~ U(0, 1),   F the distribution function of a Beta variable
+
+F is invertible, so an image's exogenous noise e = F(light) is known from its labels, and with it the true
+counterfactual labels and, through the renderer, the true counterfactual picture.
+
+The published files are by Qualcomm AI Research and look different. Whatever is drawn here says that it is a stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from scipy import ndimage, special
+
+from causaldiffae.errors import InputError
+from causaldiffae.generators import check_labels, do_columns
+from causaldiffae.generators.circuit_scene import lamp_shares, pressed, render, tip_column
+from causaldiffae.graphs import CausalGraph
+
+GRAPH: Final = CausalGraph(
+    ("arm", "blue", "green", "red"),
+    (("arm", "blue"), ("arm", "green"), ("arm", "red"), ("blue", "red"), ("green", "red")),
+)
+FILE_ORDER: Final = ("red", "green", "blue", "arm")  # of the columns in the files; ours backwards
+IMAGE_SIZE: Final = 128
+
+_ARM, _BLUE, _GREEN, _RED = range(4)
+# Mean colour of a lamp's inner part, unlit and fully lit (red, green, blue lamp), and of the bare table: what
+# `render` gives at 128 px. `measure` compares with them.
+_UNLIT: Final = np.array([(56.0, 12.4, 12.5), (9.3, 43.4, 14.2), (14.4, 18.7, 73.0)])
+_LIT: Final = np.array([(242.0, 21.7, 17.7), (21.6, 238.5, 30.3), (30.3, 64.1, 241.7)])
+_TABLE: Final = np.array([67.0, 71.0, 80.0])
+_OFF_COLOUR: Final = 60.0  # grey levels; further from the line between unlit and lit, it is no lamp of ours
+_TIP_ROWS: Final = (0.42, 0.64)  # where the fingertip may be, as shares of the picture
+
+
+def strength(name: str, labels: np.ndarray) -> np.ndarray:
+    """The expected brightness v, (N,) in 0.2..0.8, of the light `name` for labels (N, 4) of its causes."""
+    red, green, blue = np.moveaxis(pressed(labels[:, _ARM]), -1, 0)
+    if name == "red":
+        push = np.clip(labels[:, _GREEN] + labels[:, _BLUE] + red, 0.0, 1.0)
+    else:
+        push = {"blue": blue, "green": green}[name]
+    return 0.2 + 0.6 * push
+
+
+def predict(noise: Any, do: Mapping[str, Any]) -> np.ndarray:
+    """Labels (N, 4) float64 of exogenous noise (N, 4) under an intervention: variable -> a number or (N,) numbers.
+
+    Raises:
+        InputError: for noise outside 0..1, an unknown variable, a value outside 0..1, or wrong shapes.
+    """
+    noise = _in_unit_interval("noise", check_labels(GRAPH, noise))
+    columns = _columns(do, len(noise))
+    labels = np.empty_like(noise)
+    for i, name in enumerate(GRAPH.names):  # causes come first in this order
+        if name in columns:
+            labels[:, i] = columns[name]
+        elif i == _ARM:
+            labels[:, i] = noise[:, i]
+        else:
+            v = strength(name, labels)
+            labels[:, i] = special.betaincinv(5.0 * v, 5.0 * (1.0 - v), noise[:, i])
+    return labels
+
+
+def abduct(labels: Any) -> np.ndarray:
+    """The exogenous noise (N, 4) float64, each in 0..1, of labels (N, 4): the inverse of `predict` without `do`.
+
+    Raises:
+        InputError: for labels outside 0..1 or of another shape.
+    """
+    labels = _in_unit_interval("labels", check_labels(GRAPH, labels))
+    noise = labels.copy()
+    for i, name in enumerate(GRAPH.names):
+        if i != _ARM:
+            v = strength(name, labels)
+            noise[:, i] = special.betainc(5.0 * v, 5.0 * (1.0 - v), labels[:, i])
+    return noise
+
+
+def sample_noise(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws exogenous noise (count, 4) float64, uniform in 0..1."""
+    return rng.random((count, len(GRAPH)))
+
+
+def _in_unit_interval(what: str, values: np.ndarray) -> np.ndarray:
+    inside = (values >= 0) & (values <= 1)
+    if not inside.all():
+        row, column = np.argwhere(~inside)[0]
+        given = f"{GRAPH.names[column]} of row {row} is {values[row, column]:g}"
+        raise InputError(f"{what}: {given}, a number in 0..1 is needed")
+    return values
+
+
+def _columns(do: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
+    columns = do_columns(GRAPH, do, count)
+    for name, column in columns.items():
+        outside = column[(column < 0) | (column > 1)]
+        if len(outside):
+            raise InputError(f"do: {name} is {outside[0]:g}, a number in 0..1 is needed")
+    return columns
+
+
+class CircuitGenerator:
+    """The truth behind the stand-in: counterfactual labels, counterfactual pictures, and a measuring eye."""
+
+    graph: CausalGraph = GRAPH
+
+    def counterfactual_labels(self, labels: Any, do: Mapping[str, Any]) -> np.ndarray:
+        """True labels (N, 4) float64 after the intervention.
+
+        A light whose expected brightness the intervention leaves as it was keeps its label bit for bit.
+
+        Args:
+            labels: (N, 4) factual labels in 0..1.
+            do: variable -> a number or (N,) numbers, in 0..1.
+
+        Raises:
+            InputError: for an unknown variable, a value or label outside 0..1, or wrong shapes.
+        """
+        factual = _in_unit_interval("labels", check_labels(self.graph, labels))
+        columns = _columns(do, len(factual))
+        noise, result = abduct(factual), factual.copy()
+        touched = self.graph.descendants(*columns) - set(columns)
+        for i, name in enumerate(self.graph.names):
+            if name in columns:
+                result[:, i] = columns[name]
+            elif name in touched:
+                before, v = strength(name, factual), strength(name, result)
+                moved = special.betaincinv(5.0 * v, 5.0 * (1.0 - v), noise[:, i])
+                result[:, i] = np.where(v == before, factual[:, i], moved)
+        return result
+
+    def counterfactual_images(self, labels: Any, do: Mapping[str, Any], image_size: int = IMAGE_SIZE) -> np.ndarray:
+        """The true counterfactual pictures, (N, image_size, image_size, 3) uint8, as `circuit_scene.render` draws them.
+
+        Raises:
+            InputError: as `counterfactual_labels`, for a size that cannot be drawn, or where MuJoCo is missing.
+        """
+        target = self.counterfactual_labels(labels, do)
+        images = [render(row, image_size) for row in target]
+        return np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
+
+    def measure(self, images: np.ndarray) -> np.ndarray:
+        """Reads arm, blue, green and red off pictures of our scene by colour and geometry; needs no MuJoCo.
+
+        A lamp's brightness is where its inner part's mean colour lies between unlit and lit; the arm follows from the
+        column of the yellow fingertip's centroid.
+
+        Args:
+            images: (N, S, S, C) uint8 with C >= 3 (RGB first), S from 16.
+
+        Returns:
+            (N, 4) float64 in label units; NaN where the thing is not found, or the picture is not of our scene.
+        """
+        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] < 3 or images.dtype != np.uint8:
+            raise InputError(f"images: {images.dtype} {images.shape} given, uint8 (N, S, S, 3 or more) is needed")
+        if images.shape[1] < 16:
+            raise InputError(f"images: {images.shape[1]} pixels a side given, 16 or more are needed")
+        measured = np.empty((len(images), len(GRAPH)))
+        for start in range(0, len(images), 256):  # bounds the memory
+            block = images[start : start + 256, :, :, :3].astype(np.float32)
+            found = np.column_stack([_measure_arm(block), _measure_lamps(block)[:, ::-1]])
+            found[~_shows_table(block)] = np.nan
+            measured[start : start + 256] = found
+        return measured
+
+
+def _shows_table(images: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether the lowest strip, where our pictures have only the table, has the table's colour."""
+    strip = images[:, -max(images.shape[1] // 24, 1) :]
+    return np.abs(strip.mean(axis=(1, 2)) - _TABLE).max(axis=1) < 25.0
+
+
+def _measure_lamps(images: np.ndarray) -> np.ndarray:
+    """Brightness (N, 3) of the red, green and blue lamp; NaN where a colour is no lamp's."""
+    shares = lamp_shares(images.shape[1])
+    found = np.empty((len(images), 3))
+    for i in range(3):
+        rows, columns = np.nonzero(shares[i] >= min(1.0, shares[i].max()))
+        colour = images[:, rows, columns].mean(axis=1) - _UNLIT[i]
+        line = _LIT[i] - _UNLIT[i]
+        along = colour @ line / (line @ line)
+        off = np.linalg.norm(colour - along[:, None] * line, axis=1)
+        found[:, i] = np.where(off < _OFF_COLOUR, along, np.nan)
+    return found
+
+
+def _measure_arm(images: np.ndarray) -> np.ndarray:
+    """The arm (N,) from the fingertip's column; NaN where there is too little yellow."""
+    size = images.shape[1]
+    first, last = (round(share * size) for share in _TIP_ROWS)
+    band = images[:, first:last]
+    yellow = np.clip((band[..., :2].min(axis=-1) - band[..., 2] - 20.0) / 80.0, 0.0, 1.0)
+    window = max(round(0.09 * size), 2)  # the tip's diameter
+    densest = ndimage.uniform_filter(yellow, (0, window, window), mode="constant").max(axis=1).argmax(axis=1)
+    near = np.abs(np.arange(size) - densest[:, None]) <= 0.75 * window + 1.0
+    profile = yellow.sum(axis=1) * near
+    mass = profile.sum(axis=1)
+    mass = np.where(mass > 0.002 * size**2, mass, np.nan)  # a whole tip has three times as much
+    column = profile @ ((np.arange(size) + 0.5) / size) / mass
+    columns, arms = _arm_table()
+    return np.interp(column, columns, arms)
+
+
+@cache
+def _arm_table() -> tuple[np.ndarray, np.ndarray]:
+    """Columns, rising, at which the fingertip's centroid is seen, and the arm's place for each."""
+    arms = np.linspace(-0.02, 1.02, 1041)
+    # Light falls from the left, so the tip's bright side, and with it the centroid, moves with the place.
+    return tip_column(arms) - 0.0019 + 0.0036 * arms, arms
