@@ -127,6 +127,8 @@ class LossConfig:
         variance_factor: multiplies the variance that latents are sampled with (published: 0.001).
         mechanism_weight: weight of the mechanisms' likelihood on the labels.
         drop_prob: share of the images whose latents are replaced by the null token, as guidance training.
+        label_forcing: share of the labelled images that are drawn from latents of the label prior p(z | y) in place of
+            their own, so that the decoder learns to obey the labels.
         masking: weak supervision: only `label_fraction` of the training images have labels.
         label_fraction: share of the training images with labels, see supervision.py.
         label_seed: of the choice of those images.
@@ -139,6 +141,7 @@ class LossConfig:
     variance_factor: float = 1.0
     mechanism_weight: float = 1.0
     drop_prob: float = 0.0
+    label_forcing: float = 0.0
     masking: bool = False
     label_fraction: float = 1.0
     label_seed: int = 0
@@ -224,6 +227,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "variance_factor": 0.001,
         "mechanism_weight": 0.0,
         "drop_prob": 0.0,
+        "label_forcing": 0.0,
         "lr": 1e-4,
         "weight_decay": 0.0,
         "warmup_steps": 0,
@@ -284,12 +288,13 @@ class Config:
         probabilities: tuple[tuple[str, Any], ...] = (
             ("drop_prob", self.loss),
             ("label_fraction", self.loss),
+            ("label_forcing", self.loss),
             ("dropout", self.model),
         )
         for name, part in probabilities:
             value = getattr(part, name)
             if not 0 <= value <= 1:
-                kind = "share" if name == "label_fraction" else "probability"
+                kind = "share" if name.startswith("label_") else "probability"
                 raise InputError(f"{name}: {value} given, a {kind} between 0 and 1 is needed")
         if self.loss.label_fraction < 1 and not self.loss.masking:
             raise InputError(

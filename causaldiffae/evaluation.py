@@ -205,10 +205,16 @@ def describe_do(do: Mapping[str, float]) -> str:
     return "do(" + ", ".join(f"{name}={value:g}" for name, value in do.items()) + ")"
 
 
+def shown_labels(result: InterventionResult) -> np.ndarray:
+    """Labels (N, n) to show under counterfactuals: as measured, or as predicted where the data set cannot measure."""
+    return result.measured_labels if np.isfinite(result.measured_labels).any() else result.predicted_labels
+
+
 def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: int, title: str = "") -> np.ndarray:
     """A labelled picture of up to `count` images: factual, reconstruction, then each counterfactual and the truth.
 
-    Under a counterfactual stands what is measured on it, under the truth its true labels. Returns (H', W', 3) uint8.
+    Under a counterfactual stands what is measured on it, or what the model predicts where nobody can measure; under the
+    truth its true labels. Returns (H', W', 3) uint8.
     """
     first = results[0]
     # spread over the split, which may be sorted
@@ -218,7 +224,7 @@ def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: i
     captions = [label_captions(spec, first.factual_labels[rows]), reconstruction_errors]
     for result in results:
         columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[rows]))
-        captions.append(label_captions(spec, result.measured_labels[rows]))
+        captions.append(label_captions(spec, shown_labels(result)[rows]))
         if result.truth is not None and result.true_labels is not None:
             columns.append(("the truth", result.truth[rows]))
             captions.append(label_captions(spec, result.true_labels[rows]))
@@ -239,7 +245,7 @@ def draw_traversal(
     for head, result in zip(["factual", *heads], [None, *results], strict=True):
         shown, labels = first.factual, first.factual_labels
         if result is not None:
-            shown, labels = result.counterfactual, result.measured_labels
+            shown, labels = result.counterfactual, shown_labels(result)
         pictures, below = list(shown[chosen]), label_captions(spec, labels[chosen])
         if known:
             true = first.factual if result is None or result.truth is None else result.truth

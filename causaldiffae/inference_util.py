@@ -327,7 +327,7 @@ def table(figures: Mapping[str, Mapping[str, float]], spec: DatasetSpec) -> str:
     keys = ["counterfactual_l1", "do_nothing_l1", "reconstruction_l1"]
     keys += [f"measured_error_{name}" for name in spec.graph.names]
     lines = [f"{'':44s}" + "".join(f"{head:>18s}" for head in heads)]
-    lines += [
-        f"{do:44s}" + "".join(f"{row.get(key, float('nan')):18.3f}" for key in keys) for do, row in figures.items()
-    ]
+    for do, row in figures.items():
+        values = [row.get(key, float("nan")) for key in keys]
+        lines.append(f"{do:44s}" + "".join(f"{v:18.3f}" if np.isfinite(v) else f"{'-':>18s}" for v in values))
     return "\n".join(lines)

@@ -182,8 +182,8 @@ def eps_as_one_batch(
 class TrainingDraws:
     """The random numbers of one training step.
 
-    All of batch length B: steps and their weights, noise on images (B, C, H, W) and on latents (B, n, d), and which
-    images keep their latents.
+    All of batch length B: steps and their weights, noise on images (B, C, H, W) and on latents (B, n, d), which images
+    keep their latents, and which are drawn from latents of the label prior (`LossConfig.label_forcing`).
     """
 
     t: Tensor
@@ -191,6 +191,7 @@ class TrainingDraws:
     noise: Tensor
     latent_noise: Tensor
     keep: Tensor
+    forced: Tensor
 
 
 class TrainingStep(nn.Module):
@@ -227,7 +228,7 @@ class TrainingStep(nn.Module):
             The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl`,
             `label_mse`, and the scalar `mechanism_nll`.
         """
-        z, terms = self.represent(x_start, labels, labelled, draws.latent_noise, labelled_share)
+        z, terms = self.represent(x_start, labels, labelled, draws, labelled_share)
         terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
         loss = (draws.weights * terms["loss"]).mean()
         loss = loss + kl_weight * (terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled, labelled_share))
@@ -235,17 +236,24 @@ class TrainingStep(nn.Module):
         return loss, terms
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, latent_noise: Tensor, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Causal variables z (B, n, d) sampled from q(z | x0), and the terms that shape them."""
+        """Causal variables z (B, n, d) sampled from q(z | x0), and the terms that shape them.
+
+        Where an image is `forced`, z is drawn from the label prior p(z | y) in place of q(z | x0), which training pulls
+        towards it: the image is then drawn from its labels alone, whatever else the encoder hides in the blocks.
+        """
         model, config = cast(CausalAutoencoder, self.model), self.config
         posterior = model.encode(x_start)
         spread = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
-        u = posterior.mean + spread * latent_noise
+        u = posterior.mean + spread * draws.latent_noise
         z, stretch = model.scm.predict_with_stretch(u)
         # Given its parents, block i is Gaussian with this mean and log-variance.
         z_mean = z - torch.exp(stretch) * (u - posterior.mean)
         z_logvar = posterior.logvar + 2.0 * stretch if config.label_kl_variance == "posterior" else 0.0
+        if config.label_forcing:
+            from_labels = labels[:, :, None] + config.label_std * draws.latent_noise
+            z = torch.where((draws.forced & labelled)[:, None, None], from_labels, z)
         return z, {
             "prior_kl": prior_kl(posterior, model.scm.log_scale),
             "label_kl": label_kl(z_mean, z_logvar, labels, config.label_std, labelled),

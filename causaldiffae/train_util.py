@@ -232,12 +232,14 @@ class TrainLoop:
         generator = torch.Generator().manual_seed(step_seed(seed, self.step, "steps"))
         drawn = self.sampler.sample(whole, generator)
         keep = torch.rand(whole, generator=generator) >= self.config.loss.drop_prob
+        forced = torch.rand(whole, generator=generator) < self.config.loss.label_forcing
         return TrainingDraws(
             t=drawn.t[mine].to(self.device),
             weights=drawn.weights[mine].to(self.device),
             noise=normal("image", *batch.images.shape[1:]),
             latent_noise=normal("latent", *self.model.latent_shape),
             keep=keep[mine].to(self.device),
+            forced=forced[mine].to(self.device),
         )
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ def changed(part: str, name: str) -> Config:
         value: Any = "0.5"
     elif name == "label_kl_variance":
         value = "unit"
-    elif name in ("channel_mult", "encoder_channels", "attention_resolutions"):
+    elif name in ("channel_mult", "encoder_channels", "decoder_channels", "attention_resolutions"):
         value = default + ",4"
     elif isinstance(default, bool):
         value = not default
@@ -31,7 +31,8 @@ def changed(part: str, name: str) -> Config:
         value = default + 2
     else:
         value = default / 2 + 0.125
-    return dataclasses.replace(Config(), **{part: dataclasses.replace(getattr(Config(), part), **{name: value})})
+    more = {"masking": True} if name == "label_fraction" else {}  # which is needed for it
+    return dataclasses.replace(Config(), **{part: dataclasses.replace(getattr(Config(), part), **{name: value}, **more)})
 
 
 def test_round_trip() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation import draw_traversal, evaluate_interventions, slope, summary, traversal
+from causaldiffae.evaluation import draw_traversal, evaluate_interventions, shown_labels, slope, summary, traversal
 from causaldiffae.generators import morphomnist
 from causaldiffae.image_datasets import ImageData, read_split, to_model_range, true_counterfactual
 
@@ -115,3 +115,10 @@ def test_drawing_a_traversal(digits: ImageData) -> None:
     assert high.shape[0] > 1.6 * low.shape[0], "a row for the model and one for the truth per image"
     unknown = [replace(result, truth=None, true_labels=None) for result in results]
     assert draw_traversal(unknown, digits.spec, ["a", "b"], 1).shape[0] < low.shape[0]
+
+
+def test_where_nobody_can_measure_the_prediction_is_shown(digits: ImageData) -> None:
+    (result,) = evaluate_interventions(Engine(digits, True), digits, [{"thickness": 3.5}])  # type: ignore[arg-type]
+    assert shown_labels(result) is result.measured_labels
+    blind = replace(result, measured_labels=np.full_like(result.measured_labels, np.nan))
+    assert shown_labels(blind) is result.predicted_labels

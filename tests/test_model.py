@@ -43,6 +43,7 @@ def draws(**changes: Tensor) -> TrainingDraws:
         noise=torch.randn(BATCH, 1, 8, 8, generator=generator),
         latent_noise=torch.randn(BATCH, 2, 2, generator=generator),
         keep=torch.ones(BATCH, dtype=torch.bool),
+        forced=torch.zeros(BATCH, dtype=torch.bool),
     )
     return replace(given, **changes)
 
@@ -307,3 +308,25 @@ def test_messages() -> None:
         CausalDiffAE(CausalEncoder(8, 1, 2, 3, (8,)), net.scm, net.unet)
     with pytest.raises(InputError, match="do not fit"):
         CausalDiffAE(net.encoder, LatentSCM(CausalGraph(("a", "b", "c")), 2), net.unet)
+
+
+def test_forced_images_are_drawn_from_their_labels() -> None:
+    """Their z is p(z | y)'s: the encoder has no part in it, and its own terms stay as they are."""
+    net, config = model(), LossConfig(label_std=0.3, label_forcing=0.5)
+    forced = torch.tensor([True, False, True, False])
+    given, seen = draws(forced=forced), []
+    net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
+    half = torch.tensor([True, True, False, False])
+    _, plain = step(net, draws=given)
+    _, terms = step(net, config, draws=given)
+    step(net, config, draws=given, labelled=half)
+    anchors = (labels()[:, :, None] + 0.3 * given.latent_noise).flatten(1)
+    own, mixed, few = seen
+    assert torch.equal(mixed[forced], anchors[forced]) and torch.equal(mixed[~forced], own[~forced])
+    assert torch.equal(few[0], anchors[0]) and torch.equal(few[1:], own[1:]), "without labels nothing is forced"
+    for name in ("prior_kl", "label_kl", "mechanism_nll", "label_mse"):
+        assert torch.equal(terms[name], plain[name])
+    everyone = draws(forced=torch.ones(BATCH, dtype=torch.bool))
+    net.zero_grad()
+    step(net, replace(config, kl_weight=0.0), draws=everyone, kl_weight=0.0)[0].backward()
+    assert all(p.grad is None or not p.grad.any() for p in net.encoder.parameters())

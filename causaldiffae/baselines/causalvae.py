@@ -47,10 +47,11 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(channels, (*channels[1:], channels[-1]), strict=True):
             layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
-        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out_channels, 3, padding=1), nn.Tanh())
+        # No squashing: a tanh that has learnt the background's -1 has no gradient left.
+        self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out_channels, 3, padding=1))
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """(B, n d) and, where the decoder has classes, (B,) -> (B, C, H, W) in [-1, 1]."""
+        """(B, n d) and, where the decoder has classes, (B,) -> (B, C, H, W), near [-1, 1]."""
         if (classes is None) != (self.label_emb is None):
             raise InputError("y: class labels are needed exactly where the network is class-conditional")
         h = self.expand(z)
@@ -84,6 +85,10 @@ class CausalVAE(CausalAutoencoder):
 
     def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] from latents (B, n, d)."""
+        return self.decode_freely(z, classes).clamp(-1, 1)
+
+    def decode_freely(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """As `decode`, without limits, which training needs."""
         return self.decoder(z.flatten(1), classes if self.class_cond else None)
 
 
@@ -94,5 +99,5 @@ class CausalVAETrainingStep(TrainingStep):
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
     ) -> dict[str, Tensor]:
         """Squared error of the decoded image, (B,)."""
-        mse = mean_flat((cast(CausalVAE, self.model).decode(z, classes) - x_start) ** 2)
+        mse = mean_flat((cast(CausalVAE, self.model).decode_freely(z, classes) - x_start) ** 2)
         return {"mse": mse, "loss": mse}

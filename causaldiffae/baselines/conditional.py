@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from causaldiffae.config import ModelConfig
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import TrainingStep, eps_as_one_batch, mechanism_nll, unet_from_config
+from causaldiffae.model import TrainingDraws, TrainingStep, eps_as_one_batch, mechanism_nll, unet_from_config
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -87,7 +87,7 @@ class ConditionalTrainingStep(TrainingStep):
     """The diffusion loss under the labels, and the likelihood of the labels under the structural model."""
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, latent_noise: Tensor, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The labels themselves as z; nothing is encoded, so no divergence is to be paid."""
         none = torch.zeros_like(labels[:, 0])

@@ -8,6 +8,7 @@ the probe reads the wanted value: the attribute manipulation of that paper's sec
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from causaldiffae.encoder import CausalEncoder
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.losses import masked_mean
-from causaldiffae.model import CausalDiffAE, TrainingStep, squared_error
+from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, squared_error
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -67,11 +68,13 @@ class DiffAETrainingStep(TrainingStep):
     """As CausalDiffAE's; unaligned, without the label term, and with the probe's own error beside the loss."""
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, latent_noise: Tensor, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sampled latents, their divergence, and either the label term or the probe's error."""
         model = cast(DiffAE, self.model)
-        z, terms = super().represent(x_start, labels, labelled, latent_noise, share)
+        if not model.aligned:  # its latents have no label prior
+            draws = replace(draws, forced=torch.zeros_like(draws.forced))
+        z, terms = super().represent(x_start, labels, labelled, draws, share)
         if not model.aligned:
             terms["label_kl"] = torch.zeros_like(terms["label_kl"])
             error = squared_error(model.read_labels(z.detach()), labels, labelled)
