@@ -367,3 +367,36 @@ def test_noise_of_a_solver_has_the_level_of_its_end() -> None:
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
         level = float(diffusion.alphas_cumprod[int(1000 * stop) - 1])
         torch.testing.assert_close(abducted.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> None:
+    """The network sees 0..T, or 0..1000 where steps are rescaled; the interval is a share of either."""
+    x, betas = images(), get_named_beta_schedule("linear", 500)
+    diffusion = SpacedDiffusion(space_timesteps(500, [50]), betas=betas, rescale_timesteps=rescaled)
+    levels: list[float] = []
+
+    class Watcher(Oracle):
+        """eps under the null token says whether it counted."""
+
+        def eps_under(
+            self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+        ) -> list[Tensor]:
+            levels.append(float(t[0]) / (1000.0 if rescaled else 500.0))
+            return [torch.full_like(x_t, 0.0 if z is not None else 1.0) for z in conditions]
+
+    asked = CounterfactualEngine(
+        Watcher(),  # type: ignore[arg-type]
+        diffusion,
+        SPEC,
+        guidance=Guidance(0.0, low=0.4, high=0.6),
+    )
+    abducted = asked.abduct(x)
+    score = asked._draw  # the score is what decoding asks; a constant eps of 1 inside and of 0 outside
+    drawn = score(abducted.z, abducted, asked.guidance)
+    outside = score(abducted.z, abducted, Guidance())
+    inside = score(abducted.z, abducted, Guidance(0.0))
+    assert not torch.equal(drawn, outside) and not torch.equal(drawn, inside)
+    assert max(levels) > 0.9 and min(levels) < 0.1
+    share = float((drawn - outside).abs().mean() / (inside - outside).abs().mean())
+    assert 0.02 < share < 0.6

@@ -121,3 +121,15 @@ def test_masked_mean_of_nothing_is_zero_with_a_finite_gradient() -> None:
     mean.backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0.0, 0.0]
+
+
+def test_masked_means_of_pieces_average_to_the_whole() -> None:
+    values, labelled = draws(12), torch.arange(12) % 4 == 1
+    whole = values[labelled].mean()
+    torch.testing.assert_close(masked_mean(values, labelled), whole)
+    share = float(labelled.double().mean())
+    pieces = [masked_mean(values[i : i + 3], labelled[i : i + 3], share) for i in range(0, 12, 3)]
+    torch.testing.assert_close(torch.stack(pieces).mean(), whole)
+    nothing = masked_mean(values.requires_grad_(), torch.zeros(12, dtype=torch.bool), 0.0)
+    nothing.backward()
+    assert nothing == 0 and not values.grad.any()  # type: ignore[union-attr]
