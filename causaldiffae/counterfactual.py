@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, ScoreModel, guided_score
-from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.image_datasets import DatasetSpec, check_any_do
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
@@ -97,7 +97,7 @@ class Counterfactual:
     """What would have been seen.
 
     Attributes:
-        images: (B, C, H, W) in [-1, 1].
+        images: (B, C, H, W) in [-1, 1], NaN where the model drew no finite pixel.
         labels: (B, n) in label units, as the structural model predicts them.
         z: (B, n, d) the counterfactual causal variables.
     """
@@ -176,6 +176,12 @@ class CounterfactualEngine:
             return abducted
         return replace(abducted, residual=x_start - self._draw(z, abducted, Guidance()))
 
+    @torch.inference_mode()
+    def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The factual causal variables z (B, n, d) behind images (B, C, H, W) in [-1, 1], without encoding x_T."""
+        normalised = None if labels is None else self.spec.normalise(labels)
+        return self.model.predict(self.model.abduct(self._to_network(x_start), normalised))
+
     def _encode(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
     ) -> SolverState | None:
@@ -190,24 +196,31 @@ class CounterfactualEngine:
             return self.solver.noised(x_start, noise, self.stop)
         return SolverState(noise)
 
-    def act(self, do: Mapping[str, float]) -> dict[str, float]:
-        """Step two: an intervention in label units, checked and normalised."""
-        return self.spec.normalise_do(do)
+    def act(self, do: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
+        """Step two: an intervention in label units, checked and normalised.
+
+        Args:
+            do: variable -> a number, or (count,) numbers, one for each image of the batch.
+        """
+        shift, scale, index = self.spec.shift, self.spec.scale, self.spec.graph.index
+        checked = check_any_do(self.spec, do, count)
+        return {name: (value - shift[index(name)]) / scale[index(name)] for name, value in checked.items()}
 
     @torch.inference_mode()
     def predict(
         self,
         abducted: Abduction,
-        interventions: Sequence[Mapping[str, float]],
+        interventions: Sequence[Mapping[str, Any]],
         guidances: Sequence[Guidance] | None = None,
     ) -> list[Counterfactual]:
         """Step three: the images under each intervention.
 
         Args:
-            interventions: in label units; an empty one asks for the reconstruction.
+            interventions: in label units, a number or (B,) numbers for each variable; an empty one asks for the
+                reconstruction.
             guidances: one for each intervention; by default the engine's own.
         """
-        latents = [self.model.predict(abducted.u, self.act(do)) for do in interventions]
+        latents = [self.model.predict(abducted.u, self.act(do, len(abducted.u))) for do in interventions]
         results = []
         for z, guidance in zip(latents, guidances or [self.guidance] * len(latents), strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
@@ -215,7 +228,9 @@ class CounterfactualEngine:
             if abducted.residual is not None:
                 drawn = drawn + abducted.residual
             images = self._from_network(drawn.float())
-            results.append(Counterfactual(images.clamp(-1, 1), labels, z))
+            # NaN stays NaN under clamp; infinity must not become white
+            images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
+            results.append(Counterfactual(images, labels, z))
         return results
 
     def counterfactual(

@@ -21,9 +21,9 @@ import networkx as nx
 import yaml
 
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.folders.storage import read_address
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.safe_files import parse_json
-from causaldiffae.folders.storage import read_address
 
 MAX_BYTES: Final = 1 << 20
 MAX_DOT_BYTES: Final = 1 << 17  # its parser takes seconds for more

@@ -32,7 +32,8 @@ def changed(part: str, name: str) -> Config:
     else:
         value = default / 2 + 0.125
     more = {"masking": True} if name == "label_fraction" else {}  # which is needed for it
-    return dataclasses.replace(Config(), **{part: dataclasses.replace(getattr(Config(), part), **{name: value}, **more)})
+    component = dataclasses.replace(getattr(Config(), part), **{name: value}, **more)
+    return dataclasses.replace(Config(), **{part: component})
 
 
 def test_round_trip() -> None:

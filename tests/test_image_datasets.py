@@ -425,3 +425,22 @@ def test_load_data_is_guided_diffusions(morphomnist_dir: Path, pendulum_dir: Pat
     assert images.shape == (3, 1, 28, 28) and list(cond) == ["c"] and cond["c"].shape == (3, 2)
     with pytest.raises(InputError, match="class_cond: data set pendulum has no classes"):
         load_data(dataset="pendulum", data_dir=pendulum_dir, batch_size=2, class_cond=True)
+
+
+def test_values_for_each_image() -> None:
+    spec = dataset_spec("morphomnist")
+    columns = spec.check_do_each({"thickness": np.array([1.5, 3.0, 1.5]), "intensity": 90.0}, 3)
+    np.testing.assert_array_equal(columns["thickness"], [1.5, 3.0, 1.5])
+    np.testing.assert_array_equal(columns["intensity"], [90.0] * 3)
+    for bad, words in (
+        ({"thickness": np.array([1.0, 2.0])}, "one for each image"),
+        ({"thickness": np.array([1.0, np.nan, 2.0])}, "finite numbers"),
+        ({"colour": np.array([1.0, 2.0, 3.0])}, "unknown variable 'colour'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            spec.check_do_each(bad, 3)
+    named = DatasetSpec.from_dict(
+        {**spec.to_dict(), "kinds": ["categorical", "continuous"], "categories": [["thin", "thick"], []]}
+    )
+    with pytest.raises(InputError, match="thickness is"):
+        named.check_do_each({"thickness": np.array([0.0, 0.5, 1.0])}, 3)

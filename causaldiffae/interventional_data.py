@@ -1,0 +1,161 @@
+"""True pictures off the observational distribution: every label drawn by itself, the picture drawn by the generator.
+
+In the data sets labels go together (thick digits are bright). A predictor that has seen only those may read one label
+by way of another, and is then wrong exactly where a counterfactual is asked for. Here all variables are set at once,
+each uniform over its range and independent of the others: do(all := independent values) on images of the split.
+Digits are also drawn from bent base digits: the generator then draws the exact label of a digit never seen before.
+
+Pendulum's labels on disk are truncated to whole numbers; `exact_labels` are those that its pictures show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from scipy import ndimage
+
+from causaldiffae.errors import DataError
+from causaldiffae.generators import parallel_map
+from causaldiffae.image_datasets import DatasetSpec, ImageData, true_counterfactual, truth_is_known
+
+VERSION: Final = 1
+_CHUNK: Final = 32
+_SHADOW_ROOM: Final = (-0.25, 20.25)  # axes units; what lies further out is cut off and cannot be read
+
+
+def exact_labels(data: ImageData) -> np.ndarray:
+    """The labels (N, n) float32 that the pictures show: those on disk or, of Pendulum, the shadow's not truncated."""
+    if data.spec.name != "pendulum" or not truth_is_known(data):
+        return data.labels
+    from causaldiffae.generators.pendulum import true_labels
+
+    return true_labels(data.labels[:, 0], data.labels[:, 1]).astype(np.float32)
+
+
+def independent_labels(spec: DatasetSpec, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, n) float64, every label uniform over its training range and independent of the others.
+
+    Pendulum's shadows are drawn again where they would leave the picture.
+    """
+    labels = np.empty((0, len(spec.graph)))
+    while len(labels) < count:
+        drawn = rng.uniform(spec.low, spec.high, (count, len(spec.graph)))
+        labels = np.concatenate([labels, drawn[shows_all(spec, drawn)]])
+    return labels[:count]
+
+
+def shows_all(spec: DatasetSpec, labels: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a picture of these labels (N, n) shows all of them; a shadow may leave Pendulum's."""
+    if spec.name != "pendulum":
+        return np.ones(len(labels), bool)
+    length, position = labels[:, spec.graph.index("shadow_length")], labels[:, spec.graph.index("shadow_position")]
+    low, high = _SHADOW_ROOM
+    return (position - length / 2 >= low) & (position + length / 2 <= high)
+
+
+def interventional(
+    data: ImageData, repeats: int, seed: int, bend: bool, workers: int = 1, progress: bool = False
+) -> ImageData:
+    """True pictures with independent labels: `repeats` of every image of `data`.
+
+    Args:
+        data: the split, or a part of it; what the labels do not say (the digit) comes from it.
+        seed: of the labels and bends.
+        bend: bend base digits before they are drawn.
+
+    Returns:
+        The images (N * repeats), ordered by chunks of `data`; the labels are exact.
+    """
+    starts = range(0, len(data), _CHUNK)
+    parts = [data.subset(range(start, min(start + _CHUNK, len(data)))) for start in starts]
+    draw = partial(_draw_chunk, repeats=repeats, seed=seed, bend=bend)
+    drawn = list(
+        parallel_map(
+            draw, list(enumerate(parts)), workers=workers, description="interventional images", progress=progress
+        )
+    )
+    classes = [part.classes for part in drawn if part.classes is not None]
+    return replace(
+        drawn[0],
+        images=np.concatenate([part.images for part in drawn]),
+        labels=np.concatenate([part.labels for part in drawn]),
+        classes=np.concatenate(classes) if classes else None,
+        ids=[name for part in drawn for name in part.ids],
+        base_images=None,
+    )
+
+
+def _draw_chunk(numbered: tuple[int, ImageData], repeats: int, seed: int, bend: bool) -> ImageData:
+    number, part = numbered
+    rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+    if bend and part.base_images is not None:
+        part = replace(part, base_images=np.stack([bent(image, rng) for image in part.base_images]))
+    images, labels = [], []
+    for _ in range(repeats):
+        wanted = independent_labels(part.spec, len(part), rng)
+        columns = {name: wanted[:, i] for i, name in enumerate(part.spec.graph.names)}
+        true, pictures = true_counterfactual(part, columns)
+        images.append(pictures)
+        labels.append(true)
+    rows = list(range(len(part))) * repeats
+    return replace(
+        part.subset(rows), images=np.concatenate(images), labels=np.concatenate(labels), base_images=None, labelled=None
+    )
+
+
+def bent(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A digit (28, 28) uint8, turned, sheared, scaled, moved and bent a little; never an empty picture."""
+    angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
+    stretch = rng.uniform(0.88, 1.12, 2)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[1.0, shear], [0.0, 1.0]]) @ np.diag(stretch)
+    places = np.stack(np.meshgrid(*[np.arange(28.0)] * 2, indexing="ij"))
+    centred = places.reshape(2, -1) - 13.5
+    bends = ndimage.gaussian_filter(rng.standard_normal((2, 28, 28)), (0, 4.0, 4.0)) * 8.0
+    source = (matrix @ centred + 13.5 + rng.uniform(-1.5, 1.5, (2, 1))).reshape(2, 28, 28) + bends
+    grey = ndimage.map_coordinates(image.astype(np.float64), source, order=1)
+    result = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    return result if result.max() > 64 else image
+
+
+def cached_interventional(
+    data: ImageData, folder: str | Path, repeats: int, seed: int, bend: bool, workers: int = 1, progress: bool = False
+) -> ImageData:
+    """`interventional`, kept as one .npz in `folder` and read from there the next time."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.labels).tobytes() + data.images.tobytes()).hexdigest()[:12]
+    name = f"interventional_v{VERSION}_{data.spec.image_size}_{len(data)}x{repeats}_{digest}_seed{seed}_bend{int(bend)}"
+    path = Path(folder) / f"{name}.npz"
+    if path.is_file():
+        return _read(path, data, repeats)
+    drawn = interventional(data, repeats, seed, bend, workers, progress)
+    named = {"images": drawn.images, "labels": drawn.labels}
+    if drawn.classes is not None:
+        named["classes"] = drawn.classes
+    partial_path = path.with_suffix(".partial.npz")
+    try:
+        np.savez_compressed(partial_path, **named)  # type: ignore[arg-type]
+        partial_path.replace(path)
+    except OSError as error:
+        warnings.warn(f"{path}: the images cannot be kept ({error.strerror}); they are drawn anew", stacklevel=2)
+    return drawn
+
+
+def _read(path: Path, data: ImageData, repeats: int) -> ImageData:
+    count = len(data) * repeats
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            images, labels = kept["images"], kept["labels"]
+            classes = kept["classes"] if data.classes is not None else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: it cannot be read ({error}); delete it to draw the images anew") from None
+    shapes = (count, *data.images.shape[1:]), (count, *data.labels.shape[1:])
+    if (images.shape, labels.shape) != shapes or images.dtype != np.uint8 or not np.isfinite(labels).all():
+        raise DataError(f"{path}: it holds other images than its name says; delete it to draw them anew")
+    ids = [str(i) for i in range(count)]
+    return ImageData(data.spec, data.split, images, labels.astype(np.float32), classes, ids)

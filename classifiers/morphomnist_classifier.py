@@ -1,0 +1,20 @@
+"""Trains the anti-causal predictor of MorphoMNIST: thickness, intensity and the digit, read off one picture.
+
+    python classifiers/morphomnist_classifier.py --data_dir DATA --out weights/morphomnist_28_predictor
+
+`scripts/evaluate.py` judges counterfactual pictures with it. Prints the errors on true pictures, as the data set has
+them (observational) and with independently drawn labels (interventional).
+"""
+
+from __future__ import annotations
+
+from causaldiffae.predictor_training import run_training
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_training(argv, __doc__ or "", "morphomnist"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,57 @@
+"""DCI on importances in closed form, and on latents whose part in the labels is known."""
+
+import numpy as np
+import pytest
+
+from causaldiffae.errors import InputError
+from causaldiffae.metrics.dci import REGRESSORS, by_block, r_squared, scores
+
+
+def test_closed_forms() -> None:
+    perfect = scores(np.eye(4))
+    assert perfect.disentanglement == perfect.completeness == 1.0
+    uniform = scores(np.ones((6, 3)))
+    assert uniform.disentanglement == pytest.approx(0, abs=1e-12)
+    assert uniform.completeness == pytest.approx(0, abs=1e-12)
+    redundant = scores(np.repeat(np.eye(2), 2, axis=0))  # two latents for each label
+    assert redundant.disentanglement == 1.0
+    assert redundant.completeness == pytest.approx(1 - np.log(2) / np.log(4))
+    blocks = scores(by_block(np.repeat(np.eye(2), 2, axis=0), 2))
+    assert blocks.disentanglement == blocks.completeness == 1.0
+
+
+def test_a_latent_without_importance_has_no_weight() -> None:
+    with_idle = scores(np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert with_idle.disentanglement == 1.0 and with_idle.completeness == 1.0
+    weighted = scores(np.array([[3.0, 0.0], [0.5, 0.5]]))
+    assert weighted.disentanglement == pytest.approx(0.75)
+    assert np.isnan(scores(np.zeros((2, 2))).disentanglement)
+
+
+@pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]]])
+def test_importances_must_be_importances(bad: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="importances"):
+        scores(np.array(bad))
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_regressors_tell_a_perfect_encoder_from_a_mixed_one(name: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(0, 1, (600, 3)) * [1.0, 50.0, 0.01] + [0, 100, 0]
+    standard = (labels - labels.mean(0)) / labels.std(0)
+    mixed = standard @ np.linalg.qr(rng.normal(0, 1, (3, 3)))[0]
+    noise = rng.normal(0, 1, (600, 3))
+    fits = {key: REGRESSORS[name](z[:400], labels[:400], z[400:], labels[400:]) for key, z in
+            (("own", standard), ("mixed", mixed), ("noise", noise))}  # fmt: skip
+    found = {key: scores(fit.importances) for key, fit in fits.items()}
+    assert found["own"].disentanglement > 0.95 and found["own"].completeness > 0.95
+    assert found["mixed"].disentanglement < 0.7
+    assert (fits["own"].informativeness > 0.9).all()
+    assert (fits["noise"].informativeness < 0.2).all()
+
+
+def test_r_squared() -> None:
+    true = np.array([1.0, 2.0, 3.0])
+    assert r_squared(true, true) == 1.0
+    assert r_squared(np.full(3, 2.0), true) == 0.0
+    assert np.isnan(r_squared(true, np.ones(3)))
