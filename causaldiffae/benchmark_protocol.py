@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_least
 from causaldiffae.image_datasets import (
     DatasetSpec,
     ImageData,
+    evenly_spread,
     measure,
-    to_model_range,
+    model_inputs,
     to_uint8,
     true_counterfactual,
     truth_is_known,
@@ -66,12 +67,7 @@ class ProtocolSettings:
     ema: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_images", 0), ("steps", 1), ("seed", 0), ("chunk", 1), ("cycles", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} given, {least} or more is needed")
-        for name in ("cycle_images", "dci_resamples"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} given, 0 or more is needed")
+        check_least(self, num_images=0, steps=1, seed=0, chunk=1, cycles=1, cycle_images=0, dci_resamples=0)
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,6 @@ class Task:
     def chunks(self, size: int) -> list[np.ndarray]:
         """The rows of every chunk."""
         return [np.arange(start, min(start + size, len(self))) for start in range(0, len(self), size)]
-
-
-def evenly_spread(count: int, total: int) -> np.ndarray:
-    """(count,) different places in 0..total-1, rising, from the first to the last."""
-    return np.linspace(0, total - 1, count).round().astype(np.int64) if count > 1 else np.zeros(count, np.int64)
 
 
 def draw_values(spec: DatasetSpec, low: np.ndarray, high: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
@@ -208,9 +199,7 @@ class Asker:
         return answers
 
     def _ask_model(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
-        x_start = to_model_range(part.images).to(self.device)
-        classes = None if part.classes is None else torch.from_numpy(part.classes).to(self.device)
-        labels = torch.from_numpy(part.labels).to(self.device)
+        x_start, classes, labels = model_inputs(part, self.device)
         there = {name: self._column(self.task.values[name][rows]) for name in self.task.variables}
         index = part.spec.graph.index
         back = {name: self._column(part.labels[:, index(name)]) for name in self.task.variables}

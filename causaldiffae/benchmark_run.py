@@ -36,7 +36,7 @@ from causaldiffae.benchmark_protocol import PROTOCOL, VERSION, Asker, ProtocolSe
 from causaldiffae.benchmark_scores import Judge, score, score_latents
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split, to_model_range
+from causaldiffae.image_datasets import DatasetSpec, ImageData, evenly_spread, read_split, to_model_range
 from causaldiffae.interventional_data import exact_labels
 from causaldiffae.logger import progress_bar
 from causaldiffae.nn import count_parameters
@@ -349,7 +349,7 @@ def _digest(value: Any) -> str:
 
 def pictures(task: Task, answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A few images, spread over the task, and what was asked about them."""
-    rows = np.linspace(0, len(task) - 1, min(PICTURES, len(task))).round().astype(np.int64)
+    rows = evenly_spread(min(PICTURES, len(task)), len(task))
     found = {"factual": task.data.images[rows], "labels": task.labels[rows], "reconstruction": answers["images"][rows]}
     for name in task.variables:
         found[f"values/{name}"] = task.values[name][rows]

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from causaldiffae.benchmark_protocol import Task
-from causaldiffae.image_datasets import ImageData, measure
+from causaldiffae.image_datasets import ImageData, evenly_spread, measure
 from causaldiffae.interventional_data import exact_labels
 from causaldiffae.metrics import dci, truth
 from causaldiffae.metrics.effectiveness import Role, label_errors, role_of, treatment_effect
@@ -48,7 +48,7 @@ class Judge:
     def references(self) -> ImageData:
         """Some training images, evenly spread."""
         count = min(REFERENCES, len(self.train))
-        return self.train.subset(np.linspace(0, len(self.train) - 1, count).round().astype(np.int64))
+        return self.train.subset(evenly_spread(count, len(self.train)))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from PIL import Image
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.generators.circuit import FILE_ORDER, GRAPH, IMAGE_SIZE, CircuitGenerator
 from causaldiffae.generators.circuit_scene import can_render
-from causaldiffae.image_datasets import DatasetSpec, ImageData, resize_area
+from causaldiffae.image_datasets import DatasetSpec, ImageData, check_size, resize_area
 from causaldiffae.npz_files import NpzFile
 
 STAND_IN: Final = {"dataset": "circuit", "stand_in": True, "version": 1}
@@ -53,10 +53,8 @@ class CircuitData(ImageData):
 
 def circuit_spec(image_size: int | None, channels: int | None) -> DatasetSpec:
     """The spec; published 512 px pictures are used at 128 px."""
-    from causaldiffae.image_datasets import _check_size
-
     image_size, channels = image_size or IMAGE_SIZE, channels or 3
-    _check_size("circuit", image_size, channels, (3,))
+    check_size("circuit", image_size, channels, (3,))
     return DatasetSpec(
         name="circuit",
         image_size=image_size,

@@ -21,7 +21,7 @@ from torch import Tensor
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, ScoreModel, guided_score
-from causaldiffae.image_datasets import DatasetSpec, check_any_do
+from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
@@ -202,9 +202,7 @@ class CounterfactualEngine:
         Args:
             do: variable -> a number, or (count,) numbers, one for each image of the batch.
         """
-        shift, scale, index = self.spec.shift, self.spec.scale, self.spec.graph.index
-        checked = check_any_do(self.spec, do, count)
-        return {name: (value - shift[index(name)]) / scale[index(name)] for name, value in checked.items()}
+        return self.spec.normalise_do(do, count)
 
     @torch.inference_mode()
     def predict(

@@ -11,3 +11,17 @@ class InputError(ValueError):
 
 class DataError(InputError):
     """A file or folder whose content is not what its name or its place promises."""
+
+
+def check_given(settings: object, *names: str) -> None:
+    """`InputError` for the first of these settings that is empty; every one is a flag too."""
+    for name in names:
+        if not getattr(settings, name):
+            raise InputError(f"{name}: it is not given; --{name} must name it")
+
+
+def check_least(settings: object, **least: int) -> None:
+    """`InputError` for the first of these settings that is below what is named as its least value."""
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise InputError(f"{name}: {getattr(settings, name)} given, {value} or more is needed")

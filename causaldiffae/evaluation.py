@@ -22,7 +22,7 @@ from causaldiffae.image_datasets import (
     DatasetSpec,
     ImageData,
     measure,
-    to_model_range,
+    model_inputs,
     to_uint8,
     true_counterfactual,
     truth_is_known,
@@ -84,9 +84,7 @@ def evaluate_interventions(
     generator = torch.Generator(device).manual_seed(seed)
     for start in range(0, len(data), batch_size):
         part = data.subset(list(range(start, min(start + batch_size, len(data)))))
-        x_start = to_model_range(part.images).to(device)
-        classes = None if part.classes is None else torch.from_numpy(part.classes).to(device)
-        factual = torch.from_numpy(part.labels).to(device)
+        x_start, classes, factual = model_inputs(part, device)
         abducted = engine.abduct(x_start, classes, generator, factual)
         grades = None if guidances is None else [engine.guidance, *guidances]
         for i, result in enumerate(engine.predict(abducted, [{}, *checked], grades)):
@@ -95,16 +93,27 @@ def evaluate_interventions(
         if on_batch is not None:
             on_batch(len(part))
     reconstruction = np.concatenate(images[0])
+    distinct = {_key(do): do for do in checked} if truth_is_known(data) else {}
+    truths = {key: true_counterfactual(data, do) for key, do in distinct.items()}
     return [
-        _score(data, do, reconstruction, np.concatenate(images[i]), np.concatenate(labels[i]))
+        _score(data, do, reconstruction, np.concatenate(images[i]), np.concatenate(labels[i]), truths.get(_key(do)))
         for i, do in enumerate(checked, start=1)
     ]
 
 
+def _key(do: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(do.items()))
+
+
 def _score(
-    data: ImageData, do: dict[str, float], reconstruction: np.ndarray, counterfactual: np.ndarray, predicted: np.ndarray
+    data: ImageData,
+    do: dict[str, float],
+    reconstruction: np.ndarray,
+    counterfactual: np.ndarray,
+    predicted: np.ndarray,
+    true: tuple[np.ndarray, np.ndarray] | None,
 ) -> InterventionResult:
-    true_labels, truth = true_counterfactual(data, do) if truth_is_known(data) else (None, None)
+    true_labels, truth = true or (None, None)
     return InterventionResult(
         do=do,
         factual=data.images,

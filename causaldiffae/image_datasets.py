@@ -161,13 +161,18 @@ class DatasetSpec:
             checked[name] = float(value)
         return checked
 
-    def normalise_do(self, do: Mapping[str, Any]) -> dict[str, float]:
-        """`check_do`, then every value in normalised units."""
+    def normalise_do(self, do: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
+        """`check_any_do`, then every value in normalised units."""
         index = self.graph.index
         return {
             name: (value - self.shift[index(name)]) / self.scale[index(name)]
-            for name, value in self.check_do(do).items()
+            for name, value in self.check_any_do(do, count).items()
         }
+
+    def check_any_do(self, do: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """`check_do`, or `check_do_each` where a value is an array of one axis."""
+        each = isinstance(do, Mapping) and any(getattr(value, "ndim", 0) == 1 for value in do.values())
+        return self.check_do_each(do, count) if each else self.check_do(do)
 
     def check_do_each(self, do: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
         """An intervention whose values differ between `count` images: a number or (count,) numbers for each variable.
@@ -346,12 +351,6 @@ def read_split(
     return entry.read(spec, folder, split, limit)
 
 
-def check_any_do(spec: DatasetSpec, do: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """`check_do`, or `check_do_each` where a value is an array of one axis."""
-    each = isinstance(do, Mapping) and any(getattr(value, "ndim", 0) == 1 for value in do.values())
-    return spec.check_do_each(do, count) if each else spec.check_do(do)
-
-
 def truth_is_known(data: ImageData) -> bool:
     """Whether `true_counterfactual` can answer: the generator is known and the folder carries what it draws from."""
     return _entry(data.spec.name).knows_truth(data)
@@ -367,7 +366,7 @@ def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndar
         InputError: for an intervention that `DatasetSpec.check_do` refuses or that cannot be drawn, or where the
             truth is not known (base digits are missing).
     """
-    entry, checked = _entry(data.spec.name), check_any_do(data.spec, do, len(data))
+    entry, checked = _entry(data.spec.name), data.spec.check_any_do(do, len(data))
     if entry.counterfactual is None:
         raise InputError(f"true counterfactual: data set {data.spec.name} has no generator, so the truth is not known")
     labels, images = entry.counterfactual(data, checked)
@@ -420,6 +419,25 @@ def to_uint8(images: Any) -> Any:
     if isinstance(images, torch.Tensor):
         return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+class ModelInputs(NamedTuple):
+    """Images as models are asked about them: x_start (N, C, H, W) in [-1, 1], classes (N,) or None, labels (N, n)."""
+
+    x_start: torch.Tensor
+    classes: torch.Tensor | None
+    labels: torch.Tensor
+
+
+def model_inputs(data: ImageData, device: torch.device | str = "cpu") -> ModelInputs:
+    """All images of a split on a device, with their classes and labels; labels keep their own units."""
+    classes = None if data.classes is None else torch.from_numpy(data.classes).to(device)
+    return ModelInputs(to_model_range(data.images).to(device), classes, torch.from_numpy(data.labels).to(device))
+
+
+def evenly_spread(count: int, total: int) -> np.ndarray:
+    """(count,) places in 0..total-1, rising, from the first to the last."""
+    return np.linspace(0, total - 1, count).round().astype(np.int64)
 
 
 class Batch(NamedTuple):
@@ -576,7 +594,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def _check_size(dataset: str, image_size: int, channels: int, allowed: tuple[int, ...]) -> None:
+def check_size(dataset: str, image_size: int, channels: int, allowed: tuple[int, ...]) -> None:
+    """`InputError` for a size or a number of channels that a data set cannot be had in."""
     if not (_is_int(image_size) and 8 <= image_size <= 512):
         raise InputError(f"image_size: {image_size!r} given, data set {dataset} needs a whole number in 8..512")
     if channels not in allowed:
@@ -593,7 +612,7 @@ def _pendulum_spec(image_size: int | None, channels: int | None) -> DatasetSpec:
     from causaldiffae.generators.pendulum import GRAPH, IMAGE_SIZE
 
     image_size, channels = image_size or IMAGE_SIZE, channels or 4
-    _check_size("pendulum", image_size, channels, (3, 4))
+    check_size("pendulum", image_size, channels, (3, 4))
     return DatasetSpec(
         name="pendulum",
         image_size=image_size,
@@ -628,7 +647,7 @@ def _read_pendulum(spec: DatasetSpec, data_dir: Path, split: str, limit: int | N
     if not labelled:
         raise DataError(f"{folder}: the folder has no PNG images")
     if limit is not None and limit < len(labelled):  # the first ones would all have one angle
-        labelled = [labelled[i] for i in np.linspace(0, len(labelled) - 1, limit).round().astype(int)]
+        labelled = [labelled[i] for i in evenly_spread(limit, len(labelled))]
     images = np.empty((len(labelled), spec.channels, spec.image_size, spec.image_size), np.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
         for start in range(0, len(labelled), 256):  # small pieces: the full-size pictures need not all be in memory
@@ -687,7 +706,7 @@ def _morphomnist_spec(image_size: int | None, channels: int | None) -> DatasetSp
     from causaldiffae.generators.morphomnist import GRAPH, NUM_CLASSES
 
     image_size, channels = image_size or 28, channels or 1
-    _check_size("morphomnist", image_size, channels, (1,))
+    check_size("morphomnist", image_size, channels, (1,))
     return DatasetSpec(
         name="morphomnist",
         image_size=image_size,

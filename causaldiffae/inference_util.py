@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 
 from causaldiffae import dist_util
-from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
-from causaldiffae.errors import InputError
+from causaldiffae.counterfactual import AbductionKind
+from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import (
     InterventionResult,
     arrays,
@@ -31,20 +32,17 @@ from causaldiffae.evaluation import (
     write_csv,
 )
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split
+from causaldiffae.image_datasets import DatasetSpec, read_split
 from causaldiffae.logger import progress_bar
 from causaldiffae.pictures import save_png
 from causaldiffae.script_util import (
     SOLVER,
     STEPS,
-    LoadedModel,
     argument_parser,
-    create_solver,
     expand_recipes,
     load_model,
     parse_flat,
 )
-from causaldiffae.solvers import DdimLoops, OdeSolver
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
@@ -109,19 +107,11 @@ class TestConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("model_path", "data_dir", "out_dir"):
-            if not getattr(self, name):
-                raise InputError(f"{name}: it is not given; --{name} must name it")
+        check_given(self, "model_path", "data_dir", "out_dir")
         if self.num_images < 0 or self.batch_size < 1 or self.grid_images < 1:
             raise InputError("num_images must be 0 or more, batch_size and grid_images 1 or more")
         if self.abduction not in [kind.value for kind in AbductionKind]:
             raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
-
-    def chosen_solver(self, loaded: LoadedModel) -> OdeSolver | DdimLoops:
-        """How to encode and decode."""
-        if self.timestep_respacing:
-            return DdimLoops(loaded.diffusion(self.timestep_respacing))
-        return create_solver(loaded.config.diffusion, self.solver, self.steps, self.grid)
 
     def guidance(self) -> Guidance:
         """The grade of the interventions."""
@@ -204,11 +194,11 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for name in traversed:
         if name not in spec.graph.names:
             raise InputError(f"traverse: unknown variable {name!r}, known are {', '.join(spec.graph.names)}")
-    engine = CounterfactualEngine(
-        loaded.model,
-        config.chosen_solver(loaded),
-        spec,
-        pixel_range=loaded.pixel_range,
+    engine = loaded.engine(
+        config.steps,
+        config.solver,
+        config.grid,
+        config.timestep_respacing,
         residual=config.residual,
         abduction=AbductionKind(config.abduction),
         guidance=guidance,
@@ -216,8 +206,24 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         autocast=torch.bfloat16 if config.use_bf16 else None,
     )
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
-    asked = Asked(engine, data, config, device)
-    results = asked.answer(questions, "counterfactuals")
+    graded = [replace(guidance, w=w, w_affected=None, w_invariant=None) for w in grades]
+    groups = [(questions, [guidance] * len(questions)), (questions[:1] * len(grades), graded)]
+    for name in traversed:
+        values = values_of(spec, name)
+        groups.append((values, [guidance] * len(values)))
+    with progress_bar(total=len(data), desc="counterfactuals", unit="image") as bar:
+        every = evaluate_interventions(
+            engine,
+            data,
+            [do for dos, _ in groups for do in dos],
+            config.batch_size,
+            device,
+            bar.update,
+            config.seed,
+            [grade for _, some in groups for grade in some],
+        )
+    answers = iter(every)
+    results, swept, *walks = [list(islice(answers, len(dos))) for dos, _ in groups]
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
@@ -227,52 +233,21 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     np.savez_compressed(out / "counterfactuals.npz", **arrays(results))  # type: ignore[arg-type]
     tables = [table(figures, spec)]
     if grades:
-        report["sweep_w"] = rows = sweep_grades(asked, questions[0], grades, out)
+        report["sweep_w"] = rows = report_grades(swept, grades, spec, out, config.grid_images)
         tables.append(sweep_table(rows, describe_do(questions[0]), spec))
-    for name in traversed:
-        report[f"traversal_{name}"] = moved = traverse(asked, name, out)
+    for name, walk in zip(traversed, walks, strict=True):
+        report[f"traversal_{name}"] = moved = report_traversal(walk, name, spec, out, config.grid_images)
         tables.append(traversal_table(moved, name))
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return "\n\n".join([*tables, f"written to {out}"])
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A model with the images that it is asked about."""
-
-    engine: CounterfactualEngine
-    data: ImageData
-    config: TestConfig
-    device: torch.device
-
-    def answer(
-        self, questions: Sequence[Mapping[str, float]], title: str, guidances: Sequence[Guidance] | None = None
-    ) -> list[InterventionResult]:
-        """Every question on every image, with a progress bar."""
-        with progress_bar(total=len(self.data), desc=title, unit="image") as bar:
-            return evaluate_interventions(
-                self.engine,
-                self.data,
-                questions,
-                self.config.batch_size,
-                self.device,
-                bar.update,
-                self.config.seed,
-                guidances,
-            )
-
-
-def sweep_grades(asked: Asked, do: Mapping[str, float], grades: Sequence[float], out: Path) -> list[dict[str, float]]:
-    """One intervention at several grades w: sweep_w.png, sweep_w.csv, and a table of what is measured."""
-    names = asked.engine.spec.graph.names
-    interval = asked.engine.guidance
-    guidances = [Guidance(w, low=interval.low, high=interval.high) for w in grades]
-    results = asked.answer([do] * len(grades), f"grades of {describe_do(do)}", guidances)
-    rows = [{"w": w, **summary(result, names)} for w, result in zip(grades, results, strict=True)]
-    save_png(
-        out / "sweep_w.png",
-        draw_traversal(results, asked.engine.spec, [f"w = {w:g}" for w in grades], asked.config.grid_images),
-    )
+def report_grades(
+    results: Sequence[InterventionResult], grades: Sequence[float], spec: DatasetSpec, out: Path, count: int
+) -> list[dict[str, float]]:
+    """One intervention at several grades w: sweep_w.png and sweep_w.csv; returns what is measured, a row a grade."""
+    rows = [{"w": w, **summary(result, spec.graph.names)} for w, result in zip(grades, results, strict=True)]
+    save_png(out / "sweep_w.png", draw_traversal(results, spec, [f"w = {w:g}" for w in grades], count))
     write_rows(out / "sweep_w.csv", rows)
     return rows
 
@@ -288,17 +263,21 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
     return "\n".join(lines)
 
 
-def traverse(asked: Asked, name: str, out: Path) -> dict[str, dict[str, float]]:
-    """One variable set to values all over its range: traversal_NAME.png and .csv, and what every variable did."""
-    spec = asked.engine.spec
+def values_of(spec: DatasetSpec, name: str) -> list[dict[str, float]]:
+    """Interventions on one variable, at values all over its range."""
     i = spec.graph.index(name)
     margin = 0.05 * (spec.high[i] - spec.low[i])  # the very ends are seen once in training
     values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, TRAVERSED)
-    questions = [{name: float(f"{value:.4g}")} for value in values]
-    results = asked.answer(questions, f"traversal of {name}")
-    heads = [describe_do(do) for do in questions]
-    save_png(out / f"traversal_{name}.png", draw_traversal(results, spec, heads, asked.config.grid_images))
-    rows = [{name: do[name], **summary(r, spec.graph.names)} for do, r in zip(questions, results, strict=True)]
+    return [{name: float(f"{value:.4g}")} for value in values]
+
+
+def report_traversal(
+    results: Sequence[InterventionResult], name: str, spec: DatasetSpec, out: Path, count: int
+) -> dict[str, dict[str, float]]:
+    """One variable set to several values: traversal_NAME.png and .csv; returns what every variable did."""
+    heads = [describe_do(result.do) for result in results]
+    save_png(out / f"traversal_{name}.png", draw_traversal(results, spec, heads, count))
+    rows = [{name: result.do[name], **summary(result, spec.graph.names)} for result in results]
     write_rows(out / f"traversal_{name}.csv", rows)
     return traversal(results, spec)
 

@@ -160,8 +160,6 @@ class CausalDiffAE(CausalAutoencoder):
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         """eps under each of several latents (B, n, d), None being the null token, evaluated as one batch."""
-        if len(conditions) == 1:
-            return [self.eps(x_t, t, conditions[0], classes)]
         return eps_as_one_batch(self.unet, x_t, t, conditions, classes)
 
 
@@ -169,6 +167,8 @@ def eps_as_one_batch(
     unet: UNetModel, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
 ) -> list[Tensor]:
     """The U-Net's output under each condition (B, n, d) or None, in one call on all of them."""
+    if len(conditions) == 1:
+        return [unet(x_t, t, classes, None if conditions[0] is None else conditions[0].flatten(1))]
     count, batch = len(conditions), x_t.shape[0]
     null = x_t.new_zeros((batch, unet.cond_dim or 0))
     z = torch.cat([null if condition is None else condition.flatten(1) for condition in conditions])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causaldiffae.baselines.causalvae import ConvDecoder
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.image_datasets import ImageData, read_split, to_model_range, truth_is_known
 from causaldiffae.interventional_data import cached_interventional, exact_labels
 from causaldiffae.logger import progress_bar
@@ -86,12 +86,8 @@ class PredictorTraining:
     init: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("data_dir", "out"):
-            if not getattr(self, name):
-                raise InputError(f"{name}: it is not given; --{name} must name it")
-        for name, least in (("steps", 1), ("batch_size", 2), ("repeats", 1), ("base_images", 0), ("vae_steps", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} given, {least} or more is needed")
+        check_given(self, "data_dir", "out")
+        check_least(self, steps=1, batch_size=2, repeats=1, base_images=0, vae_steps=0)
 
 
 @dataclass(frozen=True)

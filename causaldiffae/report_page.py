@@ -35,6 +35,7 @@ from causaldiffae.benchmark_tables import (
     shown,
 )
 from causaldiffae.errors import DataError
+from causaldiffae.image_datasets import evenly_spread
 from causaldiffae.pictures import labelled_grid
 
 _STYLE: Final = """
@@ -223,7 +224,7 @@ def read_pictures(path: Path) -> dict[str, np.ndarray] | None:
 def picture_grid(kept: dict[str, np.ndarray]) -> np.ndarray:
     """Factual image, reconstruction, and for every intervention the counterfactual beside the truth."""
     count = min(_SHOWN, len(kept["factual"]))
-    rows = np.linspace(0, len(kept["factual"]) - 1, count).round().astype(int)  # the split may be sorted
+    rows = evenly_spread(count, len(kept["factual"]))  # the split may be sorted
     columns = [("factual", kept["factual"][rows]), ("null", kept["reconstruction"][rows])]
     captions = [[""] * count, [""] * count]
     for key in kept:

@@ -174,9 +174,14 @@ GRIDS: Final = {"ddim": "", "dpmpp2m": "logsnr", "obelm": "rho"}
 
 
 def create_solver(
-    config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = ""
+    config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = "", timestep_respacing: str = ""
 ) -> OdeSolver | DdimLoops:
-    """A solver by name, over a configuration's process; "ddim" without a grid stands for the published loops."""
+    """A solver by name, over a configuration's process.
+
+    "ddim" without a grid stands for the published loops, and so does `timestep_respacing`, whatever else is named.
+    """
+    if timestep_respacing:
+        return DdimLoops(create_gaussian_diffusion(config, timestep_respacing))
     if solver not in GRIDS:
         raise InputError(f"solver: {solver!r} given, allowed are {', '.join(GRIDS)}")
     chosen = grid or GRIDS[solver]
@@ -203,16 +208,24 @@ class LoadedModel:
         """Its diffusion process, respaced."""
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
-    def engine(self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", **options: Any) -> CounterfactualEngine:
+    def engine(
+        self,
+        steps: int = STEPS,
+        solver: str = SOLVER,
+        grid: str = "",
+        timestep_respacing: str = "",
+        **options: Any,
+    ) -> CounterfactualEngine:
         """Asks it counterfactual questions.
 
         Args:
             steps: evaluations of the network each way.
             solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
             grid: of the noise levels; by default the solver's own.
+            timestep_respacing: steps of the published loops, which then take the solver's place.
             options: those of `CounterfactualEngine`.
         """
-        chosen = create_solver(self.config.diffusion, solver, steps, grid)
+        chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         return CounterfactualEngine(self.model, chosen, self.spec, pixel_range=self.pixel_range, **options)
 
 

@@ -24,7 +24,7 @@ from causaldiffae.checkpoint import latest_checkpoint, load_checkpoint, save_che
 from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import Batch, BatchSource, ImageData, to_model_range, to_uint8
+from causaldiffae.image_datasets import Batch, BatchSource, ImageData, model_inputs, to_uint8
 from causaldiffae.logger import Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import update_ema
@@ -268,12 +268,10 @@ class TrainLoop:
         )
         engine = CounterfactualEngine(self.model, diffusion, self.spec)
         few = self.test.subset(list(range(min(PICTURE_IMAGES, len(self.test)))))
-        x_start = to_model_range(few.images).to(self.device)
-        classes = None if few.classes is None else torch.from_numpy(few.classes).to(self.device)
+        x_start, classes, labels = model_inputs(few, self.device)
         interventions: list[dict[str, Any]] = [{}]
         for i, name in enumerate(self.spec.graph.names):
             interventions += [{name: self.spec.low[i]}, {name: self.spec.high[i]}]
-        labels = torch.from_numpy(few.labels).to(self.device)
         results = engine.predict(engine.abduct(x_start, classes, labels=labels), interventions)
         rows = np.stack([few.images, *[to_uint8(result.images.cpu().numpy()) for result in results]], axis=1)
         self.logger.log_image("counterfactuals", tile(rows), self.step)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from causaldiffae import evaluation
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import draw_traversal, evaluate_interventions, shown_labels, slope, summary, traversal
@@ -122,3 +123,18 @@ def test_where_nobody_can_measure_the_prediction_is_shown(digits: ImageData) -> 
     assert shown_labels(result) is result.measured_labels
     blind = replace(result, measured_labels=np.full_like(result.measured_labels, np.nan))
     assert shown_labels(blind) is result.predicted_labels
+
+
+def test_the_truth_of_an_intervention_is_drawn_once(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def counted(data: ImageData, do: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        drawn.append(dict(do))
+        return true_counterfactual(data, do)
+
+    monkeypatch.setattr(evaluation, "true_counterfactual", counted)
+    asked = [{"thickness": 3.5}, {"thickness": 3.5}, {"intensity": 90.0}, {"thickness": 3.5}]
+    results = evaluate_interventions(Engine(digits, True), digits, asked)  # type: ignore[arg-type]
+    assert drawn == [{"thickness": 3.5}, {"intensity": 90.0}]
+    assert [result.do for result in results] == asked
+    assert all(result.counterfactual_l1.max() == 0 for result in results)  # type: ignore[union-attr]

@@ -78,8 +78,6 @@ class LabelConditional(nn.Module):
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         """As `CausalDiffAE.eps_under`."""
-        if len(conditions) == 1:
-            return [self.eps(x_t, t, conditions[0], classes, None)]
         return eps_as_one_batch(self.unet, x_t, t, conditions, classes)
 
 

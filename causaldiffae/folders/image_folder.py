@@ -24,7 +24,7 @@ from causaldiffae.folders.folder_reader import TABLE, Request, open_image_folder
 from causaldiffae.folders.label_table import SPLITS
 from causaldiffae.folders.problems import Problems
 from causaldiffae.folders.storage import is_remote, open_folder
-from causaldiffae.image_datasets import DatasetSpec, ImageData
+from causaldiffae.image_datasets import DatasetSpec, ImageData, evenly_spread
 
 
 def is_image_folder(data_dir: str | Path) -> bool:
@@ -98,7 +98,7 @@ def read_image_folder(
     if not len(rows):
         raise DataError(f"{content.table.where}: no image is in split {split}")
     if limit is not None and limit < len(rows):  # the first ones might all have one label
-        rows = rows[np.linspace(0, len(rows) - 1, limit).round().astype(int)]
+        rows = rows[evenly_spread(limit, len(rows))]
     images = read_images(folder, content, rows, split if limit is None else f"{split}_{limit}", problems)
     problems.refuse()
     labels = content.labels[rows]
