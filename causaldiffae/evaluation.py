@@ -27,6 +27,7 @@ from causaldiffae.image_datasets import (
     true_counterfactual,
     truth_is_known,
 )
+from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.pictures import label_captions, labelled_grid
 
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
@@ -52,11 +53,6 @@ class InterventionResult:
     counterfactual_l1: np.ndarray | None
     do_nothing_l1: np.ndarray | None
     reconstruction_l1: np.ndarray
-
-
-def pixel_l1(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean absolute difference per image on 0..255: two (N, C, H, W) uint8 -> (N,) float64."""
-    return np.abs(a.astype(np.float64) - b.astype(np.float64)).reshape(len(a), -1).mean(axis=1)
 
 
 def evaluate_interventions(
@@ -124,9 +120,9 @@ def _score(
         predicted_labels=predicted,
         true_labels=true_labels,
         measured_labels=measure(data.spec, counterfactual),
-        counterfactual_l1=None if truth is None else pixel_l1(counterfactual, truth),
-        do_nothing_l1=None if truth is None else pixel_l1(data.images, truth),
-        reconstruction_l1=pixel_l1(reconstruction, data.images),
+        counterfactual_l1=None if truth is None else l1_errors(counterfactual, truth),
+        do_nothing_l1=None if truth is None else l1_errors(data.images, truth),
+        reconstruction_l1=l1_errors(reconstruction, data.images),
     )
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.folders.reading_rules import RESIZE_RULES, SPLIT_SHARES, check_shares, one_of, whole_number
-from causaldiffae.folders.variable_kinds import category_label, check_kinds
+from causaldiffae.folders.variable_kinds import category_label, check_kinds, is_number
 from causaldiffae.graphs import CausalGraph
 
 SPLITS: Final = ("train", "test")
@@ -106,7 +106,7 @@ class DatasetSpec:
         where = f"data set {self.name}: {key} is {values!r}"
         if not isinstance(values, list | tuple) or len(values) != len(self.graph):
             raise DataError(f"{where}, a list of {len(self.graph)} numbers is needed")
-        if not all(_is_number(value) and math.isfinite(value) for value in values):
+        if not all(is_number(value) and math.isfinite(value) for value in values):
             raise DataError(f"{where}, finite numbers are needed")
         return tuple(float(value) for value in values)
 
@@ -152,7 +152,7 @@ class DatasetSpec:
                 names = self.categories[place] if self.categories else ()
                 checked[name] = category_label(name, value, names, self.low[place], self.high[place])
                 continue
-            if not _is_number(value) or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise InputError(f"do: {name} is {value!r}, a finite number is needed")
             low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
             if not low <= value <= high:
@@ -588,10 +588,6 @@ def _refuse_graph(dataset: str, graph: str | Path | None) -> None:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def check_size(dataset: str, image_size: int, channels: int, allowed: tuple[int, ...]) -> None:

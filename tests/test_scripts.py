@@ -17,10 +17,11 @@ from running import Outcome, assert_refused, run
 from causaldiffae.checkpoint import export_weights
 from causaldiffae.config import Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
-from causaldiffae.evaluation import describe_do, pixel_l1
+from causaldiffae.evaluation import describe_do
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import dataset_spec
+from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,6 +331,6 @@ def test_pixel_l1_and_descriptions() -> None:
     a = np.zeros((2, 1, 2, 2), np.uint8)
     b = a.copy()
     b[1] = 200
-    np.testing.assert_array_equal(pixel_l1(a, b), [0.0, 200.0])
-    np.testing.assert_array_equal(pixel_l1(b, a), [0.0, 200.0])  # no wrap-around of unsigned bytes
+    np.testing.assert_array_equal(l1_errors(a, b), [0.0, 200.0])
+    np.testing.assert_array_equal(l1_errors(b, a), [0.0, 200.0])  # no wrap-around of unsigned bytes
     assert describe_do({"a": 4.5, "b": 90.0}) == "do(a=4.5, b=90)"

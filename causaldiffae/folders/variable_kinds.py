@@ -74,14 +74,14 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
         InputError: for anything else; the message lists what is allowed.
     """
     if not names:
-        if _is_number(value) and value in (low, high):
+        if is_number(value) and value in (low, high):
             return float(value)
         raise InputError(f"do: {variable} is {value!r}, allowed are {low:g} and {high:g}")
     places = category_places(names)
     are_numbers = len(places) > len(names)
     if isinstance(value, str) and value in places:
         return float(places[value])
-    if _is_number(value):
+    if is_number(value):
         if are_numbers and float(value) in places:
             return float(places[float(value)])
         if not are_numbers and value in range(len(names)):
@@ -90,5 +90,6 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
     raise InputError(f"do: {variable} is {value!r}, allowed are {shown}")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, of Python or numpy; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
