@@ -6,7 +6,8 @@ each category of a categorical one, and a score for each class where images have
     x (B,C,S,S) -> 2x2 patches -> three stages of residual convolutions -> all places -> hidden features -> heads
 
 Places are kept (no average pooling), so that positions can be read to a fraction of a pixel; ordered grey levels join
-the features, because brightness is a matter of ranks. A predictor is a model folder: config.json and weights.
+the features, among all pixels and among the bright ones, because brightness is a matter of ranks. A
+predictor is a model folder: config.json and weights.
 
 Beside the heads, and trained apart from them, a predictor carries the encoder of a small VAE of the images: CLD
 compares its posteriors (metrics/realism.py), and models can only be compared where they have one and the same judge.
@@ -31,6 +32,7 @@ from causaldiffae.image_datasets import DatasetSpec, to_model_range
 MODEL_TYPE: Final = "predictor"
 CLASS: Final = "class"
 _RANKS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.17, 0.22, 0.3, 0.45, 0.7, 1.0)
+_BRIGHT_RANKS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BATCH: Final = 256
 VAE_LATENTS: Final = 12
 _VAE_WIDTHS: Final = (16, 32, 32)
@@ -84,10 +86,7 @@ def heads_of(spec: DatasetSpec) -> list[Head]:
     """The heads that a data set needs, variables in the graph's order, then the class."""
     heads: list[Head] = []
     for i, name in enumerate(spec.graph.names):
-        values: tuple[float, ...] = ()
-        if spec.kinds and spec.kinds[i] != "continuous":
-            named = spec.categories[i] if spec.categories else ()
-            values = tuple(float(k) for k in range(len(named))) or (spec.low[i], spec.high[i])
+        values = spec.category_values(i)
         heads.append(Head(name, heads[-1].start + heads[-1].size if heads else 0, len(values) or 1, values))
     if spec.num_classes is not None:
         last = heads[-1]
@@ -107,6 +106,20 @@ class _Residual(nn.Module):
 def _convolution(fan_in: int, fan_out: int, stride: int = 1) -> nn.Sequential:
     convolution = nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(fan_out))
+
+
+def grey_levels(images: Tensor) -> Tensor:
+    """Grey levels of each channel by rank, brightest first: images (B, C, S, S) -> (B, C * 21).
+
+    Sixteen ranks among all pixels, five among those above the middle of the channel's own range: the median of these
+    is the ink's brightness, however thin the strokes are.
+    """
+    ordered = images.flatten(2).sort(dim=2, descending=True).values
+    among_all = ordered[:, :, [round(rank * (ordered.shape[2] - 1)) for rank in _RANKS]]
+    middle = (ordered[:, :, :1] + ordered[:, :, -1:]) / 2
+    last_bright = (ordered > middle).sum(dim=2, keepdim=True).sub(1).clamp(min=0)
+    bright = (last_bright * torch.tensor(_BRIGHT_RANKS, device=images.device)).round().long()
+    return torch.cat([among_all, ordered.gather(2, bright)], dim=2).flatten(1)
 
 
 class Predictor(nn.Module):
@@ -131,16 +144,14 @@ class Predictor(nn.Module):
             side = -(-side // 2) if number else side
             fan_in = width
         self.layers = nn.Sequential(*layers, nn.Flatten())
-        ranked = spec.channels * len(_RANKS)
+        ranked = spec.channels * (len(_RANKS) + len(_BRIGHT_RANKS))
         self.hidden = nn.Linear(widths[-1] * side**2 + ranked, self.config.features)
         self.last = nn.Linear(self.config.features + ranked, self.heads[-1].start + self.heads[-1].size)
         self.vae_encoder = CausalEncoder(spec.image_size, spec.channels, 1, VAE_LATENTS, _VAE_WIDTHS, "none")
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) in [-1, 1] -> activations (B, F) below the heads, and ordered grey levels (B, C * 16)."""
-        ordered = images.flatten(2).sort(dim=2, descending=True).values
-        places = [round(rank * (ordered.shape[2] - 1)) for rank in _RANKS]
-        levels = ordered[:, :, places].flatten(1)
+        """Images (B, C, S, S) in [-1, 1] -> activations (B, F) below the heads, and ordered grey levels (B, C * 21)."""
+        levels = grey_levels(images)
         return functional.relu(self.hidden(torch.cat([self.layers(images), levels], dim=1))), levels
 
     def forward(self, images: Tensor) -> Tensor:
@@ -245,11 +256,24 @@ def find_predictor(spec: DatasetSpec, given: str = "") -> str:
     """
     if given:
         return given
+    shipped = _shipped(spec)
+    if shipped is None:
+        name = f"{spec.name}_{spec.image_size}_predictor"
+        raise InputError(f"predictor: none is given and there is no weights/{name}; train one (classifiers/)")
+    return shipped
+
+
+def predictor_is_shipped(spec: DatasetSpec) -> bool:
+    """Whether `find_predictor` finds one that is not named."""
+    return _shipped(spec) is not None
+
+
+def _shipped(spec: DatasetSpec) -> str | None:
     name = f"{spec.name}_{spec.image_size}_predictor"
     for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
         if (root / "weights" / name / "config.json").is_file():
             return str(root / "weights" / name)
-    raise InputError(f"predictor: none is given and there is no weights/{name}; train one (classifiers/), --predictor")
+    return None
 
 
 def check_fits(predictor: Predictor, spec: DatasetSpec, where: str) -> None:
