@@ -24,7 +24,7 @@ class ModelConfig:
     """The networks.
 
     Attributes:
-        model_type: "causaldae", or a model it is compared with: "conditional", "diffae", "causalvae".
+        model_type: "causaldae", "diffscm", or a model they are compared with: "conditional", "diffae", "causalvae".
         num_channels: base width of the U-Net, a multiple of 32.
         num_res_blocks: residual blocks per resolution.
         channel_mult: width multipliers per resolution, "1,2,2".
@@ -49,6 +49,7 @@ class ModelConfig:
         mechanism_width: hidden width of the mechanisms; 0 means the number of latents in all.
         mechanism_depth: hidden layers of the mechanisms.
         min_scale: floor of a child's residual scale, in normalised label units.
+        label_cond: of model_type "diffscm": the score network also takes labels, and so is the implicit predictor.
         aligned: of model_type "diffae": its blocks are tied to the labels.
         decoder_channels: of model_type "causalvae": widths of its decoder, from the smallest feature map on.
     """
@@ -78,6 +79,7 @@ class ModelConfig:
     mechanism_width: int = 0
     mechanism_depth: int = 1
     min_scale: float = 0.02
+    label_cond: bool = False
     aligned: bool = False
     decoder_channels: str = "128,64,32"
 

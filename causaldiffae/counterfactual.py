@@ -22,6 +22,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, ScoreModel, guided_score
 from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.noise_levels import NoiseLevels, thresholded
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
@@ -38,9 +39,11 @@ class CausalModel(Protocol):
     """What a model must offer to be asked counterfactual questions, beside a way to draw images.
 
     `needs_labels`: whether `abduct` must be given the images' labels (B, n), normalised.
+    `encodes_unguided`: whether x_T is encoded without the latents, which act in decoding alone (Diff-SCM).
     """
 
     needs_labels: bool
+    encodes_unguided: bool
 
     @property
     def class_cond(self) -> bool: ...
@@ -121,6 +124,8 @@ class CounterfactualEngine:
             the factual image.
         residual: what the reconstruction misses is added to every answer, so that the null intervention returns the
             image itself (a decoding more per image).
+        rescale_quantile: dynamic thresholding while decoding an intervention, see `noise_levels.thresholded`; 0 for
+            none. The reconstruction is never thresholded.
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
     """
@@ -134,6 +139,7 @@ class CounterfactualEngine:
         guidance: Guidance | None = None,
         stop: float = 1.0,
         residual: bool = False,
+        rescale_quantile: float = 0.0,
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
@@ -141,11 +147,14 @@ class CounterfactualEngine:
             raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
         if abduction is AbductionKind.NONE and stop < 1.0:
             raise InputError(f"stop: {stop} given, but abduction 'none' draws plain noise, which only T has")
+        if not 0.0 <= rescale_quantile <= 1.0:
+            raise InputError(f"rescale_quantile: {rescale_quantile} given, a share between 0 and 1 is needed")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
-        self.pixel_range = pixel_range
+        self.pixel_range, self.rescale_quantile = pixel_range, rescale_quantile
         diffusion = self.solver.diffusion
+        self.levels = NoiseLevels(diffusion) if rescale_quantile else None
         self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
 
     @torch.inference_mode()
@@ -174,7 +183,7 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._draw(z, abducted, Guidance()))
+        return replace(abducted, residual=x_start - self._draw(z, abducted, self._undoing(Guidance())))
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -189,7 +198,7 @@ class CounterfactualEngine:
         if isinstance(self.model, DirectModel):
             return None
         if self.abduction is AbductionKind.DDIM:
-            score = self._low_precision(guided_score(self.model, z, classes))
+            score = self._low_precision(guided_score(self.model, None if self.model.encodes_unguided else z, classes))
             return self.solver.encode(score, x_start, self.stop)
         noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
         if self.abduction is AbductionKind.NOISE:
@@ -218,11 +227,13 @@ class CounterfactualEngine:
                 reconstruction.
             guidances: one for each intervention; by default the engine's own.
         """
-        latents = [self.model.predict(abducted.u, self.act(do, len(abducted.u))) for do in interventions]
+        count = len(abducted.u)
+        latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
         results = []
-        for z, guidance in zip(latents, guidances or [self.guidance] * len(latents), strict=True):
+        grades = guidances or [self.guidance] * len(latents)
+        for do, z, guidance in zip(interventions, latents, grades, strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
-            drawn = self._draw(z, abducted, guidance)
+            drawn = self._draw(z, abducted, guidance if do else self._undoing(guidance))
             if abducted.residual is not None:
                 drawn = drawn + abducted.residual
             images = self._from_network(drawn.float())
@@ -241,12 +252,20 @@ class CounterfactualEngine:
         """All three steps for one intervention; the arguments are those of `abduct` and `predict`."""
         return self.predict(self.abduct(x_start, classes, labels=labels), [do])[0]
 
+    def _undoing(self, guidance: Guidance) -> Guidance:
+        """The grade at which decoding undoes the encoding, where nothing is intervened on."""
+        return Guidance(w=0.0) if self.model.encodes_unguided else guidance
+
     def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
-        score = guided_score(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
-        return self.solver.decode(self._low_precision(score), abducted.state)
+        score = self._low_precision(
+            guided_score(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
+        )
+        if self.levels is not None and z is not abducted.z:
+            score = thresholded(score, self.levels, self.rescale_quantile)
+        return self.solver.decode(score, abducted.state)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

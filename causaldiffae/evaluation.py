@@ -30,6 +30,8 @@ from causaldiffae.image_datasets import (
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.pictures import label_captions, labelled_grid
 
+Eye = Callable[[np.ndarray], np.ndarray]
+"""Reads labels (N, n) float64, in label units, off pictures (N, C, H, W) uint8; NaN where nothing is found."""
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
 
@@ -54,6 +56,11 @@ class InterventionResult:
     do_nothing_l1: np.ndarray | None
     reconstruction_l1: np.ndarray
 
+    @property
+    def change_l1(self) -> np.ndarray:
+        """How far the counterfactual is from the factual image, (N,)."""
+        return l1_errors(self.counterfactual, self.factual)
+
 
 def evaluate_interventions(
     engine: CounterfactualEngine,
@@ -64,6 +71,7 @@ def evaluate_interventions(
     on_batch: Callable[[int], object] | None = None,
     seed: int = 0,
     guidances: Sequence[Guidance] | None = None,
+    eye: Eye | None = None,
 ) -> list[InterventionResult]:
     """Every intervention on every image; images of a batch are abducted once for all interventions.
 
@@ -71,6 +79,7 @@ def evaluate_interventions(
         guidances: one for each intervention; by default the engine's own. The reconstruction is never guided by them.
         on_batch: told the number of images after each batch, for a progress bar.
         seed: of x_T where it is drawn.
+        eye: what reads `measured_labels` off the counterfactuals; by default the data set's own `measure`.
     """
     if not interventions:
         raise InputError("do: at least one intervention is needed")
@@ -91,10 +100,12 @@ def evaluate_interventions(
     reconstruction = np.concatenate(images[0])
     distinct = {_key(do): do for do in checked} if truth_is_known(data) else {}
     truths = {key: true_counterfactual(data, do) for key, do in distinct.items()}
-    return [
-        _score(data, do, reconstruction, np.concatenate(images[i]), np.concatenate(labels[i]), truths.get(_key(do)))
-        for i, do in enumerate(checked, start=1)
-    ]
+    see: Eye = eye or (lambda pictures: measure(data.spec, pictures))
+    results = []
+    for i, do in enumerate(checked, start=1):
+        drawn, predicted = np.concatenate(images[i]), np.concatenate(labels[i])
+        results.append(_score(data, do, reconstruction, drawn, predicted, see(drawn), truths.get(_key(do))))
+    return results
 
 
 def _key(do: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -107,6 +118,7 @@ def _score(
     reconstruction: np.ndarray,
     counterfactual: np.ndarray,
     predicted: np.ndarray,
+    measured: np.ndarray,
     true: tuple[np.ndarray, np.ndarray] | None,
 ) -> InterventionResult:
     true_labels, truth = true or (None, None)
@@ -119,7 +131,7 @@ def _score(
         factual_labels=data.labels,
         predicted_labels=predicted,
         true_labels=true_labels,
-        measured_labels=measure(data.spec, counterfactual),
+        measured_labels=measured,
         counterfactual_l1=None if truth is None else l1_errors(counterfactual, truth),
         do_nothing_l1=None if truth is None else l1_errors(data.images, truth),
         reconstruction_l1=l1_errors(reconstruction, data.images),
@@ -131,18 +143,25 @@ def interval(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def summary(result: InterventionResult, names: Sequence[str]) -> dict[str, float]:
-    """Means over images: pixel errors, and per variable the mean absolute error of measured and of predicted labels."""
+def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
+    """Means over images: pixel errors, and per variable the mean absolute error of measured and of predicted labels.
+
+    Of a categorical variable that was set, `reached_NAME` is the share of images in which that category is seen.
+    """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
+    figures["change_l1"] = float(result.change_l1.mean())
     if result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
         figures["counterfactual_l1"] = float(result.counterfactual_l1.mean())
         figures["counterfactual_l1_interval"] = interval(result.counterfactual_l1)
         figures["do_nothing_l1"] = float(result.do_nothing_l1.mean())
-    for j, name in enumerate(names):
+    for j, name in enumerate(spec.graph.names):
         measured = result.measured_labels[:, j]
         found = np.isfinite(measured)
         figures[f"measured_{name}"] = float(measured[found].mean()) if found.any() else float("nan")
         figures[f"not_measured_{name}"] = float((~found).sum())
+        if name in result.do and spec.category_values(j):
+            reached = np.abs(measured - result.do[name])[found] < 0.5
+            figures[f"reached_{name}"] = float(reached.mean()) if found.any() else float("nan")
         if result.true_labels is not None:
             true = result.true_labels[:, j]
             error = np.abs(measured - true)[found]
@@ -192,7 +211,7 @@ def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData
             ["image", "do", "variable", "requested", "factual", "predicted", "measured", "true", *PIXEL_COLUMNS]
         )
         for result in results:
-            do = describe_do(result.do)
+            do = describe_do(result.do, data.spec)
             for i, image in enumerate(data.ids):
                 errors = [
                     "" if column is None else f"{column[i]:.4f}"
@@ -205,9 +224,14 @@ def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData
                     writer.writerow([image, do, name, requested, *[f"{v:.6g}" for v in row], true, *errors])
 
 
-def describe_do(do: Mapping[str, float]) -> str:
-    """{"thickness": 4.5} -> "do(thickness=4.5)"."""
-    return "do(" + ", ".join(f"{name}={value:g}" for name, value in do.items()) + ")"
+def describe_do(do: Mapping[str, float], spec: DatasetSpec | None = None) -> str:
+    """{"thickness": 4.5} -> "do(thickness=4.5)"; with a `spec`, categories by their names."""
+    said = {name: f"{value:g}" for name, value in do.items()}
+    if spec is not None:
+        said |= {
+            name: spec.say(name, value) for name, value in do.items() if spec.category_values(spec.graph.index(name))
+        }
+    return "do(" + ", ".join(f"{name}={value}" for name, value in said.items()) + ")"
 
 
 def shown_labels(result: InterventionResult) -> np.ndarray:
@@ -228,7 +252,7 @@ def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: i
     reconstruction_errors = [f"L1 {value:.1f}" for value in first.reconstruction_l1[rows]]
     captions = [label_captions(spec, first.factual_labels[rows]), reconstruction_errors]
     for result in results:
-        columns.append((describe_do(result.do).replace(", ", ",\n"), result.counterfactual[rows]))
+        columns.append((describe_do(result.do, spec).replace(", ", ",\n"), result.counterfactual[rows]))
         captions.append(label_captions(spec, shown_labels(result)[rows]))
         if result.truth is not None and result.true_labels is not None:
             columns.append(("the truth", result.truth[rows]))

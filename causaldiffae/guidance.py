@@ -71,7 +71,7 @@ class Guidance:
 
 def guided_score(
     model: ConditionalScores,
-    z: Tensor,
+    z: Tensor | None,
     classes: Tensor | None = None,
     guidance: Guidance | None = None,
     z_factual: Tensor | None = None,
@@ -83,7 +83,7 @@ def guided_score(
     network is asked under z alone and its output returned as it is.
 
     Args:
-        z: (B, n, d) the latents; z_factual: those before the intervention, by default z.
+        z: (B, n, d) the latents, None for the null token; z_factual: those before the intervention, by default z.
         max_timestep: T in the units in which the network sees t.
     """
     guidance = guidance or Guidance()

@@ -131,6 +131,19 @@ class DatasetSpec:
             shift, scale = np.asarray(self.shift, dtype), np.asarray(self.scale, dtype)
         return shift, scale
 
+    def category_values(self, i: int) -> tuple[float, ...]:
+        """The labels, in label units, that a categorical or binary variable i can have; none for a continuous one."""
+        if not self.kinds or self.kinds[i] == "continuous":
+            return ()
+        names = self.categories[i] if self.categories else ()
+        return tuple(float(place) for place in range(len(names))) or (self.low[i], self.high[i])
+
+    def say(self, name: str, value: float) -> str:
+        """A variable's value as people read it: the category's name, or three digits."""
+        i = self.graph.index(name)
+        names = self.categories[i] if self.categories else ()
+        return names[int(value)] if names and value in range(len(names)) else f"{value:.3g}"
+
     def check_do(self, do: Mapping[str, Any]) -> dict[str, float]:
         """An intervention in label units, checked; a value outside the training labels' range is done with a warning.
 
@@ -381,6 +394,11 @@ def measure(spec: DatasetSpec, images: np.ndarray) -> np.ndarray:
         raise InputError(f"images: shape {images.shape} given, (N, {spec.channels}, S, S) is needed")
     measured = _entry(spec.name).measure
     return np.full((len(images), len(spec.graph)), np.nan) if measured is None else measured(images)
+
+
+def can_measure(spec: DatasetSpec) -> bool:
+    """Whether `measure` can read any label off a picture of this data set."""
+    return _entry(spec.name).measure is not None
 
 
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:
@@ -777,6 +795,22 @@ def _circuit() -> Any:
     return circuit_files
 
 
+def _class_entry(name: str) -> DatasetEntry:
+    """MNIST or Fashion-MNIST, whose own module builds on this one."""
+
+    def spec(image_size: int | None, channels: int | None) -> DatasetSpec:
+        from causaldiffae.mnist_files import class_spec
+
+        return class_spec(name, image_size, channels)
+
+    def read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> ImageData:
+        from causaldiffae.mnist_files import read_classes
+
+        return read_classes(spec, data_dir, split, limit)
+
+    return DatasetEntry(spec, read, None, None, lambda data: False)
+
+
 # --- A folder of images, see image_folder.py --------------------------------------------------------------------------
 
 
@@ -808,5 +842,7 @@ DATASETS: Final[dict[str, DatasetEntry]] = {
         lambda images: _circuit().measure(images),
         lambda data: _circuit().truth_is_known(data),
     ),
+    "mnist": _class_entry("mnist"),
+    "fashion_mnist": _class_entry("fashion_mnist"),
     "folder": DatasetEntry(_folder_spec, _read_folder, None, None, lambda data: False),
 }

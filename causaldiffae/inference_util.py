@@ -21,6 +21,7 @@ from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import (
+    Eye,
     InterventionResult,
     arrays,
     describe_do,
@@ -32,9 +33,10 @@ from causaldiffae.evaluation import (
     write_csv,
 )
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import DatasetSpec, read_split
+from causaldiffae.image_datasets import DatasetSpec, can_measure, read_split
 from causaldiffae.logger import progress_bar
 from causaldiffae.pictures import save_png
+from causaldiffae.predictors import check_fits, find_predictor, load_predictor, predictor_is_shipped
 from causaldiffae.script_util import (
     SOLVER,
     STEPS,
@@ -58,6 +60,10 @@ class TestConfig:
         model_path: run directory, step folder, model folder, or a state dict (.pt) of the published code.
         data_dir: folder of the data set.
         dataset: of a published state dict, where its sizes do not tell.
+        predictor_path: of a Diff-SCM: its noised predictor; "none" for the implicit one; by default the folder
+            "predictor" in model_path.
+        judge: an anti-causal predictor that reads the labels off counterfactuals where nothing can measure them; by
+            default the one in weights/, if there is one.
         out_dir: folder to write to.
         do: interventions as "name=value" or "name=value,name=value"; without any, the table in the script.
         num_images: how many test images; 0 for all.
@@ -67,6 +73,7 @@ class TestConfig:
         grid: of the noise levels: "logsnr", "rho" or "uniform"; by default the solver's own.
         timestep_respacing: steps of the published DDIM loops, see space_timesteps; where given it takes solver's place.
         residual: what the reconstruction misses is added to every answer.
+        rescale_quantile: dynamic thresholding of x_0 at this quantile while decoding, 0.99 say; 0 for none.
         abduction: "ddim" encodes the image; "noise" samples x_T around it (the printed algorithm); "none" draws it.
         stop: encode and decode only up to this share of T.
         w: grade of the intervention; 1 is no guidance, 0 leaves the latents out.
@@ -84,6 +91,8 @@ class TestConfig:
     model_path: str = ""
     data_dir: str = ""
     dataset: str = ""
+    predictor_path: str = ""
+    judge: str = ""
     out_dir: str = ""
     do: list[str] = field(default_factory=list)
     num_images: int = 0
@@ -93,6 +102,7 @@ class TestConfig:
     grid: str = ""
     timestep_respacing: str = ""
     residual: bool = False
+    rescale_quantile: float = 0.0
     abduction: str = "ddim"
     stop: float = 1.0
     w: float = 1.0
@@ -184,7 +194,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     config = parse_test_config(argv, description)
     guidance, grades = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
     device = dist_util.dev()
-    loaded = load_model(config.model_path, device, config.ema or None, config.dataset)
+    loaded = load_model(config.model_path, device, config.ema or None, config.dataset, config.predictor_path)
     spec, found = loaded.spec, loaded.config.model.model_type
     if found != model_type:
         raise InputError(f"{config.model_path}: a model of type {found}; scripts/image_{found}_test.py is for it")
@@ -200,6 +210,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         config.grid,
         config.timestep_respacing,
         residual=config.residual,
+        rescale_quantile=config.rescale_quantile,
         abduction=AbductionKind(config.abduction),
         guidance=guidance,
         stop=config.stop,
@@ -221,20 +232,21 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
             bar.update,
             config.seed,
             [grade for _, some in groups for grade in some],
+            find_eye(spec, config.judge, device),
         )
     answers = iter(every)
     results, swept, *walks = [list(islice(answers, len(dos))) for dos, _ in groups]
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
-    report["results"] = figures = {describe_do(result.do): summary(result, spec.graph.names) for result in results}
+    report["results"] = figures = {describe_do(result.do): summary(result, spec) for result in results}
     save_png(out / "counterfactuals.png", draw_grid(results, spec, config.grid_images))
     write_csv(out / "counterfactuals.csv", results, data)
     np.savez_compressed(out / "counterfactuals.npz", **arrays(results))  # type: ignore[arg-type]
     tables = [table(figures, spec)]
     if grades:
         report["sweep_w"] = rows = report_grades(swept, grades, spec, out, config.grid_images)
-        tables.append(sweep_table(rows, describe_do(questions[0]), spec))
+        tables.append(sweep_table(rows, describe_do(questions[0], spec), spec))
     for name, walk in zip(traversed, walks, strict=True):
         report[f"traversal_{name}"] = moved = report_traversal(walk, name, spec, out, config.grid_images)
         tables.append(traversal_table(moved, name))
@@ -246,7 +258,7 @@ def report_grades(
     results: Sequence[InterventionResult], grades: Sequence[float], spec: DatasetSpec, out: Path, count: int
 ) -> list[dict[str, float]]:
     """One intervention at several grades w: sweep_w.png and sweep_w.csv; returns what is measured, a row a grade."""
-    rows = [{"w": w, **summary(result, spec.graph.names)} for w, result in zip(grades, results, strict=True)]
+    rows = [{"w": w, **summary(result, spec)} for w, result in zip(grades, results, strict=True)]
     save_png(out / "sweep_w.png", draw_traversal(results, spec, [f"w = {w:g}" for w in grades], count))
     write_rows(out / "sweep_w.csv", rows)
     return rows
@@ -263,9 +275,20 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
     return "\n".join(lines)
 
 
+def find_eye(spec: DatasetSpec, judge: str, device: torch.device) -> Eye | None:
+    """What reads labels off pictures where the data set itself cannot: the judge given, or the one in weights/."""
+    if not judge and (can_measure(spec) or not predictor_is_shipped(spec)):
+        return None
+    predictor = load_predictor(find_predictor(spec, judge), device).predictor
+    check_fits(predictor, spec, judge or "the predictor in weights/")
+    return lambda images: predictor.read(images).labels
+
+
 def values_of(spec: DatasetSpec, name: str) -> list[dict[str, float]]:
     """Interventions on one variable, at values all over its range."""
     i = spec.graph.index(name)
+    if spec.category_values(i):
+        return [{name: value} for value in spec.category_values(i)]
     margin = 0.05 * (spec.high[i] - spec.low[i])  # the very ends are seen once in training
     values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, TRAVERSED)
     return [{name: float(f"{value:.4g}")} for value in values]
@@ -275,9 +298,9 @@ def report_traversal(
     results: Sequence[InterventionResult], name: str, spec: DatasetSpec, out: Path, count: int
 ) -> dict[str, dict[str, float]]:
     """One variable set to several values: traversal_NAME.png and .csv; returns what every variable did."""
-    heads = [describe_do(result.do) for result in results]
+    heads = [describe_do(result.do, spec) for result in results]
     save_png(out / f"traversal_{name}.png", draw_traversal(results, spec, heads, count))
-    rows = [{name: result.do[name], **summary(result, spec.graph.names)} for result in results]
+    rows = [{name: result.do[name], **summary(result, spec)} for result in results]
     write_rows(out / f"traversal_{name}.csv", rows)
     return traversal(results, spec)
 
@@ -302,9 +325,12 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 def table(figures: Mapping[str, Mapping[str, float]], spec: DatasetSpec) -> str:
     """Mean pixel errors, and mean errors of the measured labels, per intervention."""
-    heads = ["L1 to truth", "do nothing", "reconstruction", *[f"|{name}|" for name in spec.graph.names]]
-    keys = ["counterfactual_l1", "do_nothing_l1", "reconstruction_l1"]
-    keys += [f"measured_error_{name}" for name in spec.graph.names]
+    known = any("counterfactual_l1" in row for row in figures.values())
+    heads, keys = ["L1 to truth", "do nothing"] * known, ["counterfactual_l1", "do_nothing_l1"] * known
+    heads, keys = [*heads, "reconstruction", "change"], [*keys, "reconstruction_l1", "change_l1"]
+    for i, name in enumerate(spec.graph.names):
+        heads.append(f"{name} reached" if spec.category_values(i) else f"|{name}|")
+        keys.append(f"reached_{name}" if spec.category_values(i) else f"measured_error_{name}")
     lines = [f"{'':44s}" + "".join(f"{head:>18s}" for head in heads)]
     for do, row in figures.items():
         values = [row.get(key, float("nan")) for key in keys]

@@ -84,6 +84,13 @@ def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncod
     return encoder, scm
 
 
+def label_scm(config: ModelConfig, spec: DatasetSpec) -> LatentSCM:
+    """The structural model of a configuration over the labels themselves, blocks of one entry."""
+    n = len(spec.graph)
+    width = config.mechanism_width or n * config.block_size_for(n)
+    return LatentSCM(spec.graph, 1, config.mechanism, width, config.mechanism_depth, config.min_scale)
+
+
 class CausalAutoencoder(nn.Module):
     """Encoder and structural causal model: from images to causal variables, whatever draws the images again.
 
@@ -92,6 +99,7 @@ class CausalAutoencoder(nn.Module):
     """
 
     needs_labels = False
+    encodes_unguided = False
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM) -> None:
         super().__init__()

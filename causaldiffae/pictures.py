@@ -31,7 +31,8 @@ def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
     names = ["".join(part[:3] for part in name.split("_")) for name in spec.graph.names]
     texts = []
     for row in labels:
-        parts = [f"{name} {value:.3g}" for name, value in zip(names, row, strict=True)]
+        said = [spec.say(name, value) for name, value in zip(spec.graph.names, row, strict=True)]
+        parts = [f"{name} {value}" for name, value in zip(names, said, strict=True)]
         texts.append("\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)))
     return texts
 

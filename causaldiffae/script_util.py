@@ -22,6 +22,7 @@ from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
 from causaldiffae.checkpoint import check_state_fits, load_checkpoint, load_torch_state_dict
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -32,6 +33,8 @@ from causaldiffae.gaussian_diffusion import (
 )
 from causaldiffae.image_datasets import DatasetSpec, dataset_spec
 from causaldiffae.model import CausalDiffAE, TrainingStep
+from causaldiffae.noise_levels import NoiseLevels
+from causaldiffae.noised_predictor import load_noised_predictor
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, OdeSolver
 
@@ -133,7 +136,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     )
 
 
-Model = CausalDiffAE | LabelConditional | CausalVAE
+Model = CausalDiffAE | LabelConditional | CausalVAE | DiffScm
 
 
 class ModelEntry(NamedTuple):
@@ -148,6 +151,7 @@ PUBLISHED: Final = {(2, 1): "morphomnist", (4, 4): "pendulum", (4, 3): "circuit"
 
 MODELS: Final[dict[str, ModelEntry]] = {
     "causaldae": ModelEntry(CausalDiffAE.from_config, TrainingStep),
+    "diffscm": ModelEntry(DiffScm.from_config, DiffScmTrainingStep),
     "conditional": ModelEntry(LabelConditional.from_config, ConditionalTrainingStep),
     "diffae": ModelEntry(DiffAE.from_config, DiffAETrainingStep),
     "causalvae": ModelEntry(CausalVAE.from_config, CausalVAETrainingStep),
@@ -170,6 +174,8 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
 
 
 STEPS, SOLVER = 25, "dpmpp2m"
+PREDICTOR: Final = "predictor"
+"""The folder beside a Diff-SCM's weights that holds its noised predictor."""
 GRIDS: Final = {"ddim": "", "dpmpp2m": "logsnr", "obelm": "rho"}
 
 
@@ -239,12 +245,16 @@ def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
     }
 
 
-def load_model(path: str, device: torch.device | str = "cpu", ema: str | None = None, dataset: str = "") -> LoadedModel:
+def load_model(
+    path: str, device: torch.device | str = "cpu", ema: str | None = None, dataset: str = "", predictor: str = ""
+) -> LoadedModel:
     """Opens a run directory, a step folder, a model folder, or a state dict (.pt) of the published CausalDiffAE code.
 
     Args:
         ema: rate of the moving average, or "none" for the trained weights; by default the first moving average.
         dataset: of a published state dict, which does not name it; by default the one with so many variables.
+        predictor: folder of the noised predictor that guides a Diff-SCM, "none" for its implicit one; by default the
+            folder `predictor` beside its weights or checkpoints, if there is one.
 
     Raises:
         InputError: if there is no such checkpoint, it is damaged, or is of another model.
@@ -265,7 +275,16 @@ def load_model(path: str, device: torch.device | str = "cpu", ema: str | None = 
     state = {key: value.float() if value.is_floating_point() else value for key, value in wanted.model_state.items()}
     check_state_fits(model, state)
     model.load_state_dict(state)
-    return LoadedModel(model.to(device).eval(), config, spec, wanted.step, str(wanted.path))
+    model.to(device).eval()
+    if isinstance(model, DiffScm):
+        beside = [folder / PREDICTOR for folder in (Path(path), probe.path.parent) if (folder / PREDICTOR).is_dir()]
+        chosen = predictor or (str(beside[0]) if beside else "none")
+        if chosen != "none":
+            guide = load_noised_predictor(chosen, spec, config.diffusion, device)
+            model.guide_by(guide, NoiseLevels(create_gaussian_diffusion(config.diffusion)))
+    elif predictor:
+        raise InputError(f"predictor_path: {predictor} given, but {path} is no Diff-SCM, which alone takes one")
+    return LoadedModel(model, config, spec, wanted.step, str(wanted.path))
 
 
 def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:

@@ -455,7 +455,9 @@ class EncoderUNetModel(_DownwardPath):
         elif pool == "attention":
             if num_head_channels == -1:
                 raise InputError("num_head_channels: attention pooling needs it to be given")
-            side = image_size // self.middle_downsampling
+            side = image_size
+            for _ in channel_mult[1:]:  # a strided convolution rounds up, pooling down
+                side = (side + 1) // 2 if conv_resample and not resblock_updown else side // 2
             self.out = nn.Sequential(
                 normalization(ch), nn.SiLU(), AttentionPool2d(side, ch, num_head_channels, out_channels)
             )

@@ -77,7 +77,7 @@ def answer(question: Question, loaded: LoadedModel, data: ImageData, device: tor
 
 def figures_of(result: InterventionResult, loaded: LoadedModel) -> dict[str, Any]:
     """The figures of one intervention, means over its images; pixel errors on 0..255, labels in their own units."""
-    figures = summary(result, loaded.spec.graph.names)
+    figures = summary(result, loaded.spec)
     (variable, value), *_ = result.do.items()
     return {
         "do_nothing_l1": round(figures["do_nothing_l1"], 3),

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
 # Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
 #
-#   SIZE=paper|fast|mini   which configs/DATASET_causaldae_SIZE.yaml (default paper); other models have
-#                          configs/baselines/MODEL.yaml over it
+#   SIZE=paper|fast|mini   which configs/DATASET_MODEL_SIZE.yaml (default paper); without such a file a model has
+#                          configs/DATASET_causaldae_SIZE.yaml and configs/baselines/MODEL.yaml over it
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there when it is missing)
-#   MODEL=causaldae        train.sh and counterfactual.sh: or conditional, diffae, causalvae
-#   MNIST=DIR              MorphoMNIST is made from these IDX files; without it MNIST is downloaded
+#   MODEL=causaldae        train.sh and counterfactual.sh: or diffscm, conditional, diffae, causalvae
+#   MNIST=DIR              MNIST and MorphoMNIST are made from these IDX files; without it MNIST is downloaded
 #   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
 #   OUT_DIR=DIR            what a test writes (default RUN_DIR/test)
 #   NPROC=5                training under mpiexec with that many processes (default 1, which needs no MPI)
@@ -26,9 +26,10 @@ launch_make_data() { # launch_make_data DATASET DIR
     # A finished set is never touched: make_dataset.py puts a set in place only when it is whole.
     [ -d "$2" ] && [ -n "$(ls -A -- "$2")" ] && return
     local -a source_arguments=()
-    if [ "$1" = morphomnist ]; then
+    if [ "$1" = morphomnist ] || [ "$1" = mnist ]; then
         if [ -n "${MNIST:-}" ]; then source_arguments=(--mnist "$MNIST"); else source_arguments=(--download); fi
     fi
+    if [ "$1" = fashion_mnist ] && [ ! -d /usr/share/datasets/fashion-mnist ]; then source_arguments=(--download); fi
     # The stand-in is drawn at the size that the models see, a quarter of the publisher's 512 pixels.
     if [ "$1" = circuit ]; then source_arguments=(--image_size 128); fi
     launch_run "$PYTHON" "$REPO_DIR/scripts/make_dataset.py" "$1" ${source_arguments[@]+"${source_arguments[@]}"} --out "$2"
@@ -85,8 +86,15 @@ launch() {
         fi
         starter+=(-n "$nproc")
     fi
-    local -a configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml")
-    [ "$model" = causaldae ] || configs+=(--config "$REPO_DIR/configs/baselines/$model.yaml")
+    local own=$REPO_DIR/configs/${dataset}_${model}_$size.yaml
+    local -a configs=(--config "$own")
+    if [ ! -f "$own" ]; then
+        configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
+    fi
+    if [ "$model" = diffscm ] && [ ! -f "$run_dir/predictor/config.json" ]; then
+        launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
+            "${configs[@]/#--config/--score_config}" --data_dir "$data_dir" --out "$run_dir/predictor"
+    fi
     launch_run exec ${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" \
         "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
 }

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from causaldiffae.errors import InputError
 
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -71,13 +73,39 @@ def _write_morphomnist(args: argparse.Namespace) -> Path:
 
 
 def _download_mnist(folder: Path) -> None:
-    from torchvision.datasets import MNIST
+    _download("MNIST", folder)
+
+
+def _download(name: str, folder: Path) -> None:
+    from torchvision import datasets
 
     try:
-        MNIST(str(folder), download=True)
+        getattr(datasets, name)(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--download: MNIST could not be fetched into {folder} ({reason})") from None
+        raise InputError(f"--download: {name} could not be fetched into {folder} ({reason})") from None
+
+
+def _classes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", "--mnist", type=Path, help="folder with the four IDX files")
+    parser.add_argument("--download", action="store_true", help="fetch them first, into a folder beside --out")
+
+
+def _write_classes(name: str, published: str, known: Sequence[Path]) -> Callable[[argparse.Namespace], Path]:
+    """Copies a data set of classes: from --source, from a folder where a system package puts it, or downloaded."""
+
+    def write(args: argparse.Namespace) -> Path:
+        from causaldiffae.mnist_files import copy_files
+
+        source = args.source or next((folder for folder in known if folder.is_dir()), None)
+        if args.download:
+            source = args.source or args.out.absolute().parent / f"{published}_download"
+            _download(published, source)
+        if source is None:
+            raise InputError("--source: the folder with the four IDX files is needed, or --download")
+        return copy_files(name, source, args.out)
+
+    return write
 
 
 def _circuit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +134,10 @@ def _write_circuit(args: argparse.Namespace) -> Path:
 RECIPES = {
     "pendulum": Recipe("7,308 pictures of a pendulum, a light and a shadow", _no_arguments, _write_pendulum),
     "morphomnist": Recipe("MNIST redrawn with thickness and intensity", _morphomnist_arguments, _write_morphomnist),
+    "mnist": Recipe("MNIST: class -> image", _classes_arguments, _write_classes("mnist", "MNIST", [])),
+    "fashion_mnist": Recipe(
+        "Fashion-MNIST: class -> image", _classes_arguments, _write_classes("fashion_mnist", "FashionMNIST", [DEBIAN])
+    ),
     "circuit": Recipe("a stand-in for CausalCircuit, drawn with MuJoCo", _circuit_arguments, _write_circuit),
 }
 

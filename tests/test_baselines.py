@@ -96,9 +96,9 @@ def test_the_encoder_and_unet_are_causaldiffaes() -> None:
 
 
 def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(InputError, match="model_type: 'gan' given, allowed are causaldae, conditional, diffae, causal"):
+    with pytest.raises(InputError, match="model_type: 'gan' given, allowed are causaldae, diffscm, conditional, dif"):
         build(model_type="gan")
-    assert list(MODELS) == ["causaldae", "conditional", "diffae", "causalvae"]
+    assert list(MODELS) == ["causaldae", "diffscm", "conditional", "diffae", "causalvae"]
 
 
 # ---------------------------------------------------------------------- conditional

@@ -43,7 +43,7 @@ class Oracle:
     """Channel i of an image is Gaussian around GAIN * z_i; b = SLOPE * a + its noise. Everything is known exactly."""
 
     def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
-        self.class_cond, self.needs_labels = class_cond, needs_labels
+        self.class_cond, self.needs_labels, self.encodes_unguided = class_cond, needs_labels, False
         self.asked: list[Do | None] = []
         self.conditions: list[list[Tensor | None]] = []
         self.classes: list[Tensor | None] = []

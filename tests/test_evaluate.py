@@ -80,7 +80,7 @@ def write_model(folder: Path, kind: str, seed: int = 0, broken: bool = False) ->
     """An untrained model folder."""
     model_config = ModelConfig(
         model_type=kind, num_channels=32, num_res_blocks=1, channel_mult="1,1", attention_resolutions="", rep_dim=4,
-        encoder_channels="8,8,8", encoder_norm="none", decoder_channels="8,8",
+        encoder_channels="8,8,8", encoder_norm="none", decoder_channels="8,8", label_cond=True,
     )  # fmt: skip
     config = Config(
         model=model_config,

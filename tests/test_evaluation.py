@@ -63,7 +63,7 @@ def test_the_truth_scores_nothing_and_is_told_from_reconstruction(digits: ImageD
         np.testing.assert_array_equal(result.counterfactual, result.truth)
         np.testing.assert_array_equal(result.counterfactual_l1, 0.0)
         assert (result.do_nothing_l1 > 0).all() and (result.reconstruction_l1 > 0).all()
-        figures = summary(result, digits.spec.graph.names)
+        figures = summary(result, digits.spec)
         assert figures["counterfactual_l1"] == 0 and figures["counterfactual_l1_interval"] == 0
         assert figures["predicted_error_thickness"] == figures["predicted_error_intensity"] == 0
     assert not np.array_equal(results[0].counterfactual, results[1].counterfactual)
@@ -77,7 +77,7 @@ def test_doing_nothing_scores_as_doing_nothing(digits: ImageData) -> None:
         np.testing.assert_array_equal(result.counterfactual_l1, result.do_nothing_l1)
         expected = np.abs(digits.images.astype(float) - np.asarray(result.truth)).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(result.counterfactual_l1, expected)
-        assert summary(result, digits.spec.graph.names)["counterfactual_l1_interval"] > 0
+        assert summary(result, digits.spec)["counterfactual_l1_interval"] > 0
     assert seen == [2, 2, 1]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from causaldiffae.config import ModelConfig
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import TrainingDraws, TrainingStep, eps_as_one_batch, mechanism_nll, unet_from_config
+from causaldiffae.model import TrainingDraws, TrainingStep, eps_as_one_batch, label_scm, mechanism_nll, unet_from_config
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -31,6 +31,7 @@ class LabelConditional(nn.Module):
     """
 
     needs_labels = True
+    encodes_unguided = False
 
     def __init__(self, scm: LatentSCM, unet: UNetModel) -> None:
         super().__init__()
@@ -41,10 +42,7 @@ class LabelConditional(nn.Module):
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> LabelConditional:
         """Builds the model for a data set; `rep_dim` and the encoder's settings do not concern it."""
-        n = len(spec.graph)
-        width = config.mechanism_width or n * config.block_size_for(n)
-        scm = LatentSCM(spec.graph, 1, config.mechanism, width, config.mechanism_depth, config.min_scale)
-        return cls(scm, unet_from_config(config, spec, learn_sigma, n))
+        return cls(label_scm(config, spec), unet_from_config(config, spec, learn_sigma, len(spec.graph)))
 
     @property
     def class_cond(self) -> bool:

@@ -1,0 +1,20 @@
+"""Trains the judge of MNIST's counterfactuals: the digit, read off one clean picture.
+
+    python classifiers/mnist_classifier.py --data_dir DATA --out weights/mnist_28_predictor
+
+It never sees a noised picture nor a generated one, and is independent of the predictor that guides Diff-SCM
+(`noised_classifier.py`). It carries the VAE of CLD.
+"""
+
+from __future__ import annotations
+
+from causaldiffae.predictor_training import run_training
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_training(argv, __doc__ or "", "mnist"))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,23 @@
+"""Trains the anti-causal predictor p(y | x_t) that guides Diff-SCM, on noised images.
+
+    python classifiers/noised_classifier.py --config configs/noised_mini.yaml \
+        --score_config configs/mnist_diffscm_mini.yaml --data_dir DATA --out RUN/predictor
+
+Any data set: a class (MNIST, Fashion-MNIST, categories of a folder of your own) is read by scores, a continuous label
+(MorphoMNIST, Pendulum, CausalCircuit) by a Gaussian. Data set, image size and noise schedule must be those of the score
+network that is guided: --score_config reads them from its configuration. Prints how well labels are read at each noise
+level. `scripts/image_diffscm_test.py --model_path RUN` finds it in RUN/predictor.
+"""
+
+from __future__ import annotations
+
+from causaldiffae.noised_training import run_training
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    print(run_training(argv, __doc__ or ""))
+
+
+if __name__ == "__main__":
+    run_cli(main)
