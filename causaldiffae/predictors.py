@@ -256,20 +256,25 @@ def find_predictor(spec: DatasetSpec, given: str = "") -> str:
     """
     if given:
         return given
-    shipped = _shipped(spec)
+    return find_shipped(spec, "predictor")
+
+
+def find_shipped(spec: DatasetSpec, kind: str) -> str:
+    """`weights/NAME_SIZE_KIND` beside the package or in this folder; `InputError` if there is none."""
+    shipped = _shipped(spec, kind)
     if shipped is None:
-        name = f"{spec.name}_{spec.image_size}_predictor"
-        raise InputError(f"predictor: none is given and there is no weights/{name}; train one (classifiers/)")
+        name = f"{spec.name}_{spec.image_size}_{kind}"
+        raise InputError(f"{kind}: none is given and there is no weights/{name}; train one (classifiers/)")
     return shipped
 
 
 def predictor_is_shipped(spec: DatasetSpec) -> bool:
     """Whether `find_predictor` finds one that is not named."""
-    return _shipped(spec) is not None
+    return _shipped(spec, "predictor") is not None
 
 
-def _shipped(spec: DatasetSpec) -> str | None:
-    name = f"{spec.name}_{spec.image_size}_predictor"
+def _shipped(spec: DatasetSpec, kind: str) -> str | None:
+    name = f"{spec.name}_{spec.image_size}_{kind}"
     for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
         if (root / "weights" / name / "config.json").is_file():
             return str(root / "weights" / name)
