@@ -46,8 +46,9 @@ setup(
         # Only to draw the CausalCircuit stand-in; it also wants EGL from the system (Debian: libegl1 libegl-mesa0
         # libgl1-mesa-dri). Reading the published files needs neither.
         "circuit": ["mujoco>=3.2"],
-        # Reserved names: the core needs nothing more for these so far, and an install line that names them is right.
-        "imagenet": [],
+        # Only for ImageNet in latent space: the autoencoder (AutoencoderKL).
+        "imagenet": ["diffusers>=0.31"],
+        # Reserved name: the core needs nothing more for it so far, and an install line that names it is right.
         "app": [],
         # The formatter's version is held, because another minor version may lay out the same code differently.
         "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18"],

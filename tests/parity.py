@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from causaldiffae import reference
+from causaldiffae.dit import DiT
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, LossType, ModelVarType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
@@ -33,6 +34,7 @@ TOLERANCES = {
     "causaldiffae": 1e-4,
     "adm_unet": 1e-4,
     "adm_classifier": 1e-4,
+    "dit": 1e-4,
     "diffusion": 1e-6,
     "morphometrics": 1e-9,
     "set_thickness": 1.0,
@@ -101,6 +103,22 @@ def check_adm_unet(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
 def check_adm_classifier(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
     network = load_rule_weights(EncoderUNetModel(**meta["config"]), meta["state_dict"])
     yield compare("out", network(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["t"])), arrays["out"])
+
+
+GUIDED_CHANNELS = 3
+"""As published (`forward_with_cfg`): of the four channels of a latent, guidance acts on the first three only."""
+
+
+def check_dit(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
+    config = dict(meta["config"])
+    network = load_rule_weights(DiT(image_size=config.pop("input_size"), **config), meta["state_dict"])
+    x, t, y = (torch.from_numpy(arrays[key]) for key in ("x", "t", "y"))
+    yield compare("out", network(x, t, y), arrays["out"])
+    same, at = x[:1].expand(2, -1, -1, -1), torch.full((2,), 9)
+    conditional, null = network(same, at, torch.tensor([1, config["num_classes"]]))
+    guided = null + 4.0 * (conditional - null)
+    halves = [torch.cat([guided[:GUIDED_CHANNELS], half[GUIDED_CHANNELS:]]) for half in (conditional, null)]
+    yield compare("cfg", torch.stack(halves), arrays["cfg"])
 
 
 def check_causaldiffae(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
@@ -192,6 +210,7 @@ CHECKS: dict[str, Callable[[dict[str, Any], Arrays], Iterator[Line]]] = {
     "causaldiffae": check_causaldiffae,
     "adm_unet": check_adm_unet,
     "adm_classifier": check_adm_classifier,
+    "dit": check_dit,
     "diffusion": check_diffusion,
     "morphometrics": check_morphometrics,
     "set_thickness": check_set_thickness,

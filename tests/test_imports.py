@@ -9,12 +9,14 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 PACKAGE = REPO / "causaldiffae"
 FILES = sorted(PACKAGE.rglob("*.py"))
-NETWORKS = ("nn", "unet", "encoder")
+NETWORKS = ("nn", "unet", "dit", "encoder")
 # What each step of the way may rest on, directly: nn -> unet | encoder | scm -> model -> counterfactual.
 ALLOWED = {
     "errors": set(),
     "nn": {"errors"},
     "unet": {"errors", "nn"},
+    "dit": {"errors", "nn"},
+    "dit_files": {"errors", "checkpoint", "dit", "safe_files"},
     "encoder": {"errors", "nn"},
     "graphs": {"errors"},
     "scm": {"errors", "nn", "graphs"},

@@ -42,7 +42,7 @@ def known_files() -> list[Path]:
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden figures do not lie beside this repository")
 def test_there_are_golden_files() -> None:
     kinds = {parity.read(str(path))[0]["kind"] for path in known_files()}
-    assert {"causaldiffae", "adm_unet", "adm_classifier", "diffusion"} <= kinds
+    assert {"causaldiffae", "adm_unet", "adm_classifier", "dit", "diffusion"} <= kinds
 
 
 SLOW = ("morphometrics_a",)  # minutes on a busy machine, and test_morphology.py reads it too

@@ -1,0 +1,237 @@
+"""The score network as a transformer: DiT (Peebles and Xie, 2023, arXiv 2212.09748).
+
+The image, or its latent code, is cut into patches, which become tokens with fixed sine-cosine positions. Time step and
+class are embedded, added up and modulate every block: adaLN-Zero shifts and scales both normalisations and gates both
+residual branches, with all gates 0 at the start, so that every block begins as the identity. One more row of the class
+table is the null token, which makes one network conditional and unconditional (Ho and Salimans, 2022).
+
+State-dict keys are facebookresearch/DiT's, so its checkpoints open (`dit_files`). `DiT.forward` is called as
+`UNetModel.forward` is. Nothing here knows a graph, an encoder or a noise schedule.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from causaldiffae.errors import InputError
+from causaldiffae.nn import mlp, timestep_embedding, zero_module
+
+TIME_FREQUENCIES = 256
+EMBEDDING_STD = 0.02
+
+
+def _linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """Xavier weights and no bias at the start, as published; the zero layers are `zero_module`'s."""
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PatchEmbed(nn.Module):
+    """Patches as tokens: (B, C, S, S) -> (B, (S / patch)^2, hidden), row by row."""
+
+    def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.data.flatten(1))  # a view: the convolution is a linear layer here
+        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Time steps (B,), integer or fractional -> (B, hidden)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = mlp([TIME_FREQUENCIES, hidden_size, hidden_size])
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=EMBEDDING_STD)  # type: ignore[arg-type]
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        return self.mlp(timestep_embedding(timesteps, TIME_FREQUENCIES))
+
+
+class LabelEmbedder(nn.Module):
+    """Classes (B,) -> (B, hidden); index `num_classes` is the null token."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+        nn.init.normal_(self.embedding_table.weight, std=EMBEDDING_STD)
+
+    def forward(self, classes: Tensor) -> Tensor:
+        return self.embedding_table(classes)
+
+
+class Attention(nn.Module):
+    """Self-attention between all tokens: (B, L, D) -> (B, L, D); `qkv` is laid out as (q, k, v) x heads."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = _linear(hidden_size, 3 * hidden_size)
+        self.proj = _linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width))
+
+
+class Mlp(nn.Module):
+    """Two layers with a tanh-approximated GELU, token by token."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = _linear(hidden_size, width)
+        self.fc2 = _linear(width, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, with shift and scale (B, D) for all tokens of x (B, L, D)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def _modulation(hidden_size: int, count: int) -> nn.Sequential:
+    return nn.Sequential(nn.SiLU(), zero_module(nn.Linear(hidden_size, count * hidden_size)))
+
+
+class DiTBlock(nn.Module):
+    """Attention and an MLP, each normalised, modulated by the embedding (adaLN-Zero), gated and residual."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, mlp_width)
+        self.adaLN_modulation = _modulation(hidden_size, 6)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(emb).chunk(6, dim=1)
+        x = x + gate_attn[:, None] * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        return x + gate_mlp[:, None] * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    """Tokens to the pixels of their patches: (B, L, D) -> (B, L, patch^2 C)."""
+
+    def __init__(self, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = zero_module(nn.Linear(hidden_size, width))
+        self.adaLN_modulation = _modulation(hidden_size, 2)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(emb).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """eps_theta(x_t, t, y); the defaults are DiT-XL/2 for latents of 256-pixel images.
+
+    Args:
+        image_size: height and width of what is denoised: pixels, or a latent code (32 for a 256-pixel image).
+        patch_size: a divisor of `image_size`; a token is a patch of so many pixels a side.
+        in_channels: of what is denoised.
+        hidden_size: width of the tokens, a multiple of 4 and of `num_heads`.
+        depth: number of blocks.
+        mlp_ratio: width of the blocks' MLP over `hidden_size`.
+        num_classes: without the null token; 0 for a network that knows no classes.
+        learn_sigma: the output has twice the channels, the second half for the variance.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise InputError(f"patch_size: {patch_size} given, a divisor of the image size {image_size} is needed")
+        if hidden_size % num_heads or hidden_size % 4:
+            raise InputError(
+                f"hidden_size: {hidden_size} given, a multiple of 4 and of the {num_heads} heads is needed"
+            )
+        self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
+        self.out_channels = 2 * in_channels if learn_sigma else in_channels
+        self.num_classes, self.num_heads = num_classes, num_heads
+        self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.register_buffer("pos_embed", position_embedding(image_size // patch_size, hidden_size)[None])
+        mlp_width = int(mlp_ratio * hidden_size)
+        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_width) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
+
+    def embed_classes(self, y: Tensor | None, keep: Tensor | None, timesteps: Tensor) -> Tensor:
+        """Embedding of the classes, with the null token where y is None or `keep` is False: (B, hidden)."""
+        null = torch.full((len(timesteps),), self.num_classes, device=timesteps.device)
+        if y is None:
+            return self.y_embedder(null)
+        return self.y_embedder(y if keep is None else torch.where(keep, y, null))
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Predicts the noise (and, with a learned variance, the variance's interpolation in a second half of channels).
+
+        Args:
+            x: (B, in_channels, image_size, image_size).
+            timesteps: (B,), integer or fractional.
+            y: (B,) class indices, `num_classes` for the null token; None for the null token throughout.
+            z: None; a transformer takes no conditioning vector.
+            keep: (B,) bool; where False, y is replaced by the null token.
+
+        Returns:
+            (B, out_channels, image_size, image_size).
+        """
+        if z is not None:
+            raise InputError("z: this network takes no conditioning vector")
+        if x.shape[1:] != (self.in_channels, self.image_size, self.image_size):
+            wanted = (self.in_channels, self.image_size, self.image_size)
+            raise InputError(f"x: images of shape {tuple(x.shape[1:])} given, {wanted} is needed")
+        with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
+            emb = self.t_embedder(timesteps) + self.embed_classes(y, keep, timesteps)
+        h = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, emb)
+        h = self.final_layer(h, emb)
+        side = self.image_size // self.patch_size
+        h = h.reshape(len(x), side, side, self.patch_size, self.patch_size, self.out_channels)
+        return h.permute(0, 5, 1, 3, 2, 4).reshape(len(x), self.out_channels, self.image_size, self.image_size)
+
+
+def position_embedding(side: int, width: int) -> Tensor:
+    """Fixed positions of a side x side grid of tokens, row by row: (side^2, width) float32.
+
+    Columns in the first half of the channels, rows in the second, each as sines and then cosines of frequencies that
+    fall geometrically from 1 to nearly 1 / 10,000.
+    """
+    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    along = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = along.expand(side, -1, -1), along[:, None].expand(-1, side, -1)
+    return torch.cat([columns, rows], dim=2).reshape(side**2, width).float()
