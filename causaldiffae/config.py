@@ -25,10 +25,13 @@ class ModelConfig:
 
     Attributes:
         model_type: "causaldae", "diffscm", or a model they are compared with: "conditional", "diffae", "causalvae".
-        num_channels: base width of the U-Net, a multiple of 32.
+        network: the score network of model_type "diffscm": "unet", or "dit", a transformer.
+        num_channels: base width of the U-Net, a multiple of 32; width of the transformer's tokens.
         num_res_blocks: residual blocks per resolution.
         channel_mult: width multipliers per resolution, "1,2,2".
-        patch_size: the U-Net works on patches of so many pixels a side; 1 is the published network.
+        patch_size: the U-Net works on patches of so many pixels a side; 1 is the published network. Side of the
+            transformer's tokens.
+        depth: blocks of the transformer.
         attention_resolutions: sides of the feature maps at which attention is applied, "14,7".
         num_heads: attention heads.
         num_head_channels: channels per head; -1 leaves it to num_heads.
@@ -55,10 +58,12 @@ class ModelConfig:
     """
 
     model_type: str = "causaldae"
+    network: str = "unet"
     num_channels: int = 128
     num_res_blocks: int = 3
     channel_mult: str = "1,2,2"
     patch_size: int = 1
+    depth: int = 12
     attention_resolutions: str = "16,8"
     num_heads: int = 4
     num_head_channels: int = -1
@@ -251,6 +256,7 @@ POSITIVE = {
     "num_channels",
     "num_res_blocks",
     "patch_size",
+    "depth",
     "num_heads",
     "rep_dim",
     "mechanism_depth",
@@ -307,6 +313,12 @@ class Config:
         if self.model.num_head_channels < -1 or self.model.num_head_channels == 0:
             raise InputError(
                 f"num_head_channels: {self.model.num_head_channels} given, -1 or a positive number is needed"
+            )
+        if self.model.network not in ("unet", "dit"):
+            raise InputError(f"network: {self.model.network!r} given, allowed are unet, dit")
+        if self.model.network == "dit" and self.model.model_type != "diffscm":
+            raise InputError(
+                f"network: dit given, a {self.model.model_type} has a U-Net; model_type diffscm takes either"
             )
         for name in ("channel_mult", "encoder_channels", "decoder_channels"):
             if not parse_ints(name, getattr(self.model, name)):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causaldiffae.config import ModelConfig
+from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import TrainingDraws, TrainingStep, label_scm, mechanism_nll, unet_from_config
@@ -40,27 +41,30 @@ class DiffScm(nn.Module):
 
     Args:
         scm: over blocks of one entry, the normalised labels.
-        unet: the score network; conditional on the labels (`cond_dim`) where it is to be the implicit predictor.
+        network: the score network; conditional on the labels (`cond_dim`) where it is to be the implicit predictor.
         spec: the data set's variables.
+        class_cond: whether it is also conditioned on a class that is no variable of the graph.
     """
 
     needs_labels = False
     encodes_unguided = True
 
-    def __init__(self, scm: LatentSCM, unet: UNetModel, spec: DatasetSpec) -> None:
+    def __init__(self, scm: LatentSCM, network: UNetModel | DiT, spec: DatasetSpec, class_cond: bool = False) -> None:
         super().__init__()
-        self.heads = label_heads(spec)
-        if scm.block_size != 1 or unet.cond_dim not in (None, label_width(spec)):
-            raise InputError(f"model: {len(spec.graph)} labels and conditioning of width {unet.cond_dim} do not fit")
-        self.scm, self.unet = scm, unet
+        self.heads, self.class_cond = label_heads(spec), class_cond
+        if scm.block_size != 1 or network.cond_dim not in (None, label_width(spec)):
+            raise InputError(f"model: {len(spec.graph)} labels and conditioning of width {network.cond_dim} do not fit")
+        self.scm, self.network = scm, network
         self.predictor: NoisedPredictor | None = None
         self.levels: NoiseLevels | None = None
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> DiffScm:
         """Builds the model for a data set, without a predictor of its own."""
-        width = label_width(spec) if config.label_cond else None
-        return cls(label_scm(config, spec), unet_from_config(config, spec, learn_sigma, width), spec)
+        width, scm = label_width(spec) if config.label_cond else None, label_scm(config, spec)
+        if config.network == "dit":
+            return cls(scm, dit_from_config(config, spec, learn_sigma, width), spec)
+        return cls(scm, unet_from_config(config, spec, learn_sigma, width), spec, config.class_cond)
 
     def guide_by(self, predictor: NoisedPredictor, levels: NoiseLevels) -> None:
         """From now on the explicit predictor says where the labels lie.
@@ -72,14 +76,9 @@ class DiffScm(nn.Module):
         self.predictor, self.levels = predictor, levels
 
     @property
-    def class_cond(self) -> bool:
-        """Whether the score network is conditioned on a class that is no variable of the graph."""
-        return self.unet.num_classes is not None
-
-    @property
     def has_labels(self) -> bool:
         """Whether the score network can be asked under labels: whether it is an implicit predictor."""
-        return self.unet.cond_dim is not None
+        return self.network.cond_dim is not None
 
     @property
     def latent_shape(self) -> tuple[int, int]:
@@ -131,8 +130,8 @@ class DiffScm(nn.Module):
     ) -> Tensor:
         """The score network's output (B, C, H, W), under labels z (B, n, 1) where it takes any and `keep` is True."""
         if z is None or not self.has_labels:
-            return self.unet(x_t, t, classes)
-        return self.unet(x_t, t, classes, self.embed_labels(z), keep)
+            return self.network(x_t, t, classes)
+        return self.network(x_t, t, classes, self.embed_labels(z), keep)
 
     def eps_under(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
@@ -175,6 +174,24 @@ class DiffScm(nn.Module):
         several = None if classes is None else classes.repeat(count)
         output = self.eps(x_t.repeat(count, 1, 1, 1), t.repeat(count), z, several, keep.repeat_interleave(batch))
         return list(output.chunk(count))
+
+
+def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, width: int | None) -> DiT:
+    """The transformer of a configuration, whose classes are the categories of the data set's one variable."""
+    if config.class_cond:
+        raise InputError("class_cond: a transformer takes no class beside its labels; network unet does")
+    if width is not None and (len(spec.graph) != 1 or not spec.category_values(0)):
+        raise InputError(f"label_cond: a transformer takes one categorical variable, {spec.name} has other labels")
+    return DiT(
+        image_size=spec.image_size,
+        patch_size=config.patch_size,
+        in_channels=spec.channels,
+        hidden_size=config.num_channels,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_classes=width or 0,
+        learn_sigma=learn_sigma,
+    )
 
 
 def label_width(spec: DatasetSpec) -> int:

@@ -181,12 +181,24 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_width) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
 
-    def embed_classes(self, y: Tensor | None, keep: Tensor | None, timesteps: Tensor) -> Tensor:
-        """Embedding of the classes, with the null token where y is None or `keep` is False: (B, hidden)."""
-        null = torch.full((len(timesteps),), self.num_classes, device=timesteps.device)
-        if y is None:
-            return self.y_embedder(null)
-        return self.y_embedder(y if keep is None else torch.where(keep, y, null))
+    @property
+    def needs_class(self) -> bool:
+        """Whether forward needs a class `y`: never, classes are the labels that it takes as `z`."""
+        return False
+
+    @property
+    def cond_dim(self) -> int | None:
+        """Width of `z`; None for a network without classes."""
+        return self.num_classes or None
+
+    def embed_classes(self, y: Tensor | None, z: Tensor | None, keep: Tensor | None, batch: int) -> Tensor:
+        """Embedding of the classes, with the null token where neither is given or `keep` is False: (B, hidden)."""
+        table = self.y_embedder.embedding_table.weight
+        null = table[self.num_classes].expand(batch, -1)
+        if y is None and z is None:
+            return null
+        given = self.y_embedder(y) if z is None else z.to(table.dtype) @ table[: self.num_classes]
+        return given if keep is None else torch.where(keep[:, None], given, null)
 
     def forward(
         self,
@@ -201,20 +213,20 @@ class DiT(nn.Module):
         Args:
             x: (B, in_channels, image_size, image_size).
             timesteps: (B,), integer or fractional.
-            y: (B,) class indices, `num_classes` for the null token; None for the null token throughout.
-            z: None; a transformer takes no conditioning vector.
-            keep: (B,) bool; where False, y is replaced by the null token.
+            y: (B,) class indices, `num_classes` for the null token.
+            z: (B, num_classes) weights of the classes' embeddings, in place of y: one of K, for one class.
+            keep: (B,) bool; where False, the null token takes their place, as it does where neither is given.
 
         Returns:
             (B, out_channels, image_size, image_size).
         """
-        if z is not None:
-            raise InputError("z: this network takes no conditioning vector")
+        if z is not None and (y is not None or z.shape[1] != self.num_classes):
+            raise InputError(f"z: one weight for each of the {self.num_classes} classes is needed, and no y beside it")
         if x.shape[1:] != (self.in_channels, self.image_size, self.image_size):
             wanted = (self.in_channels, self.image_size, self.image_size)
             raise InputError(f"x: images of shape {tuple(x.shape[1:])} given, {wanted} is needed")
         with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
-            emb = self.t_embedder(timesteps) + self.embed_classes(y, keep, timesteps)
+            emb = self.t_embedder(timesteps) + self.embed_classes(y, z, keep, len(x))
         h = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:
             h = block(h, emb)

@@ -91,6 +91,8 @@ def main(argv: list[str]) -> None:
     values = parse_flat(parser, argv)
     config = SweepConfig(**{field.name: values[field.name] for field in fields(SweepConfig)})
     scales, device = sorted(parse_numbers("scales", config.scales)), dist_util.dev()
+    if not scales:
+        raise InputError(f"scales: {config.scales!r} given, at least one number is needed")
     loaded = load_model(config.model_path, device, config.ema or None, predictor=config.predictor_path)
     if loaded.config.model.model_type != "diffscm":
         raise InputError(f"{config.model_path}: a model of type {loaded.config.model.model_type}, a Diff-SCM is needed")

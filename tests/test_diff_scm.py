@@ -15,6 +15,7 @@ from causaldiffae.checkpoint import export_weights
 from causaldiffae.config import ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep, label_width
+from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
@@ -25,6 +26,7 @@ from causaldiffae.noised_predictor import NoisedPredictor, NoisedPredictorConfig
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
 from causaldiffae.solvers import NoiseSchedule, OdeSolver
+from causaldiffae.unet import UNetModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARE = ROOT / "assets" / "mnist_share"
@@ -143,7 +145,7 @@ def test_the_network_is_asked_once_for_all_conditions() -> None:
     for explicit in (True, False):
         model = exact_model(KINDS[0], explicit)
         model.eps_under(exact_images([0, 1]), torch.tensor([5.0, 5.0]), [as_z(0, 0), None, as_z(1, 1)])
-        assert model.unet.calls == 1
+        assert model.network.calls == 1
 
 
 def test_a_learned_variance_is_left_alone() -> None:
@@ -257,7 +259,7 @@ def test_labels_as_the_network_takes_them() -> None:
     expected = torch.tensor([[-0.5, 0.0, 0.0, 1.0], [0.5, 1.0, 0.0, 0.0]])
     torch.testing.assert_close(model.embed_labels(labels[:, :, None]), expected)
     with pytest.raises(InputError, match="2 labels and conditioning of width 3 do not fit"):
-        DiffScm(model.scm, built(squares_spec(), label_cond=True).unet.__class__(8, 1, 32, 1, 1, (), cond_dim=3), spec)
+        DiffScm(model.scm, UNetModel(8, 1, 32, 1, 1, (), cond_dim=3), spec)
 
 
 @pytest.mark.parametrize("label_cond", [False, True])
@@ -341,6 +343,25 @@ def test_the_test_script_refuses(model_folder: Path, tmp_path: Path) -> None:
         load_model(str(causal), predictor="somewhere")
 
 
+def test_the_score_network_may_be_a_transformer() -> None:
+    spec, changes = two_classes(), {"network": "dit", "depth": 2, "patch_size": 2}
+    model = randomise(built(spec, label_cond=True, **changes)).eval()
+    assert isinstance(model, DiffScm) and isinstance(model.network, DiT) and not model.class_cond
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.0, 12.5, 99.0])
+    with torch.no_grad():
+        dark, free, bright = model.eps_under(x, t, [as_z(0, 0, 0).float(), None, as_z(1, 1, 1).float()])
+        torch.testing.assert_close(free, model.eps(x, t, None))
+        torch.testing.assert_close(bright, model.eps(x, t, as_z(1, 1, 1).float()))
+    assert not torch.equal(dark, bright) and not torch.equal(dark, free)
+    assert built(spec, **changes).network.cond_dim is None
+    with pytest.raises(InputError, match="label_cond: a transformer takes one categorical variable"):
+        built(squares_spec(), label_cond=True, **changes)
+    with pytest.raises(InputError, match="network: dit given, a causaldae has a U-Net"):
+        small_config(network="dit")
+    with pytest.raises(InputError, match="network: 'mlp' given, allowed are unet, dit"):
+        small_config(network="mlp")
+
+
 def test_a_model_config_without_labels_is_the_published_one() -> None:
     assert not ModelConfig().label_cond
-    assert built(squares_spec()).unet.cond_dim is None
+    assert built(squares_spec()).network.cond_dim is None

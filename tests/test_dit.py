@@ -95,8 +95,20 @@ def test_the_null_token() -> None:
     torch.testing.assert_close(kept[1], without[1], rtol=0, atol=0)
 
 
+def test_classes_may_be_weights() -> None:
+    network, (x, t) = randomise(dit()), inputs()
+    y = torch.tensor([0, 1, 4])
+    one_of_k = torch.nn.functional.one_hot(y, 5).float()
+    torch.testing.assert_close(network(x, t, z=one_of_k), network(x, t, y))
+    kept = network(x, t, z=one_of_k, keep=torch.tensor([False, True, False]))
+    torch.testing.assert_close(kept[[0, 2]], network(x, t)[[0, 2]])
+    torch.testing.assert_close(kept[1], network(x, t, y)[1])
+    assert network.cond_dim == 5
+
+
 def test_a_network_without_classes() -> None:
     network, (x, t) = randomise(dit(num_classes=0)), inputs()
+    assert network.cond_dim is None
     assert network.y_embedder.embedding_table.weight.shape == (1, 32)
     assert network(x, t).isfinite().all()
 
@@ -166,7 +178,10 @@ def test_sizes_that_do_not_fit(changes: dict[str, int], message: str) -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     network, (x, t) = dit(), inputs()
-    with pytest.raises(InputError, match="z: this network takes no conditioning vector"):
+    message = "z: one weight for each of the 5 classes is needed, and no y beside it"
+    with pytest.raises(InputError, match=message):
         network(x, t, z=torch.zeros(3, 4))
+    with pytest.raises(InputError, match=message):
+        network(x, t, torch.zeros(3, dtype=torch.long), torch.zeros(3, 5))
     with pytest.raises(InputError, match=r"x: images of shape \(3, 4, 8\) given, \(3, 8, 8\) is needed"):
         network(x[:, :, :4], t)

@@ -93,7 +93,7 @@ def write_model(folder: Path, kind: str, seed: int = 0, broken: bool = False) ->
     randomise(model, seed, 0.02)
     state = model.state_dict()
     if broken:
-        name = [key for key in state if key.startswith("unet.out") and key.endswith("bias")][-1]
+        name = [key for key in state if key.startswith(("unet.out", "network.out")) and key.endswith("bias")][-1]
         state[name] = torch.full_like(state[name], torch.inf)
     export_weights(folder, state, describe_checkpoint(config, spec))
 
