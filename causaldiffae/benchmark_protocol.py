@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import InputError, check_least
 from causaldiffae.image_datasets import (
     DatasetSpec,
@@ -45,8 +45,8 @@ class ProtocolSettings:
     Attributes:
         num_images: test images, evenly spread over the split; 0 for all.
         variables: those to intervene on; none stands for all.
-        solver, steps, grid: as in `inference_util.TestConfig`.
-        seed: of the values and of the resamples.
+        solver, steps, grid, abduction, stop, w: as in `inference_util.TestConfig`.
+        seed: of the values, of the resamples, and of x_T where it is drawn.
         chunk: images at a time.
         cycles: of the long composition and reversibility; 1 leaves them out.
         cycle_images: how many images go through them.
@@ -59,14 +59,19 @@ class ProtocolSettings:
     solver: str = SOLVER
     steps: int = STEPS
     grid: str = ""
+    abduction: str = "ddim"
+    stop: float = 1.0
+    w: float = 1.0
     seed: int = 0
     chunk: int = 50
     cycles: int = 10
-    cycle_images: int = 100
+    cycle_images: int = 50
     dci_resamples: int = 10
     ema: str = ""
 
     def __post_init__(self) -> None:
+        if self.abduction not in [kind.value for kind in AbductionKind]:
+            raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
         check_least(self, num_images=0, steps=1, seed=0, chunk=1, cycles=1, cycle_images=0, dci_resamples=0)
 
 
@@ -176,6 +181,7 @@ class Asker:
         device: torch.device | str = "cpu",
     ) -> None:
         self.engine, self.task, self.settings, self.device = engine, task, settings, torch.device(device)
+        self.generator = torch.Generator(self.device)
 
     def answer(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Everything that is asked about the images `rows`; every array has a row for each.
@@ -186,6 +192,8 @@ class Asker:
         `broken` of the null intervention, `measured` of the factual images.
         """
         part = self.task.data.subset(rows)
+        stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(self.task.places[rows[0]])]))
+        self.generator.manual_seed(int(stream.integers(2**62)))
         answers = self._ask_model(part, rows)
         exact = replace(part, labels=self.task.labels[rows])
         spec = part.spec
@@ -204,7 +212,7 @@ class Asker:
         index = part.spec.graph.index
         back = {name: self._column(part.labels[:, index(name)]) for name in self.task.variables}
         questions: list[dict[str, Any]] = [{}, *({name: there[name]} for name in self.task.variables)]
-        abducted = self.engine.abduct(x_start, classes, None, labels)
+        abducted = self.engine.abduct(x_start, classes, self.generator, labels)
         results = self.engine.predict(abducted, questions)
         null = results[0].images
         answers = {
@@ -218,9 +226,7 @@ class Asker:
                 f"images/{name}": as_uint8(result.images),
                 f"labels/{name}": _array(result.labels).astype(np.float64),
                 f"broken/{name}": _array(axioms.broken(result.images)),
-                f"reverse/{name}": _array(
-                    axioms.reversibility(_Answers(self.engine, classes), x_start, labels, *ways, 1, first)
-                ),
+                f"reverse/{name}": _array(axioms.reversibility(self._asked(classes), x_start, labels, *ways, 1, first)),
             }
         return answers | self._long_cycles(x_start, labels, classes, there, back, self.task.cycled[rows])
 
@@ -240,17 +246,20 @@ class Asker:
         chosen = np.flatnonzero(cycled >= 0)
         if not len(chosen):
             return answers
-        asked = _Answers(self.engine, _rows(classes, chosen))
+        asked = self._asked(_rows(classes, chosen))
         answers["composition_long"][chosen] = _array(axioms.composition(asked, x_start[chosen], labels[chosen], cycles))
         for k, name in enumerate(self.task.variables):
             mine = np.flatnonzero(cycled == k)
             if len(mine):
-                asked = _Answers(self.engine, _rows(classes, mine))
+                asked = self._asked(_rows(classes, mine))
                 ways = ({name: there[name][mine]}, {name: back[name][mine]})
                 answers[f"reverse_long/{name}"][mine] = _array(
                     axioms.reversibility(asked, x_start[mine], labels[mine], *ways, cycles)
                 )
         return answers
+
+    def _asked(self, classes: Tensor | None) -> _Answers:
+        return _Answers(self.engine, classes, self.generator)
 
     def _column(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(values, np.float64)).to(self.device)
@@ -259,11 +268,11 @@ class Asker:
 class _Answers:
     """One question at a time, for the axioms: images and labels in, images and labels out."""
 
-    def __init__(self, engine: CounterfactualEngine, classes: Tensor | None) -> None:
-        self.engine, self.classes = engine, classes
+    def __init__(self, engine: CounterfactualEngine, classes: Tensor | None, generator: torch.Generator) -> None:
+        self.engine, self.classes, self.generator = engine, classes, generator
 
     def __call__(self, images: Tensor, labels: Tensor, do: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        result = self.engine.predict(self.engine.abduct(images, self.classes, None, labels), [do])[0]
+        result = self.engine.predict(self.engine.abduct(images, self.classes, self.generator, labels), [do])[0]
         return result.images, result.labels
 
 

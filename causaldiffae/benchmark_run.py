@@ -34,8 +34,9 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.benchmark_protocol import PROTOCOL, VERSION, Asker, ProtocolSettings, Task, join, make_task
 from causaldiffae.benchmark_scores import Judge, score, score_latents
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import DatasetSpec, ImageData, evenly_spread, read_split, to_model_range
 from causaldiffae.interventional_data import exact_labels
 from causaldiffae.logger import progress_bar
@@ -106,7 +107,14 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
 def _open(job: Job) -> _Opened:
     device, settings = dist_util.dev(), job.settings
     loaded = load_model(job.model_path, device, settings.ema or None)
-    engine = loaded.engine(settings.steps, settings.solver, settings.grid)
+    engine = loaded.engine(
+        settings.steps,
+        settings.solver,
+        settings.grid,
+        abduction=AbductionKind(settings.abduction),
+        guidance=Guidance(w=settings.w),
+        stop=settings.stop,
+    )
     test = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "test", spec=loaded.spec)
     return _Opened(loaded, engine, make_task(test, settings), device)
 
@@ -261,7 +269,8 @@ def latent_scores(
     engine: CounterfactualEngine, task: Task, judge: Judge, settings: ProtocolSettings, device: torch.device
 ) -> dict[str, Any] | None:
     """DCI of z, fitted on training images and tested on the task's; None for a model without an encoder."""
-    if engine.model.needs_labels or not settings.dci_resamples or len(task) < _SMALLEST_FIT:
+    given = engine.model.needs_labels or engine.model.encodes_unguided  # its latents are the labels it is told
+    if given or not settings.dci_resamples or len(task) < _SMALLEST_FIT:
         return None
     references = judge.references()
     if len(references) < _SMALLEST_FIT:

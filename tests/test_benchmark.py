@@ -51,7 +51,7 @@ class Constructed:
     """A model by name; what an image shows it knows from the labels that come with it."""
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.spec, self.model = kind, SPEC, SimpleNamespace(needs_labels=False)
+        self.kind, self.spec, self.model = kind, SPEC, SimpleNamespace(needs_labels=False, encodes_unguided=False)
 
     def abduct(self, x_start: torch.Tensor, classes: Any, generator: Any, labels: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(images=x_start, labels=labels)

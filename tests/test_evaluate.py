@@ -271,3 +271,17 @@ def test_every_image_has_its_own_value(place: Path, tmp_path: Path) -> None:
         assert len(np.unique(kept["values/thickness"])) == 6
         np.testing.assert_allclose(kept["true_labels/thickness"][:, 0], kept["values/thickness"], rtol=1e-6)
         np.testing.assert_allclose(kept["true_labels/intensity"][:, 0], kept["labels"][:, 0], rtol=1e-6)
+
+
+def test_other_ways_to_abduct_and_grade_give_other_figures(place: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, more in {"plain": (), "noise": ("--abduction=noise",), "w": ("--w=0",), "stop": ("--stop=0.5",)}.items():
+        outcome = asked(place, "causaldae", tmp_path / f"{name}.json", *more)
+        assert outcome.returncode == 0, outcome.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    l1 = {name: one["results"]["composition"]["1"]["mean"] for name, one in found.items()}
+    assert len(set(l1.values())) == 4, l1
+    again = asked(place, "causaldae", tmp_path / "again.json", "--abduction=noise", "--workers=2")
+    assert again.returncode == 0, again.stderr
+    assert without_clock(tmp_path / "again.json") == without_clock(tmp_path / "noise.json"), "drawn noise has its seed"
+    assert_refused(asked(place, "causaldae", tmp_path / "x.json", "--abduction=magic"), "abduction: 'magic' given")
