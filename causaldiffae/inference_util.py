@@ -266,12 +266,16 @@ def report_grades(
 
 def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec) -> str:
     """What is measured at each grade, means over images."""
-    names = spec.graph.names
+    heads, keys = ["change"], ["change_l1"]
+    if any("counterfactual_l1" in row for row in rows):
+        heads, keys = ["L1 to truth"], ["counterfactual_l1"]
+    for i, name in enumerate(spec.graph.names):
+        reached = f"reached_{name}"
+        heads.append(f"{name} reached" if reached in rows[0] else name)
+        keys.append(reached if spec.category_values(i) and reached in rows[0] else f"measured_{name}")
     lines = [f"{do} by its grade w, means of what is measured"]
-    lines.append(f"{'w':>8s}{'L1 to truth':>14s}" + "".join(f"{name:>18s}" for name in names))
-    for row in rows:
-        measured = "".join(f"{row[f'measured_{name}']:18.3f}" for name in names)
-        lines.append(f"{row['w']:8.3g}{row.get('counterfactual_l1', float('nan')):14.3f}{measured}")
+    lines.append(f"{'w':>8s}" + "".join(f"{head:>18s}" for head in heads))
+    lines += [f"{row['w']:8.3g}" + "".join(f"{row[key]:18.3f}" for key in keys) for row in rows]
     return "\n".join(lines)
 
 
