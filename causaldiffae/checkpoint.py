@@ -23,10 +23,10 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -44,6 +44,7 @@ from causaldiffae.safe_files import (
 from causaldiffae.safe_files import load_torch_state_dict as load_torch_state_dict  # one place for every kind of file
 from causaldiffae.state_tree import flatten_state, unflatten_state
 
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 CONFIG, MODEL, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
@@ -288,6 +289,24 @@ def _load_model_folder(folder: Path, with_training: bool) -> Checkpoint:
     if with_training:
         raise DataError(f"{folder}: it is a model folder without training state, so training cannot go on from it")
     return Checkpoint(read_json(folder / CONFIG), read_tensors(folder / MODEL), None, None, folder)
+
+
+def build_with_weights(build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str) -> ModuleT:
+    """The network that `build` makes, with a state dict's weights in float32, on the CPU and in evaluation mode.
+
+    It is built without memory of its own: a network of gigabytes is held once.
+
+    Raises:
+        DataError: starting with `where`, if the network cannot be built or the weights are another's.
+    """
+    try:
+        with torch.device("meta"):
+            network = build()
+        check_state_fits(network, state)
+    except InputError as error:
+        raise DataError(f"{where}: {error}") from error
+    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    return network.eval()
 
 
 def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -52,6 +52,13 @@ class CausalModel(Protocol):
     def read_labels(self, z: Tensor) -> Tensor: ...
 
 
+class ImageCodec(Protocol):
+    """Another space in which a network works (`latent_space.LatentSpace`), and the way to it and back."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
 class DiffusionModel(CausalModel, Protocol):
     """Draws images by diffusion: what the latents leave open is in x_T."""
 
@@ -128,6 +135,7 @@ class CounterfactualEngine:
             none. The reconstruction is never thresholded.
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
+        codec: the space in which the network works, None for pixels; a residual is kept in that space.
     """
 
     def __init__(
@@ -142,6 +150,7 @@ class CounterfactualEngine:
         rescale_quantile: float = 0.0,
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
+        codec: ImageCodec | None = None,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
@@ -152,7 +161,7 @@ class CounterfactualEngine:
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
-        self.pixel_range, self.rescale_quantile = pixel_range, rescale_quantile
+        self.pixel_range, self.rescale_quantile, self.codec = pixel_range, rescale_quantile, codec
         diffusion = self.solver.diffusion
         self.levels = NoiseLevels(diffusion) if rescale_quantile else None
         self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
@@ -269,10 +278,12 @@ class CounterfactualEngine:
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range
-        return images if (low, high) == (-1.0, 1.0) else low + (high - low) * (images + 1.0) / 2.0
+        images = images if (low, high) == (-1.0, 1.0) else low + (high - low) * (images + 1.0) / 2.0
+        return images if self.codec is None else self.codec.encode(images)
 
     def _from_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range
+        images = images if self.codec is None else self.codec.decode(images)
         return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
 
     def _low_precision(self, score: ScoreModel) -> ScoreModel:

@@ -182,11 +182,6 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
 
     @property
-    def needs_class(self) -> bool:
-        """Whether forward needs a class `y`: never, classes are the labels that it takes as `z`."""
-        return False
-
-    @property
     def cond_dim(self) -> int | None:
         """Width of `z`; None for a network without classes."""
         return self.num_classes or None

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causaldiffae.checkpoint import check_state_fits
+from causaldiffae.checkpoint import build_with_weights
 from causaldiffae.dit import DiT, position_embedding
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.safe_files import StateDict, load_torch_state_dict, read_json, read_tensors
@@ -54,7 +54,6 @@ def load_dit(path: str | Path, num_heads: int = 0) -> DiT:
 
 def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -> DiT:
     """The network whose sizes a state dict's shapes tell, with these weights; the arguments are those of `load_dit`."""
-    depth = sum(_BLOCK.fullmatch(key) is not None for key in state)
     try:
         hidden_size, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
         classes, _ = state["y_embedder.embedding_table.weight"].shape
@@ -67,24 +66,18 @@ def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -
     if not heads:
         known = ", ".join(str(width) for width in HEADS)
         raise InputError(f"num_heads: not given, and {where} has width {hidden_size}, none of the published {known}")
-    try:
-        with torch.device("meta"):  # shapes only: the weights are the file's, and there is no second copy of them
-            network = DiT(
-                image_size=math.isqrt(tokens) * patch_size,
-                patch_size=patch_size,
-                in_channels=in_channels,
-                hidden_size=hidden_size,
-                depth=depth,
-                num_heads=heads,
-                mlp_ratio=mlp_width / hidden_size,
-                num_classes=classes - 1,
-                learn_sigma=out_width == 2 * in_channels * patch_size**2,
-            )
-        check_state_fits(network, state)
-    except InputError as error:
-        raise DataError(f"{where}: {error}") from error
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
-    return network.eval()
+    sizes: dict[str, Any] = {
+        "image_size": math.isqrt(tokens) * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "hidden_size": hidden_size,
+        "depth": sum(_BLOCK.fullmatch(key) is not None for key in state),
+        "num_heads": heads,
+        "mlp_ratio": mlp_width / hidden_size,
+        "num_classes": classes - 1,
+        "learn_sigma": out_width == 2 * in_channels * patch_size**2,
+    }
+    return build_with_weights(lambda: DiT(**sizes), state, where)
 
 
 def _diffusers_config(folder: Path) -> dict[str, Any]:

@@ -93,16 +93,19 @@ class NoisedPredictor(nn.Module):
     Args:
         spec: its images and variables.
         config: the network's sizes.
+        network: one that was built and trained elsewhere, for these images and these outputs, in its place.
     """
 
-    def __init__(self, spec: DatasetSpec, config: NoisedPredictorConfig) -> None:
+    def __init__(
+        self, spec: DatasetSpec, config: NoisedPredictorConfig, network: EncoderUNetModel | None = None
+    ) -> None:
         super().__init__()
         patch = config.patch_size
         if patch < 1 or spec.image_size % patch:
             raise InputError(f"patch_size: {patch} given, a divisor of the image size {spec.image_size} is needed")
         self.spec, self.config, self.heads = spec, config, label_heads(spec)
         side = spec.image_size // patch
-        self.network = EncoderUNetModel(
+        self.network = network or EncoderUNetModel(
             image_size=side,
             in_channels=spec.channels * patch**2,
             model_channels=config.classifier_width,

@@ -41,6 +41,8 @@ ALLOWED = {
         "scm",
         "unet",
     },
+    "latent_space": {"errors"},
+    "adm_files": {"errors", "checkpoint", "config", "image_datasets", "noised_predictor", "safe_files", "unet"},
     "counterfactual": {"errors", "gaussian_diffusion", "guidance", "image_datasets", "noise_levels", "scm", "solvers"},
     "solvers": {"errors", "gaussian_diffusion", "respace", "nn"},
     "config": {"errors"},

@@ -317,3 +317,12 @@ def test_circuit_brings_its_extra(clone: Path) -> None:
     assert any(line.endswith(f"install -e {clone}[dev,circuit]") for line in record(clone))
     test = commands(launch(clone, "test_circuit_causaldae.sh", "--do", "arm=0.5", DRY_RUN="1"))[-1]
     assert test[1] == str(clone / "scripts" / "image_causaldae_test.py") and test[-2:] == ["--do", "arm=0.5"]
+
+
+def test_imagenet_brings_its_extra(clone: Path) -> None:
+    script, *rest = commands(launch(clone, "test_imagenet_diffscm.sh", "--do", "tiger", DRY_RUN="1"))[-1][1:]
+    assert script == str(clone / "scripts" / "imagenet_diffscm_test.py")
+    assert rest == ["--out_dir", str(clone / "out" / "imagenet"), "--do", "tiger"]
+    assert any(line.endswith(f"install -e {clone}[imagenet]") for line in record(clone))
+    rest = commands(launch(clone, "test_imagenet_diffscm.sh", DRY_RUN="1", OUT_DIR="/elsewhere"))[-1]
+    assert rest[-2:] == ["--out_dir", "/elsewhere"]
