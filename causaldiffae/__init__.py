@@ -1,1 +1,31 @@
-"""Counterfactual images with causal diffusion autoencoders (CausalDiffAE) and Diff-SCM."""
+"""Counterfactual images with causal diffusion autoencoders (CausalDiffAE) and Diff-SCM.
+
+    from causaldiffae import CausalDiffAE
+
+    model = CausalDiffAE.from_pretrained("morphomnist-mini")
+    model.counterfactual(model.examples(6), do={"thickness": 4.5}).show()
+
+The names here are loaded at their first use, so that `import causaldiffae` by itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
+    from causaldiffae.results import Counterfactuals
+
+__all__ = ["CausalDiffAE", "CounterfactualModel", "Counterfactuals"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'causaldiffae' has no attribute {name!r}")
+    from causaldiffae import pretrained  # which has imported results too
+
+    return getattr(pretrained, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
