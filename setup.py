@@ -21,6 +21,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["causaldiffae", "causaldiffae.*"]),
+    package_data={"causaldiffae.explorer": ["page.css"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -48,8 +49,10 @@ setup(
         "circuit": ["mujoco>=3.2"],
         # Only for ImageNet in latent space: the autoencoder (AutoencoderKL).
         "imagenet": ["diffusers>=0.31"],
-        # Reserved name: the core needs nothing more for it so far, and an install line that names it is right.
-        "app": [],
+        # The explorer's page (scripts/explore.py).
+        "app": ["gradio>=6", "fastapi", "starlette", "uvicorn"],
+        # Models from the Hugging Face Hub by name.
+        "hub": ["huggingface_hub"],
         # The formatter's version is held, because another minor version may lay out the same code differently.
         "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18"],
     },

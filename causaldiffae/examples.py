@@ -18,7 +18,7 @@ from causaldiffae.image_datasets import DatasetSpec, ImageData, read_split, resi
 
 ASSETS: Final = Path(__file__).resolve().parent.parent / "assets"
 MOST: Final = 64
-_SEED: Final = 3
+_SEED: Final = 0
 
 
 def example_images(spec: DatasetSpec, count: int = 8) -> ImageData:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import bisect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -23,9 +24,50 @@ CHARACTER, MARGIN, LINE, GAP = 0.085, 0.22, 0.17, 0.3  # inches
 PASSING: Final = 0.16  # what an edge takes in a layer that it passes
 DPI: Final = 110
 MAX_SIDE: Final = 8000  # pixels of the whole picture
+COLOURS: Final = ("#34568b", "#7a4b94", "#2f7d5b", "#a3572e", "#7d2f45", "#5b6770")
+"""Of the edges, by their cause."""
 MAX_PASSING: Final = 3000  # edges of larger graphs run as they please
 
 Place = tuple[str, ...]  # (variable,) or (cause, effect, layer) of an edge that passes
+
+
+@dataclass(frozen=True)
+class GraphLayout:
+    """Where everything of a drawing lies, in inches; y grows upwards, the first layer is at 0.
+
+    Attributes:
+        places: the middle (x, y) of every variable's box.
+        widths: of every variable's box with its margin.
+        bends: for every edge, the points between the boxes that it passes on its way down, in order.
+        step: from one layer to the next; left, right: the ends of the drawing.
+        layers: how many there are.
+    """
+
+    places: dict[str, tuple[float, float]]
+    widths: dict[str, float]
+    bends: dict[tuple[str, str], list[tuple[float, float]]]
+    step: float
+    left: float
+    right: float
+    layers: int
+
+
+def layout(graph: CausalGraph, texts: Mapping[str, str]) -> GraphLayout:
+    """Places boxes that hold `texts` (lines, one text for each variable), causes above their effects."""
+    layers, links = _layers(graph)
+    _order(layers, links)
+    widths = {place: _width(place, texts) for layer in layers for place in layer}
+    x = _positions(layers, links, widths)
+    depth = _depth(texts)
+    step = depth + 0.45 + 0.02 * max(len(layer) for layer in layers)
+    y = {place: -step * i for i, layer in enumerate(layers) for place in layer}
+    left, right = (f(x[p] + side * widths[p] / 2 for p in x) for f, side in ((min, -1), (max, 1)))
+    bends: dict[tuple[str, str], list[tuple[float, float]]] = {edge: [] for edge in graph.edges}
+    for place in sorted((place for place in x if len(place) > 1), key=lambda place: int(place[2])):
+        bends[(place[0], place[1])].append((x[place], y[place]))
+    places = {name: (x[(name,)], y[(name,)]) for name in graph.names}
+    own_widths = {name: widths[(name,)] for name in graph.names}
+    return GraphLayout(places, own_widths, bends, step, left, right, len(layers))
 
 
 def draw_graph(graph: CausalGraph) -> np.ndarray:
@@ -33,39 +75,38 @@ def draw_graph(graph: CausalGraph) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    layers, links = _layers(graph)
-    _order(layers, links)
-    texts = {name: _wrap(name) for name in graph.names}
-    widths = {place: _width(place, texts) for layer in layers for place in layer}
-    x = _positions(layers, links, widths)
-    depth = max(text.count("\n") + 1 for text in texts.values()) * LINE + 2 * MARGIN
-    step = depth + 0.45 + 0.02 * max(len(layer) for layer in layers)
-    y = {place: -step * i for i, layer in enumerate(layers) for place in layer}
-    left, right = (f(x[p] + side * widths[p] / 2 for p in x) for f, side in ((min, -1), (max, 1)))
-    size = (right - left + 0.4, step * (len(layers) - 1) + depth + 0.4)
+    texts = {name: wrap(name) for name in graph.names}
+    placed, depth = layout(graph, texts), _depth(texts)
+    lowest = placed.step * (placed.layers - 1)
+    size = (placed.right - placed.left + 0.4, lowest + depth + 0.4)
     figure = Figure(figsize=size, dpi=min(DPI, MAX_SIDE / max(size)))
     canvas = FigureCanvasAgg(figure)
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axis.set_xlim(left - 0.2, right + 0.2)
-    axis.set_ylim(-step * (len(layers) - 1) - depth / 2 - 0.2, depth / 2 + 0.2)
+    axis.set_xlim(placed.left - 0.2, placed.right + 0.2)
+    axis.set_ylim(-lowest - depth / 2 - 0.2, depth / 2 + 0.2)
     axis.set_axis_off()
     heights = {name: (texts[name].count("\n") + 1) * LINE + 0.16 for name in graph.names}
-    _draw_edges(axis, graph, x, y, heights)
+    _draw_edges(axis, graph, placed, heights)
     for name in graph.names:
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3fa", "edgecolor": "#34568b", "linewidth": 1.0}
-        axis.text(x[(name,)], y[(name,)], texts[name], ha="center", va="center", fontsize=9, bbox=box,
+        axis.text(*placed.places[name], texts[name], ha="center", va="center", fontsize=9, bbox=box,
                   linespacing=1.1, parse_math=False, zorder=3)  # fmt: skip
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _wrap(name: str) -> str:
+def wrap(name: str) -> str:
     """A name on lines of about 14 letters, broken at spaces and behind underscores."""
     lines = textwrap.wrap(name.replace("_", "_ "), 15)
     return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
-def _width(place: Place, texts: dict[str, str]) -> float:
+def _depth(texts: Mapping[str, str]) -> float:
+    """Of a box: the most lines of any, and the margins."""
+    return max(text.count("\n") + 1 for text in texts.values()) * LINE + 2 * MARGIN
+
+
+def _width(place: Place, texts: Mapping[str, str]) -> float:
     if len(place) > 1:
         return PASSING
     return max(map(len, texts[place[0]].split("\n"))) * CHARACTER + MARGIN
@@ -181,31 +222,25 @@ def _spread(wanted: np.ndarray, widths: Sequence[float]) -> np.ndarray:
     return np.repeat([mean for mean, _ in pools], [int(size) for _, size in pools]) + steps
 
 
-def _draw_edges(
-    axis: object, graph: CausalGraph, x: dict[Place, float], y: dict[Place, float], heights: dict[str, float]
-) -> None:
+def _draw_edges(axis: object, graph: CausalGraph, placed: GraphLayout, heights: Mapping[str, float]) -> None:
     """Arrows from the lower edge of the cause's box to the upper edge of the effect's, upright in every layer."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
-    colours = ("#34568b", "#7a4b94", "#2f7d5b", "#a3572e", "#7d2f45", "#5b6770")
-    passing: dict[tuple[str, str], list[Place]] = {}
-    for place in x:
-        if len(place) > 1:
-            passing.setdefault((place[0], place[1]), []).append(place)
     for cause, effect in graph.edges:
-        middle = sorted(passing.get((cause, effect), []), key=lambda place: int(place[2]))
-        points = [
-            (x[(cause,)], y[(cause,)] - heights[cause] / 2),
-            *((x[place], y[place]) for place in middle),
-            (x[(effect,)], y[(effect,)] + heights[effect] / 2),
-        ]
+        points = edge_points(placed, (cause, effect), heights)
         vertices, codes = [points[0]], [Path.MOVETO]
         for (x0, y0), (x1, y1) in pairwise(points):
             bend = (y0 - y1) * 0.45
             vertices += [(x0, y0 - bend), (x1, y1 + bend), (x1, y1)]
             codes += [Path.CURVE4] * 3
-        colour = colours[graph.index(cause) % len(colours)]
+        colour = COLOURS[graph.index(cause) % len(COLOURS)]
         arrow = FancyArrowPatch(path=Path(vertices, codes), arrowstyle="-|>", mutation_scale=10, color=colour,
                                 linewidth=1.0, zorder=2)  # fmt: skip
         axis.add_patch(arrow)  # type: ignore[attr-defined]
+
+
+def edge_points(placed: GraphLayout, edge: tuple[str, str], heights: Mapping[str, float]) -> list[tuple[float, float]]:
+    """The points that an edge goes through: out of the cause's box below, past the boxes between, into the effect's."""
+    (x0, y0), (x1, y1) = placed.places[edge[0]], placed.places[edge[1]]
+    return [(x0, y0 - heights[edge[0]] / 2), *placed.bends[edge], (x1, y1 + heights[edge[1]] / 2)]

@@ -1,0 +1,73 @@
+"""An uploaded file into a picture of the kind that a model knows, or one sentence why not.
+
+Files go the way of a folder of images (`folders/image_files.py`): upright, the centre square, grey or colour as the
+data set has it, every new pixel the average of the area it covers. Size and form are read in the header, before
+anything is decoded. Digits in MNIST are light on dark: dark ones on light paper are inverted, and the page says so.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from causaldiffae.errors import DataError
+from causaldiffae.explorer.studio import Picture
+from causaldiffae.folders.image_files import FORMATS
+from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.image_input import decode_image
+
+MAX_BYTES: Final = 32 << 20
+MAX_PIXELS: Final = 32_000_000
+LIGHT_ON_DARK: Final = ("morphomnist",)
+_LONGEST_NAME: Final = 60
+
+
+def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
+    """The picture in an uploaded file.
+
+    Raises:
+        DataError: naming the file, for one that is too large, unpacks to too many pixels, or is no picture.
+    """
+    file = Path(path)
+    name = file.name[-_LONGEST_NAME:]
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise DataError(f"{name}: it is larger than {MAX_BYTES >> 20} MB; shrink it first")
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: it cannot be opened ({error.strerror})") from None
+    width, height = _size(content, name)
+    if width * height > MAX_PIXELS:
+        megapixels = f"{width * height / 1e6:.0f} megapixels"
+        raise DataError(f"{name}: it has {width}x{height} pixels ({megapixels}), at most {MAX_PIXELS // 10**6} "
+                        "megapixels are read; shrink it first")  # fmt: skip
+    try:
+        image = decode_image(content, spec)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    note = f"{width}x{height} pixels became {spec.image_size}x{spec.image_size}"
+    note += ", grey" if spec.channels == 1 else ", in colour"
+    if spec.name in LIGHT_ON_DARK and _is_light(image):
+        image, note = 255 - image, note + ", inverted to light on dark"
+    return Picture(image, name, note=note + ".")
+
+
+def _size(content: bytes, name: str) -> tuple[int, int]:
+    """Width and height as the header says."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            return picture.size
+    except Image.DecompressionBombError:
+        raise DataError(f"{name}: it unpacks to far too many pixels; shrink it first") from None
+    except Exception:  # a damaged file makes Pillow's readers raise nearly anything
+        raise DataError(f"{name}: it cannot be read as a JPEG, PNG or WebP image") from None
+
+
+def _is_light(image: np.ndarray) -> bool:
+    """Whether the rim of a picture (C, S, S) is light."""
+    rim = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
+    return bool(np.median(rim) > 127)
