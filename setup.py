@@ -11,6 +11,9 @@ README = Path(__file__).resolve().parent / "README.md"
 # The wheels `mpi4py` and `mpich` together give a working `mpiexec` without a system MPI.
 MPI = ["mpi4py>=4.0", "mpich>=4.3; platform_system != 'Windows'"]
 
+# What the explorer's tests ask its page with; those in a browser also want the system's chromium.
+PAGE = ["httpx", "playwright"]
+
 setup(
     name="causaldiffae",
     version="0.1.0",
@@ -54,7 +57,7 @@ setup(
         # Models from the Hugging Face Hub by name.
         "hub": ["huggingface_hub"],
         # The formatter's version is held, because another minor version may lay out the same code differently.
-        "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18"],
+        "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18", *PAGE],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

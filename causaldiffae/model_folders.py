@@ -41,14 +41,19 @@ class FoundModel:
     variables: tuple[str, ...]
 
 
+def config_file(folder: Path) -> Path | None:
+    """config.json of a model folder, or of a run's newest step; None where there is neither."""
+    if (folder / MODEL).is_file() and (folder / CONFIG).is_file():
+        return folder / CONFIG
+    steps = [path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    return max(steps, key=lambda path: int(path.name[5:])) / CONFIG if steps else None
+
+
 def describe_folder(folder: Path) -> FoundModel | None:
     """What a model folder or a run says about itself; None where it holds neither."""
-    config = folder / CONFIG
-    if not (folder / MODEL).is_file() or not config.is_file():
-        steps = [path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
-        if not steps:
-            return None
-        config = max(steps, key=lambda path: int(path.name[5:])) / CONFIG
+    config = config_file(folder)
+    if config is None:
+        return None
     try:
         described = read_json(config)
         dataset = described["dataset"]

@@ -167,6 +167,7 @@ class CounterfactualModel:
         answer = self.engine(w).predict(abduction, [do or {}])[0]
         return self._result(answer, do or {})
 
+    @torch.inference_mode()
     def counterfactual(
         self,
         images: Images | ImageData,

@@ -2,7 +2,7 @@
 # Runs the tests: ./scripts/test.sh [pytest arguments]; paths are relative to the clone, `-m slow` runs the slow ones.
 # Without arguments the whole suite runs in WORKERS=2 processes of one thread each, which suits two cores.
 set -euo pipefail
-EXTRAS=${EXTRAS:+$EXTRAS,}dev,circuit,imagenet
+EXTRAS=${EXTRAS:+$EXTRAS,}dev,circuit,imagenet,app
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 cd -- "$REPO_DIR"
 if [ $# -eq 0 ]; then

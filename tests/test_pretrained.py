@@ -86,6 +86,12 @@ def test_answers_are_the_engines() -> None:
     np.testing.assert_allclose(cf.factual_labels["grey"], model.predict(model.abduct(data)).labels["grey"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("model_type", ["conditional", "diffae", "causalvae"])
+def test_models_of_comparison_answer_too(model_type: str) -> None:
+    cf = CounterfactualModel(tiny_model(model_type=model_type), steps=2).counterfactual(squares(2), do={"size": 6.0})
+    assert np.allclose(cf.labels["size"], 6.0, atol=1e-3) and cf.images.shape == (2, 1, 8, 8)
+
+
 def test_large_batches_are_asked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = CounterfactualModel(tiny_model(), steps=2), squares(5)
     values = np.linspace(2, 6, 5)

@@ -78,10 +78,13 @@ class Page:
             asked = [model, picture, digit, w, steps, *boxes, *sliders]
             told = [*shown, digit, *boxes, *sliders]
             # Of events that come while one is worked on, only the last counts: the picture follows a slider that moves.
+            # One at a time and in their order: an answer must not undo what was asked after it.
             quick: dict[str, Any] = {
                 "trigger_mode": "always_last",
-                "show_progress": "hidden",
-                "api_visibility": "private",
+                "show_progress_on": status,
+                "show_progress": "minimal",
+                "concurrency_id": "questions",
+                "concurrency_limit": 1,
             }
             for i, (box, slider) in enumerate(zip(boxes, sliders, strict=True)):
                 slider.input(partial(self.moved, i), asked, told, **quick)

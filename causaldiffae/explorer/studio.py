@@ -150,6 +150,7 @@ class Studio:
         """How many abductions are kept."""
         return len(self._abductions)
 
+    @torch.inference_mode()
     def answer(self, question: Question) -> Answer:
         """The answer to a question.
 
@@ -241,7 +242,7 @@ class Studio:
         predictor = load_predictor(path, self.device).predictor
         check_fits(predictor, self.spec, path)
         shape = (1, self.spec.channels, self.spec.image_size, self.spec.image_size)
-        return predictor.read(np.frombuffer(pixels, np.uint8).reshape(shape))
+        return predictor.read(np.frombuffer(pixels, np.uint8).reshape(shape).copy())
 
     def _truth(self, picture: Picture, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
         if picture.source is None or not split_knows_truth(picture.source):

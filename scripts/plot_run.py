@@ -1,0 +1,49 @@
+"""A run's training curves as a picture and a page; with --traverse also what its model draws.
+
+    python scripts/plot_run.py runs/pendulum_causaldae_mini
+    python scripts/plot_run.py weights/pendulum_causaldae_mini --out plots --traverse True
+
+Writes curves.png and run.html (curves, causal graph) into RUN/plots or --out; with --traverse True also
+traversal_NAME.png for every variable and traversals.gif, on test images of --data_dir or, without it, on examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from causaldiffae import dist_util
+from causaldiffae.errors import InputError
+from causaldiffae.image_datasets import read_split
+from causaldiffae.pretrained import CounterfactualModel
+from causaldiffae.run_plots import write_run_page
+from causaldiffae.script_util import run_cli
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory, or model folder with its log")
+    parser.add_argument("--out", type=Path, help="folder to write to; default RUN/plots")
+    parser.add_argument("--traverse", choices=("True", "False"), default="False", help="needs a checkpoint")
+    parser.add_argument("--data_dir", default="", help="images to turn; default: examples")
+    parser.add_argument("--images", type=int, default=4, help="how many; default %(default)s")
+    parser.add_argument(
+        "--steps", type=int, default=15, help="evaluations of the network each way; default %(default)s"
+    )
+    args = parser.parse_args(argv)
+    if not 1 <= args.images <= 16:
+        raise InputError(f"images: {args.images} given, 1..16 are allowed")
+    model, images = None, None
+    if args.traverse == "True":
+        model = CounterfactualModel.from_pretrained(args.run, device=dist_util.dev(), steps=args.steps)
+        spec = model.spec
+        if args.data_dir:
+            images = read_split(spec.name, args.data_dir, "test", limit=args.images, spec=spec)
+        else:
+            images = model.examples(args.images)
+    for path in write_run_page(args.run, args.out or args.run / "plots", model, images):
+        print(path)
+
+
+if __name__ == "__main__":
+    run_cli(main)
