@@ -26,7 +26,8 @@ from causaldiffae.report_page import data_uri
 from causaldiffae.safe_files import read_json
 
 PANELS: Final = {
-    "what is minimised": ("mse", "loss", "total", "val_", "validation"),
+    "everything that is minimised": ("total",),
+    "loss of the image": ("mse", "loss", "val_", "validation"),
     "labels and blocks (KL)": ("label_kl",),
     "exogenous noise (KL) and mechanisms (NLL)": ("prior_kl", "mechanism_nll"),
     "labels as the model reads them (squared error)": ("label_mse", "probe_mse"),
