@@ -1,8 +1,8 @@
 """A handful of test images of each built-in data set, without its files.
 
 Pendulums are drawn on the spot; MorphoMNIST's digits are drawn from the share of MNIST in `assets/`; the circuit's
-stand-in lies there as it is, because its renderer is an extra. All of them know their true counterfactuals (the
-circuit's where MuJoCo can draw). A folder of images has none: its owner has the images.
+stand-in lies there as it is, because its renderer is an extra. They know their true counterfactuals (the
+circuit's where MuJoCo can draw), plain MNIST digits do not. A folder of images has none: its owner has the images.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def _one_of_each(digits: np.ndarray, count: int) -> np.ndarray:
     return np.lexsort((digits, rank))[:count]
 
 
+def _plain_digits(spec: DatasetSpec, count: int) -> ImageData:
+    data = read_split(spec.name, _asset("mnist_share"), "test", spec=spec)
+    return data.subset(_one_of_each(data.labels[:, 0], count))
+
+
 def _circuits(spec: DatasetSpec, count: int) -> ImageData:
     return read_split("circuit", _asset("circuit_share"), "test", limit=count, spec=spec)
 
@@ -93,4 +98,5 @@ _MAKERS: Final[dict[str, Callable[[DatasetSpec, int], ImageData]]] = {
     "morphomnist": _digits,
     "pendulum": _pendulums,
     "circuit": _circuits,
+    "mnist": _plain_digits,
 }

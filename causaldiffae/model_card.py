@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _TYPES: Final = {
     "causaldae": "CausalDiffAE (Komanduri et al., ECAI 2024, arXiv 2404.17735): causal encoder, structural causal "
     "model over its latents, diffusion decoder.",
+    "diffscm": "Diff-SCM (Sanchez and Tsaftaris, CLeaR 2022, arXiv 2202.10166): a score network under an anti-causal "
+    "predictor.",
     "conditional": "A label-conditional diffusion model with a structural causal model of the labels.",
     "diffae": "A diffusion autoencoder without a graph (Preechakul et al., CVPR 2022).",
     "causalvae": "A CausalVAE-style model: causal encoder, structural causal model, convolutional decoder.",
@@ -23,6 +25,7 @@ _MADE_BY: Final = {
     "morphomnist": "MNIST digits (CC BY-SA 3.0), redrawn by this package with a drawn thickness and intensity.",
     "pendulum": "pictures of a pendulum, a light and its shadow, drawn by this package's generator.",
     "circuit": "a stand-in for CausalCircuit drawn by this package, unless the publisher's files were given.",
+    "mnist": "MNIST (CC BY-SA 3.0).",
     "folder": "a folder of images of the user's own; their licence is not known here.",
 }
 _LAST: Final = ("mse", "label_mse", "prior_kl", "mechanism_nll", "grad_norm")

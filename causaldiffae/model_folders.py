@@ -17,8 +17,15 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.safe_files import read_json
 
 WEIGHTS: Final = Path(__file__).resolve().parent.parent / "weights"
-PREDICTOR: Final = "predictor"
-HUB_FILES: Final = (CONFIG, MODEL, f"{PREDICTOR}/{CONFIG}", f"{PREDICTOR}/{MODEL}", "progress.csv", "README.md")
+READER: Final = "reader"
+"""The folder in a model folder that holds what reads labels and classes off images (predictors.py)."""
+GUIDE: Final = "predictor"
+"""The folder that holds a Diff-SCM's noised predictor (script_util.load_model)."""
+HUB_FILES: Final = (
+    *(f"{place}{name}" for place in ("", f"{READER}/", f"{GUIDE}/") for name in (CONFIG, MODEL)),
+    "progress.csv",
+    "README.md",
+)
 PREDICTOR_TYPE: Final = "predictor"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _STEP: Final = re.compile(r"step_[0-9]{7,12}")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.checkpoint import CONFIG, export_weights
+from causaldiffae.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.errors import InputError
 from causaldiffae.examples import example_images
@@ -41,7 +41,7 @@ from causaldiffae.image_datasets import (
 )
 from causaldiffae.image_input import Images, as_model_images
 from causaldiffae.model_card import write_card
-from causaldiffae.model_folders import PREDICTOR, find_model
+from causaldiffae.model_folders import GUIDE, READER, find_model
 from causaldiffae.predictors import (
     LoadedPredictor,
     Readings,
@@ -107,7 +107,7 @@ class CounterfactualModel:
             DataError: if a file is damaged, or the hub does not give it. Nothing is ever unpickled.
         """
         path = find_model(name, revision)
-        own = path / PREDICTOR
+        own = path / READER
         return cls(load_model(str(path), device), steps, solver, own if (own / CONFIG).is_file() else None)
 
     @property
@@ -256,7 +256,12 @@ class CounterfactualModel:
             shutil.copyfile(log, target / "progress.csv")
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             reader = self._reader
-            save_predictor(target / PREDICTOR, reader.predictor, reader.figures)
+            save_predictor(target / READER, reader.predictor, reader.figures)
+        guides = [place / GUIDE for place in (source, source.parent) if (place / GUIDE / CONFIG).is_file()]
+        if getattr(self.network, "predictor", None) is not None and guides and guides[0] != target / GUIDE:
+            (target / GUIDE).mkdir(exist_ok=True)
+            for name in (CONFIG, MODEL):
+                shutil.copyfile(guides[0] / name, target / GUIDE / name)
         write_card(target, self.loaded, steps, metrics)
         return target
 
@@ -285,13 +290,14 @@ class CounterfactualModel:
         if model.class_cond:
             classes = self._read_off("classes", x_start) if classes is None else classes
             classes = self._checked_classes(classes, len(x_start))
-        if model.needs_labels:
-            labels = self._read_off("labels", x_start) if labels is None else labels
+        if model.needs_labels and labels is None:
+            labels = self._read_off("labels", x_start)
+        if labels is not None:
             labels = torch.as_tensor(np.asarray(labels), dtype=torch.float32).to(self.device)
             wanted = (len(x_start), len(self.graph))
             if labels.shape != wanted:
                 raise InputError(f"labels: shape {tuple(labels.shape)} given, {wanted} is needed")
-        return x_start, classes if model.class_cond else None, labels if model.needs_labels else None
+        return x_start, classes if model.class_cond else None, labels
 
     def _read_off(self, what: str, x_start: Tensor) -> np.ndarray:
         """ "classes" or "labels" of images, by the predictor."""

@@ -32,6 +32,11 @@ def test_digits_are_one_of_each_class() -> None:
     assert list(data.classes) == [*range(10), 0, 1]
 
 
+def test_plain_digits() -> None:
+    data = example_images(dataset_spec("mnist"), 11)
+    assert list(data.labels[:, 0]) == [*range(10), 0] and data.images.max() == 255
+
+
 def test_the_circuit_needs_no_renderer() -> None:
     data = example_images(dataset_spec("circuit", 32), 12)
     assert len(data) == 12 and data.images.std() > 20

@@ -17,6 +17,7 @@ from tiny import randomise, small_config, squares, squares_spec
 
 from causaldiffae.checkpoint import export_weights
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.examples import example_images
 from causaldiffae.explorer import shelf as shelves
 from causaldiffae.explorer import uploads, views
 from causaldiffae.explorer.graph_svg import before_and_after, graph_svg, roles
@@ -54,8 +55,6 @@ def pendulum() -> Studio:
 
 @pytest.fixture(scope="module")
 def swung(pendulum: Studio) -> Any:
-    from causaldiffae.examples import example_images
-
     first = pictures_of(example_images(pendulum.spec, 2))[1]
     return pendulum.answer(Question(first, {"angle": 25.0}, steps=8))
 
@@ -78,6 +77,13 @@ def test_a_slider_costs_one_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (replace(first, steps=5), replace(first, digit=2), replace(first, picture=picture(1, digit=1))):
         studio.answer(other)
     assert len(calls) == 4 == studio.remembered
+
+
+def test_guidance_and_steps_reach_the_answer() -> None:
+    studio, first = Studio(tiny_loaded()), Question(picture(), {"size": 6.0}, steps=4)
+    plain = studio.answer(first).counterfactual
+    for other in (replace(first, w=2.5), replace(first, steps=7)):
+        assert (studio.answer(other).counterfactual != plain).any()
 
 
 def test_remembered_forgets_the_oldest() -> None:
@@ -130,6 +136,20 @@ def test_every_model_answers(model_type: str) -> None:
     assert answer.truth is None and answer.l1 is None and np.isnan(answer.measured).all()
 
 
+def test_a_diff_scm_is_told_the_labels_that_are_known() -> None:
+    """Without an explicit predictor it cannot read them off the image."""
+    torch.manual_seed(0)
+    config, spec = small_config(model_type="diffscm", label_cond=True), dataset_spec("mnist")
+    model, _ = create_model_and_diffusion(config, spec)
+    studio = Studio(LoadedModel(model.eval(), config, spec, None, "nowhere"))
+    three = pictures_of(example_images(spec, 4))[3]
+    answer = studio.answer(Question(three, {"digit": 5.0}, steps=4))
+    assert answer.encoded == [3.0] and answer.predicted == [5.0] and answer.truth is None
+    assert ">3 → 5<" in views.graph_html(answer)
+    with pytest.raises(InputError, match="without an explicit predictor this model needs the images' labels"):
+        studio.answer(Question(replace(three, labels=None), {"digit": 5.0}, steps=4))
+
+
 def test_the_truth_beside_it(swung: Any) -> None:
     assert swung.l1 < 0.5 * swung.do_nothing_l1
     assert swung.true_labels[0] == swung.predicted[0] == pytest.approx(25.0, abs=1e-4)
@@ -139,8 +159,6 @@ def test_the_truth_beside_it(swung: Any) -> None:
 
 def test_an_upload_has_no_truth_and_its_digit_is_read() -> None:
     studio = Studio(load_model(str(WEIGHTS / "morphomnist_causaldae_mini")))
-    from causaldiffae.examples import example_images
-
     data = example_images(studio.spec, 8)
     answer = studio.answer(Question(Picture(data.images[7], "mine.png"), {"thickness": 3.0}, steps=4))
     assert answer.digit == 7 and answer.truth is None

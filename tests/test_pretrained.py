@@ -208,7 +208,7 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
     written = json.loads((folder / "config.json").read_text())
     assert written["config"]["train"]["data_dir"] == written["config"]["train"]["run_dir"] == ""
     assert written["trained_steps"] == 5500
-    assert (folder / "predictor" / "model.safetensors").is_file()
+    assert (folder / "reader" / "model.safetensors").is_file()
     np.testing.assert_array_equal(again.read(again.examples(4).images).classes, [0, 1, 2, 3])
     half = model.save_pretrained(tmp_path / "half", dtype=torch.float16)
     assert (half / "model.safetensors").stat().st_size < 0.6 * (folder / "model.safetensors").stat().st_size
@@ -216,8 +216,8 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
 
 def test_a_saved_predictor_goes_before_the_shipped_one(tmp_path: Path) -> None:
     folder = CausalDiffAE.from_pretrained("morphomnist-mini").save_pretrained(tmp_path / "mine")
-    (folder / "predictor" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(DataError, match=r"predictor/model\.safetensors"):
+    (folder / "reader" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"reader/model\.safetensors"):
         CausalDiffAE.from_pretrained(folder).read(squares_of_28())
 
 

@@ -224,10 +224,10 @@ class Studio:
     def _abduct(self, engine: CounterfactualEngine, picture: Picture, digit: int | None) -> Abduction:
         x_start = to_model_range(picture.image[None]).to(self.device)
         classes = None if digit is None else torch.tensor([digit], device=self.device)
-        labels = None
-        if self.loaded.model.needs_labels:
-            known = picture.labels if picture.labels is not None else self._readings(picture, "labels").labels[0]
-            labels = torch.tensor(known[None], dtype=torch.float32, device=self.device)
+        known = picture.labels
+        if known is None and self.loaded.model.needs_labels:
+            known = self._readings(picture, "labels").labels[0]
+        labels = None if known is None else torch.tensor(known[None], dtype=torch.float32, device=self.device)
         generator = torch.Generator(self.device).manual_seed(0)
         return engine.abduct(x_start, classes, generator, labels)
 

@@ -22,7 +22,7 @@ from causaldiffae.image_input import decode_image
 
 MAX_BYTES: Final = 32 << 20
 MAX_PIXELS: Final = 32_000_000
-LIGHT_ON_DARK: Final = ("morphomnist",)
+LIGHT_ON_DARK: Final = ("morphomnist", "mnist")
 _LONGEST_NAME: Final = 60
 
 
