@@ -1,0 +1,71 @@
+"""Faster ways of running a network that must not change what it computes."""
+
+import warnings
+
+import pytest
+import torch
+from tiny import randomise, small_config, squares_spec
+
+from causaldiffae import acceleration
+from causaldiffae.acceleration import activation_dtype, channels_last, compile_network, has_fast_bf16
+from causaldiffae.script_util import create_model_and_diffusion
+
+
+def network(**changes: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model, _ = create_model_and_diffusion(small_config(**changes), squares_spec())
+    return randomise(model.unet)  # type: ignore[arg-type]
+
+
+def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, z = torch.randn(batch, 1, 8, 8, generator=generator), torch.randn(batch, 4, generator=generator)
+    return x, torch.tensor([0.0, 31.5, 99.0])[:batch], None, z
+
+
+def gradients(net: torch.nn.Module) -> list[torch.Tensor]:
+    net.zero_grad()
+    (net(*inputs()) ** 2).sum().backward()
+    return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+
+
+def test_memory_layout_changes_nothing() -> None:
+    plain, other = network(), channels_last(network())
+    assert any(p.is_contiguous(memory_format=torch.channels_last) and p.dim() == 4 for p in other.parameters())
+    torch.testing.assert_close(other(*inputs()), plain(*inputs()), rtol=1e-4, atol=1e-4)
+    for a, b in zip(gradients(other), gradients(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_outputs_and_gradients_are_the_eager_ones() -> None:
+    """Inductor has miscomputed gradients of exactly this residual block before."""
+    plain, compiled = network(), network()
+    keys = list(compiled.state_dict())
+    if not compile_network(compiled, "cpu"):
+        pytest.skip("no C++ compiler on this machine")
+    assert list(compiled.state_dict()) == keys, "state-dict keys stay"
+    torch.testing.assert_close(compiled(*inputs()), plain(*inputs()), rtol=1e-4, atol=1e-4)
+    ours, eager = gradients(compiled), gradients(plain)
+    assert len(ours) == len(eager) and all(g.any() for g in eager)
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
+    with pytest.warns(UserWarning, match="compile: no C\\+\\+ compiler is here"):
+        assert compile_network(network(), "cpu") is False
+
+
+def test_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert activation_dtype(False, "cpu") is None
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert activation_dtype(True, "cpu") is torch.bfloat16
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: False)
+    with pytest.warns(UserWarning, match="use_bf16: this cpu has no bfloat16 arithmetic, float32 is used"):
+        assert activation_dtype(True, "cpu") is None
+    assert isinstance(has_fast_bf16("cpu"), bool) and has_fast_bf16("meta") is False
