@@ -323,6 +323,8 @@ def test_the_page_says_all_that_is_known(swung: Any) -> None:
     heads = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", table)
     assert heads == ["variable", "", "encoded", "predicted", "measured", "true"]
     assert re.findall(r'<tr class="(\w+)"', table) == ["set", "stays", "follows", "follows"]
+    cells = re.findall(r"<td>([^<]*)</td>", table)[:5]
+    assert cells[:3] == ["set", views.value_text(swung.spec, 0, swung.encoded[0]), "25.0"] and cells[4] == "25.0"
     assert 'aria-label="causal graph: angle set: ' in views.graph_html(swung)
     first = re.search(r'src="data:image/png;base64,([^"]+)"', pictures)
     assert first is not None

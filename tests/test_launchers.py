@@ -12,6 +12,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*REPO.glob("scripts/*.sh"), REPO / ".ci" / "run"])
+CONFIGS = sorted(REPO.glob("configs/*.yaml"))
 LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + ["train.sh", "counterfactual.sh"]
 
 # Plays an environment's python: everything that would install or check libraries is written to a record instead.
@@ -40,7 +41,7 @@ exec 'PYTHON' -S "$@"
 def clone(tmp_path: Path) -> Path:
     """A copy of the parts that launchers need, at a path with spaces."""
     copy = tmp_path / "a clone with spaces"
-    for path in [*SCRIPTS, REPO / "setup.py", REPO / "causaldiffae" / "__init__.py"]:
+    for path in [*SCRIPTS, *CONFIGS, REPO / "setup.py", REPO / "causaldiffae" / "__init__.py"]:
         target = copy / path.relative_to(REPO)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
