@@ -61,7 +61,7 @@ class Page:
                     boxes, sliders = self._sliders(count)
                     with gr.Row(elem_classes="cd-row"):
                         w = gr.Slider(
-                            *W_RANGE, value=1.0, step=0.05, label="Guidance", info="1 is none",
+                            *W_RANGE, value=1.0, step=0.05, label="Guidance", info="weight w",
                             elem_id="cd-guidance", buttons=[], min_width=140,
                         )  # fmt: skip
                         steps = gr.Slider(

@@ -213,6 +213,6 @@ def slider_info(spec: DatasetSpec, i: int, do: Mapping[str, float]) -> str:
     role = roles(spec.graph, do)[name]
     said = f"caused by {', '.join(causes)}" if causes else "a root"
     categories = _categories(spec, i)
-    if categories:
+    if categories and any(number != text for number, text in categories.items()):
         said += " · " + ", ".join(f"{number} = {text}" for number, text in categories.items())
     return {"set": f"set · {said}", "follows": f"follows · {said}", "stays": said}[role]
