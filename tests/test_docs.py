@@ -24,15 +24,17 @@ def spans(path: Path) -> list[str]:
 
 
 def known_flags() -> set[str]:
-    """Every field of the configurations and every flag that a script adds to its parser."""
-    fields = {field.name for part in [*COMPONENTS.values(), Settings] for field in dataclasses.fields(part)}
-    files = [
-        *(REPO / "scripts").glob("*.py"),
-        *(REPO / "classifiers").glob("*.py"),
-        *(REPO / "causaldiffae").glob("*.py"),
-    ]
-    written = {flag for path in files for flag in re.findall(r'"--([a-z_]+)"', path.read_text(encoding="utf-8"))}
-    return fields | written | {"help"}
+    """Every field of a class `...Config`, whose fields are flags, and every flag that a script adds to its parser."""
+    flags = {field.name for part in [*COMPONENTS.values(), Settings] for field in dataclasses.fields(part)} | {"help"}
+    for path in (
+        path for folder in ("scripts", "classifiers", "causaldiffae") for path in (REPO / folder).glob("*.py")
+    ):
+        text = path.read_text(encoding="utf-8")
+        flags |= set(re.findall(r'"--([a-z_]+)"', text))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                flags |= {ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)}
+    return flags
 
 
 def defined_names() -> set[str]:
