@@ -23,7 +23,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
 VERSION = 1
 
-_STEP_NAME = re.compile(r"step_([0-9]{7,12})")
+STEP_NAME = re.compile(r"step_([0-9]{7,12})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99}")
 _RATE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,30}")
 
@@ -154,23 +154,25 @@ def _steps(run_dir: Path) -> dict[int, Path]:
     found = {}
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
-            match = _STEP_NAME.fullmatch(path.name)
+            match = STEP_NAME.fullmatch(path.name)
             if match and path.is_dir():
                 found[int(match[1])] = path
     return dict(sorted(found.items(), reverse=True))
 
 
+def steps_to_remove(steps: Iterable[int], step: int, keep_last: int | None, keep_every: int | None) -> list[int]:
+    """Which of the steps that are there need not stay once `step` is written, see `save_checkpoint`."""
+    # Those beyond this step are not counted: after going back they are either broken or of no concern to this run.
+    old = sorted((number for number in steps if number <= step), reverse=True)[keep_last:] if keep_last else []
+    return [number for number in old if not keep_every or number % keep_every]
+
+
 def _remove_old(run_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
-    if keep_last is None:
-        return
-    # Folders beyond this step are not counted: after going back they are either broken or of no concern to this run.
-    old = [(number, path) for number, path in _steps(run_dir).items() if number <= step][keep_last:]
-    for number, path in old:
-        if keep_every and number % keep_every == 0:
-            continue
-        doomed = path.with_name(f".{path.name}.tmp-old-{os.getpid()}")
+    found = _steps(run_dir)
+    for number in steps_to_remove(found, step, keep_last, keep_every):
+        doomed = found[number].with_name(f".{found[number].name}.tmp-old-{os.getpid()}")
         with contextlib.suppress(OSError):
-            path.rename(doomed)  # so that no half-deleted folder bears a step's name
+            found[number].rename(doomed)  # so that no half-deleted folder bears a step's name
             shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -195,11 +197,11 @@ def export_weights(
     return folder
 
 
-def verify(folder: Path) -> int:
-    """Checks every file of a step folder against its manifest, and returns the step.
+def listed_files(folder: Path) -> dict[str, Any]:
+    """What the manifest of a step folder lists: size and SHA-256 of each file, by its name.
 
     Raises:
-        DataError: naming the first file that is missing, of another size or of other content.
+        DataError: if it is no manifest, or speaks of anything but files beside it.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -208,22 +210,31 @@ def verify(folder: Path) -> int:
         raise DataError(f"{path}: it is no manifest of version {VERSION} of a causaldiffae checkpoint")
     if type(step) is not int or not 0 <= step < 10**12 or not isinstance(files, dict):
         raise DataError(f"{path}: step and files are missing or wrong")
-    named = _STEP_NAME.fullmatch(folder.name)
+    named = STEP_NAME.fullmatch(folder.name)
     if named and int(named[1]) != step:
         raise DataError(f"{path}: it is the manifest of step {step}, the folder's name says {int(named[1])}")
     for name in (CONFIG, MODEL):
         if name not in files:
             raise DataError(f"{path}: it does not list {name}")
     for name, entry in files.items():
-        # A manifest may only speak of files beside it.
         if not _FILE_NAME.fullmatch(name) or not isinstance(entry, dict):
             raise DataError(f"{path}: {name[:80]!r} is no entry of a checkpoint")
+    return files
+
+
+def verify(folder: Path) -> int:
+    """Checks every file of a step folder against its manifest, and returns the step.
+
+    Raises:
+        DataError: naming the first file that is missing, of another size or of other content.
+    """
+    for name, entry in listed_files(folder).items():
         size = file_size(folder / name)
         if entry.get("size") != size:
             raise DataError(f"{folder / name}: it has {size} bytes, the manifest says {str(entry.get('size'))[:40]}")
         if file_sha256(folder / name) != entry.get("sha256"):
             raise DataError(f"{folder / name}: its content is not what was written (SHA-256 differs)")
-    return step
+    return int(read_json(folder / MANIFEST)["step"])
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
@@ -262,7 +273,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, ema: str | None = None, wit
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; a run directory, a step or a model folder is needed")
-    if not (folder / MANIFEST).is_file() and not _STEP_NAME.fullmatch(folder.name):
+    if not (folder / MANIFEST).is_file() and not STEP_NAME.fullmatch(folder.name):
         newest = latest_checkpoint(folder)
         if newest is None:
             return _load_model_folder(folder, with_training)

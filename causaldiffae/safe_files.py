@@ -167,7 +167,10 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
-    save_file(separate, path, metadata={"format": "pt"})
+    try:
+        save_file(separate, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, in the library's own words
+        raise OSError(f"{path}: {error}") from error
     path.chmod(0o644)  # the library writes files that only their owner can read
     sync_to_disk(path)
 

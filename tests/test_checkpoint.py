@@ -223,6 +223,30 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(
     assert latest_checkpoint(tmp_path) == tmp_path / "step_0000001"
 
 
+def test_everything_is_on_disk_before_the_name_is_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_fsync(descriptor: int) -> None:
+        told.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        told.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    path = save(tmp_path, 1)
+    before = [line for line in told[: told.index("rename to step_0000001")] if line.startswith("sync ")]
+    assert before[-2] == "sync manifest.json", "the manifest is the last file"
+    assert {f"sync {name}" for name in names(path)} == set(before[:-1])
+    assert before[-1].startswith("sync .step_0000001.tmp-"), "the folder's entries"
+    assert told[told.index("rename to step_0000001") + 1 :] == [f"sync {tmp_path.name}"], "the entry of the folder"
+
+
 def test_leftovers_of_a_killed_writer_are_ignored_and_cleared(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / ".step_0000002.tmp-abc").mkdir()
@@ -274,7 +298,8 @@ def test_an_explicit_step_that_is_damaged_is_an_error(tmp_path: Path) -> None:
         ({"step": 2}, "it is the manifest of step 2"),
         ({"files": []}, "step and files are missing or wrong"),
         ({"files": {}}, "it does not list config.json"),
-        ({"files": {"config.json": {}, "model.safetensors": {}, "../../etc/passwd": {}}}, "config.json: it has"),
+        ({"files": {"config.json": {}, "model.safetensors": {}, "../../etc/passwd": {}}}, "passwd' is no entry"),
+        ({"files": {"config.json": {}, "model.safetensors": {}}}, "config.json: it has"),
     ],
 )
 def test_manifests_that_are_wrong(tmp_path: Path, change: dict, message: str) -> None:
