@@ -20,10 +20,10 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,13 @@ _VARIABLES = {
     ),
     "mpi (PMI)": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
+
+# How gloo and NCCL speak of a process that is late or gone.
+_LOST = re.compile(
+    r"time[d ]*out|connection (closed|reset|refused)|broken pipe|failed to pass monitoredBarrier", re.IGNORECASE
+)
+
+T = TypeVar("T")
 
 _place = Place()
 _timeout = timedelta(minutes=30)
@@ -235,10 +242,30 @@ def barrier() -> None:
     """Waits until every process is here; on gloo a process that does not come in time is named in the error."""
     if not dist.is_initialized():
         return
-    if dist.get_backend() == "gloo":
-        dist.monitored_barrier(timeout=_timeout)
-    else:
-        dist.barrier(device_ids=[torch.cuda.current_device()])
+    with waiting_for_others("at a barrier"):
+        if dist.get_backend() == "gloo":
+            dist.monitored_barrier(timeout=_timeout)
+        else:
+            dist.barrier(device_ids=[torch.cuda.current_device()])
+
+
+@contextlib.contextmanager
+def waiting_for_others(why: str) -> Iterator[None]:
+    """Turns what a backend says when another process is late or gone into words.
+
+    Raises:
+        TimeoutError: says who waited and why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not dist.is_initialized() or not _LOST.search(text):
+            raise
+        raise TimeoutError(
+            f"rank {rank()} of {world_size()} waited {why}, and another process is gone or did not come within "
+            f"{_timeout.total_seconds() / 60:g} minutes: {text.splitlines()[0]}"
+        ) from error
 
 
 @torch.no_grad()
@@ -247,7 +274,8 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point():
         raise InputError(f"all_reduce_mean: a floating-point tensor is needed, got {tensor.dtype}")
     if dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+        with waiting_for_others("to average numbers"):
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         tensor.div_(dist.get_world_size())
     return tensor
 
@@ -258,8 +286,38 @@ def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
     if not dist.is_initialized():
         return [tensor]
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, tensor.contiguous())
+    with waiting_for_others("to gather numbers"):
+        dist.all_gather(gathered, tensor.contiguous())
     return gathered
+
+
+def any_of(condition: bool) -> bool:
+    """Whether a condition holds in any process."""
+    return bool(all_reduce_mean(torch.tensor(float(condition), device=dev())) > 0)
+
+
+def from_main(action: Callable[[], T]) -> T:
+    """Runs `action` in rank 0 and gives its result, plain types or paths, to every process.
+
+    Raises:
+        Exception: in rank 0, what `action` raises; the other processes then end too, without a word.
+    """
+    if not dist.is_initialized():
+        return action()
+    answer: list[Any] = [None, 0]
+    error: Exception | None = None
+    if is_main():
+        try:
+            answer[0] = action()
+        except Exception as met:
+            error, answer[1] = met, 2 if isinstance(met, InputError) else 1
+    with waiting_for_others("to hear from rank 0"):
+        dist.broadcast_object_list(answer, src=0, device=dev())
+    if error is not None:
+        raise error
+    if answer[1]:
+        raise SystemExit(answer[1])
+    return cast(T, answer[0])
 
 
 @torch.no_grad()

@@ -194,3 +194,77 @@ def test_missing_others_time_out_with_a_message(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(TimeoutError, match=message):
         dist_util.setup_dist(timeout_minutes=0.01)
     assert not torch.distributed.is_initialized()
+
+
+AGREE = """
+import sys, time
+from causaldiffae import dist_util
+from causaldiffae.errors import InputError
+from causaldiffae.script_util import run_cli
+
+def refuse():
+    raise InputError("it is in use")
+
+def main(argv):
+    dist_util.setup_dist("gloo", timeout_minutes=0.2)
+    rank = dist_util.rank()
+    said = dist_util.from_main(lambda: ("a", rank))
+    print(rank, said, dist_util.any_of(rank == 1), dist_util.any_of(False), flush=True)
+    if argv[0] == "refuse":
+        failed = True
+        try:
+            dist_util.from_main(refuse)
+        finally:
+            dist_util.cleanup(failed)
+    if rank == 1:
+        time.sleep(40)
+    dist_util.any_of(True)
+
+run_cli(main)
+"""
+
+
+def two(what: str) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of two processes without a starter, so that none ends the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREE, what],
+            env=plain_environment(**pair, RANK=rank, LOCAL_RANK=rank),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=100) for process in both]
+    return [(process.returncode, *words) for process, words in zip(both, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_what_rank_0_refuses_ends_all_with_one_line() -> None:
+    first, second = two("refuse")
+    assert (first[0], second[0]) == (2, 2)
+    assert first[1] == "0 ('a', 0) True False\n" and second[1] == "1 ('a', 0) True False\n"
+    assert "error: it is in use" in first[2].splitlines()
+    assert "error" not in second[2] and "Traceback" not in first[2] + second[2]
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_a_message_and_no_hang() -> None:
+    begun = time.monotonic()
+    first, _ = two("sleep")
+    assert first[0] == 1
+    message = "TimeoutError: rank 0 of 2 waited to average numbers, and another process is gone or did not come within"
+    assert message in first[2]
+    assert time.monotonic() - begun < 90
+
+
+def test_errors_that_are_no_waiting_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), dist_util.waiting_for_others("in vain"):
+        raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="^Timed out"), dist_util.waiting_for_others("alone, in vain"):
+        raise RuntimeError("Timed out")
