@@ -162,7 +162,7 @@ class TrainConfig:
         dataset: name of the data set, or empty to be told by the configuration file.
         data_dir: its folder.
         graph: the causal graph's file, for data set "folder"; by default graph.yaml in its folder.
-        run_dir: where checkpoints, logs and pictures go.
+        run_dir: where checkpoints, logs and pictures go; a folder, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH.
         image_size, channels: resize to another size or number of channels than the data set's own; 0 keeps it.
         num_images: use only the first so many training images; 0 for all.
         total_steps: training steps.
@@ -180,6 +180,11 @@ class TrainConfig:
         seed: of everything that is drawn.
         log_interval, save_interval, sample_interval: steps between lines, checkpoints, pictures.
         keep_last: checkpoints to keep.
+        keep_every: checkpoints of every so many steps stay too; 0 for none.
+        background_save: write checkpoints while training goes on.
+        max_skipped_steps: steps with a loss or gradient that is not finite that may follow one another; they change
+            nothing, and one more ends the run.
+        max_hours: save and end after so many hours; 0 for no limit.
         resume_checkpoint: go on from this step folder; by default from the newest one in run_dir.
         init_weights: start from the weights of this model folder, at step 0.
         tensorboard: also write TensorBoard files.
@@ -210,6 +215,10 @@ class TrainConfig:
     save_interval: int = 1_000
     sample_interval: int = 1_000
     keep_last: int = 2
+    keep_every: int = 0
+    background_save: bool = True
+    max_skipped_steps: int = 10
+    max_hours: float = 0.0
     resume_checkpoint: str = ""
     init_weights: str = ""
     tensorboard: bool = True

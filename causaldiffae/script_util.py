@@ -24,6 +24,7 @@ from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, Mo
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.folders.storage import is_remote
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -35,6 +36,7 @@ from causaldiffae.image_datasets import DatasetSpec, dataset_spec
 from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.noise_levels import NoiseLevels
 from causaldiffae.noised_predictor import load_noised_predictor
+from causaldiffae.remote_checkpoints import local_checkpoint
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, OdeSolver
 
@@ -250,6 +252,8 @@ def load_model(
 ) -> LoadedModel:
     """Opens a run directory, a step folder, a model folder, or a state dict (.pt) of the published CausalDiffAE code.
 
+    A run directory and a step folder may also be at an address, like gs://BUCKET/RUN.
+
     Args:
         ema: rate of the moving average, or "none" for the trained weights; by default the first moving average.
         dataset: of a published state dict, which does not name it; by default the one with so many variables.
@@ -259,6 +263,8 @@ def load_model(
     Raises:
         InputError: if there is no such checkpoint, it is damaged, or is of another model.
     """
+    if is_remote(path):
+        path = str(local_checkpoint(path))
     if Path(path).is_file():
         return _load_published(path, device, dataset)
     probe = load_checkpoint(path)

@@ -2,57 +2,48 @@
 
 Every random number of step k follows from (seed, k): the batch, the time steps, the noise, which latents are dropped.
 A run that is interrupted and resumed is therefore the run that was not; and since all processes draw the whole
-batch's numbers and keep their share, so are several processes one process with the larger batch.
+batch's numbers and keep their share, so are several processes one process with the larger batch (dropout apart, whose
+numbers are drawn inside the network, and batch normalisation, whose statistics are of each process's share).
+
+What the processes must agree on travels in one exchange of every step, between the gradients and the optimizer: is the
+loss finite, has anybody been told to stop, has a checkpoint failed. So all do the same, and none waits for another.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
-from causaldiffae.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from causaldiffae.checkpoint import load_checkpoint
+from causaldiffae.checkpoint_writer import CheckpointWriter
 from causaldiffae.config import Config
-from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import Batch, BatchSource, ImageData, model_inputs, to_uint8
+from causaldiffae.folders.storage import is_remote
+from causaldiffae.image_datasets import Batch, BatchSource, ImageData
 from causaldiffae.logger import Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import update_ema
-from causaldiffae.pictures import tile
+from causaldiffae.remote_checkpoints import RemoteRun
 from causaldiffae.resample import create_named_schedule_sampler
-from causaldiffae.script_util import (
-    create_gaussian_diffusion,
-    create_model_and_diffusion,
-    describe_checkpoint,
-    load_model,
-    model_entry,
-)
+from causaldiffae.resuming import batch_order, check_same_run, checkpoint_to_resume
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
+from causaldiffae.skipped_steps import DUMP, SkippedSteps
+from causaldiffae.step_draws import draw_step, step_seed
+from causaldiffae.stopping import StopRequest
 from causaldiffae.supervision import digest
+from causaldiffae.training_pictures import draw_counterfactuals
 
+LOGS = ("progress.csv", "config.yaml")
 LABEL_TERMS = ("label_kl", "label_mse")
-PICTURE_STEPS = 25
-PICTURE_IMAGES = 6
-
-
-def step_seed(seed: int, step: int, stream: str) -> int:
-    """A 63-bit seed for one stream of random numbers in one step."""
-    digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
-    """The step folder that a run goes on from: the explicit one, or else the newest whole one in its directory."""
-    return Path(explicit) if explicit else latest_checkpoint(run_dir)
+SHOWN = ("loss", "label_kl", "images_per_second")
 
 
 class TrainLoop:
@@ -63,14 +54,38 @@ class TrainLoop:
         data: the training split; `data.labelled` says which labels may be used.
         logger: where figures and pictures go; its `run_dir` takes the checkpoints.
         test: images for the pictures made while training.
+        stop: what may ask for an early end; by default the time limit `max_hours`.
 
     Resumes from `resume_checkpoint`, or else from the newest checkpoint in the run directory.
+
+    Attributes:
+        step: steps done.
+        skipped: how many of them changed nothing, because their loss or gradient was not finite.
+        stopped: the loop was asked to end before its last step.
     """
 
-    def __init__(self, config: Config, data: ImageData, logger: Logger, test: ImageData | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: ImageData,
+        logger: Logger,
+        test: ImageData | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
         self.config, self.spec, self.logger, self.test = config, data.spec, logger, test
         self.device = dist_util.dev()
         world, train = dist_util.world_size(), config.train
+        self.stop = StopRequest(train.max_hours) if stop is None else stop
+        self.stopped = False
+        self.skipped = SkippedSteps(train.max_skipped_steps)
+        self.writer = CheckpointWriter(
+            logger.run_dir,
+            background=train.background_save,
+            keep_last=train.keep_last,
+            keep_every=train.keep_every or None,
+            afterwards=self._upload if is_remote(train.run_dir) else None,
+        )
+        self.image_names = data.ids
         self.source = BatchSource(
             data, train.batch_size * world, seed=train.seed, device=self.device, rank=dist_util.rank(), world=world
         )
@@ -86,8 +101,8 @@ class TrainLoop:
             self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
         )
         self.emas = {rate: _copy_state(self.model) for rate in config.ema_rates()}
-        self.step = 0
-        self._resume(logger.run_dir)
+        self.step, self._saved_step = 0, -1
+        self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         dist_util.sync_params(self.model.state_dict().values())
         if world > 1:
             self.training_step = DistributedDataParallel(self.training_step)
@@ -100,23 +115,19 @@ class TrainLoop:
             raise InputError(f"init_weights: {path} holds weights of another data set or another network")
         self.model.load_state_dict(loaded.model.state_dict())
 
-    def _resume(self, run_dir: Path) -> None:
-        path = checkpoint_to_resume(self.config.train.resume_checkpoint, run_dir)
+    def _resume(self, run_dir: str | Path) -> None:
+        explicit = self.config.train.resume_checkpoint
+        path = dist_util.from_main(lambda: checkpoint_to_resume(explicit, run_dir))
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)
-        theirs, ours = Config.from_dict(checkpoint.config.get("config")), self.config
-        if (theirs.model, theirs.diffusion) != (ours.model, ours.diffusion):
-            raise InputError(f"{path}: a checkpoint of another configuration; give another run_dir, or the same flags")
-        if checkpoint.config.get("dataset") != self.spec.to_dict():
-            raise InputError(f"{path}: a checkpoint of another data set or graph; give another run_dir")
-        labelled = checkpoint.training_state.get("labelled")
-        if labelled is not None and not torch.equal(labelled, self.source.labelled.cpu()):
-            raise InputError(f"{path}: other training images had labels; give another run_dir, or the same label_seed")
+        check_same_run(checkpoint, self.config, self.source)
+        state = checkpoint.training_state
         self.model.load_state_dict(checkpoint.model_state)
-        self.optimizer.load_state_dict(checkpoint.training_state["optimizer"])
-        self.sampler.load_state_dict(checkpoint.training_state["sampler"])
-        self.step = checkpoint.training_state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))
+        self.step = state["step"]
         for rate in self.emas:
             self.emas[rate] = {
                 key: value.to(self.device)
@@ -124,52 +135,95 @@ class TrainLoop:
             }
 
     def save(self) -> None:
-        """Writes a checkpoint of the current step (one process does)."""
-        if dist_util.is_main():
-            save_checkpoint(
-                self.logger.run_dir,
-                self.step,
-                model_state=self.model.state_dict(),
-                ema_states=self.emas,
-                training_state={
-                    "step": self.step,
-                    "optimizer": self.optimizer.state_dict(),
-                    "sampler": self.sampler.state_dict(),
-                    "labelled": self.source.labelled.cpu(),
-                },
-                config=describe_checkpoint(self.config, self.spec)
-                | {"labelled_images": int(self.source.is_labelled.sum()), "labelled": digest(self.source.is_labelled)},
-                keep_last=self.config.train.keep_last,
+        """Starts writing a checkpoint of the current step (one process does); an error shows at the next step.
+
+        Raises:
+            InputError: if weights are not finite; such weights are never written.
+        """
+        if dist_util.any_of(not self._weights_are_finite()):
+            raise InputError(
+                f"the weights are no longer finite after step {self.step} and are not saved; the checkpoints before "
+                "are untouched; a smaller lr or grad_clip may help"
             )
-        dist_util.barrier()
+        self._saved_step = self.step
+        if not dist_util.is_main():
+            return
+        states = {
+            "model_state": self.model.state_dict(),
+            "ema_states": self.emas,
+            "training_state": {
+                "step": self.step,
+                "optimizer": self.optimizer.state_dict(),
+                "sampler": self.sampler.state_dict(),
+                "skipped": self.skipped.state_dict(),
+                "labelled": self.source.labelled,
+                "order": batch_order(self.source),
+            },
+            "config": describe_checkpoint(self.config, self.spec)
+            | {"labelled_images": int(self.source.is_labelled.sum()), "labelled": digest(self.source.is_labelled)},
+        }
+        self.writer.write(self.step, states)
+
+    @torch.no_grad()
+    def _weights_are_finite(self) -> bool:
+        states = [self.model.state_dict(), *self.emas.values()]
+        floating = [value for state in states for value in state.values() if value.is_floating_point()]
+        return bool(torch.stack([value.isfinite().all() for value in floating]).all())
+
+    def _upload(self, folder: Path) -> None:
+        train = self.config.train
+        remote = RemoteRun(train.run_dir, train.keep_last, train.keep_every or None)
+        remote.upload(folder)
+        remote.upload_logs(LOGS)
+
+    def _raise_failed_save(self) -> None:
+        self.writer.check()
+        raise InputError("process 0 could not write a checkpoint")
 
     # ------------------------------------------------------------------ training
 
     def run(self) -> None:
-        """Trains from the current step to the last, with checkpoints, figures and pictures on the way."""
+        """Trains from the current step to the last, with checkpoints, figures and pictures on the way.
+
+        Returns early, with a checkpoint and `stopped` set, when any process is asked to stop. All checkpoints are on
+        disk when it returns.
+
+        Raises:
+            InputError: if too many steps in a row, or the weights, are not finite, or a checkpoint cannot be written.
+        """
         train = self.config.train
-        with progress_bar(total=train.total_steps, initial=self.step, desc=f"training {self.spec.name}") as bar:
+        with (
+            self.writer,
+            progress_bar(total=train.total_steps, initial=self.step, desc=f"training {self.spec.name}") as bar,
+        ):
             started, images = time.perf_counter(), 0
-            while self.step < train.total_steps:
+            while self.step < train.total_steps and not self.stopped:
                 means = self.run_step()
                 bar.update()
                 images += self.source.batch_size
                 for key, value in means.items():
                     self.logger.logkv_mean(key, value)
+                last = self.step == train.total_steps
                 if self.step % train.log_interval == 0:
                     elapsed = time.perf_counter() - started
                     self.logger.logkv("images_per_second", images / elapsed)
+                    self.logger.logkv("skipped_steps", self.skipped.total)
                     values = self.logger.dumpkvs(self.step)
-                    bar.set_postfix({key: f"{values[key]:.3g}" for key in ("loss", "label_kl", "images_per_second")})
+                    bar.set_postfix({key: f"{values[key]:.3g}" for key in SHOWN if key in values})
                     started, images = time.perf_counter(), 0
-                last = self.step == train.total_steps
-                if last or self.step % train.save_interval == 0:
+                if last or self.stopped or self.step % train.save_interval == 0:
                     self.save()
-                if last or self.step % train.sample_interval == 0:
+                if last or (self.step % train.sample_interval == 0 and not self.stopped):
                     self.draw_pictures()
+            self.writer.finish()
+            if dist_util.any_of(self.writer.failed):
+                self._raise_failed_save()
 
     def run_step(self) -> dict[str, float]:
-        """One optimizer step; returns the parts of the loss, averaged over this process's images."""
+        """One optimizer step; returns the parts of the loss, averaged over this process's images.
+
+        A step whose loss or gradient is not finite in any process leaves the weights as they are, and returns nothing.
+        """
         train, loss_config = self.config.train, self.config.loss
         batch = self.source.batch(self.step)
         if not self.config.model.class_cond:
@@ -181,28 +235,68 @@ class TrainLoop:
         pieces = [slice(i, i + size) for i in range(0, len(batch.images), size)]
         self.training_step.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # the forward pass changes running statistics
+        sums: dict[str, Tensor] = {}
+        losses = []
         for piece in pieces:
             share = len(batch.images[piece]) / len(batch.images)
-            with self._no_sync(piece is not pieces[-1]):  # gradients travel once, after the last piece
+            # Gradients travel once, after the last piece.
+            with self._no_sync(piece is not pieces[-1]), dist_util.waiting_for_others("to average gradients"):
                 with self._autocast():
                     loss, terms = self.training_step(*_arguments(batch, draws, piece, kl_weight))
                 (loss * share).backward()
-            self.sampler.update(draws.t[piece], terms["loss"].detach())
+            losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
                 of_all = batch.labelled_share if key in LABEL_TERMS else 1.0  # a mean over images that have labels
-                sums[key] = sums.get(key, 0.0) + float(value.detach().mean()) * share / (of_all or 1.0)
-        everywhere = dist_util.all_reduce_mean(torch.tensor(sums["total"], dtype=torch.float64, device=self.device))
-        if not math.isfinite(float(everywhere)):  # the same on all processes, so that none waits for the others
-            raise InputError(f"the loss is no longer finite at step {self.step}; a smaller lr or grad_clip may help")
-        if train.grad_clip:
-            sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), train.grad_clip))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        self.optimizer.step()
+                mean = value.detach().mean().double() * share / (of_all or 1.0)
+                sums[key] = sums[key] + mean if key in sums else mean
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        means = self._exchange(sums, norm)
         self.step += 1
+        if not math.isfinite(means.pop("everywhere")):
+            self._skip(draws.t, buffers)
+            return {}
+        if train.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), train.grad_clip, norm)
+        else:
+            del means["grad_norm"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step - 1)
+        self.optimizer.step()
+        self.sampler.update(draws.t, torch.cat(losses))
+        self.skipped.note_good()
         self._update_emas()
-        return sums
+        return means
+
+    def _exchange(self, sums: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
+        """All that the host must know of a step, in one transfer: what only the processes together know, and `sums`."""
+        ours = [float(bool(self.stop.reason())), float(self.writer.failed)]
+        together = torch.cat(
+            [torch.stack([sums["total"], norm.double()]), torch.tensor(ours, dtype=torch.float64, device=self.device)]
+        )
+        dist_util.all_reduce_mean(together)
+        values = torch.cat([together, torch.stack([*sums.values()])]).tolist()
+        total, grad_norm, stop, failed = values[:4]
+        if failed:
+            self._raise_failed_save()
+        self.stopped = stop > 0
+        return dict(zip(sums, values[4:], strict=True)) | {"grad_norm": grad_norm, "everywhere": total + grad_norm}
+
+    @torch.no_grad()
+    def _skip(self, t: Tensor, buffers: list[Tensor]) -> None:
+        """Leaves a step without a trace in the model, but one in the books; `step` counts it already."""
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        everyone = torch.cat(dist_util.all_gather(t)).tolist()
+        indices = self.source.indices(self.step - 1).tolist()
+        names = [self.image_names[i] for i in indices]
+        self.skipped.note({"step": self.step - 1, "t": everyone, "indices": indices, "images": names})
+        if dist_util.is_main():
+            self.logger.info(f"step {self.step - 1}: loss or gradient not finite, skipped; {DUMP} names its images")
+            with suppress(OSError):  # a full disk is told of when a checkpoint meets it, in all processes
+                self.skipped.dump(self.logger.run_dir)
+        self.skipped.check()
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant, then linearly down to 0 over the last `lr_anneal_steps`."""
@@ -220,27 +314,9 @@ class TrainLoop:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.use_bf16)
 
     def _draw(self, batch: Batch) -> TrainingDraws:
-        """This process's share of the random numbers of the whole batch."""
-        world, local = dist_util.world_size(), len(batch.images)
-        whole, seed = local * world, self.config.train.seed
-        mine = slice(dist_util.rank() * local, (dist_util.rank() + 1) * local)
-
-        def normal(stream: str, *shape: int) -> Tensor:
-            generator = torch.Generator(self.device).manual_seed(step_seed(seed, self.step, stream))
-            return torch.randn(whole, *shape, generator=generator, device=self.device)[mine]
-
-        generator = torch.Generator().manual_seed(step_seed(seed, self.step, "steps"))
-        drawn = self.sampler.sample(whole, generator)
-        keep = torch.rand(whole, generator=generator) >= self.config.loss.drop_prob
-        forced = torch.rand(whole, generator=generator) < self.config.loss.label_forcing
-        return TrainingDraws(
-            t=drawn.t[mine].to(self.device),
-            weights=drawn.weights[mine].to(self.device),
-            noise=normal("image", *batch.images.shape[1:]),
-            latent_noise=normal("latent", *self.model.latent_shape),
-            keep=keep[mine].to(self.device),
-            forced=forced[mine].to(self.device),
-        )
+        """This process's share of the random numbers of the current step."""
+        shape, seed = self.model.latent_shape, self.config.train.seed
+        return draw_step(seed, self.step, batch.images, shape, self.sampler, self.config.loss)
 
     @torch.no_grad()
     def _update_emas(self) -> None:
@@ -257,24 +333,13 @@ class TrainLoop:
     # ------------------------------------------------------------------ pictures
 
     def draw_pictures(self) -> None:
-        """Test images, their reconstructions, and each variable set to both ends of its range, as one picture."""
+        """Test images, their reconstructions, and interventions, drawn with the first moving average."""
         if self.test is None or not dist_util.is_main():
             return
         state = _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
-        self.model.eval()
-        diffusion = create_gaussian_diffusion(
-            self.config.diffusion, str(min(PICTURE_STEPS, self.config.diffusion.diffusion_steps))
-        )
-        engine = CounterfactualEngine(self.model, diffusion, self.spec)
-        few = self.test.subset(list(range(min(PICTURE_IMAGES, len(self.test)))))
-        x_start, classes, labels = model_inputs(few, self.device)
-        interventions: list[dict[str, Any]] = [{}]
-        for i, name in enumerate(self.spec.graph.names):
-            interventions += [{name: self.spec.low[i]}, {name: self.spec.high[i]}]
-        results = engine.predict(engine.abduct(x_start, classes, labels=labels), interventions)
-        rows = np.stack([few.images, *[to_uint8(result.images.cpu().numpy()) for result in results]], axis=1)
-        self.logger.log_image("counterfactuals", tile(rows), self.step)
+        picture = draw_counterfactuals(self.model, self.config.diffusion, self.test, self.device)
+        self.logger.log_image("counterfactuals", picture, self.step)
         self.model.load_state_dict(state)
 
 

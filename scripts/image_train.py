@@ -6,12 +6,13 @@
     python scripts/image_train.py ... --recipe reference                       # as the published code does it
 
 Every field of the configuration is a flag (`--help` lists them); what is named later wins. Run the same command again
-to go on after an interruption.
+to go on after an interruption. SIGTERM, SIGUSR1 and --max_hours end a run after the current step, with a checkpoint.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+import errno
 
 import yaml
 
@@ -19,12 +20,19 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.errors import InputError
+from causaldiffae.folders.storage import is_remote
 from causaldiffae.image_datasets import DatasetSpec, ImageData, dataset_spec, read_split
 from causaldiffae.logger import Logger
 from causaldiffae.nn import count_parameters
+from causaldiffae.remote_checkpoints import RemoteRun, run_folder
+from causaldiffae.resuming import checkpoint_to_resume
+from causaldiffae.run_lock import lock_run_dir
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
+from causaldiffae.stopping import StopRequest
 from causaldiffae.supervision import with_labels_of
-from causaldiffae.train_util import TrainLoop, checkpoint_to_resume
+from causaldiffae.train_util import LOGS, TrainLoop
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def find_spec(train: TrainConfig) -> DatasetSpec:
@@ -53,6 +61,35 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
     return with_labels_of(data, fraction, seed, folder, write=False)
 
 
+def find_resume_step(train: TrainConfig) -> int | None:
+    """The step that the run goes on from; `None` for a new run."""
+    resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
+    return None if resumed is None else load_checkpoint(resumed).step
+
+
+def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
+    """Reads the data, and trains from where the run directory stands; `text` describes the run."""
+    train = config.train
+    data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
+    test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
+    if config.loss.masking:
+        data = mask_labels(config, data)
+    resume_step = dist_util.from_main(lambda: find_resume_step(train))
+    run_dir = run_folder(train.run_dir)
+    if is_remote(train.run_dir) and dist_util.is_main():
+        RemoteRun(train.run_dir).fetch_logs(LOGS)
+    logger = Logger(run_dir, train.tensorboard, resume_step)
+    loop = TrainLoop(config, data, logger, test, stop)
+    if dist_util.is_main():
+        print(text, flush=True)
+        (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
+    loop.run()
+    logger.close()
+    if loop.stopped:
+        reason = stop.reason() or "another process"
+        logger.info(f"stopped after step {loop.step} by {reason}; the same command goes on from there")
+
+
 def main(argv: list[str]) -> None:
     config = parse_config(argv, __doc__ or "")
     train = config.train
@@ -64,25 +101,21 @@ def main(argv: list[str]) -> None:
     if train.dry_run:
         print(text)
         return
-    dist_util.setup_dist()
-    failed = True
-    try:
-        data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
-        test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
-        if config.loss.masking:
-            data = mask_labels(config, data)
-        resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
-        resume_step = None if resumed is None else load_checkpoint(resumed).step
-        logger = Logger(train.run_dir, train.tensorboard, resume_step)
-        loop = TrainLoop(config, data, logger, test)
-        if dist_util.is_main():
-            print(text, flush=True)
-            Path(train.run_dir, "config.yaml").write_text(text + "\n", encoding="utf-8")
-        loop.run()
-        logger.close()
-        failed = False
-    finally:
-        dist_util.cleanup(failed)
+    with StopRequest(train.max_hours) as stop:  # from here on a signal is noted, and obeyed after a step
+        dist_util.setup_dist()
+        failed = True
+        try:
+            with contextlib.ExitStack() as held:
+                dist_util.from_main(lambda: held.enter_context(lock_run_dir(run_folder(train.run_dir))))
+                train_model(config, spec, text, stop)
+            failed = False
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            place = f"run_dir: {train.run_dir} cannot be written"
+            raise InputError(f"{place} ({error.strerror}); mend this and run the same command again") from error
+        finally:
+            dist_util.cleanup(failed)
 
 
 if __name__ == "__main__":

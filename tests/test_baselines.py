@@ -8,7 +8,7 @@ import torch
 from tiny import randomise, small_config, squares, squares_spec
 from torch import Tensor
 
-from causaldiffae import train_util
+from causaldiffae import training_pictures
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep, ConvDecoder
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
@@ -71,7 +71,7 @@ def step(net: Any, kind: type[TrainingStep], labelled: Tensor = EVERYONE, **loss
 def test_every_model_trains_opens_and_answers(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_util, "PICTURE_STEPS", 3)
+    monkeypatch.setattr(training_pictures, "PICTURE_STEPS", 3)
     config = small_config(class_cond=True, total_steps=2, **changes)
     data = squares(num_classes=3)
     TrainLoop(config, data, Logger(tmp_path, use_tensorboard=False), data).run()

@@ -54,6 +54,22 @@ ALLOWED = {
     "results": {"evaluation", "image_datasets", "pictures"},
     "explorer.graph_svg": {"graph_picture", "graphs"},
     "explorer.uploads": {"errors", "explorer.studio", "folders.image_files", "image_datasets", "image_input"},
+    "stopping": set(),
+    "run_lock": {"errors"},
+    "skipped_steps": {"errors"},
+    "checkpoint_writer": {"errors", "checkpoint"},
+    "remote_checkpoints": {"errors", "checkpoint", "folders.storage", "safe_files"},
+    "resuming": {
+        "errors",
+        "checkpoint",
+        "config",
+        "dist_util",
+        "folders.storage",
+        "image_datasets",
+        "remote_checkpoints",
+    },
+    "step_draws": {"config", "dist_util", "model", "resample"},
+    "training_pictures": {"config", "counterfactual", "image_datasets", "pictures", "script_util"},
 }
 PAGE = {"explorer.page", "explorer.server"}
 """The only modules that know gradio and its server, and these only inside their functions."""

@@ -21,7 +21,9 @@ from causaldiffae.evaluation import describe_do
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import dataset_spec
+from causaldiffae.logger import Logger
 from causaldiffae.metrics.truth import l1_errors
+from causaldiffae.run_lock import lock_run_dir
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -334,3 +336,30 @@ def test_pixel_l1_and_descriptions() -> None:
     np.testing.assert_array_equal(l1_errors(a, b), [0.0, 200.0])
     np.testing.assert_array_equal(l1_errors(b, a), [0.0, 200.0])  # no wrap-around of unsigned bytes
     assert describe_do({"a": 4.5, "b": 90.0}) == "do(a=4.5, b=90)"
+
+
+def test_a_second_trainer_and_a_time_limit(digits: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--dataset=morphomnist", f"--data_dir={digits}", f"--run_dir={run_dir}", *NETWORK, "--batch_size=4"]
+    arguments += ["--total_steps=3", "--tensorboard=False"]
+    with lock_run_dir(run_dir):
+        assert_refused(run(TRAIN_SCRIPT, *arguments), "run_dir:", "is in use by process")
+    assert not (run_dir / "progress.csv").exists()
+    stopped = run(TRAIN_SCRIPT, *arguments, "--max_hours=1e-9")
+    assert stopped.returncode == 0 and [path.name for path in run_dir.glob("step_*")] == ["step_0000001"]
+    assert "stopped after step 1 by max_hours = 1e-09; the same command goes on from there" in stopped.stderr
+    assert run(TRAIN_SCRIPT, *arguments).returncode == 0 and (run_dir / "step_0000003").is_dir()
+
+
+def test_a_disk_that_is_full_is_one_line(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    arguments = ["--dataset=morphomnist", f"--data_dir={digits}", f"--run_dir={tmp_path / 'run'}", *NETWORK]
+    arguments += ["--batch_size=4", "--total_steps=2", "--log_interval=1", "--tensorboard=False"]
+    monkeypatch.setattr(Logger, "dumpkvs", full)
+    outcome = run(TRAIN_SCRIPT, *arguments)
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1].endswith(
+        "(No space left on device); mend this and run the same command again"
+    )

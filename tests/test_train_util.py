@@ -1,7 +1,6 @@
 """The training loop on eight images: it learns, resumes bit for bit, and does not care how a batch is shared out."""
 
 import csv
-import math
 import os
 import re
 import socket
@@ -15,14 +14,15 @@ import torch
 from PIL import Image
 from tiny import randomise, small_config, squares
 
-from causaldiffae import train_util
+from causaldiffae import train_util, training_pictures
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
 from causaldiffae.logger import Logger
 from causaldiffae.resample import LossSecondMomentResampler
 from causaldiffae.script_util import load_model
-from causaldiffae.train_util import TrainLoop, step_seed
+from causaldiffae.step_draws import step_seed
+from causaldiffae.train_util import TrainLoop
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -90,7 +90,7 @@ def test_every_kind_of_training_runs_to_its_pictures(
 ) -> None:
     """Two steps with all that a run does: figures, a checkpoint that opens, pictures."""
     if "diffusion_steps" not in changes:
-        monkeypatch.setattr(train_util, "PICTURE_STEPS", 3)
+        monkeypatch.setattr(training_pictures, "PICTURE_STEPS", 3)
     trained = loop(tmp_path, test=True, num_classes=3, total_steps=2, **changes)
     trained.run()
     assert all(value.isfinite().all() for value in everything(trained).values())
@@ -165,14 +165,6 @@ def test_moving_average_warms_up(tmp_path: Path) -> None:
     rate, key = 2 / 11, "unet.out.2.weight"
     expected = rate * before[key] + (1 - rate) * trained.model.state_dict()[key]
     torch.testing.assert_close(trained.emas["0.9"][key], expected)
-
-
-def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
-    trained = loop(tmp_path)
-    with torch.no_grad():
-        trained.model.unet.out[2].bias.fill_(math.nan)
-    with pytest.raises(InputError, match="the loss is no longer finite at step 0; a smaller lr or grad_clip"):
-        trained.run_step()
 
 
 # ---------------------------------------------------------------------- resuming
@@ -305,7 +297,7 @@ from causaldiffae.logger import Logger
 from causaldiffae.train_util import TrainLoop
 from tiny import randomise, small_config, squares
 
-dist_util.setup_dist("gloo", timeout_minutes=1.0)
+dist_util.setup_dist("gloo", timeout_minutes=3.0)
 config = small_config(**eval(sys.argv[3]))
 trained = TrainLoop(config, squares(16), Logger(sys.argv[2], use_tensorboard=False))
 randomise(trained.model)
@@ -324,7 +316,7 @@ dist_util.cleanup()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
     options = {"total_steps": 3, "drop_prob": 0.3, "schedule_sampler": "loss-second-moment", "learned_null": True}
     with socket.socket() as free:
@@ -347,7 +339,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
     started = [start("one", 8)]
     started += [start("two", 4, RANK=rank, LOCAL_RANK=rank, **pair) for rank in ("0", "1")]
     for process in started:
-        _, errors = process.communicate(timeout=150)
+        _, errors = process.communicate(timeout=350)
         assert process.returncode == 0, errors
     one, first, second = (torch.load(tmp_path / name) for name in ("one/rank0.pt", "two/rank0.pt", "two/rank1.pt"))
     # Adam turns the rounding of a tiny gradient into a step of full length, so the update is compared as a whole.
@@ -362,7 +354,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
 def test_pictures_show_every_intervention_and_leave_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_util, "PICTURE_STEPS", 3)
+    monkeypatch.setattr(training_pictures, "PICTURE_STEPS", 3)
     with_pictures = loop(tmp_path / "a", test=True, sample_interval=1, total_steps=2)
     without = loop(tmp_path / "b", total_steps=2)
     with_pictures.run()
