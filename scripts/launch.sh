@@ -9,8 +9,13 @@
 #   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
 #   OUT_DIR=DIR            what a test writes (default RUN_DIR/test)
 #   NPROC=5                training under mpiexec with that many processes (default 1, which needs no MPI)
+#   RESTARTS=3             after a crash training goes on from its newest checkpoint, at most so often, and only if it had
+#                          written one since it was started; not after an error that you must mend (exit code 2)
 #   MPIEXEC="srun --mpi=pmix"   another starter than the environment's or the system's mpiexec
 #   DRY_RUN=1              print the commands, run none
+#
+# SIGTERM, SIGUSR1 and Ctrl-C are passed on: training ends after its current step, with a checkpoint and exit code 0. The
+# same command goes on from there.
 
 launch_run() { # launch_run [exec] COMMAND...: with exec, signals sent to the launcher reach the command itself
     if [ -n "${DRY_RUN:-}" ]; then
@@ -35,6 +40,42 @@ launch_make_data() { # launch_make_data DATASET DIR
     launch_run "$PYTHON" "$REPO_DIR/scripts/make_dataset.py" "$1" ${source_arguments[@]+"${source_arguments[@]}"} --out "$2"
 }
 
+launch_newest() { # launch_newest DIR: prints the newest step folder
+    local path newest=
+    for path in "$1"/step_*; do newest=$path; done
+    printf '%s\n' "$newest"
+}
+
+launch_wait() { # launch_wait PID: the exit code of a child, to which signals are passed on
+    local child=$1 signalled status=0
+    trap 'signalled=1; kill -TERM "$child" 2>/dev/null' TERM INT
+    trap 'signalled=1; kill -USR1 "$child" 2>/dev/null' USR1
+    while :; do # a signal ends `wait`, not the child
+        signalled='' status=0
+        wait "$child" || status=$?
+        [ -n "$signalled" ] || break
+    done
+    trap - TERM INT USR1
+    return "$status"
+}
+
+launch_training() { # launch_training RUN_DIR COMMAND...: runs it, and again after a crash
+    local run_dir=$1 restarts=${RESTARTS:-3} status before
+    shift
+    while :; do
+        before=$(launch_newest "$run_dir")
+        status=0
+        "$@" &
+        launch_wait $! || status=$?
+        case $status in 0 | 2) exit "$status" ;; esac
+        if [ "$restarts" -le 0 ] || [[ $run_dir != *://* && $(launch_newest "$run_dir") = "$before" ]]; then
+            exit "$status"
+        fi
+        restarts=$((restarts - 1))
+        echo "training ended with exit code $status; it goes on from its newest checkpoint ($restarts restarts left)" >&2
+    done
+}
+
 launch_data_dir() { # launch_data_dir ARGUMENTS...: prints the folder that the last --data_dir names, or DATA_DIR
     local found=${DATA_DIR:-}
     while [ $# -gt 0 ]; do
@@ -52,6 +93,7 @@ launch() {
     local task=$1 dataset=$2 model=$3 size=${SIZE:-paper} nproc=${NPROC:-1}
     shift 3
     case $size in paper | fast | mini) ;; *) echo "SIZE: $size is unknown, allowed are paper, fast, mini" >&2 && exit 2 ;; esac
+    case ${RESTARTS:-3} in *[!0-9]*) echo "RESTARTS: $RESTARTS is no number of restarts, 0 or more is needed" >&2 && exit 2 ;; esac
     case $nproc in '' | 0* | *[!0-9]*) echo "NPROC: $nproc is no number of processes, 1 or more is needed" >&2 && exit 2 ;; esac
     local own_dir=
     if [ "$dataset" = folder ]; then own_dir=$(launch_data_dir "$@") || exit 2; fi
@@ -95,6 +137,7 @@ launch() {
         launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
             "${configs[@]/#--config/--score_config}" --data_dir "$data_dir" --out "$run_dir/predictor"
     fi
-    launch_run exec ${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" \
-        "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
+    local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" "${configs[@]}"
+        --data_dir "$data_dir" --run_dir "$run_dir" "$@")
+    if [ -n "${DRY_RUN:-}" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
 }

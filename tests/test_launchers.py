@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -327,3 +328,83 @@ def test_imagenet_brings_its_extra(clone: Path) -> None:
     assert any(line.endswith(f"install -e {clone}[imagenet]") for line in record(clone))
     rest = commands(launch(clone, "test_imagenet_diffscm.sh", DRY_RUN="1", OUT_DIR="/elsewhere"))[-1]
     assert rest[-2:] == ["--out_dir", "/elsewhere"]
+
+
+TRAINER = """\
+import os, pathlib, signal, sys, time
+run_dir = pathlib.Path(sys.argv[sys.argv.index("--run_dir") + 1])
+run_dir.mkdir(parents=True, exist_ok=True)
+lives = run_dir / "lives"
+life = len(lives.read_text()) + 1 if lives.exists() else 1
+lives.write_text("x" * life)
+ending = os.environ["ENDINGS"].split()[life - 1]
+if ending != "early":
+    (run_dir / f"step_{life:07d}").mkdir()
+if ending in ("killed", "early"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if ending == "wait":
+    def stop(number, _):
+        os.write(1, f"stopped by {signal.Signals(number).name}\\n".encode())
+        os._exit(0)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGUSR1, stop)
+    os.write(1, b"waiting\\n")
+    time.sleep(60)
+    sys.exit(1)
+sys.exit(int(ending))
+"""
+
+
+@pytest.fixture
+def crashing(clone: Path) -> Path:
+    """A clone whose training ends as `ENDINGS` says, one word for each time it is started."""
+    (clone / "scripts" / "image_train.py").write_text(TRAINER)
+    data = clone.parent / "data"
+    data.mkdir()
+    (data / "something").touch()
+    return clone
+
+
+@pytest.mark.parametrize(
+    ("endings", "restarts", "code", "lives"),
+    [
+        ("0", "3", 0, 1),
+        ("killed 1 0", "3", 0, 3),
+        ("killed killed killed", "1", 137, 2),
+        ("killed", "0", 137, 1),
+        ("early", "3", 137, 1),  # without a checkpoint since the start the next life would end alike
+        ("killed early", "3", 137, 2),
+        ("2", "3", 2, 1),  # for the user to mend
+    ],
+)
+def test_after_a_crash_training_goes_on(crashing: Path, endings: str, restarts: str, code: int, lives: int) -> None:
+    run_dir = crashing.parent / "my run"
+    given = {"DATA_DIR": str(crashing.parent / "data"), "RUN_DIR": str(run_dir), "RESTARTS": restarts}
+    result = launch(crashing, "train_pendulum_causaldae.sh", ENDINGS=endings, **given)
+    assert result.returncode == code, result.stderr
+    assert len((run_dir / "lives").read_text()) == lives
+    assert result.stderr.count("it goes on from its newest checkpoint") == lives - 1
+
+
+@pytest.mark.parametrize(("number", "name"), [("TERM", "SIGTERM"), ("USR1", "SIGUSR1"), ("INT", "SIGTERM")])
+def test_signals_reach_the_training(crashing: Path, number: str, name: str) -> None:
+    assert launch(crashing, "train_pendulum_causaldae.sh", DRY_RUN="1").returncode == 0  # the environment is there
+    environment = {"PATH": search_path(crashing), "RECORD": str(crashing.parent / "record"), "FAIL_ON": ""}
+    environment |= {"ENDINGS": "wait", "RUN_DIR": str(crashing.parent / "run")}
+    environment |= {"DATA_DIR": str(crashing.parent / "data")}
+    command = ["bash", str(crashing / "scripts" / "train_pendulum_causaldae.sh")]
+
+    def attend() -> None:  # tests that run in the background ignore Ctrl-C, and a shell could not undo that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=attend) as launcher:
+        assert launcher.stdout is not None and launcher.stdout.readline() == "waiting\n"
+        launcher.send_signal(getattr(signal, f"SIG{number}"))
+        out, _ = launcher.communicate(timeout=30)
+    assert (launcher.returncode, out) == (0, f"stopped by {name}\n")
+
+
+def test_restarts_must_be_a_number(clone: Path) -> None:
+    result = launch(clone, "train_pendulum_causaldae.sh", RESTARTS="many")
+    assert result.returncode == 2
+    assert "RESTARTS: many is no number of restarts" in result.stderr
