@@ -56,6 +56,8 @@ setup(
         "app": ["gradio>=6", "fastapi", "starlette", "uvicorn"],
         # Models from the Hugging Face Hub by name.
         "hub": ["huggingface_hub"],
+        # Coverage-guided fuzzing, see docs/fuzzing.md; wheels are for Linux.
+        "fuzz": ["atheris>=3.0; platform_system == 'Linux' and python_version >= '3.11'"],
         # The formatter's version is held, because another minor version may lay out the same code differently.
         "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18", *PAGE],
     },

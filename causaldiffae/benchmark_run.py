@@ -18,7 +18,6 @@ import shutil
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import torch
 
 from causaldiffae import dist_util
 from causaldiffae.benchmark_protocol import PROTOCOL, VERSION, Asker, ProtocolSettings, Task, join, make_task
+from causaldiffae.benchmark_results import check_results
 from causaldiffae.benchmark_scores import Judge, score, score_latents
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import DataError, InputError
@@ -41,14 +41,16 @@ from causaldiffae.image_datasets import DatasetSpec, ImageData, evenly_spread, r
 from causaldiffae.interventional_data import exact_labels
 from causaldiffae.logger import progress_bar
 from causaldiffae.nn import count_parameters
+from causaldiffae.npz_files import NpzFile
 from causaldiffae.predictor_training import data_digest
 from causaldiffae.predictors import LoadedPredictor, check_fits, find_predictor, load_predictor
-from causaldiffae.safe_files import file_sha256, parse_json
+from causaldiffae.safe_files import MAX_JSON_BYTES, file_sha256, parse_json, read_file
 from causaldiffae.script_util import LoadedModel, load_model
 
 PICTURES: Final = 8
 _SMALLEST_FIT: Final = 20  # images; DCI on fewer would be noise
 _MAX_RESULTS: Final = 1 << 26
+_MAX_PART: Final = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
         raise InputError(f"data_dir: {folder} is missing")
     recipe = folder / "recipe.json"
     if recipe.is_file() and spec.name != "folder":
-        named = parse_json(recipe.read_bytes()[:_MAX_RESULTS], str(recipe)).get("dataset", spec.name)
+        named = parse_json(read_file(recipe, _MAX_RESULTS), str(recipe)).get("dataset", spec.name)
         if named != spec.name:
             raise InputError(f"data_dir: {folder} holds {named!r}, the model was trained on {spec.name!r}")
     return str(folder)
@@ -161,9 +163,9 @@ def pictures_file(out: str) -> Path:
 def _read_part(path: Path) -> dict[str, np.ndarray] | None:
     """A finished chunk; None if it is missing or damaged, and then it is done again."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        with NpzFile(path) as kept:
+            return kept.arrays("biuf", _MAX_PART)
+    except DataError:
         return None
 
 
@@ -174,17 +176,14 @@ def read_results(path: str | Path) -> dict[str, Any]:
         InputError: if it is none, or of another version.
     """
     path = Path(path)
-    if not path.is_file() or path.stat().st_size > _MAX_RESULTS:
-        raise DataError(f"{path}: it is missing or no results file")
-    found = parse_json(path.read_bytes(), str(path))
+    found = parse_json(read_file(path, _MAX_RESULTS), str(path))
     protocol = found.get("protocol")
     if not isinstance(protocol, dict) or protocol.get("name") != PROTOCOL:
         raise DataError(f"{path}: it is no results file of this benchmark")
     if protocol.get("version") != VERSION:
         given = str(protocol.get("version"))[:20]
         raise DataError(f"{path}: results of protocol version {given}, this is version {VERSION}; evaluate anew")
-    if not all(isinstance(found.get(key), dict) for key in ("model", "data", "predictor", "settings", "results")):
-        raise DataError(f"{path}: a part of the results is missing; delete it and evaluate anew")
+    check_results(found, str(path))
     return found
 
 
@@ -231,7 +230,7 @@ def evaluate(job: Job) -> dict[str, Any]:
 def _claim(parts: Path, digest: str) -> None:
     """Says in the folder of parts what they are of; refuses one that is of something else."""
     mark = parts / "digest"
-    if mark.is_file() and mark.read_text(encoding="utf-8") != digest:
+    if mark.is_file() and read_file(mark, 1 << 10) != digest.encode():
         raise InputError(f"{parts}: parts of another model, data or settings; delete the folder or give another --out")
     mark.write_text(digest, encoding="utf-8")
 
@@ -389,7 +388,7 @@ def _is_model(path: Path) -> bool:
     described = path / "config.json"
     if not described.is_file() or not (path / "model.safetensors").is_file():
         return False
-    return parse_json(described.read_bytes(), str(described)).get("model_type") != "predictor"
+    return parse_json(read_file(described, MAX_JSON_BYTES), str(described)).get("model_type") != "predictor"
 
 
 def settings_from(values: dict[str, Any]) -> ProtocolSettings:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.safe_files import (
@@ -49,6 +50,8 @@ CONFIG, MODEL, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
 VERSION = 1
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 STEP_NAME = re.compile(r"step_([0-9]{7,12})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99}")
@@ -341,3 +344,37 @@ def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"checkpoint of another model, {len(wrong)} differences: {'; '.join(wrong[:5])}{more}")
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills a tensor in place: on the meta device that does nothing, after seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return args[0] if args else next(iter(kwargs.values()))
+        return func(*args, **(kwargs or {}))
+
+
+def build_with_state(build: Callable[[], Network], state: Mapping[str, torch.Tensor], where: str) -> Network:
+    """Builds the network that weights belong to and fills it with them, in float32, for evaluation.
+
+    The sizes may be a stranger's: the network is first built without memory (torch's meta device), and in earnest only
+    if names and shapes are those of the weights, which the file's size bounds.
+
+    Raises:
+        InputError: as `check_state_fits`.
+        DataError: if the sizes make no network at all.
+    """
+    try:
+        with torch.device("meta"), _Unfilled(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_state_fits(build(), state)
+    except InputError:
+        raise
+    except Exception as error:  # layers refuse sizes in their own ways
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{where}: its sizes make no network ({reason})") from None
+    model = build()
+    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    return model.eval()

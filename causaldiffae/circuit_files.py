@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from causaldiffae.generators.circuit import FILE_ORDER, GRAPH, IMAGE_SIZE, Circu
 from causaldiffae.generators.circuit_scene import can_render
 from causaldiffae.image_datasets import DatasetSpec, ImageData, check_size, resize_area
 from causaldiffae.npz_files import NpzFile
+from causaldiffae.safe_images import open_image, without_size_warnings
 
 STAND_IN: Final = {"dataset": "circuit", "stand_in": True, "version": 1}
 MAX_JPEG_BYTES: Final = 4 << 20
@@ -142,8 +142,7 @@ def _rendered_size(path: Path, file: NpzFile) -> int | None:
 def _read_images(path: Path, count: int, images: np.ndarray) -> None:
     """Fills `images` (n, 3, S, S) from the first n of the file's `count` rows."""
     size = images.shape[-1]
-    with NpzFile(path) as file, ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with NpzFile(path) as file, ThreadPoolExecutor() as pool, without_size_warnings():
         shape = file.header("imgs").shape
         if shape != (count, 2):
             raise DataError(f"{path}: imgs: its shape is {shape}, {(count, 2)} is needed as original_latents has it")
@@ -161,20 +160,13 @@ def decode_jpeg(content: bytes, size: int, where: str) -> np.ndarray:
     The header is checked before anything is decoded. A picture that is at least twice too large is decoded at half,
     a quarter or an eighth of its size, which the JPEG format allows for, and takes a third of the time.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
-            width, height = picture.size
-            if picture.mode != "RGB" or width != height or not 8 <= width <= MAX_SIDE:
-                given = f"{width}x{height} {picture.mode}"
-                raise DataError(f"{where}: it is {given}, a square RGB of 8..{MAX_SIDE} is needed")
-            picture.draft("RGB", (size, size))
-            image = np.asarray(picture)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"{where}: it unpacks to far too many pixels, {MAX_SIDE}x{MAX_SIDE} are allowed") from None
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}: it cannot be read as a JPEG image") from None
+    with open_image(content, ("JPEG",), where, MAX_SIDE**2) as picture:
+        width, height = picture.size
+        if picture.mode != "RGB" or width != height or not 8 <= width <= MAX_SIDE:
+            given = f"{width}x{height} {picture.mode}"
+            raise DataError(f"{where}: it is {given}, a square RGB of 8..{MAX_SIDE} is needed")
+        picture.draft("RGB", (size, size))
+        image = np.asarray(picture)
     return resize_area(image.transpose(2, 0, 1)[None], size)[0]
 
 

@@ -280,6 +280,14 @@ POSITIVE = {
     "sample_interval",
     "keep_last",
 }
+# Far above what any model here has; a stranger's configuration must not ask for more.
+LARGEST = {
+    **dict.fromkeys(("num_channels", "num_heads", "num_head_channels", "patch_size"), 1 << 13),
+    **dict.fromkeys(("rep_dim", "block_size", "cond_hidden", "mechanism_width"), 1 << 16),
+    **dict.fromkeys(("num_res_blocks", "mechanism_depth"), 16),
+    "diffusion_steps": 100_000,
+}
+MAX_INTS = 16
 
 
 @dataclass(frozen=True)
@@ -300,6 +308,8 @@ class Config:
                     raise InputError(f"{name}: {value} given, a finite number is needed")
                 if name in POSITIVE and value <= 0:
                     raise InputError(f"{name}: {value} given, a positive number is needed")
+                if value > LARGEST.get(name, math.inf):
+                    raise InputError(f"{name}: {value} given, at most {LARGEST[name]} is allowed")
                 if value < 0 and name != "num_head_channels":
                     raise InputError(f"{name}: {value} given, 0 or more is needed")
         probabilities: tuple[tuple[str, Any], ...] = (
@@ -389,5 +399,7 @@ def parse_ints(name: str, text: str) -> tuple[int, ...]:
     except ValueError:
         values = (0,)
     if any(value < 1 for value in values):
-        raise InputError(f"{name}: {text!r} given, positive whole numbers separated by commas are needed")
+        raise InputError(f"{name}: {text[:200]!r} given, positive whole numbers separated by commas are needed")
+    if len(values) > MAX_INTS or any(value > 1 << 16 for value in values):
+        raise InputError(f"{name}: {text[:200]!r} given, at most {MAX_INTS} numbers up to {1 << 16} are allowed")
     return values

@@ -10,8 +10,6 @@ text (so that a category `no` stays the word). Whatever is wrong is a `DataError
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -20,13 +18,15 @@ from typing import Any, Final
 import networkx as nx
 import yaml
 
+from causaldiffae.dot_files import parse_dot
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.folders.storage import read_address
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.safe_files import parse_json
+from causaldiffae.yaml_files import parse_yaml
 
 MAX_BYTES: Final = 1 << 20
-MAX_DOT_BYTES: Final = 1 << 17  # its parser takes seconds for more
+MAX_CHARACTERS: Final = 1 << 17  # of YAML, GML and DOT, whose readers are written in Python
 GRAPH_KEYS: Final = ("names", "edges", "adjacency")
 DESCRIPTION_KEYS: Final = (
     *("variables", "name", "image_size", "channels", "resize"),
@@ -58,11 +58,7 @@ def parse_mapping(content: bytes, where: str) -> dict[str, Any]:
     """A YAML or JSON file's content as a mapping; scalars of YAML are text."""
     if _ending(where) == ".json":
         return parse_json(content, where)
-    text = _text(content, where)
-    try:
-        mapping = _TextLoader(text).get_single_data()
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{where}: it is no YAML ({_one_line(error)})") from None
+    mapping = parse_yaml(_text(content, where), where)
     if not isinstance(mapping, dict):
         raise DataError(f"{where}: a mapping is needed, like edges: [[cause, effect]]")
     return mapping
@@ -98,24 +94,6 @@ def write_graph(path: str | Path, graph: CausalGraph) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-class _TextLoader(yaml.BaseLoader):
-    """YAML whose scalars are all text, without tags, anchors and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.YAMLError(f"anchors are not allowed, line {event.start_mark.line + 1}")
-        if getattr(event, "tag", None) is not None:
-            raise yaml.YAMLError(f"tags are not allowed, line {event.start_mark.line + 1}")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            raise yaml.YAMLError(f"a key is given twice in the mapping at line {node.start_mark.line + 1}")
-        return mapping
-
-
 def _parse_gml(text: str, where: str) -> dict[str, Any]:
     try:
         digraph = nx.parse_gml(text, label=None)
@@ -128,57 +106,12 @@ def _parse_gml(text: str, where: str) -> dict[str, Any]:
 
 
 def _parse_dot(text: str, where: str) -> dict[str, Any]:
-    import pydot
-
-    if len(text) > MAX_DOT_BYTES:
-        raise DataError(f"{where}: it has {len(text)} characters, {MAX_DOT_BYTES} are allowed")
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):  # pydot prints what is wrong
-            graphs = pydot.graph_from_dot_data(f"{text}\ndigraph end {{}}\n")  # it stops in silence at what is no graph
-    except Exception as error:  # and raises the rest
-        raise DataError(f"{where}: it is no DOT graph ({_one_line(error)})") from None
-    if not graphs:
-        raise DataError(f"{where}: it is no DOT graph ({_one_line(printed.getvalue().strip())})")
-    if len(graphs) != 2 or graphs[0].get_type() != "digraph":
-        raise DataError(f"{where}: one `digraph` and nothing else is needed")
-    names: dict[str, None] = {}
-    edges: list[list[str]] = []
-    _walk_dot(graphs[0], names, edges, where)
-    return {"names": list(names), "edges": edges}
-
-
-def _walk_dot(graph: Any, names: dict[str, None], edges: list[list[str]], where: str) -> None:
-    """Adds the nodes and edges of a DOT graph and of its subgraphs, in the order of the text."""
-    parts = [*graph.get_node_list(), *graph.get_edge_list(), *graph.get_subgraph_list()]
-    for part in sorted(parts, key=lambda part: part.get_sequence() or 0):
-        if hasattr(part, "get_source"):
-            if _dot_unquote(str(part.get("dir") or "forward")) != "forward":
-                raise DataError(f"{where}: an edge has dir={part.get('dir')}; only cause -> effect is read")
-            causes, effects = (_dot_ends(end, names) for end in (part.get_source(), part.get_destination()))
-            edges += [[cause, effect] for cause in causes for effect in effects]
-        elif hasattr(part, "get_node_list"):
-            _walk_dot(part, names, edges, where)
-        elif part.get_name() not in ("node", "edge", "graph", '"\\n"', '"\\r\\n"'):
-            names.setdefault(_dot_unquote(part.get_name()))
-
-
-def _dot_ends(end: Any, names: dict[str, None]) -> list[str]:
-    """The nodes at one end of an edge: a name, or all in `{a b}`."""
-    found = [end] if isinstance(end, str) else [str(name) for name in end.get("nodes", ())]
-    found = [_dot_unquote(name) for name in found]
-    names.update(dict.fromkeys(found))
-    return found
+    names, edges = parse_dot(text, where)
+    return {"names": names, "edges": edges}
 
 
 def _dot_quote(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _dot_unquote(name: str) -> str:
-    if len(name) < 2 or name[0] != '"' or name[-1] != '"':
-        return name
-    return name[1:-1].replace('\\"', '"').replace("\\\\", "\\")
 
 
 _PARSERS: Final[dict[str, Callable[[str, str], dict[str, Any]]]] = {
@@ -204,9 +137,12 @@ def _built(description: dict[str, Any], where: str) -> CausalGraph:
 
 def _text(content: bytes, where: str) -> str:
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{where}: it is no UTF-8 text") from None
+    if len(text) > MAX_CHARACTERS:
+        raise DataError(f"{where}: it has {len(text)} characters, {MAX_CHARACTERS} are allowed")
+    return text
 
 
 def _one_line(error: object) -> str:

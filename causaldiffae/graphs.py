@@ -10,6 +10,8 @@ else must stay as it is.
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,11 +22,22 @@ import numpy as np
 
 from causaldiffae.errors import InputError
 
+MAX_VARIABLES, MAX_EDGES, MAX_NAME = 1000, 50_000, 200
+
+
+def _check_name(name: Any) -> None:
+    """A name ends in tables, pictures and on consoles: it is text that can be printed."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"graph: {str(name)[:MAX_NAME]!r} is no variable name; a non-empty string is needed")
+    if len(name) > MAX_NAME or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        shown = f"{name[:40]!r} of {len(name)} characters"
+        raise InputError(f"graph: {shown} is no variable name; at most {MAX_NAME}, none for control, are allowed")
+
 
 def _edge(given: Any) -> tuple[str, str]:
     """A pair of names out of what a user wrote."""
     if not isinstance(given, list | tuple) or len(given) != 2 or not all(isinstance(name, str) for name in given):
-        raise InputError(f"graph: {given!r} is no edge; a pair [cause, effect] is needed")
+        raise InputError(f"graph: {repr(given)[:MAX_NAME]} is no edge; a pair [cause, effect] is needed")
     return given[0], given[1]
 
 
@@ -48,10 +61,12 @@ class CausalGraph:
         names = tuple(self.names)
         if not names:
             raise InputError("graph: it has no variables; at least one is needed")
+        if len(names) > MAX_VARIABLES or len(self.edges) > MAX_EDGES:
+            given = f"{len(names)} variables and {len(self.edges)} edges"
+            raise InputError(f"graph: it has {given}, {MAX_VARIABLES} and {MAX_EDGES} are allowed")
         for name in names:
-            if not isinstance(name, str) or not name:
-                raise InputError(f"graph: {name!r} is no variable name; a non-empty string is needed")
-        repeated = sorted({name for name in names if names.count(name) > 1})
+            _check_name(name)
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise InputError(f"graph: variable {repeated[0]!r} is named more than once")
         position = {name: i for i, name in enumerate(names)}
@@ -135,12 +150,18 @@ class CausalGraph:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Direct causes of every variable, in the variables' order."""
-        return {name: tuple(c for c, e in self.edges if e == name) for name in self.names}
+        found: dict[str, list[str]] = {name: [] for name in self.names}
+        for cause, effect in self.edges:
+            found[effect].append(cause)
+        return {name: tuple(causes) for name, causes in found.items()}
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
         """Direct effects of every variable, in the variables' order."""
-        return {name: tuple(e for c, e in self.edges if c == name) for name in self.names}
+        found: dict[str, list[str]] = {name: [] for name in self.names}
+        for cause, effect in self.edges:
+            found[cause].append(effect)
+        return {name: tuple(effects) for name, effects in found.items()}
 
     @cached_property
     def roots(self) -> tuple[str, ...]:

@@ -23,14 +23,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.folders.reading_rules import RESIZE_RULES, SPLIT_SHARES, check_shares, one_of, whole_number
 from causaldiffae.folders.variable_kinds import category_label, check_kinds, is_number
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.safe_files import read_file
+from causaldiffae.safe_images import open_image, without_size_warnings
 
 SPLITS: Final = ("train", "test")
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it ends in names of files and folders
+_LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 
@@ -68,14 +72,17 @@ class DatasetSpec:
     split_shares: tuple[float, ...] = SPLIT_SHARES
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise DataError(f"data set: name is {self.name!r}, a non-empty string is needed")
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            shown = repr(self.name)[:80]
+            raise DataError(f"data set: name is {shown}, up to 64 letters, digits, - and _ are needed")
         if not isinstance(self.graph, CausalGraph):
             raise DataError(f"data set {self.name}: graph is {self.graph!r}, a CausalGraph is needed")
         for key in ("image_size", "channels", "num_classes"):
             value = getattr(self, key)
             if not (_is_int(value) and value > 0) and not (key == "num_classes" and value is None):
                 raise DataError(f"data set {self.name}: {key} is {value!r}, a whole number above 0 is needed")
+            if value is not None and value > _LARGEST[key]:
+                raise DataError(f"data set {self.name}: {key} is {value}, at most {_LARGEST[key]} is allowed")
         for key in ("shift", "scale", "low", "high"):
             object.__setattr__(self, key, self._check_numbers(key, getattr(self, key)))
         if not all(value > 0 for value in self.scale):
@@ -401,6 +408,9 @@ def can_measure(spec: DatasetSpec) -> bool:
     return _entry(spec.name).measure is not None
 
 
+_RESIZED_AT_ONCE: Final = 1 << 24  # pixels
+
+
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes square (N, C, S, S) uint8 to (N, C, size, size): every new pixel averages the area it covers.
 
@@ -409,14 +419,16 @@ def resize_area(images: np.ndarray, size: int) -> np.ndarray:
     if images.shape[-1] == size:
         return images
     weights = _area_weights(images.shape[-1], size)
-    resized = np.empty((*images.shape[:2], size, size), np.uint8)
-    for start in range(0, len(images), 256):  # bounds the memory
-        block = weights @ images[start : start + 256].astype(np.float32) @ weights.T
-        resized[start : start + 256] = np.clip(np.rint(block), 0, 255)
-    return resized
+    planes = images.reshape(-1, *images.shape[2:])
+    resized = np.empty((len(planes), size, size), np.uint8)
+    step = max(min(_RESIZED_AT_ONCE // planes[0].size, 1024), 1) if len(planes) else 1  # bounds the memory
+    for start in range(0, len(planes), step):
+        block = weights @ planes[start : start + step].astype(np.float32) @ weights.T
+        resized[start : start + step] = np.clip(np.rint(block), 0, 255)
+    return resized.reshape(*images.shape[:2], size, size)
 
 
-@cache
+@lru_cache(maxsize=16)  # a folder's images may all be of another size, and each is some megabytes
 def _area_weights(old: int, new: int) -> np.ndarray:
     """(new, old) float32: the share of each old pixel in each new one; rows sum to 1."""
     edges, pixels = np.arange(new + 1) * (old / new), np.arange(old)
@@ -648,7 +660,8 @@ def parse_pendulum_name(name: str) -> tuple[int, int, int, int]:
     """
     match = _PENDULUM_NAME.fullmatch(name)
     if not match:
-        raise DataError(f"{name}: the file name must be a_ANGLE_LIGHT_LENGTH_POSITION.png with whole numbers")
+        shown = name if name.isprintable() else repr(name)
+        raise DataError(f"{shown}: the file name must be a_ANGLE_LIGHT_LENGTH_POSITION.png with whole numbers")
     angle, light, length, position = (int(part) for part in match.groups())
     return angle, light, length, position
 
@@ -663,7 +676,7 @@ def _read_pendulum(spec: DatasetSpec, data_dir: Path, split: str, limit: int | N
     if limit is not None and limit < len(labelled):  # the first ones would all have one angle
         labelled = [labelled[i] for i in evenly_spread(limit, len(labelled))]
     images = np.empty((len(labelled), spec.channels, spec.image_size, spec.image_size), np.uint8)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
+    with ThreadPoolExecutor() as pool, without_size_warnings():  # Pillow decodes outside Python's lock
         for start in range(0, len(labelled), 256):  # small pieces: the full-size pictures need not all be in memory
             pictures = list(pool.map(_read_pendulum_png, [path for _, path in labelled[start : start + 256]]))
             block = np.stack(pictures)[..., : spec.channels].transpose(0, 3, 1, 2)
@@ -681,22 +694,11 @@ def _name_labels(path: Path) -> tuple[int, int, int, int]:
 
 def _read_pendulum_png(path: Path) -> np.ndarray:
     """One (96, 96, 4) uint8 picture. Size and mode are checked in the header, before anything is decoded."""
-    try:
-        if path.stat().st_size > _MAX_PNG_BYTES:
-            raise DataError(f"{path}: it is larger than {_MAX_PNG_BYTES} bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG",)) as picture:
-                if picture.size != (96, 96) or picture.mode != "RGBA":
-                    width, height = picture.size
-                    raise DataError(f"{path}: it is {width}x{height} {picture.mode}, 96x96 RGBA is needed")
-                return np.array(picture)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"{path}: it unpacks to far too many pixels, 96x96 are needed") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: it cannot be read as a PNG image") from None
+    with open_image(read_file(path, _MAX_PNG_BYTES), ("PNG",), str(path)) as picture:
+        if picture.size != (96, 96) or picture.mode != "RGBA":
+            width, height = picture.size
+            raise DataError(f"{path}: it is {width}x{height} {picture.mode}, 96x96 RGBA is needed")
+        return np.array(picture)
 
 
 def _pendulum_counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,7 @@ from causaldiffae.image_datasets import DatasetSpec, can_measure, read_split
 from causaldiffae.logger import progress_bar
 from causaldiffae.pictures import save_png
 from causaldiffae.predictors import check_fits, find_predictor, load_predictor, predictor_is_shipped
+from causaldiffae.safe_files import file_stem
 from causaldiffae.script_util import (
     SOLVER,
     STEPS,
@@ -134,12 +135,13 @@ class TestConfig:
 def parse_do(text: str, spec: DatasetSpec) -> dict[str, float]:
     """ "thickness=4.5,intensity=90" -> {"thickness": 4.5, "intensity": 90.0}; categories may be named."""
     do: dict[str, float | str] = {}
+    shown = repr(text) if len(text) < 200 else f"{text[:200]!r}..."
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
-            raise InputError(f"--do {text!r}: name=value is needed, like thickness=4.5")
+            raise InputError(f"--do {shown}: name=value is needed, like thickness=4.5")
         if name in do:
-            raise InputError(f"--do {text!r}: {name} is set twice")
+            raise InputError(f"--do {shown}: {name[:80]} is set twice")
         try:
             do[name] = float(value)
         except ValueError:
@@ -147,7 +149,7 @@ def parse_do(text: str, spec: DatasetSpec) -> dict[str, float]:
     try:
         return spec.check_do(do)
     except InputError as error:
-        raise InputError(f"--do {text!r}: {error}") from None
+        raise InputError(f"--do {shown}: {' '.join(str(error).split())[:1000]}") from None
 
 
 def usual_questions(spec: DatasetSpec) -> list[dict[str, float]]:
@@ -303,9 +305,10 @@ def report_traversal(
 ) -> dict[str, dict[str, float]]:
     """One variable set to several values: traversal_NAME.png and .csv; returns what every variable did."""
     heads = [describe_do(result.do, spec) for result in results]
-    save_png(out / f"traversal_{name}.png", draw_traversal(results, spec, heads, count))
+    stem = f"traversal_{file_stem(name)}"
+    save_png(out / f"{stem}.png", draw_traversal(results, spec, heads, count))
     rows = [{name: result.do[name], **summary(result, spec)} for result in results]
-    write_rows(out / f"traversal_{name}.csv", rows)
+    write_rows(out / f"{stem}.csv", rows)
     return traversal(results, spec)
 
 

@@ -23,6 +23,7 @@ from scipy import ndimage
 from causaldiffae.errors import DataError
 from causaldiffae.generators import parallel_map
 from causaldiffae.image_datasets import DatasetSpec, ImageData, true_counterfactual, truth_is_known
+from causaldiffae.npz_files import NpzFile
 
 VERSION: Final = 1
 _CHUNK: Final = 32
@@ -149,13 +150,18 @@ def cached_interventional(
 def _read(path: Path, data: ImageData, repeats: int) -> ImageData:
     count = len(data) * repeats
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            images, labels = kept["images"], kept["labels"]
-            classes = kept["classes"] if data.classes is not None else None
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: it cannot be read ({error}); delete it to draw the images anew") from None
-    shapes = (count, *data.images.shape[1:]), (count, *data.labels.shape[1:])
-    if (images.shape, labels.shape) != shapes or images.dtype != np.uint8 or not np.isfinite(labels).all():
-        raise DataError(f"{path}: it holds other images than its name says; delete it to draw them anew")
+        with NpzFile(path) as kept:
+            images = kept.array("images", (count, *data.images.shape[1:]), "u")
+            labels = kept.array("labels", (count, *data.labels.shape[1:]), "f")
+            classes = kept.array("classes", (count,), "i") if data.classes is not None else None
+    except DataError as error:
+        raise DataError(f"{error}; delete it to draw the images anew") from None
+    if images.dtype != np.uint8 or not np.isfinite(labels).all() or not _are_classes(classes, data.spec.num_classes):
+        raise DataError(f"{path}: it holds other images than its name says; delete it to draw the images anew")
     ids = [str(i) for i in range(count)]
-    return ImageData(data.spec, data.split, images, labels.astype(np.float32), classes, ids)
+    labels, classes = labels.astype(np.float32), None if classes is None else classes.astype(np.int64)
+    return ImageData(data.spec, data.split, images, labels, classes, ids)
+
+
+def _are_classes(classes: np.ndarray | None, number: int | None) -> bool:
+    return classes is None or bool(((classes >= 0) & (classes < (number or 0))).all())

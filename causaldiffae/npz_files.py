@@ -25,9 +25,9 @@ from causaldiffae.errors import DataError
 from causaldiffae.pickled_bytes import iterate_bytes
 from causaldiffae.safe_files import file_size
 
-MAX_MEMBERS = 64
+MAX_MEMBERS = 5000  # answers and pictures have some for every variable
 MAX_HEADER_BYTES = 4096
-MAX_ARRAY_BYTES = 2**30  # of one member that is read as a whole
+MAX_ARRAY_BYTES = 2**29  # of one member that is read as a whole and whose shape the file decides
 _BLOCK_BYTES = 2**20
 _BEST_DEFLATE = 1040  # deflate shrinks to no less than 1/1032
 _DTYPE = re.compile(r"[<>|=]?[?bBiufSUO]\d{0,12}", re.ASCII)
@@ -110,10 +110,19 @@ class NpzFile:
                 wanted = "(" + ", ".join("N" if n is None else str(n) for n in shape) + ")"
                 raise DataError(f"{self._where(name)}: its shape is {header.shape}, {wanted} is needed")
             count = math.prod(header.shape) * header.dtype.itemsize
-            if count > MAX_ARRAY_BYTES:
+            if count > MAX_ARRAY_BYTES and None in shape:  # what the caller asks for, it has room for
                 raise DataError(f"{self._where(name)}: it declares {count} bytes, {MAX_ARRAY_BYTES} are allowed")
-            content = b"".join(self._pieces(name, stream, count, _BLOCK_BYTES))
+            content = bytearray()
+            for piece in self._pieces(name, stream, count, _BLOCK_BYTES):
+                content += piece
         return np.frombuffer(content, header.dtype).reshape(header.shape)
+
+    def arrays(self, kinds: str, max_bytes: int) -> dict[str, np.ndarray]:
+        """All members, of these kinds and of `max_bytes` together at most; `DataError` as `array`."""
+        declared = sum(entry.file_size for entry in self._entries.values())
+        if declared > max_bytes:
+            raise DataError(f"{self.path}: it unpacks to {declared} bytes, {max_bytes} are allowed")
+        return {name: self.array(name, (None,) * len(self.header(name).shape), kinds) for name in self.names}
 
     def byte_strings(self, name: str, rows: int, max_bytes: int) -> Iterator[bytes]:
         """The byte strings of a member of shape `rows` or (`rows`, ...), in C order, one by one.

@@ -70,13 +70,13 @@ def labelled_grid(
             axis.set_xticks([])
             axis.set_yticks([])
             if i == 0:
-                axis.set_title(heading, fontsize=8)
+                axis.set_title(heading, fontsize=8, parse_math=False)
             if j == 0 and row_captions is not None:
-                axis.set_ylabel(row_captions[i], fontsize=7, rotation=0, ha="right", va="center")
+                axis.set_ylabel(row_captions[i], fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
             if cell_captions is not None:
-                axis.set_xlabel(cell_captions[j][i], fontsize=6, labelpad=2)
+                axis.set_xlabel(cell_captions[j][i], fontsize=6, labelpad=2, parse_math=False)
     if title:
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(title, fontsize=9, parse_math=False)
     figure.tight_layout()
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[attr-defined]

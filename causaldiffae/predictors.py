@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causaldiffae.checkpoint import check_state_fits, export_weights, load_checkpoint
+from causaldiffae.checkpoint import build_with_state, export_weights, load_checkpoint
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.image_datasets import DatasetSpec, to_model_range
@@ -229,12 +229,10 @@ def load_predictor(path: str | Path, device: torch.device | str = "cpu") -> Load
         kind = found.config.get("model_type")
         raise DataError(f"{path}: a {kind!r} model, a predictor is needed (classifiers/ train them)")
     network, spec = found.config.get("network"), DatasetSpec.from_dict(found.config.get("dataset"))
-    predictor = Predictor(spec, read_network(network, str(path)))
-    state = {key: value.float() if value.is_floating_point() else value for key, value in found.model_state.items()}
-    check_state_fits(predictor, state)
-    predictor.load_state_dict(state)
+    config = read_network(network, str(path))
+    predictor = build_with_state(lambda: Predictor(spec, config), found.model_state, str(path))
     figures = found.config.get("figures")
-    return LoadedPredictor(predictor.to(device).eval(), str(path), figures if isinstance(figures, dict) else {})
+    return LoadedPredictor(predictor.to(device), str(path), figures if isinstance(figures, dict) else {})
 
 
 def read_network(network: Any, where: str) -> PredictorConfig:

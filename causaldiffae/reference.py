@@ -8,13 +8,15 @@ attention heads (4 in all published CausalDiffAE configurations), is an argument
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from causaldiffae.checkpoint import check_state_fits
+from causaldiffae.checkpoint import build_with_state
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
@@ -47,6 +49,23 @@ State = Mapping[str, Tensor]
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def _shapes_of_a_state(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Sizes are read off shapes; where these are of no such network, that is said in one way."""
+
+    @functools.wraps(function)
+    def checked(state: State, *arguments: Any, **named: Any) -> Any:
+        try:
+            return function(state, *arguments, **named)
+        except InputError:
+            raise
+        except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise DataError(f"state dict: its shapes are not those of such a network ({reason})") from None
+
+    return checked
+
+
+@_shapes_of_a_state
 def load_model(state: State, graph: CausalGraph, image_size: int | None = None) -> CausalDiffAE:
     """Builds the network that a published CausalDiffAE state dict belongs to, with its weights, in evaluation mode.
 
@@ -73,12 +92,18 @@ def load_model(state: State, graph: CausalGraph, image_size: int | None = None) 
             f"state dict: {latents} latents and mechanisms of width {block_size} do not fit {len(graph)} variables"
         )
     size = image_size or _image_size(features // widths[-1][0], len(widths))
-    encoder = CausalEncoder(size, widths[0][1], len(graph), block_size, [width[0] for width in widths], "batch")
-    scm = LatentSCM(graph, block_size, "one_hop", width=hidden)
-    unet = UNetModel(**_unet_arguments(state), image_size=size, num_heads=NUM_HEADS, cond_dim=latents)
-    return _with_weights(CausalDiffAE(encoder, scm, unet), rename_state(state))
+    arguments = _unet_arguments(state)
+
+    def build() -> CausalDiffAE:
+        encoder = CausalEncoder(size, widths[0][1], len(graph), block_size, [width[0] for width in widths], "batch")
+        scm = LatentSCM(graph, block_size, "one_hop", width=hidden)
+        unet = UNetModel(**arguments, image_size=size, num_heads=NUM_HEADS, cond_dim=latents)
+        return CausalDiffAE(encoder, scm, unet)
+
+    return _with_weights(build, rename_state(state))
 
 
+@_shapes_of_a_state
 def load_unet(state: State, image_size: int, **unknown: Any) -> UNetModel:
     """guided-diffusion's U-Net with its weights, in evaluation mode.
 
@@ -91,9 +116,11 @@ def load_unet(state: State, image_size: int, **unknown: Any) -> UNetModel:
         DataError, InputError: as `load_model`.
     """
     _demand(state, UNET_KEYS, "guided-diffusion's U-Net")
-    return _with_weights(UNetModel(**{**_unet_arguments(state), **unknown}, image_size=image_size), state)
+    arguments = {**_unet_arguments(state), **unknown}
+    return _with_weights(lambda: UNetModel(**arguments, image_size=image_size), state)
 
 
+@_shapes_of_a_state
 def load_classifier(state: State, image_size: int, **unknown: Any) -> EncoderUNetModel:
     """guided-diffusion's classifier on noised images with its weights, in evaluation mode.
 
@@ -108,9 +135,8 @@ def load_classifier(state: State, image_size: int, **unknown: Any) -> EncoderUNe
     else:
         pool = "attention" if "out.2.positional_embedding" in state else "adaptive"
         outputs = state["out.2.c_proj.weight" if pool == "attention" else "out.3.weight"].shape[0]
-    return _with_weights(
-        EncoderUNetModel(**{**arguments, **unknown}, image_size=image_size, out_channels=outputs, pool=pool), state
-    )
+    sizes = {**arguments, **unknown, "image_size": image_size, "out_channels": outputs}
+    return _with_weights(lambda: EncoderUNetModel(**sizes, pool=pool), state)
 
 
 def count_variables(state: State) -> int:
@@ -222,7 +248,9 @@ def _image_size(positions: int, depth: int) -> int:
 
 
 def _count(state: State, pattern: str) -> int:
-    found = [int(match.group(1)) for key in state if (match := re.match(pattern, key))]
+    found = [int(match.group(1)) for key in state if (match := re.match(pattern, key)) and len(match.group(1)) < 10]
+    if found and max(found) >= len(state):
+        raise DataError(f"state dict: it counts to {max(found)} with {len(state)} tensors")
     return max(found) + 1 if found else 0
 
 
@@ -233,9 +261,11 @@ def _demand(state: State, keys: Iterable[str], what: str) -> None:
         raise DataError(f"state dict: it is not one of {what}: {', '.join(missing[:5])}{more} missing")
 
 
-def _with_weights(network: Network, state: State) -> Network:
-    counters = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
-    full = {**counters, **state}
-    check_state_fits(network, full)
-    network.load_state_dict(full)
-    return network.eval()
+def _with_weights(build: Callable[[], Network], state: State) -> Network:
+    """Builds the network of these weights; the counters of batch norm may be missing."""
+    counters = {
+        f"{key.rpartition('.')[0]}.num_batches_tracked": torch.tensor(0)
+        for key in state
+        if key.endswith("running_mean")
+    }
+    return build_with_state(build, {**counters, **state}, "state dict")

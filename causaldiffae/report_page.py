@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -36,6 +35,7 @@ from causaldiffae.benchmark_tables import (
 )
 from causaldiffae.errors import DataError
 from causaldiffae.image_datasets import evenly_spread
+from causaldiffae.npz_files import NpzFile
 from causaldiffae.pictures import labelled_grid
 
 _STYLE: Final = """
@@ -51,6 +51,7 @@ img{max-width:100%;height:auto;border:1px solid #e6eaef}.warn{color:#a02020}
 _COLOURS: Final = ("#2f6db3", "#d1782b", "#3f9160", "#8a5fb0", "#b34a5e", "#5a8f9c")
 _GREY: Final = "#b9c2cc"
 _MAX_PICTURES: Final = 1 << 28
+_MAX_SIDE: Final = 1024
 _SHOWN: Final = 4
 
 
@@ -210,15 +211,24 @@ def read_pictures(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _MAX_PICTURES:
-                raise DataError(f"{path}: it unpacks to more than {_MAX_PICTURES} bytes")
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: it cannot be read; delete it or evaluate anew") from None
+        with NpzFile(path) as kept:
+            return _checked_pictures(kept.arrays("uf", _MAX_PICTURES), path)
+    except DataError as error:
+        raise DataError(f"{error}; delete it or evaluate anew") from None
+
+
+def _checked_pictures(kept: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """As `benchmark_run.pictures` makes them: every array has a row for each image."""
+    asked = [key.removeprefix("values/") for key in kept if key.startswith("values/")]
+    needed = ["factual", "reconstruction", *(f"images/{name}" for name in asked)]
+    pictures = [kept.get(key) for key in (*needed, *(f"true_images/{name}" for name in asked))]
+    shape = kept["factual"].shape if "factual" in kept else ()
+    sound = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3, 4) and 0 < max(shape[2:]) <= _MAX_SIDE
+    sound = sound and min(shape[2:]) > 0 and all(key in kept for key in needed)
+    sound = sound and all(p is None or (p.shape == shape and p.dtype == np.uint8) for p in pictures)
+    if not sound or not all(kept[f"values/{name}"].shape == shape[:1] for name in asked):
+        raise DataError(f"{path}: it does not hold what was asked and drawn")
+    return kept
 
 
 def picture_grid(kept: dict[str, np.ndarray]) -> np.ndarray:

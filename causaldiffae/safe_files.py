@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import os
+import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +32,22 @@ _BYTES_PER_ELEMENT = {
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+
+_TORCH_NAMES = {
+    "collections OrderedDict",
+    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.storage UntypedStorage"),
+    *(
+        f"torch {name}"
+        for name in ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    ),
+}
+_STORAGE = re.compile(r"torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage")
+_TORCH_INSTRUCTIONS = {
+    *("PROTO", "STOP", "MARK", "GLOBAL", "BINGET", "LONG_BINGET", "BINPERSID", "REDUCE", "BUILD"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "BINFLOAT"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("EMPTY_LIST", "APPEND", "APPENDS"),
 }
 
 StateDict = dict[str, torch.Tensor]
@@ -62,11 +80,44 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
     return value
 
 
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.+-]+")
+
+
+def file_stem(text: str) -> str:
+    """A file name's stem made from a variable's or a data set's name, which a stranger may have chosen.
+
+    Letters, digits, `_ . + -` stay; whatever else may be there ("../x", "a b", "CON") becomes "_", with a few digits of
+    a hash behind it, so that two names never share a file.
+    """
+    stem = _NOT_IN_A_NAME.sub("_", text)[:80]
+    if stem == text and stem[:1] not in ("", ".", "-") and not stem.endswith(".") and stem.upper() not in _DEVICES:
+        return stem
+    return f"{stem.strip('.-') or 'x'}_{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in range(1, 10))}
+
+
 def file_size(path: Path) -> int:
     """Size of a regular file; `DataError` for anything else, links included."""
     if path.is_symlink() or not path.is_file():
         raise DataError(f"{path}: it is missing or no regular file")
     return path.stat().st_size
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """A regular file's content, through links too; `DataError` if it is missing or has more than `limit` bytes."""
+    try:
+        if not path.is_file():  # a pipe or a device would never end
+            raise DataError(f"{path}: it is missing or no regular file")
+        size = path.stat().st_size
+        if size > limit:
+            raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: it cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -112,6 +163,10 @@ def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     if place != size - 8 - length:
         raise DataError(f"{path}: its tensors take {place} bytes, the file has {size - 8 - length}")
     return found
+
+
+def _key(name: Any) -> str:
+    return repr(name[:80]) if isinstance(name, str) else f"of key type {type(name).__name__}"
 
 
 def read_tensors(path: Path) -> StateDict:
@@ -175,6 +230,35 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     sync_to_disk(path)
 
 
+def _check_instructions(content: bytes, path: Path) -> None:
+    """Looks through a state dict's pickle before `torch.load` follows it.
+
+    With `weights_only=True` nothing of a stranger's is executed, but memory and time are not bounded: there,
+    `bytearray(10**12)` is allowed, and a tuple of tuples of tuples, each named twice, takes for ever to hash. A dict of
+    tensors needs neither, only the names in `_TORCH_NAMES`, and no tuple twice.
+    """
+    tuples: set[int] = set()
+    places, last = 0, ""
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            name = opcode.name
+            if name == "GLOBAL" and str(argument) not in _TORCH_NAMES and not _STORAGE.fullmatch(str(argument)):
+                raise DataError(f"{path}: it needs pickle execution, refused (its pickle names {str(argument)[:80]!r})")
+            if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+                place = places if name == "MEMOIZE" else int(str(argument))
+                places += 1
+                (tuples.add if last.startswith("TUPLE") else tuples.discard)(place)
+            elif name in ("BINGET", "LONG_BINGET") and argument in tuples:
+                raise DataError(f"{path}: its pickle refers to one tuple twice, which no state dict does; refused")
+            elif name not in _TORCH_INSTRUCTIONS:
+                raise DataError(f"{path}: it needs pickle execution, refused (its pickle has the instruction {name})")
+            last = name
+    except (ValueError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: its pickle is damaged or cut off ({str(error)[:80]})") from None
+
+
 def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Reads a plain `.pt` file of the reference (a dict of tensors, written by torch 1.6 or newer).
 
@@ -186,11 +270,18 @@ def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+            # torch stores without compression; a compressed entry could unpack to any size.
+            if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+                raise DataError(f"{path}: it is compressed or its entries are larger than the file, refused")
+            names = [entry.filename for entry in entries]
+            pickles = [name for name in names if name.endswith("/data.pkl")]
+            if len(pickles) != 1 or len(set(names)) != len(names):
+                raise DataError(f"{path}: it is no file of torch.save (one data.pkl and different names are needed)")
+            _check_instructions(archive.read(pickles[0]), path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: it is no file of torch.save (torch 1.6 or newer): {error}") from error
-    # torch stores without compression; a compressed entry could unpack to any size.
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-        raise DataError(f"{path}: it is compressed or its entries are larger than the file, refused")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
@@ -202,7 +293,7 @@ def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
         raise DataError(f"{path}: a dict of tensors is needed, got {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise DataError(f"{path}: a dict of tensors is needed, entry {str(name)[:80]!r} is {type(tensor).__name__}")
+            raise DataError(f"{path}: a dict of tensors is needed, entry {_key(name)} is {type(tensor).__name__}")
         if tensor.is_meta or tensor.nbytes > size:
             raise DataError(f"{path}: tensor {name[:80]!r} of shape {tuple(tensor.shape)} is larger than the file")
     return {name: tensor.detach() for name, tensor in state.items()}

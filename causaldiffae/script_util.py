@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from causaldiffae import reference
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
-from causaldiffae.checkpoint import check_state_fits, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoint import build_with_state, load_checkpoint, load_torch_state_dict
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
@@ -39,6 +40,7 @@ from causaldiffae.noised_predictor import load_noised_predictor
 from causaldiffae.remote_checkpoints import local_checkpoint
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, OdeSolver
+from causaldiffae.yaml_files import check_config_file
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -46,13 +48,13 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
 
     def one_line(message: Any, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):
-            sys.stderr.write(f"warning: {message}\n")
+            sys.stderr.write(f"warning: {_printable(message)}\n")
 
     warnings.showwarning = one_line  # type: ignore[assignment]
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {_printable(error)}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -62,12 +64,30 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
         sys.exit(141)
 
 
+def _printable(message: object) -> str:
+    """One line; characters that steer a terminal, which a file's names may hold, become question marks."""
+    line = " ".join(str(message).split())
+    return "".join("?" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in line)
+
+
 def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """Parses a command line; whatever is wrong with it, or with a configuration file it names, is an `InputError`."""
+    for path in _config_files(argv):
+        check_config_file(path)
     try:
         return parser.parse_args(list(argv))
     except (ArgumentError, TypeError, KeyError, ValueError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """What stands behind `--config`, or behind what the parser takes for it: "--c" to "--conf", with = or without."""
+    found: list[str] = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if len(flag) > 2 and "--config".startswith(flag):
+            found.append(value if equals else following)
+    return found
 
 
 def argument_parser(description: str) -> ArgumentParser:
@@ -100,6 +120,10 @@ def parse_config(argv: Sequence[str], description: str = "") -> Config:
     for component in COMPONENTS.values():
         parser.add_class_arguments(component, nested_key=None)
     values = parse_flat(parser, argv)
+    for component in COMPONENTS.values():
+        for field in dataclasses.fields(component):
+            if values[field.name] is None:  # `lr: null`; the parser lets it pass
+                raise InputError(f"{field.name}: null given, a value like {field.default!r} is needed")
     parts = {
         name: component(**{f.name: values[f.name] for f in dataclasses.fields(component)})
         for name, component in COMPONENTS.items()
@@ -277,11 +301,8 @@ def load_model(
         raise InputError(f"dataset: {dataset!r} given, {path} was trained on {spec.name!r}")
     rate = config.ema_rates()[0] if ema is None else ema
     wanted = probe if rate == "none" or probe.step is None else load_checkpoint(probe.path, ema=rate)
-    model, _ = create_model_and_diffusion(config, spec)
-    state = {key: value.float() if value.is_floating_point() else value for key, value in wanted.model_state.items()}
-    check_state_fits(model, state)
-    model.load_state_dict(state)
-    model.to(device).eval()
+    model = build_with_state(lambda: create_model_and_diffusion(config, spec)[0], wanted.model_state, path)
+    model.to(device)
     if isinstance(model, DiffScm):
         beside = [folder / PREDICTOR for folder in (Path(path), probe.path.parent) if (folder / PREDICTOR).is_dir()]
         chosen = predictor or (str(beside[0]) if beside else "none")

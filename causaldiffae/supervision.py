@@ -21,8 +21,6 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.image_datasets import ImageData
 from causaldiffae.safe_files import file_size
 
-MAX_LIST_BYTES = 1 << 30
-
 
 def choose_labelled(count: int, fraction: float, seed: int) -> np.ndarray:
     """(count,) bool: `fraction` of the places, rounded, at least one unless it is 0; shares of one seed are nested."""
@@ -63,8 +61,9 @@ def with_labels_of(data: ImageData, fraction: float, seed: int, folder: str | Pa
 
 
 def _read_list(path: Path, data: ImageData, wanted: int) -> np.ndarray:
-    if file_size(path) > MAX_LIST_BYTES:
-        raise DataError(f"{path}: it is larger than {MAX_LIST_BYTES} bytes")
+    limit = sum(len(name.encode("utf-8", "replace")) + 2 for name in data.ids)  # every name once
+    if file_size(path) > limit:
+        raise DataError(f"{path}: it has {file_size(path)} bytes, {limit} are allowed; delete the list to draw it anew")
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

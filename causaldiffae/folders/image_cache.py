@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import numpy as np
 import PIL
-from PIL import Image
 from tqdm import tqdm
 
 from causaldiffae.errors import DataError
@@ -34,6 +33,7 @@ from causaldiffae.folders.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.folders.problems import Problems
 from causaldiffae.folders.storage import FileStamp, Folder, LocalFolder
 from causaldiffae.safe_files import read_json, write_json
+from causaldiffae.safe_images import without_size_warnings
 
 FOLDER_NAME: Final = ".cache"
 FORMAT: Final = 1
@@ -187,8 +187,7 @@ def decode_all(
     checksums: list[int] = []
     pool = ThreadPoolExecutor(threads)
     bar: Any = tqdm(total=len(names), desc="decoding images", unit="image", disable=None, delay=2)
-    with warnings.catch_warnings(), bar:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused by its size, without the warning
+    with without_size_warnings(), bar:
         try:
             for checksum, wrong in pool.map(decode_block, range(0, len(names), BLOCK)):
                 checksums.append(checksum)

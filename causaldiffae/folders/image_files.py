@@ -1,9 +1,9 @@
 """One image file of any size to the pixels that a model sees.
 
-JPEG, PNG and WebP only. The header is read before anything is decoded: an image that would unpack to more than
-`MAX_PIXELS`, or a file of more than `MAX_FILE_BYTES`, is refused. An orientation that a camera wrote into the file is
-applied. Colours: grey is taken as it is or repeated, colour becomes grey by its luma (ITU-R 601), a palette becomes
-its colours. Transparency stays where four channels are wanted and lies on white otherwise; opaque pixels do not change.
+JPEG, PNG and WebP only, of at most `MAX_FILE_BYTES`; safe_images.py says what is refused besides. An orientation that a
+camera wrote into the file is applied. Colours: grey is taken as it is or repeated, colour becomes grey by its luma
+(ITU-R 601), a palette becomes its colours. Transparency stays where four channels are wanted and lies on white
+otherwise; opaque pixels do not change.
 
 An image that has the wanted size already is not touched. Others are resized by one of two rules:
 
@@ -15,7 +15,7 @@ area    cropped to the centre square, then every new pixel is the average of the
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +24,13 @@ from PIL import Image, ImageOps
 
 from causaldiffae.errors import DataError
 from causaldiffae.image_datasets import resize_area
+from causaldiffae.safe_images import MAX_PIXELS, open_image
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 MAX_FILE_BYTES: Final = 1 << 26
-MAX_PIXELS: Final = 1 << 26
 _ORIENTATION: Final = 0x0112
+_STRIP: Final = 1 << 20  # pixels
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,12 @@ class ImageRule:
 
     def decode(self, content: bytes) -> np.ndarray:
         """A file's bytes to (C, S, S) uint8; a `DataError` that starts with "it" says what is wrong with them."""
-        picture = _with_channels(_open(content), self.channels)
+        with open_image(content, FORMATS) as picture:
+            picture.load()
+            turned = picture.getexif().get(_ORIENTATION, 1) != 1
+            return self._resized(_with_channels(ImageOps.exif_transpose(picture) if turned else picture, self.channels))
+
+    def _resized(self, picture: Image.Image) -> np.ndarray:
         size = self.image_size
         if self.resize == "crop":
             pixels = np.asarray(_resize_and_crop(picture, size))
@@ -60,38 +66,35 @@ class ImageRule:
         return pixels.reshape(size, size, self.channels).transpose(2, 0, 1)
 
 
-def _open(content: bytes) -> Image.Image:
-    """The decoded picture, upright."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"it is {width}x{height}, more than {MAX_PIXELS} pixels are refused")
-            picture.load()
-            if picture.getexif().get(_ORIENTATION, 1) != 1:
-                return ImageOps.exif_transpose(picture)
-            return picture
-    except Image.DecompressionBombError:
-        raise DataError(f"it unpacks to far too many pixels, {MAX_PIXELS} are allowed") from None
-    except DataError:
-        raise
-    except MemoryError:
-        raise DataError("it does not fit into the memory") from None
-    except Exception:  # a damaged file makes Pillow's readers raise nearly anything
-        raise DataError("it cannot be read as a JPEG, PNG or WebP image") from None
-
-
 def _with_channels(picture: Image.Image, channels: int) -> Image.Image:
     wanted = MODES[channels]
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        picture = _by_strips(picture, "L", _high_bytes)
     if picture.mode == wanted:
         return picture
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if channels != 4:
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = _by_strips(picture, "RGB", _on_white)
     return picture.convert(wanted)
+
+
+def _by_strips(picture: Image.Image, mode: str, function: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`function` on a few rows at a time, so that only they are in memory several times over."""
+    width, height = picture.size
+    whole = Image.new(mode, picture.size)
+    rows = max(_STRIP // width, 1)
+    for top in range(0, height, rows):
+        whole.paste(function(picture.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return whole
+
+
+def _high_bytes(strip: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(strip).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
 
 
 def _resize_and_crop(picture: Image.Image, size: int) -> Image.Image:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from causaldiffae.errors import DataError
+from causaldiffae.safe_files import read_file
 
 
 class FileStamp(NamedTuple):
@@ -59,7 +60,7 @@ def read_address(address: str | Path, limit: int) -> bytes:
     parent, _, name = str(address).rpartition("/")
     if is_remote(address):
         return RemoteFolder(parent).read(name, limit)
-    return _read_local(Path(address), limit)
+    return read_file(Path(address), limit)
 
 
 def leaves_folder(name: str) -> bool:
@@ -77,7 +78,7 @@ class LocalFolder:
         self._real_folders: dict[str, bool] = {}
 
     def read(self, name: str, limit: int) -> bytes:
-        return _read_local(self.path / name, limit)
+        return read_file(self.path / name, limit)
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -114,20 +115,6 @@ class LocalFolder:
             (self.path / name).write_bytes(content)
         except OSError as error:
             raise DataError(f"{self.path / name}: it cannot be written ({error.strerror})") from None
-
-
-def _read_local(path: Path, limit: int) -> bytes:
-    try:
-        if not path.is_file():
-            raise DataError(f"{path}: it is missing or no regular file")
-        size = path.stat().st_size
-        if size > limit:
-            raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: it cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 class RemoteFolder:

@@ -23,8 +23,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from causaldiffae.errors import InputError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.safe_files import read_json
 
 RECIPE_FILE = "recipe.json"
 
@@ -115,8 +116,8 @@ def is_finished(out: Path, recipe: Mapping[str, Any]) -> bool:
     if not any(out.iterdir()):
         return False
     try:
-        found = json.loads((out / RECIPE_FILE).read_text())
-    except (OSError, ValueError):
+        found = read_json(out / RECIPE_FILE)
+    except DataError:
         raise InputError(f"{out}: the folder is not empty and no data set of ours, a new one is needed") from None
     if found != json.loads(json.dumps(recipe)):
         raise InputError(f"{out}: the folder holds a data set of another recipe, a new one is needed")
