@@ -338,8 +338,9 @@ class TrainLoop:
             return
         state = _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
-        picture = draw_counterfactuals(self.model, self.config.diffusion, self.test, self.device)
-        self.logger.log_image("counterfactuals", picture, self.step)
+        shown = draw_counterfactuals(self.model, self.config.diffusion, self.test, self.device)
+        self.logger.log_image("counterfactuals", shown.picture, self.step)
+        self.logger.logkvs({f"effectiveness_{name}": error for name, error in shown.effectiveness.items()})
         self.model.load_state_dict(state)
 
 

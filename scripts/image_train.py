@@ -20,13 +20,15 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.errors import InputError
+from causaldiffae.estimates import estimate
 from causaldiffae.folders.storage import is_remote
 from causaldiffae.image_datasets import DatasetSpec, ImageData, dataset_spec, read_split
-from causaldiffae.logger import Logger
+from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.nn import count_parameters
 from causaldiffae.remote_checkpoints import RemoteRun, run_folder
 from causaldiffae.resuming import checkpoint_to_resume
 from causaldiffae.run_lock import lock_run_dir
+from causaldiffae.run_plots import write_run_page
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.stopping import StopRequest
 from causaldiffae.supervision import with_labels_of
@@ -85,6 +87,8 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
     loop.run()
     logger.close()
+    if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
+        logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
     if loop.stopped:
         reason = stop.reason() or "another process"
         logger.info(f"stopped after step {loop.step} by {reason}; the same command goes on from there")
@@ -99,7 +103,7 @@ def main(argv: list[str]) -> None:
     spec = find_spec(train)
     text = describe(config, spec)
     if train.dry_run:
-        print(text)
+        print("\n".join([text, *(f"# {line}" for line in estimate(config, spec, dist_util.dev()).lines())]))
         return
     with StopRequest(train.max_hours) as stop:  # from here on a signal is noted, and obeyed after a step
         dist_util.setup_dist()

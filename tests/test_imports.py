@@ -77,7 +77,7 @@ ALLOWED = {
         "remote_checkpoints",
     },
     "step_draws": {"config", "dist_util", "model", "resample"},
-    "training_pictures": {"config", "counterfactual", "image_datasets", "pictures", "script_util"},
+    "training_pictures": {"diff_scm", "config", "counterfactual", "image_datasets", "pictures", "script_util"},
 }
 PAGE = {"explorer.page", "explorer.server"}
 """The only modules that know gradio and its server, and these only inside their functions."""
