@@ -69,8 +69,11 @@ def _check_intervention(answer: Any, place: str, check: _Check) -> None:
         if kind not in KINDS:
             check.refuse(f"{place}.answers", kind, f"one of {', '.join(KINDS)}")
         check.mapping(scores, at)
-        for key, depth in (("truth", 1), ("effectiveness", 2), ("class_accuracy", 0), ("cld", 0), ("realism", 1)):
+        for key, depth in (("truth", 1), ("effectiveness", 2), ("class_accuracy", 0), ("cld", 0)):
             check.figures(scores.get(key), f"{at}.{key}", depth)
+        realism = dict(check.mapping(scores.get("realism") or {}, f"{at}.realism"))
+        check.text(realism.pop("against", ""), f"{at}.realism.against")
+        check.figures(realism, f"{at}.realism", 1)
         for name, effect in check.mapping(scores.get("effects") or {}, f"{at}.effects").items():
             for key in ("model", "truth", "error"):
                 place_of_effect = f"{at}.effects.{name[:80]}"

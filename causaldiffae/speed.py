@@ -13,7 +13,8 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -273,9 +274,9 @@ def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, refe
         torch.cuda.reset_peak_memory_stats()
         _train_twice(config, spec, settings, reference)
         return torch.cuda.max_memory_allocated() / 2**20
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_resident_growth, (config, spec, replace(settings, compile=False), reference))
+    plain = SpeedSettings(**{field.name: getattr(settings, field.name) for field in fields(SpeedSettings)})
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_resident_growth, config, spec, replace(plain, compile=False), reference).result()
 
 
 def _resident_growth(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> float:

@@ -70,28 +70,30 @@ def find_resume_step(train: TrainConfig) -> int | None:
 
 
 def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
-    """Reads the data, and trains from where the run directory stands; `text` describes the run."""
+    """Reads the data, and trains in the run directory from where it stands; `text` describes the run."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
     test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
     if config.loss.masking:
         data = mask_labels(config, data)
-    resume_step = dist_util.from_main(lambda: find_resume_step(train))
-    run_dir = run_folder(train.run_dir)
-    if is_remote(train.run_dir) and dist_util.is_main():
-        RemoteRun(train.run_dir).fetch_logs(LOGS)
-    logger = Logger(run_dir, train.tensorboard, resume_step)
-    loop = TrainLoop(config, data, logger, test, stop)
-    if dist_util.is_main():
-        print(text, flush=True)
-        (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
-    loop.run()
-    logger.close()
-    if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
-        logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
-    if loop.stopped:
-        reason = stop.reason() or "another process"
-        logger.info(f"stopped after step {loop.step} by {reason}; the same command goes on from there")
+    with contextlib.ExitStack() as held:
+        dist_util.from_main(lambda: held.enter_context(lock_run_dir(run_folder(train.run_dir))))
+        resume_step = dist_util.from_main(lambda: find_resume_step(train))
+        run_dir = run_folder(train.run_dir)
+        if is_remote(train.run_dir) and dist_util.is_main():
+            RemoteRun(train.run_dir).fetch_logs(LOGS)
+        logger = Logger(run_dir, train.tensorboard, resume_step)
+        loop = TrainLoop(config, data, logger, test, stop)
+        if dist_util.is_main():
+            print(text, flush=True)
+            (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
+        loop.run()
+        logger.close()
+        if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
+            logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
+        if loop.stopped:
+            reason = stop.reason() or "another process"
+            logger.info(f"stopped after step {loop.step} by {reason}; the same command goes on from there")
 
 
 def main(argv: list[str]) -> None:
@@ -109,15 +111,13 @@ def main(argv: list[str]) -> None:
         dist_util.setup_dist()
         failed = True
         try:
-            with contextlib.ExitStack() as held:
-                dist_util.from_main(lambda: held.enter_context(lock_run_dir(run_folder(train.run_dir))))
-                train_model(config, spec, text, stop)
+            train_model(config, spec, text, stop)
             failed = False
         except OSError as error:
             if error.errno not in DISK_TROUBLE:
                 raise
-            place = f"run_dir: {train.run_dir} cannot be written"
-            raise InputError(f"{place} ({error.strerror}); mend this and run the same command again") from error
+            place = error.filename or train.run_dir
+            raise InputError(f"{place}: {error.strerror}; mend this and run the same command again") from error
         finally:
             dist_util.cleanup(failed)
 

@@ -55,7 +55,7 @@ def test_compiled_outputs_and_gradients_are_the_eager_ones() -> None:
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(acceleration.shutil, "which", lambda name: None)
-    with pytest.warns(UserWarning, match="compile: no C\\+\\+ compiler is here"):
+    with pytest.warns(UserWarning, match="compile: no C\\+\\+ compiler is on this machine"):
         assert compile_network(network(), "cpu") is False
 
 

@@ -23,6 +23,8 @@ def changed(part: str, name: str) -> Config:
         value = "unit"
     elif name in ("channel_mult", "encoder_channels", "decoder_channels", "attention_resolutions"):
         value = default + ",4"
+    elif name == "network":
+        value = "dit"
     elif isinstance(default, bool):
         value = not default
     elif isinstance(default, str):
@@ -31,7 +33,8 @@ def changed(part: str, name: str) -> Config:
         value = default + 2
     else:
         value = default / 2 + 0.125
-    more = {"masking": True} if name == "label_fraction" else {}  # which is needed for it
+    needed = {"label_fraction": {"masking": True}, "network": {"model_type": "diffscm"}}
+    more = needed.get(name, {})
     component = dataclasses.replace(getattr(Config(), part), **{name: value}, **more)
     return dataclasses.replace(Config(), **{part: component})
 

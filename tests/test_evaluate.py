@@ -235,7 +235,7 @@ def test_results_of_something_else_are_refused(place: Path, tmp_path: Path) -> N
     for change, word in (
         ({"protocol": {"name": "causaldiffae benchmark", "version": 0}}, "protocol version 0, this is version 1"),
         ({"protocol": {}}, "no results file"),
-        ({"results": 3}, "a part of the results is missing"),
+        ({"results": 3}, "results is 3, a mapping is needed"),
     ):
         out.write_text(json.dumps({**found, **change}))
         assert_refused(asked(place, "causalvae", out, "--num_images=2"), word)

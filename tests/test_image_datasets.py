@@ -118,7 +118,7 @@ def test_do_is_refused_with_a_message(do: Any, message: str) -> None:
         ({"low": [4.0, 0.0]}, r"low \[4.0, 0.0\] is not below high \[3.0, 9.0\]"),
         ({"image_size": 4.5}, "image_size is 4.5, a whole number above 0 is needed"),
         ({"num_classes": 0}, "num_classes is 0, a whole number above 0 is needed"),
-        ({"name": ""}, "name is '', a non-empty string is needed"),
+        ({"name": ""}, "name is '', up to 64 letters"),
         ({"graph": {"names": ["a", "a"]}}, "data set: graph: variable 'a' is named more than once"),
         ({"graph": [1]}, "data set: graph: a mapping with names and edges is needed, got list"),
         ({"units": ["m"]}, "units is .*, one for each variable or none is needed"),

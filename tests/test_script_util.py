@@ -247,7 +247,7 @@ def test_load_model_of_what_is_none(tmp_path: Path) -> None:
 
 def test_load_model_of_another_model(tmp_path: Path) -> None:
     write(tmp_path / "a", model_type="vae")
-    with pytest.raises(DataError, match="a checkpoint of a 'vae' model, one of causaldae, conditional, diffae"):
+    with pytest.raises(DataError, match="a checkpoint of a 'vae' model, one of causaldae, diffscm, cond"):
         load_model(str(tmp_path / "a"))
     config = small_config()
     described = describe_checkpoint(config, squares_spec()) | {"config": small_config(mechanism_width=8).to_dict()}

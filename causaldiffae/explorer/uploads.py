@@ -7,21 +7,21 @@ anything is decoded. Digits in MNIST are light on dark: dark ones on light paper
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image
 
 from causaldiffae.errors import DataError
 from causaldiffae.explorer.studio import Picture
 from causaldiffae.folders.image_files import FORMATS
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.image_input import decode_image
+from causaldiffae.safe_images import open_image, without_size_warnings
 
 MAX_BYTES: Final = 32 << 20
 MAX_PIXELS: Final = 32_000_000
+_TOLD_BY_SIZE: Final = 1 << 28  # up to here the message says how large the picture is
 LIGHT_ON_DARK: Final = ("morphomnist", "mnist")
 _LONGEST_NAME: Final = 60
 
@@ -58,13 +58,8 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
 
 def _size(content: bytes, name: str) -> tuple[int, int]:
     """Width and height as the header says."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            return picture.size
-    except Image.DecompressionBombError:
-        raise DataError(f"{name}: it unpacks to far too many pixels; shrink it first") from None
-    except Exception:  # a damaged file makes Pillow's readers raise nearly anything
-        raise DataError(f"{name}: it cannot be read as a JPEG, PNG or WebP image") from None
+    with without_size_warnings(), open_image(content, FORMATS, name, _TOLD_BY_SIZE) as picture:
+        return picture.size
 
 
 def _is_light(image: np.ndarray) -> bool:
