@@ -69,7 +69,7 @@ def build_adm_unet(state: StateDict, sizes: AdmSizes, where: str = "state dict")
         "out_channels": out_channels,
         "num_classes": classes,
     }
-    return build_with_weights(lambda: UNetModel(**arguments), state, where)
+    return build_with_weights(lambda: UNetModel(**arguments), state, where, hold_once=True)
 
 
 def build_adm_classifier(
@@ -99,5 +99,5 @@ def build_adm_classifier(
         "out_channels": classes,
         "pool": pool,
     }
-    network = build_with_weights(lambda: EncoderUNetModel(**arguments), state, where)
+    network = build_with_weights(lambda: EncoderUNetModel(**arguments), state, where, hold_once=True)
     return NoisedPredictor(spec, NoisedPredictorConfig(), network).eval()

@@ -51,8 +51,6 @@ TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
 VERSION = 1
 
-Network = TypeVar("Network", bound=torch.nn.Module)
-
 STEP_NAME = re.compile(r"step_([0-9]{7,12})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]{0,99}")
 _RATE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,30}")
@@ -305,21 +303,47 @@ def _load_model_folder(folder: Path, with_training: bool) -> Checkpoint:
     return Checkpoint(read_json(folder / CONFIG), read_tensors(folder / MODEL), None, None, folder)
 
 
-def build_with_weights(build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str) -> ModuleT:
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills a tensor in place: on the meta device that does nothing, after seconds of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+            return args[0] if args else next(iter(kwargs.values()))
+        return func(*args, **(kwargs or {}))
+
+
+def build_with_weights(
+    build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str, hold_once: bool = False
+) -> ModuleT:
     """The network that `build` makes, with a state dict's weights in float32, on the CPU and in evaluation mode.
 
-    It is built without memory of its own: a network of gigabytes is held once.
+    The sizes may be a stranger's: it is first built without memory (torch's meta device), and in earnest only if names
+    and shapes are those of the weights at hand, which their file's size bounds.
+
+    Args:
+        build: makes the network.
+        state: the weights.
+        where: what messages begin with.
+        hold_once: take the weights as they are in place of building in earnest: for networks of gigabytes that keep
+            nothing beside their state dict.
 
     Raises:
         DataError: starting with `where`, if the network cannot be built or the weights are another's.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again in earnest
             network = build()
         check_state_fits(network, state)
     except InputError as error:
         raise DataError(f"{where}: {error}") from error
-    network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+    except Exception as error:  # layers refuse sizes in their own ways
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{where}: its sizes make no network ({reason})") from None
+    full = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    network = network if hold_once else build()
+    network.load_state_dict(full, assign=hold_once)
     return network.eval()
 
 
@@ -344,37 +368,3 @@ def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"checkpoint of another model, {len(wrong)} differences: {'; '.join(wrong[:5])}{more}")
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills a tensor in place: on the meta device that does nothing, after seconds of imports."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__"):
-            return args[0] if args else next(iter(kwargs.values()))
-        return func(*args, **(kwargs or {}))
-
-
-def build_with_state(build: Callable[[], Network], state: Mapping[str, torch.Tensor], where: str) -> Network:
-    """Builds the network that weights belong to and fills it with them, in float32, for evaluation.
-
-    The sizes may be a stranger's: the network is first built without memory (torch's meta device), and in earnest only
-    if names and shapes are those of the weights, which the file's size bounds.
-
-    Raises:
-        InputError: as `check_state_fits`.
-        DataError: if the sizes make no network at all.
-    """
-    try:
-        with torch.device("meta"), _Unfilled(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_state_fits(build(), state)
-    except InputError:
-        raise
-    except Exception as error:  # layers refuse sizes in their own ways
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{where}: its sizes make no network ({reason})") from None
-    model = build()
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
-    return model.eval()

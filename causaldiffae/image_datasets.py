@@ -403,12 +403,12 @@ def measure(spec: DatasetSpec, images: np.ndarray) -> np.ndarray:
     return np.full((len(images), len(spec.graph)), np.nan) if measured is None else measured(images)
 
 
+_RESIZED_AT_ONCE: Final = 1 << 24  # pixels
+
+
 def can_measure(spec: DatasetSpec) -> bool:
     """Whether `measure` can read any label off a picture of this data set."""
     return _entry(spec.name).measure is not None
-
-
-_RESIZED_AT_ONCE: Final = 1 << 24  # pixels
 
 
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:
@@ -660,8 +660,7 @@ def parse_pendulum_name(name: str) -> tuple[int, int, int, int]:
     """
     match = _PENDULUM_NAME.fullmatch(name)
     if not match:
-        shown = name if name.isprintable() else repr(name)
-        raise DataError(f"{shown}: the file name must be a_ANGLE_LIGHT_LENGTH_POSITION.png with whole numbers")
+        raise DataError(f"{name}: the file name must be a_ANGLE_LIGHT_LENGTH_POSITION.png with whole numbers")
     angle, light, length, position = (int(part) for part in match.groups())
     return angle, light, length, position
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.folders.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.image_datasets import DatasetSpec, resize_area, to_model_range
+from causaldiffae.safe_files import read_file
 
 Images = np.ndarray | Tensor | Image.Image | str | Path | Sequence[Any]
 
@@ -76,11 +77,10 @@ def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
     elif isinstance(image, str | Path):
         where = str(image)
         try:
-            if Path(image).stat().st_size > MAX_FILE_BYTES:
-                raise DataError(f"{where}: it is larger than {MAX_FILE_BYTES} bytes")
-            content = Path(image).read_bytes()
+            Path(image).stat()
         except OSError as error:
             raise DataError(f"{where}: it cannot be opened ({error.strerror})") from None
+        content = read_file(Path(image), MAX_FILE_BYTES)
     else:
         raise InputError(f"images: {type(image).__name__} given, an array, a tensor, a PIL image or a path is needed")
     try:

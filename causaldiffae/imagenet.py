@@ -30,7 +30,7 @@ from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.latent_space import LatentSpace, load_latent_space
 from causaldiffae.noise_levels import NoiseLevels
 from causaldiffae.noised_predictor import load_noised_predictor
-from causaldiffae.safe_files import file_size, load_torch_state_dict
+from causaldiffae.safe_files import load_torch_state_dict, read_file
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import SOLVER, STEPS, create_gaussian_diffusion, create_solver
 
@@ -90,11 +90,9 @@ def read_picture(path: str | Path, image_size: int) -> np.ndarray:
         DataError: naming the file, if it is missing, too large, or cannot be decoded.
     """
     path = Path(path)
-    size = file_size(path.resolve())
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"{path}: it has {size} bytes, {MAX_FILE_BYTES} are allowed")
+    content = read_file(path, MAX_FILE_BYTES)
     try:
-        return ImageRule(image_size, 3, "crop").decode(path.read_bytes())
+        return ImageRule(image_size, 3, "crop").decode(content)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 

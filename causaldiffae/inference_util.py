@@ -135,7 +135,7 @@ class TestConfig:
 def parse_do(text: str, spec: DatasetSpec) -> dict[str, float]:
     """ "thickness=4.5,intensity=90" -> {"thickness": 4.5, "intensity": 90.0}; categories may be named."""
     do: dict[str, float | str] = {}
-    shown = repr(text) if len(text) < 200 else f"{text[:200]!r}..."
+    shown = repr(text if len(text) < 200 else f"{text[:200]}...")
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causaldiffae.checkpoint import check_state_fits, export_weights, load_checkpoint
+from causaldiffae.checkpoint import build_with_weights, export_weights, load_checkpoint
 from causaldiffae.config import DiffusionConfig, parse_ints
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.image_datasets import DatasetSpec
@@ -200,11 +200,8 @@ def load_noised_predictor(
             raise InputError(f"predictor: {path} is for {what} {given!r}, the model has {needed!r}")
     if theirs.graph.names != spec.graph.names:
         raise InputError(f"predictor: {path} reads {', '.join(theirs.graph.names)}, not {', '.join(spec.graph.names)}")
-    predictor = NoisedPredictor(spec, _read_network(found.config.get("network"), str(path)))
-    state = {key: value.float() if value.is_floating_point() else value for key, value in found.model_state.items()}
-    check_state_fits(predictor, state)
-    predictor.load_state_dict(state)
-    return predictor.to(device).eval()
+    network = _read_network(found.config.get("network"), str(path))
+    return build_with_weights(lambda: NoisedPredictor(spec, network), found.model_state, str(path)).to(device)
 
 
 def _read_network(network: Any, where: str) -> NoisedPredictorConfig:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causaldiffae.checkpoint import build_with_state, export_weights, load_checkpoint
+from causaldiffae.checkpoint import build_with_weights, export_weights, load_checkpoint
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.image_datasets import DatasetSpec, to_model_range
@@ -230,7 +230,7 @@ def load_predictor(path: str | Path, device: torch.device | str = "cpu") -> Load
         raise DataError(f"{path}: a {kind!r} model, a predictor is needed (classifiers/ train them)")
     network, spec = found.config.get("network"), DatasetSpec.from_dict(found.config.get("dataset"))
     config = read_network(network, str(path))
-    predictor = build_with_state(lambda: Predictor(spec, config), found.model_state, str(path))
+    predictor = build_with_weights(lambda: Predictor(spec, config), found.model_state, str(path))
     figures = found.config.get("figures")
     return LoadedPredictor(predictor.to(device), str(path), figures if isinstance(figures, dict) else {})
 

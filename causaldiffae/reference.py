@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from causaldiffae.checkpoint import build_with_state
+from causaldiffae.checkpoint import build_with_weights
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
@@ -268,4 +268,4 @@ def _with_weights(build: Callable[[], Network], state: State) -> Network:
         for key in state
         if key.endswith("running_mean")
     }
-    return build_with_state(build, {**counters, **state}, "state dict")
+    return build_with_weights(build, {**counters, **state}, "state dict")

@@ -20,6 +20,7 @@ from PIL import Image
 from causaldiffae.errors import DataError, InputError
 
 MAX_PIXELS: Final = 1 << 26
+MAX_SIDE: Final = 1 << 16  # 100 bytes of PNG may be a line of millions, which grows in all its length when resized
 LARGE: Final = 1 << 24  # pixels; with all copies on the way such an image takes some hundred megabytes
 _TITLES: Final = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP"}
 _ONE_AT_A_TIME: Final = threading.Lock()
@@ -47,6 +48,8 @@ def open_image(
             width, height = picture.size
             if width * height > max_pixels:
                 raise DataError(f"{lead}it is {width}x{height}, more than {max_pixels} pixels are refused")
+            if max(width, height) > MAX_SIDE:
+                raise DataError(f"{lead}it is {width}x{height}, sides of at most {MAX_SIDE} pixels are allowed")
             if width * height > LARGE:
                 stack.enter_context(_ONE_AT_A_TIME)
             yield picture

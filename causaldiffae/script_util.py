@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from causaldiffae import reference
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
-from causaldiffae.checkpoint import build_with_state, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoint import build_with_weights, load_checkpoint, load_torch_state_dict
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import DataError, InputError, one_line
 from causaldiffae.folders.storage import is_remote
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -46,15 +45,15 @@ from causaldiffae.yaml_files import check_config_file
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Runs a script's main: what a user can mend becomes one line and exit code 2, warnings become one line each."""
 
-    def one_line(message: Any, category: type[Warning], *_: Any) -> None:
+    def on_one_line(message: Any, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):
-            sys.stderr.write(f"warning: {_printable(message)}\n")
+            sys.stderr.write(f"warning: {' '.join(one_line(message).split())}\n")
 
-    warnings.showwarning = one_line  # type: ignore[assignment]
+    warnings.showwarning = on_one_line  # type: ignore[assignment]
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        sys.stderr.write(f"error: {_printable(error)}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -62,12 +61,6 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-
-
-def _printable(message: object) -> str:
-    """One line; characters that steer a terminal, which a file's names may hold, become question marks."""
-    line = " ".join(str(message).split())
-    return "".join("?" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character for character in line)
 
 
 def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -301,8 +294,7 @@ def load_model(
         raise InputError(f"dataset: {dataset!r} given, {path} was trained on {spec.name!r}")
     rate = config.ema_rates()[0] if ema is None else ema
     wanted = probe if rate == "none" or probe.step is None else load_checkpoint(probe.path, ema=rate)
-    model = build_with_state(lambda: create_model_and_diffusion(config, spec)[0], wanted.model_state, path)
-    model.to(device)
+    model = build_with_weights(lambda: create_model_and_diffusion(config, spec)[0], wanted.model_state, path).to(device)
     if isinstance(model, DiffScm):
         beside = [folder / PREDICTOR for folder in (Path(path), probe.path.parent) if (folder / PREDICTOR).is_dir()]
         chosen = predictor or (str(beside[0]) if beside else "none")

@@ -103,6 +103,6 @@ def _unflatten(tensors: Mapping[str, torch.Tensor], tree: Any, where: str) -> An
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: an entry of kind {kind!r} is incomplete or names a tensor that is missing"
+            f"{where}: an entry of kind {repr(kind)[:80]} is incomplete or names a tensor that is missing"
         ) from error
-    raise DataError(f"{where}: an entry of unknown kind {kind!r}")
+    raise DataError(f"{where}: an entry of unknown kind {repr(kind)[:80]}")

@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from tiny import small_config, squares, squares_spec
 
-from causaldiffae import interventional_data, report_page, safe_images, script_util
+from causaldiffae import interventional_data, report_page, safe_images
 from causaldiffae.benchmark_results import check_results
-from causaldiffae.checkpoint import build_with_state, export_weights
+from causaldiffae.checkpoint import build_with_weights, export_weights
 from causaldiffae.config import Config
 from causaldiffae.dot_files import parse_dot
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import MAX_MESSAGE, DataError, InputError
 from causaldiffae.folders import image_files
 from causaldiffae.folders.image_files import ImageRule
 from causaldiffae.generators.morphomnist import read_idx, read_morpho_csv
@@ -45,6 +45,7 @@ from causaldiffae.script_util import (
     parse_config,
     run_cli,
 )
+from causaldiffae.state_tree import unflatten_state
 from causaldiffae.yaml_files import parse_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1] / "causaldiffae"
@@ -218,6 +219,7 @@ def test_images_open_in_named_formats_and_sizes() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         refuses(lambda: load(bomb(30_000, 30_000), "PNG"), "^it unpacks to far too many pixels, 67108864 are allowed$")
+        refuses(lambda: load(bomb(5, 70_000), "PNG"), "^it is 5x70000, sides of at most 65536 pixels are allowed$")
         refuses(lambda: load(bomb(9_000, 9_000), "PNG"), "^it is 9000x9000, more than 67108864 pixels are refused$")
     with pytest.raises(DataError, match="^mine$"), open_image(encoded(picture), ("PNG",)):
         raise DataError("mine")
@@ -252,18 +254,21 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert most == [1]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_strips_are_the_whole(monkeypatch: pytest.MonkeyPatch, mode: str, channels: int) -> None:
+@pytest.mark.parametrize("strip", [1, 20, 1 << 20])
+def test_transparency_lies_on_white_and_deep_grey_keeps_its_high_bytes(
+    monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    monkeypatch.setattr(image_files, "_STRIP", strip)
     rng = np.random.default_rng(0)
-    if mode == "I;16":
-        content = encoded(Image.fromarray(rng.integers(0, 65536, (11, 9)).astype(np.uint16)))
-    else:
-        picture = Image.fromarray(rng.integers(0, 256, (11, 9, 4)).astype(np.uint8)).convert(mode)
-        content = encoded(picture, transparency=3) if mode == "P" else encoded(picture)
-    whole = ImageRule(8, channels, "crop").decode(content)
-    monkeypatch.setattr(image_files, "_STRIP", 20)
-    np.testing.assert_array_equal(ImageRule(8, channels, "crop").decode(content), whole)
+    picture = Image.fromarray(rng.integers(0, 256, (8, 8, 4)).astype(np.uint8))
+    on_white = Image.alpha_composite(Image.new("RGBA", (8, 8), "white"), picture).convert("RGB")
+    found = ImageRule(8, 3, "crop").decode(encoded(picture))
+    np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(on_white))
+    np.testing.assert_array_equal(
+        ImageRule(8, 1, "area").decode(encoded(picture))[0], np.asarray(on_white.convert("L"))
+    )
+    deep = rng.integers(0, 65536, (8, 8)).astype(np.uint16)
+    np.testing.assert_array_equal(ImageRule(8, 1, "crop").decode(encoded(Image.fromarray(deep)))[0], deep >> 8)
 
 
 def test_resizing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,16 +411,25 @@ def test_a_model_is_built_without_memory_first(model_folder: Path) -> None:
 
     state = build().state_dict()
     devices.clear()
-    model = build_with_state(build, {key: value.half() for key, value in state.items()}, "x")
+    model = build_with_weights(build, {key: value.half() for key, value in state.items()}, "x")
     assert devices == ["meta", "cpu"] and not model.training and model[0].weight.dtype == torch.float32
     torch.testing.assert_close(model[0].weight, state["0.weight"], atol=1e-3, rtol=1e-3)
     devices.clear()
-    refuses(lambda: build_with_state(build, {"0.weight": torch.zeros(1)}, "x"), "another model", InputError)
+    refuses(lambda: build_with_weights(build, {"0.weight": torch.zeros(1)}, "x"), "another model", InputError)
     assert devices == ["meta"], "nothing is allocated for weights of another model"
+    devices.clear()
+    kept = build_with_weights(build, state, "x", hold_once=True)
+    assert devices == ["meta"] and kept[0].weight.data_ptr() == state["0.weight"].data_ptr(), "held once"
+    assert all(parameter.requires_grad for parameter in kept.parameters())
     refuses(
-        lambda: build_with_state(lambda: torch.nn.Conv2d(3, 4, 1, groups=2), {}, "x"), "x: its sizes make no network"
+        lambda: build_with_weights(lambda: torch.nn.Conv2d(3, 4, 1, groups=2), {}, "x"), "x: its sizes make no network"
     )
     assert load_model(str(model_folder)).spec == squares_spec()
+
+
+def test_a_training_state_of_unknown_kinds_is_refused_in_few_words() -> None:
+    for tree in ({"$kind": "A" * 70_000}, {"$kind": "tensor", "name": "x"}, {"$kind": ["tuple"] * 999}):
+        refuses(lambda tree=tree: unflatten_state({}, tree, "t.json"), "^t.json: an entry of .{0,100}kind")
 
 
 def test_counts_in_names_are_bounded() -> None:
@@ -513,7 +527,14 @@ def test_a_terminal_is_not_steered(capsys: pytest.CaptureFixture[str]) -> None:
         warnings.simplefilter("always")
         run_cli(main, [])
     assert capsys.readouterr().err == "warning: w?]0;x?\nerror: a?[2J ?b\n"
-    assert script_util._printable("Größe ✓") == "Größe ✓"
+
+
+def test_a_message_is_one_short_line() -> None:
+    assert str(InputError("Größe ✓: 'a  b' is wrong")) == "Größe ✓: 'a  b' is wrong"
+    assert str(DataError("a\nb\r\tc\x07\u2028\ud800")) == "a b  c???"
+    long = str(DataError("x" * 10**6 + ", 3 are allowed"))
+    assert len(long) <= MAX_MESSAGE and long.startswith("xxx") and long.endswith("xxx, 3 are allowed")
+    assert str(InputError()) == "" and str(pickle.loads(pickle.dumps(DataError("a")))) == "a"
 
 
 def test_a_long_do_is_cut_in_its_message() -> None:
@@ -562,6 +583,7 @@ def results() -> dict[str, Any]:
         ("results.interventions", [], "results.interventions is \\[\\], a mapping"),
         ("results.interventions.x.range", [1], "x.range is \\[1\\], two numbers"),
         ("results.interventions.x.range", [1, "2"], "x.range is '2', a number"),
+        ("results.interventions.x.range", [True, 2], "x.range is True, a number"),
         ("results.interventions.x.answers.other", {}, "answers is 'other', one of model, truth, do_nothing, nearest"),
         ("results.interventions.x.answers.model.truth.l1", 3, "truth.l1 is 3, a figure"),
         ("results.interventions.x.answers.model.truth.l1.low", None, "truth.l1.low is None, a number"),

@@ -17,11 +17,11 @@ from causaldiffae.explorer.studio import Picture
 from causaldiffae.folders.image_files import FORMATS
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.image_input import decode_image
+from causaldiffae.safe_files import read_file
 from causaldiffae.safe_images import open_image, without_size_warnings
 
 MAX_BYTES: Final = 32 << 20
 MAX_PIXELS: Final = 32_000_000
-_TOLD_BY_SIZE: Final = 1 << 28  # up to here the message says how large the picture is
 LIGHT_ON_DARK: Final = ("morphomnist", "mnist")
 _LONGEST_NAME: Final = 60
 
@@ -37,14 +37,10 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise DataError(f"{name}: it is larger than {MAX_BYTES >> 20} MB; shrink it first")
-        content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{name}: it cannot be opened ({error.strerror})") from None
+    content = read_file(file, MAX_BYTES)
     width, height = _size(content, name)
-    if width * height > MAX_PIXELS:
-        megapixels = f"{width * height / 1e6:.0f} megapixels"
-        raise DataError(f"{name}: it has {width}x{height} pixels ({megapixels}), at most {MAX_PIXELS // 10**6} "
-                        "megapixels are read; shrink it first")  # fmt: skip
     try:
         image = decode_image(content, spec)
     except DataError as error:
@@ -58,8 +54,13 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
 
 def _size(content: bytes, name: str) -> tuple[int, int]:
     """Width and height as the header says."""
-    with without_size_warnings(), open_image(content, FORMATS, name, _TOLD_BY_SIZE) as picture:
-        return picture.size
+    with without_size_warnings(), open_image(content, FORMATS, name) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            megapixels = f"{width * height / 1e6:.0f} megapixels"
+            raise DataError(f"{name}: it has {width}x{height} pixels ({megapixels}), at most {MAX_PIXELS // 10**6} "
+                            "megapixels are read; shrink it first")  # fmt: skip
+    return width, height
 
 
 def _is_light(image: np.ndarray) -> bool:

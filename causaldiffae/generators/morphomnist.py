@@ -228,7 +228,7 @@ def read_morpho_csv(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         header = [cell.strip() for cell in next(rows, [])]
         for name in ("index", *GRAPH.names):
             if header.count(name) != 1:
-                found = ", ".join(header)[:200].replace("\n", " ") or "nothing"
+                found = ", ".join(header)[:200] or "nothing"
                 raise DataError(f"{path}: column {name!r} must be there once, the header has {found}")
         places = [header.index(name) for name in ("index", *GRAPH.names)]
         table = [_parse_row(path, rows.line_num, row, places) for row in rows if row]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causaldiffae.checkpoint import check_state_fits, export_weights, load_checkpoint
+from causaldiffae.checkpoint import build_with_weights, export_weights, load_checkpoint
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.image_datasets import DatasetSpec, ImageData
 
@@ -179,8 +179,5 @@ def load_autoencoders(path: str | Path, device: torch.device | str = "cpu") -> C
     if found.config.get("model_type") != MODEL_TYPE:
         kind = found.config.get("model_type")
         raise DataError(f"{path}: a {kind!r} model, class autoencoders are needed (classifiers/class_autoencoders.py)")
-    networks = ClassAutoencoders(DatasetSpec.from_dict(found.config.get("dataset")))
-    state = {key: value.float() for key, value in found.model_state.items()}
-    check_state_fits(networks, state)
-    networks.load_state_dict(state)
-    return networks.to(device).eval()
+    spec = DatasetSpec.from_dict(found.config.get("dataset"))
+    return build_with_weights(lambda: ClassAutoencoders(spec), found.model_state, str(path)).to(device)

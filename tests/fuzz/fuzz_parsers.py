@@ -220,8 +220,8 @@ def _image_seeds() -> list[Files]:
 
 def _read_image(path: Path) -> object:
     content = read_file(_first(path), 1 << 26)
-    for channels, rule in ((1, "crop"), (3, "area"), (4, "crop")):
-        assert ImageRule(8, channels, rule).decode(content).shape == (channels, 8, 8)
+    channels, rule = ((1, "crop"), (3, "area"), (4, "crop"))[len(content) % 3]
+    assert ImageRule(8, channels, rule).decode(content).shape == (channels, 8, 8)
     return None
 
 
@@ -231,7 +231,7 @@ def _read_image(path: Path) -> object:
 def _write_run(folder: Path) -> None:
     torch.manual_seed(0)
     config, spec = small_config(), squares_spec()
-    state = create_model_and_diffusion(config, spec)[0].state_dict()
+    state = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict()
     training = {"step": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "lr": (1e-3, float("inf"))}}
     described = describe_checkpoint(config, spec)
     save_checkpoint(folder, 3, model_state=state, ema_states={"0.9": state}, training_state=training, config=described)
