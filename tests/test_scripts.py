@@ -361,5 +361,5 @@ def test_a_disk_that_is_full_is_one_line(digits: Path, tmp_path: Path, monkeypat
     outcome = run(TRAIN_SCRIPT, *arguments)
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines()[-1].endswith(
-        "(No space left on device); mend this and run the same command again"
+        "run: No space left on device; mend this and run the same command again"
     )
