@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from crashes import INTERVAL, kill_often, train
+from crashes import INTERVAL, train
 from safetensors import SafetensorError
 
 from causaldiffae import checkpoint, safe_files
@@ -19,13 +21,16 @@ from causaldiffae.train_util import TrainLoop
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("background", [False, True])
-def test_killed_at_random_moments(tmp_path: Path, background: bool) -> None:
-    """Five kills; `python tests/crashes.py --kills 100` does the same with a hundred."""
-    outcome = kill_often(tmp_path, kills=5, background=background)
-    assert outcome.equal
-    # The thread writes one checkpoint while training goes on to the next at most.
-    assert outcome.most_lost <= (2 * INTERVAL if background else INTERVAL)
+@pytest.mark.parametrize("writer", ["waited", "background"])
+def test_killed_at_random_moments(writer: str) -> None:
+    """Five kills, in a process that nothing else has run in: autograd's threads do not survive a fork.
+
+    `python tests/crashes.py --kills 100` does the same with a hundred.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("crashes.py")), "--kills=5", f"--writer={writer}"]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert "equal=True" in outcome.stdout
 
 
 class Fault:
