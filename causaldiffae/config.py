@@ -109,6 +109,8 @@ class DiffusionConfig:
         predict_v: the network predicts v in place of eps, which weighs the image more where noise is strong.
         rescale_timesteps: the network sees t * 1000 / T.
         rescale_learned_sigmas: rescale the bound beside the squared error.
+        min_snr_gamma: weigh the squared error by min(SNR, gamma), seen from x_0; 0 for the plain error.
+        zero_terminal_snr: the last step is pure noise; needs predict_v or predict_xstart.
     """
 
     diffusion_steps: int = 1000
@@ -120,6 +122,8 @@ class DiffusionConfig:
     predict_v: bool = False
     rescale_timesteps: bool = False
     rescale_learned_sigmas: bool = False
+    min_snr_gamma: float = 0.0
+    zero_terminal_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,7 +180,9 @@ class TrainConfig:
         ema_rate: rate of the moving average of the weights, or several, "0.999,0.9999".
         ema_warmup: the moving average starts short and grows to its rate.
         schedule_sampler: "uniform" or "loss-second-moment".
-        use_bf16: activations in bfloat16.
+        use_bf16: activations in bfloat16, where the hardware has it.
+        compile: compile the score network, once at the start.
+        channels_last: convolutions' weights with the channels innermost.
         seed: of everything that is drawn.
         log_interval, save_interval, sample_interval: steps between lines, checkpoints, pictures.
         keep_last: checkpoints to keep.
@@ -210,6 +216,8 @@ class TrainConfig:
     ema_warmup: bool = False
     schedule_sampler: str = "uniform"
     use_bf16: bool = False
+    compile: bool = False
+    channels_last: bool = False
     seed: int = 0
     log_interval: int = 100
     save_interval: int = 1_000
@@ -236,6 +244,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learn_sigma": False,
         "predict_v": False,
         "predict_xstart": False,
+        "min_snr_gamma": 0.0,
+        "zero_terminal_snr": False,
         "kl_weight": 1.0,
         "kl_anneal_steps": 50_000,
         "label_std": 1.0,

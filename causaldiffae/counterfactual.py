@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -101,6 +102,17 @@ class Abduction:
         """The encoded noise."""
         return None if self.state is None else self.state.x_T
 
+    def repeated(self, count: int) -> Abduction:
+        """The same noise for `count` interventions as one batch, all images of the first, then all of the second."""
+        if count == 1:
+            return self
+        state = self.state
+        if state is not None:
+            before = None if state.x_before is None else state.x_before.repeat(count, 1, 1, 1)
+            state = replace(state, x_T=state.x_T.repeat(count, 1, 1, 1), x_before=before)
+        classes = None if self.classes is None else self.classes.repeat(count)
+        return Abduction(self.u.repeat(count, 1, 1), self.z.repeat(count, 1, 1), state, classes)
+
 
 @dataclass(frozen=True)
 class Counterfactual:
@@ -136,6 +148,8 @@ class CounterfactualEngine:
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
         codec: the space in which the network works, None for pixels; a residual is kept in that space.
+        rows: interventions on the same images are decoded as one batch of up to so many images; a batch of images is
+            never divided.
     """
 
     def __init__(
@@ -151,6 +165,7 @@ class CounterfactualEngine:
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
         codec: ImageCodec | None = None,
+        rows: int = 128,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
@@ -163,6 +178,7 @@ class CounterfactualEngine:
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec = pixel_range, rescale_quantile, codec
         diffusion = self.solver.diffusion
+        self.rows = rows
         self.levels = NoiseLevels(diffusion) if rescale_quantile else None
         self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
 
@@ -192,7 +208,7 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._draw(z, abducted, self._undoing(Guidance())))
+        return replace(abducted, residual=x_start - self._draw(z, abducted, self._undoing(Guidance()), False))
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -238,11 +254,10 @@ class CounterfactualEngine:
         """
         count = len(abducted.u)
         latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
-        results = []
         grades = guidances or [self.guidance] * len(latents)
-        for do, z, guidance in zip(interventions, latents, grades, strict=True):
+        results = []
+        for z, drawn in zip(latents, self._draw_all(latents, abducted, interventions, grades), strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
-            drawn = self._draw(z, abducted, guidance if do else self._undoing(guidance))
             if abducted.residual is not None:
                 drawn = drawn + abducted.residual
             images = self._from_network(drawn.float())
@@ -250,6 +265,25 @@ class CounterfactualEngine:
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
             results.append(Counterfactual(images, labels, z))
         return results
+
+    def _draw_all(
+        self,
+        latents: Sequence[Tensor],
+        abducted: Abduction,
+        interventions: Sequence[Mapping[str, Any]],
+        grades: Sequence[Guidance],
+    ) -> list[Tensor]:
+        """The decoded images of every intervention; neighbours of the same grade are decoded as one batch."""
+        kinds = [(bool(do), grade) for do, grade in zip(interventions, grades, strict=True)]
+        drawn: list[Tensor] = []
+        for (intervenes, grade), alike in groupby(zip(latents, kinds, strict=True), key=lambda pair: pair[1]):
+            wanted = [z for z, _ in alike]
+            together = max(self.rows // max(len(abducted.u), 1), 1)
+            for piece in (wanted[i : i + together] for i in range(0, len(wanted), together)):
+                of_all = abducted.repeated(len(piece))
+                found = self._draw(torch.cat(piece), of_all, grade if intervenes else self._undoing(grade), intervenes)
+                drawn += found.chunk(len(piece))
+        return drawn
 
     def counterfactual(
         self,
@@ -265,14 +299,14 @@ class CounterfactualEngine:
         """The grade at which decoding undoes the encoding, where nothing is intervened on."""
         return Guidance(w=0.0) if self.model.encodes_unguided else guidance
 
-    def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance) -> Tensor:
+    def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance, intervenes: bool) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
         score = self._low_precision(
             guided_score(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
         )
-        if self.levels is not None and z is not abducted.z:
+        if self.levels is not None and intervenes:
             score = thresholded(score, self.levels, self.rescale_quantile)
         return self.solver.decode(score, abducted.state)
 

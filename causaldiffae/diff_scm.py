@@ -30,6 +30,7 @@ from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import TrainingDraws, TrainingStep, label_scm, mechanism_nll, unet_from_config
+from causaldiffae.nn import repeat_times
 from causaldiffae.noise_levels import NoiseLevels
 from causaldiffae.noised_predictor import NoisedPredictor, label_heads
 from causaldiffae.scm import Do, LatentSCM
@@ -159,8 +160,8 @@ class DiffScm(nn.Module):
     def _explicit(self, x_t: Tensor, t: Tensor, z: Tensor, count: int) -> tuple[Tensor, ...]:
         """How labels change the output: what -sqrt(1 - abar_t) grad log p(y | x_t) on eps amounts to."""
         assert self.predictor is not None and self.levels is not None
-        gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), t.repeat(count), z[:, :, 0])
-        level = self.levels.at(t.repeat(count), gradient)
+        gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z[:, :, 0])
+        level = self.levels.at(repeat_times(t, count), gradient)
         return self.levels.output_of_eps_change(-level.noise * gradient, level).chunk(count)
 
     def _implicit(
@@ -172,7 +173,7 @@ class DiffScm(nn.Module):
         z = torch.cat([some if condition is None else condition for condition in conditions])
         keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
         several = None if classes is None else classes.repeat(count)
-        output = self.eps(x_t.repeat(count, 1, 1, 1), t.repeat(count), z, several, keep.repeat_interleave(batch))
+        output = self.eps(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z, several, keep.repeat_interleave(batch))
         return list(output.chunk(count))
 
 

@@ -59,6 +59,31 @@ def betas_for_alpha_bar(
     return np.array([min(1 - after / before, max_beta) for before, after in pairwise(grid)])
 
 
+def enforce_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Betas (T,) whose alpha-bar ends at 0: sqrt(alpha-bar) is shifted and stretched, its first entry kept.
+
+    Training then sees pure noise, from which sampling starts (Lin et al., 2024, arXiv 2305.08891, algorithm 1). The
+    last beta is 1.
+    """
+    if len(betas) < 2:
+        raise InputError("zero_terminal_snr: at least 2 diffusion_steps are needed")
+    signal = np.sqrt(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal**2
+    return 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def with_signal_left(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """alpha-bar (T,) with a last entry above 0: log-SNR is finite, falls at every step, and can be interpolated.
+
+    Where the last entry is 0, the one before it falls once more by the last factor: the signal that is left is below
+    a thousandth of the noise.
+    """
+    if len(alphas_cumprod) < 3 or alphas_cumprod[-1] > 0:
+        return alphas_cumprod
+    return np.append(alphas_cumprod[:-1], alphas_cumprod[-2] ** 2 / alphas_cumprod[-3])
+
+
 class ModelMeanType(Enum):
     """What the network predicts."""
 
@@ -122,6 +147,12 @@ class GaussianDiffusion:
         betas: (T,) in (0, 1].
         model_mean_type, model_var_type, loss_type: see the enums.
         rescale_timesteps: the network sees t * 1000 / T.
+        min_snr_gamma: the squared error of every step counts as that of x_0 does, times min(SNR, gamma) (Hang et al.,
+            2023, arXiv 2303.09556); 0 for the plain error of what is predicted.
+
+    Raises:
+        InputError: for betas outside (0, 1], a last beta of 1 where the prediction says nothing of an image without
+            signal, or a gamma that the loss does not know.
     """
 
     def __init__(
@@ -132,10 +163,20 @@ class GaussianDiffusion:
         model_var_type: ModelVarType = ModelVarType.FIXED_LARGE,
         loss_type: LossType = LossType.MSE,
         rescale_timesteps: bool = False,
+        min_snr_gamma: float = 0.0,
     ) -> None:
         betas = np.asarray(betas, dtype=np.float64)
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all():
             raise InputError("betas: a non-empty list of numbers in (0, 1] is needed")
+        says_nothing = model_mean_type in (ModelMeanType.EPSILON, ModelMeanType.PREVIOUS_X)
+        if betas[-1] == 1 and len(betas) > 1 and says_nothing:
+            raise InputError(
+                "zero_terminal_snr: where no signal is left, the noise says nothing of the image; add --predict_v True"
+            )
+        if min_snr_gamma < 0 or (min_snr_gamma and (loss_type.is_vb or model_mean_type is ModelMeanType.PREVIOUS_X)):
+            raise InputError(
+                f"min_snr_gamma: {min_snr_gamma} given; 0 or more is needed, and 0 where the bound is minimised"
+            )
         self.model_mean_type = model_mean_type
         self.model_var_type = model_var_type
         self.loss_type = loss_type
@@ -147,15 +188,18 @@ class GaussianDiffusion:
         alphas = 1.0 - betas
         self.betas = betas
         self.alphas_cumprod = np.cumprod(alphas)
-        self.base_alphas_cumprod = self.alphas_cumprod  # of the process that the network was trained on
+        self.base_alphas_cumprod = with_signal_left(self.alphas_cumprod)
         self.alphas_cumprod_prev = np.append(1.0, self.alphas_cumprod[:-1])
         self.alphas_cumprod_next = np.append(self.alphas_cumprod[1:], 0.0)
 
         # q(x_t | x_0) and its inversion
         self.sqrt_alphas_cumprod = np.sqrt(self.alphas_cumprod)
         self.sqrt_one_minus_alphas_cumprod = np.sqrt(1.0 - self.alphas_cumprod)
-        self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
-        self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
+        self.one_minus_alphas_cumprod = 1.0 - self.alphas_cumprod
+        self.log_one_minus_alphas_cumprod = np.log(self.one_minus_alphas_cumprod)
+        with np.errstate(divide="ignore"):  # infinite where no signal is left; eps is not predicted there
+            self.sqrt_recip_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod)
+            self.sqrt_recipm1_alphas_cumprod = np.sqrt(1.0 / self.alphas_cumprod - 1.0)
 
         # q(x_{t-1} | x_t, x_0); its variance is 0 at t = 0, so its logarithm there is taken from t = 1
         self.posterior_variance = betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
@@ -163,30 +207,60 @@ class GaussianDiffusion:
         self.posterior_log_variance_clipped = np.log(np.maximum(clipped, 1e-20))
         self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - self.alphas_cumprod)
+        self.posterior_mean_ratio = self.posterior_mean_coef2 / self.posterior_mean_coef1
+        self.recip_posterior_mean_coef1 = 1.0 / self.posterior_mean_coef1
+        self.log_betas = np.log(betas)
+        # beta_t, except at t = 0 where it would give a worse decoder likelihood (Ho et al., 2020)
+        first = max(self.posterior_variance[min(1, len(betas) - 1)], 1e-20)
+        self.large_log_variance = np.log(np.append(first, betas[1:]))
+
+        self.loss_weights = self._min_snr_weights(min_snr_gamma)
+        self._tables: dict[tuple[str, torch.device], Tensor] = {}
+
+    def _min_snr_weights(self, gamma: float) -> np.ndarray:
+        """Weights (T,) of the squared error, of mean 1 so that the loss's other terms keep theirs."""
+        if not gamma:
+            return np.ones(self.num_timesteps)
+        snr = self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+        of_xstart = np.minimum(snr, gamma)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = {
+                ModelMeanType.START_X: of_xstart,
+                ModelMeanType.EPSILON: of_xstart / snr,
+                ModelMeanType.VELOCITY: of_xstart / (snr + 1.0),
+            }[self.model_mean_type]
+        return weights / weights.mean()
+
+    def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
+        """Entries of a table, named by its attribute, at steps t (B,), as `extract`; each device gets one copy."""
+        key = (table, t.device)
+        if key not in self._tables:
+            self._tables[key] = torch.as_tensor(getattr(self, table), device=t.device)
+        return extract(self._tables[key], t, like)
 
     # ------------------------------------------------------------------ the forward process
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> GaussianMoments:
         """Moments of q(x_t | x_0) for (B, C, H, W) images and (B,) steps."""
         return GaussianMoments(
-            extract(self.sqrt_alphas_cumprod, t, x_start) * x_start,
-            extract(1.0 - self.alphas_cumprod, t, x_start).expand_as(x_start),
-            extract(np.log(1.0 - self.alphas_cumprod), t, x_start).expand_as(x_start),
+            self._at("sqrt_alphas_cumprod", t, x_start) * x_start,
+            self._at("one_minus_alphas_cumprod", t, x_start).expand_as(x_start),
+            self._at("log_one_minus_alphas_cumprod", t, x_start).expand_as(x_start),
         )
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise."""
         noise = torch.randn_like(x_start) if noise is None else noise
-        signal = extract(self.sqrt_alphas_cumprod, t, x_start)
-        return signal * x_start + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+        signal = self._at("sqrt_alphas_cumprod", t, x_start)
+        return signal * x_start + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> GaussianMoments:
         """Moments of q(x_{t-1} | x_t, x_0) (Ho et al., 2020, eq. 7)."""
-        mean = extract(self.posterior_mean_coef1, t, x_t) * x_start + extract(self.posterior_mean_coef2, t, x_t) * x_t
+        mean = self._at("posterior_mean_coef1", t, x_t) * x_start + self._at("posterior_mean_coef2", t, x_t) * x_t
         return GaussianMoments(
             mean,
-            extract(self.posterior_variance, t, x_t).expand_as(x_t),
-            extract(self.posterior_log_variance_clipped, t, x_t).expand_as(x_t),
+            self._at("posterior_variance", t, x_t).expand_as(x_t),
+            self._at("posterior_log_variance_clipped", t, x_t).expand_as(x_t),
         )
 
     # ------------------------------------------------------------------ predictions
@@ -198,30 +272,30 @@ class GaussianDiffusion:
 
     def predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_0 = x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps."""
-        noise = extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
-        return extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t - noise
+        noise = self._at("sqrt_recipm1_alphas_cumprod", t, x_t) * eps
+        return self._at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - noise
 
     def predict_eps_from_xstart(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
         """The noise that leads from x_0 to x_t."""
-        scaled = extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-        return (scaled - x_start) / extract(self.sqrt_recipm1_alphas_cumprod, t, x_t)
+        signal = self._at("sqrt_alphas_cumprod", t, x_t)
+        return (x_t - signal * x_start) / self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
 
     def predict_xstart_from_xprev(self, x_t: Tensor, t: Tensor, x_prev: Tensor) -> Tensor:
         """The x_0 whose posterior mean is `x_prev`."""
-        from_x_t = extract(self.posterior_mean_coef2 / self.posterior_mean_coef1, t, x_t) * x_t
-        return extract(1.0 / self.posterior_mean_coef1, t, x_t) * x_prev - from_x_t
+        from_x_t = self._at("posterior_mean_ratio", t, x_t) * x_t
+        return self._at("recip_posterior_mean_coef1", t, x_t) * x_prev - from_x_t
 
     def velocity(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho, 2022, section 4)."""
-        signal = extract(self.sqrt_alphas_cumprod, t, x_start)
-        return signal * noise - extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+        signal = self._at("sqrt_alphas_cumprod", t, x_start)
+        return signal * noise - self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * x_start
 
     def _xstart_from_output(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
         if self.model_mean_type is ModelMeanType.EPSILON:
             return self.predict_xstart_from_eps(x, t, output)
         if self.model_mean_type is ModelMeanType.VELOCITY:
-            noise_scale = extract(self.sqrt_one_minus_alphas_cumprod, t, x)
-            return extract(self.sqrt_alphas_cumprod, t, x) * x - noise_scale * output
+            noise_scale = self._at("sqrt_one_minus_alphas_cumprod", t, x)
+            return self._at("sqrt_alphas_cumprod", t, x) * x - noise_scale * output
         if self.model_mean_type is ModelMeanType.PREVIOUS_X:
             return self.predict_xstart_from_xprev(x, t, output)
         return output
@@ -273,17 +347,13 @@ class GaussianDiffusion:
             return variance_output
         if self.model_var_type is ModelVarType.LEARNED_RANGE:
             assert variance_output is not None
-            low = extract(self.posterior_log_variance_clipped, t, x)
-            high = extract(np.log(self.betas), t, x)
+            low = self._at("posterior_log_variance_clipped", t, x)
+            high = self._at("log_betas", t, x)
             fraction = (variance_output + 1) / 2
             return fraction * high + (1 - fraction) * low
         if self.model_var_type is ModelVarType.FIXED_LARGE:
-            # beta_t, except at t = 0 where it would give a worse decoder likelihood (Ho et al., 2020)
-            first = max(self.posterior_variance[min(1, self.num_timesteps - 1)], 1e-20)
-            table = np.log(np.append(first, self.betas[1:]))
-        else:
-            table = self.posterior_log_variance_clipped
-        return extract(table, t, x).expand_as(x)
+            return self._at("large_log_variance", t, x).expand_as(x)
+        return self._at("posterior_log_variance_clipped", t, x).expand_as(x)
 
     # ------------------------------------------------------------------ sampling
 
@@ -313,8 +383,8 @@ class GaussianDiffusion:
     ) -> Tensor:
         """One DDIM step x_t -> x_{t-1} (Song et al., 2021, eq. 12); deterministic with eta = 0."""
         step = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
-        alpha_bar = extract(self.alphas_cumprod, t, x)
-        alpha_bar_prev = extract(self.alphas_cumprod_prev, t, x)
+        alpha_bar = self._at("alphas_cumprod", t, x)
+        alpha_bar_prev = self._at("alphas_cumprod_prev", t, x)
         sigma = eta * torch.sqrt((1 - alpha_bar_prev) / (1 - alpha_bar)) * torch.sqrt(1 - alpha_bar / alpha_bar_prev)
         mean = step.pred_xstart * alpha_bar_prev.sqrt() + torch.sqrt(1 - alpha_bar_prev - sigma**2) * step.eps
         if eta == 0.0:
@@ -332,7 +402,7 @@ class GaussianDiffusion:
     ) -> Tensor:
         """One DDIM encoding step x_t -> x_{t+1}, with the network evaluated at x_t (guided-diffusion's convention)."""
         step = self.p_mean_variance(model, x, t, clip_denoised, model_kwargs)
-        alpha_bar_next = extract(self.alphas_cumprod_next, t, x)
+        alpha_bar_next = self._at("alphas_cumprod_next", t, x)
         return step.pred_xstart * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * step.eps
 
     def _loop(self, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, indices: Iterator[int]) -> Tensor:
@@ -408,7 +478,7 @@ class GaussianDiffusion:
             source = (t - 1).clamp(min=0)
             output = model(x, self.model_timesteps(source), **kwargs)[:, : x.shape[1]]
             eps = self._eps_from_output(output, x, source)
-            before, after = extract(self.alphas_cumprod_prev, t, x), extract(self.alphas_cumprod, t, x)
+            before, after = self._at("alphas_cumprod_prev", t, x), self._at("alphas_cumprod", t, x)
             pred_xstart = (x - torch.sqrt(1 - before) * eps) / before.sqrt()
             return after.sqrt() * pred_xstart + torch.sqrt(1 - after) * eps
 
@@ -449,7 +519,7 @@ class GaussianDiffusion:
             x_start: (B, C, H, W) in [-1, 1]; t: (B,); noise: (B, C, H, W), drawn if not given.
 
         Returns:
-            `loss` (B,), and its parts `mse` and, with a learned variance, `vb`.
+            `loss` (B,), and its parts `mse`, which min-SNR weights, and, with a learned variance, `vb`.
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         x_t = self.q_sample(x_start, t, noise)
@@ -474,11 +544,12 @@ class GaussianDiffusion:
         else:
             target = self.q_posterior_mean_variance(x_start, x_t, t).mean
         terms["mse"] = mean_flat((target - output.to(target.dtype)) ** 2)
-        terms["loss"] = terms["mse"] + terms["vb"] if "vb" in terms else terms["mse"]
+        weighted = terms["mse"] * self._at("loss_weights", t, terms["mse"])
+        terms["loss"] = weighted + terms["vb"] if "vb" in terms else weighted
         return terms
 
 
-def extract(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
+def extract(table: np.ndarray | Tensor, t: Tensor, like: Tensor) -> Tensor:
     """Entries of a float64 table at steps t (B,), in `like`'s dtype and device, shaped (B, 1, ..., 1)."""
     values = torch.as_tensor(table, device=t.device)[t].to(device=like.device, dtype=like.dtype)
     return values.reshape(-1, *[1] * (like.dim() - 1))

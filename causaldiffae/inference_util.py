@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from causaldiffae import dist_util
+from causaldiffae.acceleration import accelerate, activation_dtype
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import (
@@ -84,7 +85,9 @@ class TestConfig:
         sweep_w: also draw and measure the first intervention at these grades, "0,0.25,0.5,0.75,1".
         traverse: also set these variables to values all over their range, "thickness,intensity".
         ema: rate of the moving average to use; "" takes the first, "none" the trained weights.
-        use_bf16: activations in bfloat16.
+        use_bf16: activations in bfloat16, where the hardware has it.
+        compile: compile the score network for the batch's size.
+        channels_last: convolutions' weights with the channels innermost.
         grid_images: rows of the picture.
         seed: of what is drawn.
     """
@@ -114,6 +117,8 @@ class TestConfig:
     traverse: str = ""
     ema: str = ""
     use_bf16: bool = False
+    compile: bool = False
+    channels_last: bool = False
     grid_images: int = 8
     seed: int = 0
 
@@ -206,6 +211,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for name in traversed:
         if name not in spec.graph.names:
             raise InputError(f"traverse: unknown variable {name!r}, known are {', '.join(spec.graph.names)}")
+    accelerate(loaded.model, device, compiled=config.compile, channels_innermost=config.channels_last)
     engine = loaded.engine(
         config.steps,
         config.solver,
@@ -216,7 +222,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         abduction=AbductionKind(config.abduction),
         guidance=guidance,
         stop=config.stop,
-        autocast=torch.bfloat16 if config.use_bf16 else None,
+        autocast=activation_dtype(config.use_bf16, device),
     )
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     graded = [replace(guidance, w=w, w_affected=None, w_invariant=None) for w in grades]

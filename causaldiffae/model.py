@@ -22,7 +22,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.losses import gaussian_nll, label_kl, masked_mean, prior_kl
-from causaldiffae.nn import sum_flat
+from causaldiffae.nn import repeat_times, sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -182,7 +182,7 @@ def eps_as_one_batch(
     z = torch.cat([null if condition is None else condition.flatten(1) for condition in conditions])
     keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
     several = None if classes is None else classes.repeat(count)
-    output = unet(x_t.repeat(count, 1, 1, 1), t.repeat(count), several, z, keep.repeat_interleave(batch))
+    output = unet(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), several, z, keep.repeat_interleave(batch))
     return list(output.chunk(count))
 
 

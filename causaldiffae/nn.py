@@ -40,6 +40,11 @@ def zero_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def repeat_times(t: Tensor, count: int) -> Tensor:
+    """Times of `count` copies of a batch: (B,) -> (count * B,); one time (1,) for all images stays one."""
+    return t if len(t) == 1 else t.repeat(count)
+
+
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding of (possibly fractional) time steps.
 

@@ -28,7 +28,7 @@ from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.unet import EncoderUNetModel
 
 MODEL_TYPE: Final = "noised_predictor"
-SCHEDULE: Final = ("diffusion_steps", "noise_schedule", "rescale_timesteps")
+SCHEDULE: Final = ("diffusion_steps", "noise_schedule", "rescale_timesteps", "zero_terminal_snr")
 """What of a diffusion process a predictor depends on: which noise step t stands for."""
 _CODES: Final = ("channel_mult", "attention_resolutions")
 
@@ -190,7 +190,8 @@ def load_noised_predictor(
     theirs = DatasetSpec.from_dict(found.config.get("dataset"))
     schedule = found.config.get("schedule")
     for name in SCHEDULE:
-        given = schedule.get(name) if isinstance(schedule, dict) else None
+        default = False if name == "zero_terminal_snr" else None  # which predictors before it do not name
+        given = schedule.get(name, default) if isinstance(schedule, dict) else None
         if given != getattr(diffusion, name):
             needed = getattr(diffusion, name)
             raise InputError(f"predictor: {path} was trained for {name} {given!r}, the model has {needed!r}")

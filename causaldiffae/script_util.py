@@ -30,6 +30,7 @@ from causaldiffae.gaussian_diffusion import (
     LossType,
     ModelMeanType,
     ModelVarType,
+    enforce_zero_terminal_snr,
     get_named_beta_schedule,
 )
 from causaldiffae.image_datasets import DatasetSpec, dataset_spec
@@ -137,6 +138,8 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
             stride.
     """
     betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
+    if config.zero_terminal_snr:
+        betas = enforce_zero_terminal_snr(betas)
     if config.use_kl:
         loss_type = LossType.RESCALED_KL
     else:
@@ -152,6 +155,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
         model_var_type=ModelVarType.LEARNED_RANGE if config.learn_sigma else fixed,
         loss_type=loss_type,
         rescale_timesteps=config.rescale_timesteps,
+        min_snr_gamma=config.min_snr_gamma,
     )
 
 

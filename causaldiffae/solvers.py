@@ -316,7 +316,7 @@ class OdeSolver:
         """Clean images to their noise, as `decode` would need it to give the images back.
 
         Args:
-            score: called as score(x_t, t) with x_t (B, C, H, W) and fractional steps t (B,), float32 or finer, in the
+            score: called as score(x_t, t) with x_t (B, C, H, W) and fractional steps t (1,), float32 or finer, in the
                 units that it was trained with; returns eps, x_0 or v as the process says, (B, C, H, W) or more
                 channels, of which the first C count.
             x_start: (B, C, H, W) in [-1, 1]; nothing is clipped.
@@ -376,10 +376,13 @@ class OdeSolver:
         return reading(self.diffusion.model_mean_type, step.predicts, signal, noise)
 
     def _times(self, path: Path, x: Tensor) -> list[Tensor]:
-        """The time (B,) of every node as the network sees it: in the whole process's steps, rescaled where asked."""
+        """The time (1,) of every node as the network sees it: in the whole process's steps, rescaled where asked.
+
+        One for all images, so that a network embeds it once.
+        """
         scale = 1000.0 / self.schedule.num_timesteps if self.diffusion.rescale_timesteps else 1.0
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return [torch.full((len(x),), float(t) * scale, dtype=dtype, device=x.device) for t in path.t]
+        return [torch.full((1,), float(t) * scale, dtype=dtype, device=x.device) for t in path.t]
 
 
 def _member(allowed: type[MemberT], given: MemberT | str, name: str) -> MemberT:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
+from causaldiffae.acceleration import accelerate, activation_dtype
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.checkpoint_writer import CheckpointWriter
 from causaldiffae.config import Config
@@ -94,6 +95,8 @@ class TrainLoop:
         if train.init_weights:
             self._start_from(train.init_weights)
         self.model.to(self.device)
+        accelerate(self.model, self.device, compiled=train.compile, channels_innermost=train.channels_last)
+        self.autocast = activation_dtype(train.use_bf16, self.device)
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
         step_type = model_entry(config.model.model_type).training_step
         self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
@@ -311,7 +314,7 @@ class TrainLoop:
         return step.no_sync() if wanted and isinstance(step, DistributedDataParallel) else nullcontext()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.train.use_bf16)
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def _draw(self, batch: Batch) -> TrainingDraws:
         """This process's share of the random numbers of the current step."""

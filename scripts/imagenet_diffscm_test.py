@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from causaldiffae import dist_util
+from causaldiffae.acceleration import activation_dtype
 from causaldiffae.adm_files import AdmSizes
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.guidance import Guidance
@@ -119,7 +119,7 @@ def ask(loaded: ImagenetModel, pictures: np.ndarray, classes: Sequence[int], con
         guidance=Guidance(w=config.w),
         stop=config.stop,
         residual=config.residual,
-        autocast=torch.bfloat16 if config.use_bf16 else None,
+        autocast=activation_dtype(config.use_bf16, device),
     )
     questions: list[dict[str, float]] = [{}, *({CLASS: float(index)} for index in classes)]
     found: list[list[np.ndarray]] = [[] for _ in questions]

@@ -8,8 +8,8 @@ import torch
 from tiny import randomise, small_config, squares_spec
 
 from causaldiffae import acceleration
-from causaldiffae.acceleration import activation_dtype, channels_last, compile_network, has_fast_bf16
-from causaldiffae.script_util import create_model_and_diffusion
+from causaldiffae.acceleration import accelerate, activation_dtype, channels_last, compile_network, has_fast_bf16
+from causaldiffae.script_util import MODELS, create_model_and_diffusion
 
 
 def network(**changes: object) -> torch.nn.Module:
@@ -52,6 +52,24 @@ def test_compiled_outputs_and_gradients_are_the_eager_ones(tmp_path: Path, monke
     assert len(ours) == len(eager) and all(g.any() for g in eager)
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_a_models_score_network_is_made_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(acceleration, "compile_network", lambda net, device: compiled.append(net))
+    models = {kind: create_model_and_diffusion(small_config(model_type=kind), squares_spec())[0] for kind in MODELS}
+    for kind, model in models.items():
+        accelerate(model, "cpu")
+        assert not compiled
+        if kind == "causalvae":
+            with pytest.warns(UserWarning, match="a CausalVAE has no score network, nothing is done"):
+                accelerate(model, "cpu", compiled=True, channels_innermost=True)
+            continue
+        accelerate(model, "cpu", compiled=True, channels_innermost=True)
+        net = compiled.pop()
+        assert net is getattr(model, "unet", None) or net is getattr(model, "network", None)
+        layouts = {p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4}
+        assert layouts == {True}
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

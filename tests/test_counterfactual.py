@@ -147,6 +147,31 @@ def test_one_abduction_serves_every_intervention() -> None:
             assert torch.equal(getattr(result, name), getattr(alone, name))
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp2m", "obelm"])
+def test_interventions_are_decoded_as_one_batch_of_bounded_size(solver: str) -> None:
+    process = SpacedDiffusion(space_timesteps(1000, [10]), betas=BETAS)
+    x, classes = images(), torch.tensor([0, 1, 2])
+    dos = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}, {"a": 9.0}]
+    grades = [Guidance(), Guidance(), Guidance(), Guidance(), Guidance(w=1.5)]
+    answers, decoded = {}, {}
+    for rows in (1, 6, 100):
+        oracle = Oracle(class_cond=True)
+        chosen = process if solver == "ddim" else OdeSolver(process, solver, steps=10)
+        asked = CounterfactualEngine(oracle, chosen, SPEC, residual=True, rows=rows)
+        abducted = asked.abduct(x, classes)
+        oracle.conditions.clear(), oracle.classes.clear()
+        answers[rows] = asked.predict(abducted, dos, grades)
+        decoded[rows] = [len(conditions[0]) for conditions in oracle.conditions if conditions[0] is not None]
+        expected = [classes.repeat(count // 3) for count in decoded[rows]]
+        assert all(torch.equal(a, b) for a, b in zip(oracle.classes, expected, strict=True))
+    for rows in (6, 100):
+        for one, other in zip(answers[rows], answers[1], strict=True):
+            for name in ("images", "labels", "z"):
+                torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
+    assert [sorted(set(sizes)) for sizes in decoded.values()] == [[3], [3, 6], [3, 9]], "{} and w = 1.5 go alone"
+    assert sum(decoded[1]) == sum(decoded[6]) == sum(decoded[100]), "the same evaluations per image"
+
+
 def test_do_is_normalised_once() -> None:
     oracle = Oracle()
     asked = engine(5, oracle)
@@ -393,9 +418,9 @@ def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> 
     )
     abducted = asked.abduct(x)
     score = asked._draw  # the score is what decoding asks; a constant eps of 1 inside and of 0 outside
-    drawn = score(abducted.z, abducted, asked.guidance)
-    outside = score(abducted.z, abducted, Guidance())
-    inside = score(abducted.z, abducted, Guidance(0.0))
+    drawn = score(abducted.z, abducted, asked.guidance, False)
+    outside = score(abducted.z, abducted, Guidance(), False)
+    inside = score(abducted.z, abducted, Guidance(0.0), False)
     assert not torch.equal(drawn, outside) and not torch.equal(drawn, inside)
     assert max(levels) > 0.9 and min(levels) < 0.1
     share = float((drawn - outside).abs().mean() / (inside - outside).abs().mean())

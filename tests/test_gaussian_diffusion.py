@@ -16,10 +16,12 @@ from causaldiffae.gaussian_diffusion import (
     ModelMeanType,
     ModelVarType,
     betas_for_alpha_bar,
+    enforce_zero_terminal_snr,
     extract,
     get_named_beta_schedule,
 )
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
+from causaldiffae.solvers import OdeSolver, SolverState
 
 BETAS = get_named_beta_schedule("linear", 1000)
 MEAN, STD = 0.3, 0.5
@@ -155,6 +157,16 @@ def test_chain_of_single_steps_has_the_marginal() -> None:
         moments = process.q_mean_variance(torch.full((1, 1), 0.8, dtype=torch.float64), torch.tensor([t]))
         assert abs(float(moments.mean) - mean) < 1e-12
         assert abs(float(moments.variance) - variance) < 1e-12
+
+
+def test_a_device_gets_each_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, x, t = diffusion(), images(2, 1, 3, 3), torch.tensor([3, 4])
+    process.q_sample(x, t, x)
+    copied = torch.as_tensor
+    monkeypatch.setattr(
+        torch, "as_tensor", lambda data, **given: pytest.fail() if type(data) is np.ndarray else copied(data, **given)
+    )
+    process.q_sample(x, t, x)
 
 
 def test_tables_take_the_images_dtype() -> None:
@@ -456,6 +468,71 @@ def test_bound_is_zero_for_the_true_posterior_and_a_likelihood_at_the_end() -> N
     assert worse.isfinite().all()
 
 
+@pytest.mark.parametrize("mean_type", [ModelMeanType.EPSILON, ModelMeanType.START_X, ModelMeanType.VELOCITY])
+def test_min_snr_counts_an_error_of_the_image_up_to_gamma(mean_type: ModelMeanType) -> None:
+    """Whatever is predicted: the same error of x_0 costs min(SNR, gamma) times its square."""
+    process, plain = (diffusion(model_mean_type=mean_type, min_snr_gamma=gamma) for gamma in (5.0, 0.0))
+    t, x_start, noise = torch.arange(50), images(50, 1, 3, 3), images(50, 1, 3, 3, seed=1)
+    wrong = x_start + 0.1
+    x_t = process.q_sample(x_start, t, noise)
+    output = {
+        ModelMeanType.EPSILON: process.predict_eps_from_xstart(x_t, t, wrong),
+        ModelMeanType.START_X: wrong,
+        ModelMeanType.VELOCITY: process.velocity(wrong, t, process.predict_eps_from_xstart(x_t, t, wrong)),
+    }[mean_type]
+    terms = process.training_losses(lambda x, t: output, x_start, t, noise=noise)
+    snr = torch.from_numpy(process.alphas_cumprod / (1 - process.alphas_cumprod))
+    assert (snr > 5).any() and (snr < 5).any()
+    torch.testing.assert_close(terms["loss"] / terms["loss"][0], snr.clamp(max=5.0) / 5.0)
+    unweighted = plain.training_losses(lambda x, t: output, x_start, t, noise=noise)
+    assert torch.equal(terms["mse"], unweighted["mse"]) and torch.equal(unweighted["loss"], unweighted["mse"])
+    assert process.loss_weights.mean() == pytest.approx(1.0), "the loss's other terms keep their weight"
+
+
+# ---------------------------------------------------------------------- a last step of pure noise
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_zero_terminal_snr_keeps_the_start_and_ends_in_noise(schedule: str) -> None:
+    betas = get_named_beta_schedule(schedule, 200)
+    before, after = np.sqrt(np.cumprod(1 - betas)), np.sqrt(np.cumprod(1 - enforce_zero_terminal_snr(betas)))
+    assert after[-1] == 0
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
+    np.testing.assert_allclose(np.diff(after) / np.diff(before), after[0] / (before[0] - before[-1]), rtol=1e-6)
+    left = GaussianDiffusion(
+        betas=enforce_zero_terminal_snr(betas), model_mean_type=ModelMeanType.START_X
+    ).base_alphas_cumprod
+    assert 0 < left[-1] < 1e-3 and (np.diff(left) < 0).all(), "solvers find a finite log-SNR everywhere"
+
+
+@pytest.mark.parametrize("mean_type", [ModelMeanType.START_X, ModelMeanType.VELOCITY])
+def test_zero_terminal_snr_has_every_table_it_needs(mean_type: ModelMeanType) -> None:
+    betas = enforce_zero_terminal_snr(get_named_beta_schedule("linear", 50))
+    process = GaussianDiffusion(betas=betas, model_mean_type=mean_type, min_snr_gamma=5.0)
+    x_start, noise, t = images(50, 1, 3, 3), images(50, 1, 3, 3, seed=1), torch.arange(50)
+    x_t = process.q_sample(x_start, t, noise)
+    assert torch.equal(x_t[-1], noise[-1])
+    output = process.velocity(x_start, t, noise) if mean_type is ModelMeanType.VELOCITY else x_start
+    step = process.p_mean_variance(lambda x, t: output, x_t, t, clip_denoised=False)
+    torch.testing.assert_close(step.pred_xstart, x_start)
+    torch.testing.assert_close(step.eps, noise)
+    assert step.mean.isfinite().all() and step.variance.isfinite().all()
+    assert process.training_losses(lambda x, t: 0.9 * output, x_start, t, noise=noise)["loss"].isfinite().all()
+
+
+def test_zero_terminal_round_trip() -> None:
+    """A network that knows the one image there is: whatever the noise, x_0 comes back and x_T is the noise."""
+    betas = enforce_zero_terminal_snr(BETAS)
+    process = SpacedDiffusion(space_timesteps(1000, [50]), betas=betas, model_mean_type=ModelMeanType.START_X)
+    constant, x_start = images(2, 1, 3, 3, seed=3), images(2, 1, 3, 3)
+    x_T = process.ddim_encode(lambda x, t: x_start, x_start + 0.0 * constant)
+    assert x_T.isfinite().all()
+    torch.testing.assert_close(process.ddim_sample_loop(lambda x, t: x_start, constant), x_start)
+    solver = OdeSolver(process, steps=10)
+    torch.testing.assert_close(solver.decode(lambda x, t: x_start, SolverState(constant)), x_start)
+    assert solver.encode(lambda x, t: x_start, x_start).x_T.isfinite().all()
+
+
 def test_rescaled_losses() -> None:
     x_start, t, noise = images(4, 1, 3, 3).clamp(-1, 1), torch.tensor([0, 3, 30, 49]), images(4, 1, 3, 3, seed=1)
 
@@ -492,6 +569,13 @@ def test_messages() -> None:
     for betas in ([], [0.0, 0.1], [0.1, 1.5], [[0.1]], [float("nan")]):
         with pytest.raises(InputError, match=r"betas: a non-empty list of numbers in \(0, 1\]"):
             GaussianDiffusion(betas=np.array(betas))
+    with pytest.raises(InputError, match="zero_terminal_snr: where no signal is left, .* add --predict_v True"):
+        GaussianDiffusion(betas=enforce_zero_terminal_snr(BETAS))
+    with pytest.raises(InputError, match="zero_terminal_snr: at least 2 diffusion_steps are needed"):
+        enforce_zero_terminal_snr(np.array([0.5]))
+    for given in ({"min_snr_gamma": -1.0}, {"min_snr_gamma": 5.0, "loss_type": LossType.KL}):
+        with pytest.raises(InputError, match="min_snr_gamma: .* given; 0 or more is needed, and 0 where the bound is"):
+            diffusion(**given)
     x, t = images(1, 1, 2, 2), torch.tensor([0])
     with pytest.raises(InputError, match="the network returns 1 channels, 2 are needed"):
         diffusion(model_var_type=ModelVarType.LEARNED_RANGE).p_mean_variance(lambda x, t: x, x, t)

@@ -431,9 +431,8 @@ def times_seen(solver: OdeSolver, state: SolverState | None = None, stop: float 
     seen: list[float] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        assert t.shape == (len(x),)
+        assert t.shape == (1,), "one time for all images, embedded once"
         assert t.dtype is torch.float64
-        assert (t == t[0]).all()
         seen.append(float(t[0]))
         return 0.1 * x
 
@@ -546,7 +545,7 @@ def test_messages_about_the_process() -> None:
     odd = OdeSolver(SpacedDiffusion(range(0, 100, 10), betas=np.full(100, 0.01)))
     whole = OdeSolver(GaussianDiffusion(betas=np.full(100, 0.01)))
     np.testing.assert_array_equal(odd.path().signal, whole.path().signal)  # any process knows what it was taken from
-    for betas in ([0.1, 0.5, 1.0], [0.1, 1e-20, 0.1]):
+    for betas in ([0.1, 1.0, 0.5], [0.1, 1e-20, 0.1]):
         with np.errstate(divide="ignore"):
             diffusion = GaussianDiffusion(betas=np.array(betas))
         with pytest.raises(InputError, match="diffusion: alpha-bar must fall at every step and stay above 0"):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tiny import randomise, small_config, squares
 
-from causaldiffae import train_util, training_pictures
+from causaldiffae import acceleration, train_util, training_pictures
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
@@ -82,6 +82,7 @@ def test_loss_falls_on_eight_images(tmp_path: Path) -> None:
         {"mechanism": "one_hop", "learned_null": True, "drop_prob": 0.5},
         {"schedule_sampler": "loss-second-moment", "grad_clip": 1.0, "microbatch": 3},
         {"diffusion_steps": 22},
+        {"zero_terminal_snr": True, "predict_v": True, "min_snr_gamma": 5.0, "channels_last": True},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -89,6 +90,8 @@ def test_every_kind_of_training_runs_to_its_pictures(
     tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two steps with all that a run does: figures, a checkpoint that opens, pictures."""
+    if "use_bf16" in changes:  # also where the processor would be slow at it
+        monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: True)
     if "diffusion_steps" not in changes:
         monkeypatch.setattr(training_pictures, "PICTURE_STEPS", 3)
     trained = loop(tmp_path, test=True, num_classes=3, total_steps=2, **changes)
