@@ -233,10 +233,13 @@ class GaussianDiffusion:
 
     def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
         """Entries of a table, named by its attribute, at steps t (B,), as `extract`; each device gets one copy."""
-        key = (table, t.device)
+        return extract(self._table(table, t.device), t, like)
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        key = (name, device)
         if key not in self._tables:
-            self._tables[key] = torch.as_tensor(getattr(self, table), device=t.device)
-        return extract(self._tables[key], t, like)
+            self._tables[key] = torch.as_tensor(getattr(self, name), device=device)
+        return self._tables[key]
 
     # ------------------------------------------------------------------ the forward process
 
@@ -267,7 +270,7 @@ class GaussianDiffusion:
 
     def model_timesteps(self, t: Tensor) -> Tensor:
         """The steps as the network sees them: original index, rescaled to 1000 where asked for."""
-        original = torch.as_tensor(self.timestep_map, device=t.device)[t]
+        original = self._table("timestep_map", t.device)[t]
         return original.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else original
 
     def predict_xstart_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -485,8 +485,13 @@ class Batch(NamedTuple):
     labelled_share: float
 
 
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether so many bytes of images leave a GPU two thirds of its free memory; processors read files as they lie."""
+    return device.type != "cuda" or 3 * size <= torch.cuda.mem_get_info(device)[0]
+
+
 class BatchSource:
-    """Endless batches of a split that lies on the device as a whole.
+    """Endless batches of a split that lies on the device as a whole where it fits, and else stays where it was read.
 
     The images of all epochs form one long row, each epoch in an order of its own that follows from (seed, epoch);
     batch `step` is the piece [step * batch_size, (step + 1) * batch_size) of it. No image is dropped at an epoch's
@@ -527,7 +532,8 @@ class BatchSource:
             raise InputError(f"seed: {seed!r} given, a whole number of 0 or more is needed")
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
-        self.images = torch.from_numpy(np.ascontiguousarray(data.images)).to(self.device)
+        images = torch.from_numpy(np.ascontiguousarray(data.images))
+        self.images = images.to(self.device) if fits_on(self.device, images.nbytes) else images
         self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
         self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
         labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
@@ -559,7 +565,7 @@ class BatchSource:
         share, whole = self.batch_size // self.world, self.indices(step)
         indices = torch.from_numpy(whole[self.rank * share : (self.rank + 1) * share]).to(self.device)
         return Batch(
-            images=to_model_range(self.images[indices]),
+            images=to_model_range(self.images[indices.to(self.images.device)].to(self.device)),
             labels=self.labels[indices],
             classes=None if self.classes is None else self.classes[indices],
             indices=indices,

@@ -1,6 +1,6 @@
 """Trains the anti-causal predictor of CausalCircuit: arm, blue, green and red, read off one picture.
 
-    python classifiers/circuit_classifier.py --data_dir DATA --out weights/circuit_64_predictor --image_size 64
+    python classifiers/circuit_classifier.py --data_dir DATA --out weights/circuit_32_predictor --image_size 32
 
 Size is that of the models that `scripts/evaluate.py` judges with it; left out, 128 pixels. Of the published pictures
 no generator is known, so they give observational images only.

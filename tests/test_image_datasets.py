@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from causaldiffae import image_datasets
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.graphs import CausalGraph
@@ -21,6 +22,7 @@ from causaldiffae.image_datasets import (
     DatasetSpec,
     ImageData,
     dataset_spec,
+    fits_on,
     load_data,
     measure,
     parse_pendulum_name,
@@ -367,6 +369,19 @@ def test_batches_run_across_epoch_ends_and_drop_nothing() -> None:
     assert seen[:10].tolist() != seen[10:].tolist()
     large = BatchSource(toy_data(3), 7, seed=3).indices(1)
     assert len(large) == 7 and sorted(large[2:5]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_what_does_not_fit_the_device_stays_where_it_was_read(fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(image_datasets, "fits_on", lambda device, size: bool(asked.append(size)) or fits)
+    data = toy_data(10)
+    source = BatchSource(data, 4, seed=3, device="meta")
+    assert asked == [data.images.nbytes]
+    assert source.images.device.type == ("meta" if fits else "cpu") and source.labels.device.type == "meta"
+    assert fits_on(torch.device("cpu"), 1 << 60)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000, 9000))
+    assert fits_on(torch.device("cuda"), 1000) and not fits_on(torch.device("cuda"), 1001)
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
