@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_every_kind_of_training_runs_to_its_pictures(
     assert all(value.isfinite().all() for value in everything(trained).values())
     assert load_model(str(tmp_path)).step == 2
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["counterfactuals_0000002.png"]
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_bf16_reaches_the_network_where_the_hardware_has_it(
+    in_hardware: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: in_hardware)
+    expected = nullcontext() if in_hardware else pytest.warns(UserWarning, match="float32 is used")
+    with expected:
+        trained = loop(tmp_path, use_bf16=True)
+    seen: list[torch.dtype] = []
+    trained.model.unet.out.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    trained.run_step()
+    assert seen == [torch.bfloat16 if in_hardware else torch.float32]
+    assert all(p.dtype is torch.float32 for p in trained.model.parameters())
 
 
 def test_the_batch_reaches_the_network(tmp_path: Path) -> None:
