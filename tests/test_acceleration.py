@@ -48,6 +48,7 @@ TRANSFORMER = {"model_type": "diffscm", "network": "dit", "num_channels": 32, "d
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compiling takes half a minute, on a busy machine many
 @pytest.mark.parametrize("changes", [{}, TRANSFORMER], ids=["unet", "dit"])
 def test_compiled_outputs_and_gradients_are_the_eager_ones(
     changes: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
