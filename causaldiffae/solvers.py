@@ -48,6 +48,9 @@ class Grid(Enum):
     UNIFORM = "uniform"
 
 
+FAINTEST = -6.0
+"""log(a / sigma) below which nothing is seen of an image: 0.3 grey levels of it under noise of 127."""
+
 # ---------------------------------------------------------------------- noise levels
 
 
@@ -120,9 +123,15 @@ class Path:
 
 
 def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.0) -> Path:
-    """The clean image and `steps` >= 2 noise levels, from step 0 to step stop * T - 1, spaced by `grid`."""
+    """The clean image and `steps` >= 2 noise levels, from step 0 to step stop * T - 1, spaced by `grid`.
+
+    No step is spent where the signal is below exp(FAINTEST) of the noise, as it is at the end of a cosine schedule and
+    of one that ends in pure noise: the path ends before.
+    """
     end = stop * schedule.num_timesteps - 1.0
     cleanest, noisiest = schedule.half_logsnr(np.array([0.0, end])).tolist()
+    if noisiest < FAINTEST:
+        noisiest, end = FAINTEST, float(schedule.step_of(np.array(FAINTEST)))
     if grid is Grid.UNIFORM:
         t = np.linspace(0.0, end, steps)
     elif grid is Grid.LOGSNR:

@@ -20,10 +20,12 @@ from causaldiffae.gaussian_diffusion import (
     ModelMeanType,
     ModelVarType,
     betas_for_alpha_bar,
+    enforce_zero_terminal_snr,
     get_named_beta_schedule,
 )
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import (
+    FAINTEST,
     Grid,
     NoiseSchedule,
     OdeSolver,
@@ -187,7 +189,21 @@ def test_spaced_process_stands_for_the_process_it_was_taken_from(name: str, sect
     assert solver.schedule.num_timesteps == 100
     for values in ("t", "signal", "noise"):
         np.testing.assert_array_equal(getattr(solver.path(), values), getattr(whole.path(), values))
-    assert solver.path().t[-1] == 99, "also where the spaced process ends before"
+    if name == "linear":
+        assert solver.path().t[-1] == 99, "also where the spaced process ends before"
+
+
+@pytest.mark.parametrize("grid", Grid)
+@pytest.mark.parametrize("name", ["linear", "cosine", "to noise"])
+def test_no_step_is_spent_where_nothing_is_seen(name: str, grid: Grid) -> None:
+    betas = get_named_beta_schedule("cosine" if name == "cosine" else "linear", 1000)
+    betas = enforce_zero_terminal_snr(betas) if name == "to noise" else betas
+    path = OdeSolver(GaussianDiffusion(betas=betas, model_mean_type=ModelMeanType.VELOCITY), grid=grid).path()
+    if name == "linear":
+        assert path.t[-1] == 999 and path.half_logsnr(path.last) > FAINTEST
+    else:
+        assert 900 < path.t[-1] < 999
+        assert path.half_logsnr(path.last) == pytest.approx(FAINTEST, abs=1e-6)
 
 
 def test_grids_space_evenly_what_they_name() -> None:
