@@ -37,8 +37,8 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise DataError(f"{name}: it is larger than {MAX_BYTES >> 20} MB; shrink it first")
-    except OSError as error:
-        raise DataError(f"{name}: it cannot be opened ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{name}: it cannot be opened ({getattr(error, 'strerror', None) or error})") from None
     content = read_file(file, MAX_BYTES)
     width, height = _size(content, name)
     try:
