@@ -14,6 +14,7 @@ import math
 import os
 import pickletools
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -233,6 +234,23 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
                 rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     return {"size": size, "sha256": digest.hexdigest()}
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file beside others that may be a stranger's: a link of that name is replaced, not followed.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> dict[str, Any]:
