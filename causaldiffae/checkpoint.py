@@ -119,15 +119,15 @@ def save_checkpoint(
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=run_dir))
     try:
         folder.chmod(0o755)
-        write_tensors(folder / MODEL, model_state)
+        files = {MODEL: write_tensors(folder / MODEL, model_state)}
         for rate, state in ema_states.items():
-            write_tensors(folder / f"ema_{rate}.safetensors", state)
+            name = f"ema_{rate}.safetensors"
+            files[name] = write_tensors(folder / name, state)
         if training_state is not None:
             tensors, tree = flatten_state(training_state)
-            write_tensors(folder / TRAINING_TENSORS, tensors)
-            write_json(folder / TRAINING_PLAIN, {"state": tree})
-        write_json(folder / CONFIG, dict(config))
-        files = {path.name: _describe(path) for path in sorted(folder.iterdir())}
+            files[TRAINING_TENSORS] = write_tensors(folder / TRAINING_TENSORS, tensors)
+            files[TRAINING_PLAIN] = write_json(folder / TRAINING_PLAIN, {"state": tree})
+        files[CONFIG] = write_json(folder / CONFIG, dict(config))
         write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "step": step, "files": files})
         sync_to_disk(folder)
         _put_in_place(folder, target)
@@ -136,10 +136,6 @@ def save_checkpoint(
         raise
     _remove_old(run_dir, step, keep_last, keep_every)
     return target
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _put_in_place(folder: Path, target: Path) -> None:

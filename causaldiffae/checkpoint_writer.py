@@ -1,8 +1,14 @@
 """Checkpoints written beside training: the state is copied at once, files are written by a thread.
 
 Copying takes milliseconds; hashing, writing and flushing to disk take as long as the disk does and release Python's
-lock meanwhile. One checkpoint is under way at a time: a second one waits for the first, so memory holds one copy and
-the disk is never more than one checkpoint behind. What the thread meets is raised where training looks next.
+lock meanwhile. What the thread meets is raised where training looks next.
+
+How much a crash can take: while the checkpoint of step N is being written, that of the save point before is the newest
+whole one, so every step that ends meanwhile is one more than an interval that may be lost. Training therefore computes
+the gradients of the step behind N beside the thread, and waits with `wait_for_disk` before that step counts: at no
+moment are more than `save_interval` steps unsaved. A write that takes no longer than a step costs nothing, a longer one
+what it takes beyond that, once an interval. Copies to object storage go on beside training and are waited for at the
+next save point only: where the address alone is left, up to two intervals are lost.
 """
 
 from __future__ import annotations
@@ -51,6 +57,8 @@ class CheckpointWriter:
         self.run_dir, self.background, self.afterwards = run_dir, background, afterwards
         self.keep_last, self.keep_every = keep_last, keep_every
         self._thread: threading.Thread | None = None
+        self._on_disk = threading.Event()
+        self._on_disk.set()
         self._error: tuple[int, BaseException] | None = None
 
     @property
@@ -73,16 +81,20 @@ class CheckpointWriter:
         if not self.background:
             self._run(step, states)
             return
+        self._on_disk.clear()
         self._thread = threading.Thread(target=self._run, args=(step, copy_to_cpu(states)), name="checkpoint")
         self._thread.start()
 
     def _run(self, step: int, states: Mapping[str, Any]) -> None:
         try:
             folder = save_checkpoint(self.run_dir, step, keep_last=self.keep_last, keep_every=self.keep_every, **states)
+            self._on_disk.set()
             if self.afterwards is not None:
                 self.afterwards(folder)
         except BaseException as error:
             self._error = (step, error)
+        finally:
+            self._on_disk.set()
 
     def check(self) -> None:
         """Raises what a checkpoint met that could not be written; once."""
@@ -96,8 +108,12 @@ class CheckpointWriter:
             ) from error
         raise error
 
+    def wait_for_disk(self) -> None:
+        """Waits until the checkpoint that is under way is whole in the run directory, or has failed."""
+        self._on_disk.wait()
+
     def finish(self) -> None:
-        """Waits until what is under way is on disk, or has failed."""
+        """Waits until nothing is under way, `afterwards` included."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -11,6 +11,7 @@ Pendulum's labels on disk are truncated to whole numbers; `exact_labels` are tho
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from causaldiffae.errors import DataError
 from causaldiffae.generators import parallel_map
 from causaldiffae.image_datasets import DatasetSpec, ImageData, true_counterfactual, truth_is_known
 from causaldiffae.npz_files import NpzFile
+from causaldiffae.safe_files import replace_file
 
 VERSION: Final = 1
 _CHUNK: Final = 32
@@ -138,10 +140,10 @@ def cached_interventional(
     named = {"images": drawn.images, "labels": drawn.labels}
     if drawn.classes is not None:
         named["classes"] = drawn.classes
-    partial_path = path.with_suffix(".partial.npz")
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **named)  # type: ignore[arg-type]
     try:
-        np.savez_compressed(partial_path, **named)  # type: ignore[arg-type]
-        partial_path.replace(path)
+        replace_file(path, packed.getvalue())
     except OSError as error:
         warnings.warn(f"{path}: the images cannot be kept ({error.strerror}); they are drawn anew", stacklevel=2)
     return drawn

@@ -28,11 +28,15 @@ def lock_run_dir(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     Where the file system knows no locks, a warning says so and training goes on.
 
     Raises:
-        InputError: if another process holds the lock (it is named), or the directory cannot be written.
+        InputError: if another process holds the lock (it is named), the directory cannot be written, or it holds links
+            to files.
     """
     folder = Path(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        links = sorted(path.name for path in folder.iterdir() if path.is_symlink() and not path.is_dir())
+        if links:  # a run of somebody else's: what is written to config.yaml would go wherever its link leads
+            raise InputError(f"run_dir: {folder / links[0][:80]} is a link to a file, which a run would write through")
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InputError(f"run_dir: {folder} cannot be written ({error.strerror})") from error

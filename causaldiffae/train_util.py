@@ -170,8 +170,9 @@ class TrainLoop:
     @torch.no_grad()
     def _weights_are_finite(self) -> bool:
         states = [self.model.state_dict(), *self.emas.values()]
-        floating = [value for state in states for value in state.values() if value.is_floating_point()]
-        return bool(torch.stack([value.isfinite().all() for value in floating]).all())
+        floating = [v for state in states for v in state.values() if v.is_floating_point() and v.numel()]
+        # Of numbers that are not finite, one is the least or the greatest, or NaN, which then is both.
+        return bool(torch.stack([end for value in floating for end in torch.aminmax(value)]).isfinite().all())
 
     def _upload(self, folder: Path) -> None:
         train = self.config.train
@@ -255,6 +256,7 @@ class TrainLoop:
                 sums[key] = sums[key] + mean if key in sums else mean
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        self.writer.wait_for_disk()  # else this step would be one more than an interval that a crash can take
         means = self._exchange(sums, norm)
         self.step += 1
         if not math.isfinite(means.pop("everywhere")):

@@ -1,5 +1,6 @@
 """Round trips bit for bit, whole-or-not-there folders, and files from strangers that only raise DataError."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -14,8 +15,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from causaldiffae import checkpoint, safe_files
+from causaldiffae import checkpoint
 from causaldiffae.checkpoint import (
     check_state_fits,
     export_weights,
@@ -25,7 +27,7 @@ from causaldiffae.checkpoint import (
     save_checkpoint,
 )
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.safe_files import check_safetensors, read_json, read_tensors, write_tensors
+from causaldiffae.safe_files import PIECE_BYTES, check_safetensors, read_json, read_tensors, write_tensors
 from causaldiffae.state_tree import flatten_state, unflatten_state
 
 CONFIG = {"graph": {"names": ["a", "b"], "edges": [["a", "b"]]}, "batch_size": 8, "lr": 1e-4}
@@ -171,6 +173,23 @@ def test_shared_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     assert loaded["slice"].untyped_storage().nbytes() == 2 * 6 * 4
 
 
+def test_files_are_those_of_the_library_byte_for_byte(tmp_path: Path) -> None:
+    dtypes = (torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32, torch.bfloat16)
+    dtypes += (torch.float16, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool)
+    state = {f"{i % 3}.{i}": torch.arange(6).reshape(2, 3).to(dtype) for i, dtype in enumerate(dtypes)}
+    state |= {"größe": torch.tensor(3.0), "empty": torch.zeros(0, 3), "large": torch.randn(PIECE_BYTES // 4 + 5)}
+    state |= {f"some.{i}": torch.randn(PIECE_BYTES // 10) for i in range(4)}
+    told = write_tensors(tmp_path / "ours.safetensors", state)
+    save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    ours, theirs = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("ours", "theirs"))
+    assert ours == theirs
+    assert told == {"size": len(ours), "sha256": hashlib.sha256(ours).hexdigest()}
+    with pytest.raises(InputError, match=r"b has dtype torch.complex128, which safetensors files cannot hold"):
+        write_tensors(tmp_path / "ours.safetensors", {"b": torch.zeros(1, dtype=torch.complex128)})
+    with pytest.raises(InputError, match="__metadata__ is no name for a tensor"):
+        write_tensors(tmp_path / "ours.safetensors", {"__metadata__": torch.zeros(1)})
+
+
 def test_exported_weights(tmp_path: Path) -> None:
     state = small_model().state_dict()
     folder = export_weights(tmp_path / "weights", state, CONFIG, torch.float16)
@@ -205,7 +224,7 @@ def test_same_step_again_replaces(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint(tmp_path).model_state["0.bias"], small_model(9).state_dict()["0.bias"])
 
 
-@pytest.mark.parametrize("failing", ["save_file", "fsync", "rename"])
+@pytest.mark.parametrize("failing", ["open", "fsync", "rename"])
 def test_a_write_that_fails_leaves_the_older_checkpoint(
     tmp_path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +233,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(
     def disk_full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    place, name = {"save_file": (safe_files, "save_file"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[failing]
+    place, name = {"open": (Path, "open"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[failing]
     monkeypatch.setattr(place, name, disk_full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)

@@ -52,6 +52,17 @@ def test_what_changes_after_write_is_not_written(tmp_path: Path, monkeypatch: py
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
 
 
+def test_the_disk_is_waited_for_and_not_what_comes_afterwards(tmp_path: Path) -> None:
+    go = threading.Event()
+    with CheckpointWriter(tmp_path, afterwards=lambda _: go.wait(30)) as writer:
+        writer.wait_for_disk()
+        writer.write(1, states(1.0))
+        writer.wait_for_disk()
+        assert load_checkpoint(tmp_path).step == 1
+        assert [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+        go.set()
+
+
 def test_one_at_a_time_in_order_and_old_ones_go(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path, keep_last=1, keep_every=3) as writer:
         for step in range(1, 6):
@@ -68,6 +79,7 @@ def test_errors_are_kept_until_asked_for(tmp_path: Path, background: bool, monke
         writer.check()
         monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full)
         writer.write(7, states(1.0))
+        writer.wait_for_disk()
         writer.finish()
         assert writer.failed
         monkeypatch.undo()

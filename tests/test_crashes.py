@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 from crashes import INTERVAL, train
-from safetensors import SafetensorError
 
-from causaldiffae import checkpoint, safe_files
+from causaldiffae import checkpoint, checkpoint_writer, safe_files
 from causaldiffae.checkpoint import latest_checkpoint
 from causaldiffae.errors import InputError
 from causaldiffae.train_util import TrainLoop
@@ -38,8 +39,8 @@ class Fault:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.calls, self.at = 0, at
-        places = [(safe_files, "save_file"), (os, "fsync"), (Path, "write_text"), (Path, "rename"), (Path, "mkdir")]
-        places += [(checkpoint.tempfile, "mkdtemp"), (Path, "chmod")]
+        places = [(Path, "open"), (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "chmod")]
+        places += [(checkpoint.tempfile, "mkdtemp")]
         for place, name in places:
             monkeypatch.setattr(place, name, self._refusing(getattr(place, name)))
 
@@ -47,6 +48,8 @@ class Fault:
         def refuse(*arguments: Any, **options: Any) -> Any:
             self.calls += 1
             if self.calls == self.at + 1:
+                if "wb" in arguments:
+                    arguments[0].write_bytes(b"the beginning of a file")
                 raise OSError(28, "No space left on device")
             return action(*arguments, **options)
 
@@ -80,21 +83,21 @@ def test_a_disk_that_refuses_at_any_write_leaves_a_whole_checkpoint(tmp_path: Pa
         assert found in (before, trained.step)
         written.append(found == trained.step)
         before = found
-    assert at > 20, "every file is written and flushed, the folder renamed and flushed"
+    assert at > 15, "six files are opened and flushed, the folder is made, renamed and flushed"
     assert not any(written[:15]) and written[-1]
 
 
 def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", 4 * INTERVAL, True)
-    real, calls = safe_files.save_file, []
+    real, calls = checkpoint.write_tensors, []
 
-    def full(*arguments: Any, **options: Any) -> None:
+    def full(*arguments: Any) -> dict[str, Any]:
         calls.append(arguments)
         if len(calls) == 5:  # of the second checkpoint
             raise OSError(28, "No space left on device")
-        real(*arguments, **options)
+        return real(*arguments)
 
-    monkeypatch.setattr(safe_files, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     message = (
         r"the checkpoint of step 10 could not be written \(.*No space left on device\); those before it are untouched"
     )
@@ -108,10 +111,39 @@ def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monk
         assert torch.equal(resumed.model.state_dict()[key], value)
 
 
-def test_a_full_disk_in_the_library_s_words_is_an_os_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+@pytest.mark.parametrize("writer", ["waited", "background"])
+def test_no_step_counts_before_the_checkpoint_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """At every end of a step, an interval's steps at most are not in a whole checkpoint, however slow the disk is."""
+    real, lost, begun = checkpoint_writer.save_checkpoint, [], []
 
-    monkeypatch.setattr(safe_files, "save_file", full)
-    with pytest.raises(OSError, match=r"x\.safetensors: .*No space left"):
-        safe_files.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+    def slow(run_dir: Path, step: int, **options: Any) -> Path:
+        begun.append(step)
+        time.sleep(0.5)
+        return real(run_dir, step, **options)
+
+    def run_step(trained: TrainLoop) -> dict[str, float]:
+        means = run(trained)
+        newest = latest_checkpoint(tmp_path)
+        lost.append(trained.step - (int(newest.name.removeprefix("step_")) if newest else 0))
+        return means
+
+    run = TrainLoop.run_step
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
+    monkeypatch.setattr(TrainLoop, "run_step", run_step)
+    train(tmp_path, 3 * INTERVAL, writer == "background")
+    assert begun == [INTERVAL, 2 * INTERVAL, 3 * INTERVAL]
+    assert lost == [*range(1, INTERVAL + 1)] * 3
+
+
+def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
+    """The system takes a part of the bytes first, then refuses: as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            safe_files.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(10**6)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "x.safetensors").stat().st_size == 100_000

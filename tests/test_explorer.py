@@ -207,6 +207,8 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read_upload(tmp_path / "half.png", spec)
     with pytest.raises(DataError, match=r"^gone\.png: it cannot be opened \(No such file"):
         read_upload(tmp_path / "gone.png", spec)
+    with pytest.raises(DataError, match=r"it cannot be opened \(embedded null byte"):
+        read_upload(f"{tmp_path}/a\0.png", spec)
     monkeypatch.setattr(uploads, "MAX_BYTES", 1 << 20)
     (tmp_path / "long.png").write_bytes(bytes((1 << 20) + 1))
     with pytest.raises(DataError, match=r"^long\.png: it is larger than 1 MB; shrink it first$"):

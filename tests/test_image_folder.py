@@ -686,6 +686,26 @@ def test_a_read_only_folder_uses_the_user_s_cache(
     assert len(counts) == 24
 
 
+@pytest.mark.parametrize("name", [".cache", ".cache/statistics.json", ".cache/lock", ".cache/lock as a pipe"])
+def test_nothing_is_written_through_a_link_that_came_with_the_data(
+    folder: Path, user_cache: Path, tmp_path: Path, name: str
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("untouched")
+    if name == ".cache":
+        (folder / name).symlink_to(mine)
+    else:
+        (folder / ".cache").mkdir()
+        if name.endswith("pipe"):
+            os.mkfifo(folder / name.split()[0])
+        else:
+            (folder / name).symlink_to(mine / "file")
+    assert len(read_image_folder(folder)) == 12
+    assert [path.name for path in mine.iterdir()] == ["file"] and (mine / "file").read_text() == "untouched"
+    assert len(list(user_cache.rglob("*.npy"))) == 1
+
+
 def test_a_full_disk_is_said_and_nothing_is_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -48,6 +48,24 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: p
         lock_run_dir(tmp_path / "new").__enter__()
 
 
+@pytest.mark.parametrize("name", [LOCK, "config.yaml", "progress.csv"])
+def test_links_in_a_strangers_run_are_not_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.txt").write_text("untouched")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "old_step").mkdir()
+    (tmp_path / "run" / "step_0000001").symlink_to(tmp_path / "old_step")
+    with lock_run_dir(tmp_path / "run"):
+        pass
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine.txt")
+    with (
+        pytest.raises(InputError, match=f"run/{name} is a link to a file, which a run would write through"),
+        lock_run_dir(tmp_path / "run"),
+    ):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "untouched"
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run_dir: .*file/run cannot be written \(Not a directory\)"):

@@ -28,6 +28,7 @@ from causaldiffae.dot_files import parse_dot
 from causaldiffae.errors import MAX_MESSAGE, DataError, InputError
 from causaldiffae.folders import image_files
 from causaldiffae.folders.image_files import ImageRule
+from causaldiffae.folders.storage import LocalFolder
 from causaldiffae.generators.morphomnist import read_idx, read_morpho_csv
 from causaldiffae.graph_files import parse_graph
 from causaldiffae.graphs import CausalGraph
@@ -331,6 +332,18 @@ def test_kept_interventional_images_are_checked(tmp_path: Path) -> None:
         lambda: read(images=images[:3]), rf"images: its shape is \(3, 1, 8, 8\), \(4, 1, 8, 8\) is needed; {ending}"
     )
     refuses(lambda: read(images=np.array([[[[{}]]]] * 4)), "images: its dtype is object, kind u is needed")
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    """What is kept beside a data set: drawn graphs, interventional images. The set may have come with links."""
+    mine, beside = tmp_path / "mine", tmp_path / "set"
+    beside.mkdir()
+    mine.write_text("untouched")
+    (beside / "graph.png").symlink_to(mine)
+    LocalFolder(beside).write("graph.png", b"drawn")
+    assert (beside / "graph.png").read_bytes() == b"drawn" and not (beside / "graph.png").is_symlink()
+    refuses(lambda: LocalFolder(beside).write("no/graph.png", b""), "graph.png: it cannot be written")
+    assert mine.read_text() == "untouched" and [path.name for path in beside.iterdir()] == ["graph.png"]
 
 
 def pt_file(path: Path, content: bytes, *others: str) -> Path:

@@ -35,10 +35,11 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
     file = Path(path)
     name = file.name[-_LONGEST_NAME:]
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"{name}: it is larger than {MAX_BYTES >> 20} MB; shrink it first")
-    except OSError as error:
-        raise DataError(f"{name}: it cannot be opened ({error.strerror})") from None
+        size = file.stat().st_size
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{name}: it cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    if size > MAX_BYTES:
+        raise DataError(f"{name}: it is larger than {MAX_BYTES >> 20} MB; shrink it first")
     content = read_file(file, MAX_BYTES)
     width, height = _size(content, name)
     try:

@@ -76,12 +76,20 @@ def cache_folder(folder: Folder) -> Path | None:
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
+            if not _only_files(place):
+                continue
             with tempfile.TemporaryFile(dir=place):
                 return place
         except OSError:
             continue
     warnings.warn(f"{folder.where}: no cache can be written, so every start decodes the images anew", stacklevel=2)
     return None
+
+
+def _only_files(place: Path) -> bool:
+    """Whether it is a folder of regular files: a link that came with the data would be written through."""
+    with os.scandir(place) as entries:
+        return not place.is_symlink() and all(entry.is_file(follow_symlinks=False) for entry in entries)
 
 
 def _digest(names: Sequence[str], stamps: Sequence[FileStamp], rule: ImageRule) -> str:

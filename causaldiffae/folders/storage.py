@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from causaldiffae.errors import DataError
-from causaldiffae.safe_files import read_file
+from causaldiffae.safe_files import read_file, replace_file
 
 
 class FileStamp(NamedTuple):
@@ -112,7 +112,7 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes) -> None:
         try:
-            (self.path / name).write_bytes(content)
+            replace_file(self.path / name, content)
         except OSError as error:
             raise DataError(f"{self.path / name}: it cannot be written ({error.strerror})") from None
 
