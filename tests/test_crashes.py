@@ -116,7 +116,9 @@ def test_no_step_counts_before_the_checkpoint_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
 ) -> None:
     """At every end of a step, an interval's steps at most are not in a whole checkpoint, however slow the disk is."""
-    real, lost, begun = checkpoint_writer.save_checkpoint, [], []
+    real = checkpoint_writer.save_checkpoint
+    lost: list[int] = []
+    begun: list[int] = []
 
     def slow(run_dir: Path, step: int, **options: Any) -> Path:
         begun.append(step)
