@@ -176,7 +176,10 @@ class DatasetSpec:
                 raise InputError(f"do: {name} is {value!r}, a finite number is needed")
             low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
             if not low <= value <= high:
-                message = f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}"
+                message = (
+                    f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
+                )
+                message += "extrapolated, a value inside is surer"
                 warnings.warn(message, UserWarning, stacklevel=2)
             checked[name] = float(value)
         return checked
