@@ -175,7 +175,8 @@ class DatasetSpec:
             if not is_number(value) or not math.isfinite(value):
                 raise InputError(f"do: {name} is {value!r}, a finite number is needed")
             low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
-            if not low <= value <= high:
+            slack = 1e-6 * (high - low)  # the ends themselves, as float32 or printed
+            if not low - slack <= value <= high + slack:
                 message = (
                     f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
                 )

@@ -8,6 +8,7 @@ that have an entry in `extra` get its arguments behind their own; pip installs n
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -129,7 +130,8 @@ def answer(connection: socket.socket) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    connection.send(str(code).encode())
+    with contextlib.suppress(OSError):  # whoever asked has given up
+        connection.send(str(code).encode())
     os._exit(code)
 
 
