@@ -223,8 +223,7 @@ class DatasetSpec:
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON form that `from_dict` reads."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-        return {**plain, "graph": self.graph.to_dict()}
+        return {**{key: _as_lists(value) for key, value in plain.items()}, "graph": self.graph.to_dict()}
 
     @classmethod
     def from_dict(cls, description: Any) -> DatasetSpec:
@@ -246,6 +245,10 @@ class DatasetSpec:
         except (InputError, TypeError) as error:
             raise DataError(f"data set: {error}") from None
         return cls(**{**description, "graph": graph})
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 @dataclass
