@@ -43,6 +43,7 @@ class Page:
         """The gradio Blocks."""
         import gradio as gr
 
+        gr.Slider.preprocess = _as_it_came
         count, first = self.shelf.most_variables, self.shelf.titles[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADING)
@@ -249,6 +250,11 @@ class Page:
 
         hidden = [gr.skip()] * (1 + 2 * self.shelf.most_variables)
         return ["", views.message_html(note), "", "", "", *hidden]
+
+
+def _as_it_came(_: Any, payload: float) -> float:
+    """In place of gradio's own check of a slider's range, which only says "Error": `Studio.check` says what is wrong."""
+    return payload
 
 
 def _slider(spec: DatasetSpec, i: int, value: float, do: Any) -> Any:
