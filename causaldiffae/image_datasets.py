@@ -175,8 +175,12 @@ class DatasetSpec:
             if not is_number(value) or not math.isfinite(value):
                 raise InputError(f"do: {name} is {value!r}, a finite number is needed")
             low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
-            if not low <= value <= high:
-                message = f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}"
+            slack = 1e-6 * (high - low)  # the ends themselves, as float32 or printed
+            if not low - slack <= value <= high + slack:
+                message = (
+                    f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
+                )
+                message += "extrapolated, a value inside is surer"
                 warnings.warn(message, UserWarning, stacklevel=2)
             checked[name] = float(value)
         return checked
@@ -219,8 +223,7 @@ class DatasetSpec:
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON form that `from_dict` reads."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
-        return {**plain, "graph": self.graph.to_dict()}
+        return {**{key: _as_lists(value) for key, value in plain.items()}, "graph": self.graph.to_dict()}
 
     @classmethod
     def from_dict(cls, description: Any) -> DatasetSpec:
@@ -242,6 +245,10 @@ class DatasetSpec:
         except (InputError, TypeError) as error:
             raise DataError(f"data set: {error}") from None
         return cls(**{**description, "graph": graph})
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
@@ -19,6 +20,7 @@ import torch
 
 from causaldiffae import dist_util
 from causaldiffae.acceleration import accelerate, activation_dtype
+from causaldiffae.advice import about_questions
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import (
@@ -206,6 +208,8 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     if found != model_type:
         raise InputError(f"{config.model_path}: a model of type {found}; scripts/image_{found}_test.py is for it")
     questions = [parse_do(text, spec) for text in config.do]
+    for sentence in about_questions(spec.graph, questions):
+        warnings.warn(sentence, stacklevel=2)
     questions = questions or [spec.check_do(do) for do in interventions.get(spec.name, usual_questions(spec))]
     traversed = [name.strip() for name in config.traverse.split(",") if name.strip()]
     for name in traversed:

@@ -77,6 +77,15 @@ def label_kl(
     return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
 
 
+@torch.no_grad()
+def label_kl_by_variable(
+    z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, labelled: Tensor
+) -> Tensor:
+    """The summands of `label_kl` by variable, (B, n), to be looked at: no gradient; arguments as there."""
+    kl = normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)).sum(dim=2)
+    return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
+
+
 def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
     """Mean of (B,) values over the labelled images; 0, with a zero gradient, where there is none.
 

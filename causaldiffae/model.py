@@ -21,10 +21,13 @@ from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.losses import gaussian_nll, label_kl, masked_mean, prior_kl
+from causaldiffae.losses import gaussian_nll, label_kl, label_kl_by_variable, masked_mean, prior_kl
 from causaldiffae.nn import repeat_times, sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
+
+MAX_NAMED = 16
+"""Variables whose share of the label term is logged by name."""
 
 
 def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
@@ -233,8 +236,8 @@ class TrainingStep(nn.Module):
                 is the whole.
 
         Returns:
-            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl`,
-            `label_mse`, and the scalar `mechanism_nll`.
+            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and its
+            share of each of the first variables, `label_kl_NAME`), `label_mse`, and the scalar `mechanism_nll`.
         """
         z, terms = self.represent(x_start, labels, labelled, draws, labelled_share)
         terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
@@ -262,7 +265,10 @@ class TrainingStep(nn.Module):
         if config.label_forcing:
             from_labels = labels[:, :, None] + config.label_std * draws.latent_noise
             z = torch.where((draws.forced & labelled)[:, None, None], from_labels, z)
+        summands = label_kl_by_variable(z_mean, z_logvar, labels, config.label_std, labelled)
+        named = zip(model.scm.graph.names[:MAX_NAMED], summands.unbind(1), strict=False)
         return z, {
+            **({f"label_kl_{name}": kl for name, kl in named} if labels.shape[1] > 1 else {}),
             "prior_kl": prior_kl(posterior, model.scm.log_scale),
             "label_kl": label_kl(z_mean, z_logvar, labels, config.label_std, labelled),
             "mechanism_nll": mechanism_nll(model.scm, labels, labelled, share),

@@ -32,16 +32,24 @@ _LAST: Final = ("mse", "label_mse", "prior_kl", "mechanism_nll", "grad_norm")
 
 
 def write_card(
-    folder: Path, loaded: LoadedModel, trained_steps: int | None, metrics: Mapping[str, float] | None = None
+    folder: Path,
+    loaded: LoadedModel,
+    trained_steps: int | None,
+    metrics: Mapping[str, float] | None = None,
+    name: str = "",
 ) -> Path:
     """Writes `folder/README.md`; the training log beside it, where there is one, gives the last losses."""
     path = folder / "README.md"
-    path.write_text(card(folder, loaded, trained_steps, metrics), encoding="utf-8")
+    path.write_text(card(folder, loaded, trained_steps, metrics, name), encoding="utf-8")
     return path
 
 
 def card(
-    folder: Path, loaded: LoadedModel, trained_steps: int | None, metrics: Mapping[str, float] | None = None
+    folder: Path,
+    loaded: LoadedModel,
+    trained_steps: int | None,
+    metrics: Mapping[str, float] | None = None,
+    name: str = "",
 ) -> str:
     """The text: what it is, its data, graph, training, figures, use and licence."""
     spec, config = loaded.spec, loaded.config
@@ -49,7 +57,7 @@ def card(
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     lines = ["---", "license: mit", "library_name: causaldiffae", "tags:", "- counterfactual", "- causal"]
     lines += [f"- {kind}", f"- {spec.name}", "---", "", f"# {kind} on {spec.name}", "", _TYPES.get(kind, kind), ""]
-    lines += ["## Use", "", "```python", *_usage(spec.graph.names[0], spec.low[0], spec.high[0], kind), "```", ""]
+    lines += ["## Use", "", "```python", *_usage(spec.graph.names[0], spec.low[0], spec.high[0], kind, name), "```", ""]
     lines += ["## Data", "", f"`{spec.name}`: {_MADE_BY.get(spec.name, 'see the configuration.')}"]
     lines += [f"Images: {spec.channels} x {spec.image_size} x {spec.image_size} pixels."]
     if config.model.class_cond:
@@ -82,14 +90,14 @@ def card(
     return "\n".join(lines)
 
 
-def _usage(name: str, low: float, high: float, kind: str) -> list[str]:
+def _usage(variable: str, low: float, high: float, kind: str, name: str) -> list[str]:
     public = "CausalDiffAE" if kind == "causaldae" else "CounterfactualModel"
     value = float(f"{low + 0.6 * (high - low):.3g}")
     return [
         f"from causaldiffae import {public}",
         "",
-        f'model = {public}.from_pretrained("PATH OR NAME OF THIS REPOSITORY")',
-        f'cf = model.counterfactual("picture.png", do={{"{name}": {value:g}}})',
+        f'model = {public}.from_pretrained("{name or "PATH OR NAME OF THIS REPOSITORY"}")',
+        f'cf = model.counterfactual("picture.png", do={{"{variable}": {value:g}}})',
         "cf.show()",
     ]
 

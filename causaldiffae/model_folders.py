@@ -134,3 +134,44 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (OSError, ValueError) as error:  # its errors are of these two kinds: not found, not reachable, no such name
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"model {name!r}: the Hugging Face Hub did not give it ({reason})") from None
+
+
+def push_folder(folder: Path, name: str, *, private: bool, token: str | None, message: str) -> str:
+    """Makes the repository where there is none, and uploads the files of a model folder in one commit.
+
+    Args:
+        folder: files that are none of `HUB_FILES` stay here.
+        name: "owner/repository".
+        private: of a repository that is made now; one that exists stays as it is.
+        token: of the hub; None takes the one that `hf auth login` has left.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: if the name is none, or huggingface_hub is not installed.
+        DataError: if the hub refuses or is not reachable.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"hub name: {name[:80]!r} given, owner/repository is needed")
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise InputError(
+            "push_to_hub: huggingface_hub is not installed; pip install 'causaldiffae[hub]' is needed"
+        ) from None
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(HUB_FILES)
+        )
+    except Exception as error:
+        from_below = type(error).__module__.startswith("httpx")  # no connection: not wrapped as it is when reading
+        if not (from_below or isinstance(error, OSError | ValueError)):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{name}: the Hugging Face Hub did not take it ({reason}); it takes a token that may write"
+        ) from None
+    return str(getattr(commit, "commit_url", commit))

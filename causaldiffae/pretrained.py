@@ -15,6 +15,7 @@ decoded.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -41,7 +42,7 @@ from causaldiffae.image_datasets import (
 )
 from causaldiffae.image_input import Images, as_model_images
 from causaldiffae.model_card import write_card
-from causaldiffae.model_folders import GUIDE, READER, find_model
+from causaldiffae.model_folders import GUIDE, READER, find_model, push_folder
 from causaldiffae.predictors import (
     LoadedPredictor,
     Readings,
@@ -229,7 +230,12 @@ class CounterfactualModel:
         return self._result(engine.predict(abducted, [do or {}])[0], do or {})
 
     def save_pretrained(
-        self, folder: str | Path, *, dtype: torch.dtype | None = None, metrics: Mapping[str, float] | None = None
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        metrics: Mapping[str, float] | None = None,
+        name: str = "",
     ) -> Path:
         """Writes a model folder that `from_pretrained` opens: weights, config.json, and README.md, its model card.
 
@@ -239,6 +245,7 @@ class CounterfactualModel:
         Args:
             dtype: of the weights, for instance `torch.float16`; by default as they are, float32.
             metrics: figures for the card, by their names.
+            name: under which the card's example opens it, where that is known.
         """
         if self.loaded.pixel_range != (-1.0, 1.0):
             raise InputError(f"{self.loaded.path}: a state dict of the published code; its pixels span 0..1, which a "
@@ -262,8 +269,37 @@ class CounterfactualModel:
             (target / GUIDE).mkdir(exist_ok=True)
             for name in (CONFIG, MODEL):
                 shutil.copyfile(guides[0] / name, target / GUIDE / name)
-        write_card(target, self.loaded, steps, metrics)
+        write_card(target, self.loaded, steps, metrics, name)
         return target
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        message: str = "Upload the model",
+        dtype: torch.dtype | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> str:
+        """`save_pretrained`, then the folder to "owner/name" on the Hugging Face Hub, model card included.
+
+        Args:
+            private: of a repository that is made now.
+            token: of the hub; by default the one of `hf auth login`.
+            message: of the commit.
+            dtype, metrics: as in `save_pretrained`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            InputError: if the name is none, or huggingface_hub (extra `hub`) is not installed.
+            DataError: if the hub does not take it.
+        """
+        with tempfile.TemporaryDirectory(prefix="causaldiffae-") as place:
+            folder = self.save_pretrained(Path(place, "model"), dtype=dtype, metrics=metrics, name=name)
+            return push_folder(folder, name, private=private, token=token, message=message)
 
     @cached_property
     def _reader(self) -> LoadedPredictor:

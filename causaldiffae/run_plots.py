@@ -31,13 +31,14 @@ PANELS: Final = {
     "labels and blocks (KL)": ("label_kl",),
     "exogenous noise (KL) and mechanisms (NLL)": ("prior_kl", "mechanism_nll"),
     "labels as the model reads them (squared error)": ("label_mse", "probe_mse"),
-    "effectiveness": ("effectiveness", "counterfactual_", "do_nothing"),
+    "effectiveness: mean error of what was set, in its own unit": ("effectiveness", "counterfactual_", "do_nothing"),
     "norm of the gradient": ("grad_norm",),
     "learning rate": ("lr", "learning_rate"),
     "images per second": ("images_per_second",),
 }
 """Panels by how their columns' names begin, in the order of drawing; what fits none is drawn last."""
 VALUES: Final = 7
+FEW: Final = 8  # points that are drawn one by one
 _FRAME_MS: Final = 160
 _STYLE: Final = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#1c2430}
@@ -95,6 +96,18 @@ def running_median(values: np.ndarray) -> np.ndarray:
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
+def without_twins(curves: Curves, names: Sequence[str]) -> dict[str, str]:
+    """Of curves that lie on each other the first, with the names of all as its label."""
+    labels: dict[str, str] = {}
+    for name in names:
+        twin = next((kept for kept in labels if all(map(np.array_equal, curves[kept], curves[name]))), None)
+        if twin is None:
+            labels[name] = name
+        else:
+            labels[twin] += f" = {name}"
+    return labels
+
+
 def draw_curves(curves: Curves, title: str) -> np.ndarray:
     """All panels on one picture, (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -106,10 +119,12 @@ def draw_curves(curves: Curves, title: str) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     for place, (heading, names) in enumerate(panels.items(), start=1):
         axis = figure.add_subplot(rows, 2, place)
-        for number, name in enumerate(names):
+        for number, (name, label) in enumerate(without_twins(curves, names).items()):
             steps, values = curves[name]
+            marker = "o" if len(values) <= FEW else ""  # a line through one point would not be seen
             axis.plot(steps, values, color=f"C{number % 10}", alpha=0.3, linewidth=0.8)
-            axis.plot(steps, running_median(values), color=f"C{number % 10}", linewidth=1.8, label=name)
+            median = running_median(values) if len(values) > FEW else values
+            axis.plot(steps, median, color=f"C{number % 10}", linewidth=1.8, label=label, marker=marker, markersize=4)
         everything = np.concatenate([curves[name][1] for name in names])
         if everything.min() > 0 and everything.max() > 20 * everything.min():
             axis.set_yscale("log")
@@ -139,16 +154,22 @@ def traversals(model: CounterfactualModel, images: object) -> dict[str, tuple[li
             values = [float(value) for value in range(int(low), int(high) + 1)]
         else:
             margin = 0.05 * (high - low)  # the very ends are seen once in training
-            values = [float(f"{value:.4g}") for value in np.linspace(low + margin, high - margin, VALUES)]
+            values = [float(f"{value:.3g}") for value in np.linspace(low + margin, high - margin, VALUES)]
         found[name] = (values, [model.predict(abducted, {name: value}).images for value in values])
     return found
 
 
-def draw_traversal(name: str, values: Sequence[float], images: Sequence[np.ndarray], factual: np.ndarray) -> np.ndarray:
-    """The factual images and one column for each value, (H, W, 3) uint8."""
+def draw_traversal(
+    spec: DatasetSpec, name: str, values: Sequence[float], images: Sequence[np.ndarray], unset: np.ndarray
+) -> np.ndarray:
+    """What is drawn with nothing set, and one column for each value, (H, W, 3) uint8."""
+    unit = spec.units[spec.graph.index(name)] if spec.units else ""
     columns = [
-        ("factual", factual),
-        *((f"{name}\n= {value:g}", each) for value, each in zip(values, images, strict=True)),
+        ("nothing set", unset),
+        *(
+            (f"{name}\n= {spec.say(name, value)} {unit}".rstrip(), each)
+            for value, each in zip(values, images, strict=True)
+        ),
     ]
     return labelled_grid([(heading, each[:, :3]) for heading, each in columns])
 
@@ -189,11 +210,11 @@ def write_run_page(run: Path, out: Path, model: CounterfactualModel | None = Non
         parts.append(f'<h2>Causal graph of {escape(spec.name)}</h2><img src="{uri}" alt="causal graph">')
     parts.append(f'<h2>Training</h2><img src="{data_uri(picture)}" alt="training curves">')
     if model is not None:
-        factual = model.predict(model.abduct(images)).images  # type: ignore[arg-type]
+        unset = model.predict(model.abduct(images)).images  # type: ignore[arg-type]
         walks = traversals(model, images)
         parts.append("<h2>Traversals: one variable at a time is set, its effects follow</h2>")
         for variable, (values, drawn) in walks.items():
-            grid = draw_traversal(variable, values, drawn, factual)
+            grid = draw_traversal(model.spec, variable, values, drawn, unset)
             files.append(out / f"traversal_{''.join(c if c.isalnum() else '_' for c in variable)}.png")
             Image.fromarray(grid).save(files[-1])
             parts.append(f'<img src="{data_uri(grid)}" alt="traversal of {escape(variable, quote=True)}">')

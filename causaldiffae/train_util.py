@@ -208,20 +208,28 @@ class TrainLoop:
                 for key, value in means.items():
                     self.logger.logkv_mean(key, value)
                 last = self.step == train.total_steps
-                if self.step % train.log_interval == 0:
-                    elapsed = time.perf_counter() - started
-                    self.logger.logkv("images_per_second", images / elapsed)
+                logged = last or self.step % train.log_interval == 0
+                if logged:
+                    self.logger.logkv("images_per_second", images / (time.perf_counter() - started))
                     self.logger.logkv("skipped_steps", self.skipped.total)
-                    values = self.logger.dumpkvs(self.step)
-                    bar.set_postfix({key: f"{values[key]:.3g}" for key in SHOWN if key in values})
+                if not last and not self.stopped and self.step % train.sample_interval == 0:
+                    started += self.draw_pictures()
+                if logged and not last:
+                    bar.set_postfix(self._dump())
                     started, images = time.perf_counter(), 0
                 if last or self.stopped or self.step % train.save_interval == 0:
                     self.save()
-                if last or (self.step % train.sample_interval == 0 and not self.stopped):
+                if last:  # what was learned is safe before it is looked at
                     self.draw_pictures()
+                    bar.set_postfix(self._dump())
             self.writer.finish()
             if dist_util.any_of(self.writer.failed):
                 self._raise_failed_save()
+
+    def _dump(self) -> dict[str, str]:
+        """Writes a row; returns what the progress bar shows of it."""
+        values = self.logger.dumpkvs(self.step)
+        return {key: f"{values[key]:.3g}" for key in SHOWN if key in values}
 
     def run_step(self) -> dict[str, float]:
         """One optimizer step; returns the parts of the loss, averaged over this process's images.
@@ -251,7 +259,9 @@ class TrainLoop:
                 (loss * share).backward()
             losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
-                of_all = batch.labelled_share if key in LABEL_TERMS else 1.0  # a mean over images that have labels
+                of_all = (
+                    batch.labelled_share if key.startswith(LABEL_TERMS) else 1.0
+                )  # a mean over images that have labels
                 mean = value.detach().mean().double() * share / (of_all or 1.0)
                 sums[key] = sums[key] + mean if key in sums else mean
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -337,16 +347,18 @@ class TrainLoop:
 
     # ------------------------------------------------------------------ pictures
 
-    def draw_pictures(self) -> None:
-        """Test images, their reconstructions, and interventions, drawn with the first moving average."""
+    def draw_pictures(self) -> float:
+        """Test images, their reconstructions, and interventions, drawn with the first moving average; the seconds."""
         if self.test is None or not dist_util.is_main():
-            return
+            return 0.0
+        began = time.perf_counter()
         state = _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
         shown = draw_counterfactuals(self.model, self.config.diffusion, self.test, self.device)
         self.logger.log_image("counterfactuals", shown.picture, self.step)
         self.logger.logkvs({f"effectiveness_{name}": error for name, error in shown.effectiveness.items()})
         self.model.load_state_dict(state)
+        return time.perf_counter() - began
 
 
 def _arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: float) -> tuple[Any, ...]:

@@ -5,12 +5,14 @@
     python scripts/evaluate.py --out results --report report.html        # only the page, of the results there are
 
 Every test image is asked one do() for every variable, at a value that follows from the seed and the image. `--all`
-takes every checkpoint in a folder; DATA may hold several data sets, each in a folder of its name. Run the same
-command again to go on after an interruption. Figures and their meaning: causaldiffae/metrics/.
+takes every checkpoint in a folder, and leaves out with a warning what cannot be scored (no predictor, no data); DATA
+may hold several data sets, each in a folder of its name. Run the same command again to go on after an interruption.
+Figures and their meaning: causaldiffae/metrics/.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,27 @@ def jobs_of(values: dict[str, Any]) -> list[Job]:
     return jobs
 
 
+def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
+    """The results of all jobs; of several, those that cannot be served are left out with a warning.
+
+    Raises:
+        InputError: if none can be served.
+    """
+    found, refused = [], []
+    for job in jobs:
+        try:
+            found.append(evaluate(job))
+        except InputError as error:
+            refused.append(f"{job.model_path}: {error}")
+            if len(jobs) == 1:
+                raise
+    if not found and refused:
+        raise InputError(f"none of {len(jobs)} models can be evaluated; {refused[0]}")
+    for reason in refused:
+        warnings.warn(f"left out: {reason}", stacklevel=1)
+    return found
+
+
 def main(argv: list[str]) -> None:
     values = parse(argv)
     if not values["out"]:
@@ -75,7 +98,7 @@ def main(argv: list[str]) -> None:
     if not jobs and not values["report"]:
         raise InputError("model_path: it is not given; --model_path or --all must name it, or --report the page")
     folder.mkdir(parents=True, exist_ok=True)
-    files = [evaluate(job) for job in jobs]
+    files = evaluate_each(jobs)
     if files:
         print(tables(files))
     if values["report"]:

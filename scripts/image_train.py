@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import warnings
 
+import torch
 import yaml
 
 from causaldiffae import dist_util
+from causaldiffae.advice import about_training, does_not_fit
 from causaldiffae.checkpoint import load_checkpoint
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.errors import InputError
@@ -87,6 +90,8 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         if dist_util.is_main():
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
+            for sentence in about_training(train, data, dist_util.world_size()):
+                warnings.warn(sentence, stacklevel=1)
         loop.run()
         logger.close()
         if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
@@ -113,6 +118,8 @@ def main(argv: list[str]) -> None:
         try:
             train_model(config, spec, text, stop)
             failed = False
+        except torch.OutOfMemoryError as error:
+            raise InputError(does_not_fit(train, spec.image_size)) from error
         except OSError as error:
             if error.errno not in DISK_TROUBLE:
                 raise

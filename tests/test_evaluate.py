@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -167,16 +168,22 @@ def test_a_folder_of_models_one_table_and_a_page(place: Path, tmp_path: Path) ->
     models, results = tmp_path / "models", tmp_path / "results"
     write_model(models / "first", "causalvae", 1)
     write_model(models / "second", "causalvae", 2)
+    write_model(models / "third", "causalvae", 3)
+    (models / "third" / "model.safetensors").write_bytes(b"damaged")
     save_predictor(models / "morphomnist_28_predictor", Predictor(dataset_spec("morphomnist")), {})
     where = ["--data_dir", place, "--predictor", place / "judge", "--out", results, "--report", tmp_path / "page.html"]
     (place / "morphomnist").symlink_to(place / "digits")
     outcome = evaluate("--all", models, *where, *FAST, "--num_images=4")
     assert outcome.returncode == 0, outcome.stderr
     assert sorted(path.name for path in results.glob("*.json")) == ["first.json", "second.json"]
+    assert outcome.stderr.count("left out: ") == 1 and "third" in outcome.stderr
     assert outcome.stdout.count("do(thickness)") >= 2 and "over 2 training seeds (first, second)" in outcome.stdout
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/png;base64,") == 2 and "<svg" in text
     assert "http" not in text.replace("http-equiv", "") and "<script" not in text
+    for name in ("first", "second"):
+        shutil.copy(models / "third" / "model.safetensors", models / name / "model.safetensors")
+    assert_refused(evaluate("--all", models, *where, *FAST, "--num_images=4"), "none of 3 models can be evaluated")
     again = evaluate("--out", results, "--report", tmp_path / "again.html")
     assert again.returncode == 0 and (tmp_path / "again.html").read_text() == text
 

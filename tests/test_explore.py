@@ -193,6 +193,26 @@ class TestInTheBrowser:
         assert "200x200 pixels became 28x28" in page.inner_text("#cd-status")
         assert "The truth" not in page.inner_text("#cd-pictures")
 
+    def test_a_value_out_of_range_gets_a_message(self, page: Any) -> None:
+        before, number = answer_of(page), page.locator("#cd-slider-0 input[type=number]")
+        number.fill("9999")
+        number.press("Tab")
+        words = "thickness: 9999 given, the model has seen 0.875..6.256"
+        page.wait_for_function("w => document.querySelector('.cd-status.wrong')?.textContent.includes(w)", arg=words)
+        assert answer_of(page) == before
+        number.fill("3")
+        number.press("Tab")
+        wait_for_graph(page, "thickness set")
+        wait_for_change(page, before)
+
+    def test_one_thumbnail_is_marked(self, page: Any) -> None:
+        """The chosen one; the one under the pointer looks like the rest."""
+        buttons = page.locator("#cd-gallery .grid-container button")
+        buttons.nth(3).hover()
+        page.wait_for_timeout(500)
+        rims = [buttons.nth(i).evaluate("b => getComputedStyle(b).borderTopColor") for i in range(buttons.count())]
+        assert rims[0] not in rims[1:] and len(set(rims[1:])) == 1
+
     def test_another_model_brings_its_own_sliders(self, page: Any) -> None:
         page.click("#cd-model input")
         page.click("[role=option]:has-text('pendulum')")
@@ -209,6 +229,12 @@ class TestInTheBrowser:
             page.click("#cd-downloads a[download='counterfactual.json']")
         said = json.loads(Path(download.value.path()).read_text())
         assert said["dataset"] == "pendulum" and said["do"] == {}
+        assert page.get_attribute("#cd-guidance input[type=range]", "max") == "3"
+        page.click("#cd-model input")
+        page.click("[role=option]:has-text('mnist · Diff-SCM · mini')")
+        wait_for_graph(page, "digit")
+        page.wait_for_function("() => document.querySelector('#cd-guidance input[type=range]').max === '10'")
+        assert page.input_value("#cd-guidance input[type=number]") == "4.5"
 
     @pytest.mark.parametrize("width", [1280, 420])
     def test_the_page_fits_its_window(self, page: Any, width: int) -> None:

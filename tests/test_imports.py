@@ -56,6 +56,7 @@ ALLOWED = {
     "benchmark_results": {"errors"},
     "pictures": {"errors"},
     "graph_picture": {"graphs"},
+    "advice": {"config", "graphs", "image_datasets"},
     "model_folders": {"errors", "checkpoint", "safe_files"},
     "image_input": {"errors", "folders.image_files", "image_datasets", "safe_files"},
     "prior": {"image_datasets", "scm"},

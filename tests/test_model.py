@@ -144,6 +144,10 @@ def test_the_loss_is_its_parts(mechanism: str, kind: str) -> None:
     label = label_kl(z_mean, logvar, labels(), 0.3)
     torch.testing.assert_close(terms["prior_kl"], prior)
     torch.testing.assert_close(terms["label_kl"], label)
+    shares = [terms[f"label_kl_{name}"] for name in net.scm.graph.names]
+    torch.testing.assert_close(sum(shares), label)
+    alone = label_kl(z_mean[:, :1], logvar[:, :1], labels()[:, :1], 0.3)
+    torch.testing.assert_close(shares[0], alone)
     torch.testing.assert_close(terms["label_mse"], ((z_mean.mean(-1) - labels()) ** 2).mean(1))
     expected = (given.weights * mse).mean() + 0.7 * (prior.mean() + label.mean()) + 0.4 * terms["mechanism_nll"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from causaldiffae import model_folders
+from causaldiffae import CausalDiffAE, model_folders
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.model_folders import describe_folder, find_model, models_in, shipped_models, short_name
 
@@ -98,3 +98,66 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"pip install 'causaldiffae\[hub\]' is needed"):
         find_model("a/b")
+
+
+class Api:
+    """A stand-in for HfApi that keeps what is uploaded."""
+
+    made: tuple[str, dict[str, Any]]
+    files: dict[str, bytes]
+    refusal: Exception | None = None
+
+    def __init__(self, token: str | None) -> None:
+        Api.token = token
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        if Api.refusal is not None:
+            raise Api.refusal
+        Api.made = (name, options)
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, allow_patterns: list[str]) -> Any:
+        root = Path(folder_path)
+        Api.files = {pattern: (root / pattern).read_bytes() for pattern in allow_patterns if (root / pattern).is_file()}
+        return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfApi = Api  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    Api.refusal = None
+    return Api
+
+
+def test_a_model_is_pushed_with_its_card(api: type[Api]) -> None:
+    model = CausalDiffAE.from_pretrained("morphomnist-mini")
+    url = model.push_to_hub("me/digits", private=True, token="hf_x", message="First", metrics={"error": 0.25})
+    assert url == "https://hub/me/digits/commit/1 First"
+    assert api.token == "hf_x" and api.made == ("me/digits", {"private": True, "exist_ok": True})
+    assert {"config.json", "model.safetensors", "README.md", "reader/model.safetensors"} <= set(api.files)
+    card = api.files["README.md"].decode()
+    assert 'CausalDiffAE.from_pretrained("me/digits")' in card and "| error | 0.25 |" in card
+    assert str(WEIGHTS) not in "".join(content.decode("latin-1") for content in api.files.values())
+
+
+def test_a_push_that_is_refused(api: type[Api], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CausalDiffAE.from_pretrained("circuit-mini")
+    with pytest.raises(InputError, match="hub name: 'digits' given, owner/repository is needed"):
+        model.push_to_hub("digits")
+    api.refusal = OSError("403 Forbidden:\n read token")
+    with pytest.raises(
+        DataError, match=r"me/x: the Hugging Face Hub did not take it \(403 Forbidden: read token\); a token"
+    ):
+        model.push_to_hub("me/x")
+    api.refusal = type("ConnectError", (Exception,), {"__module__": "httpx"})("no route")
+    with pytest.raises(DataError, match="no route"):
+        model.push_to_hub("me/x")
+    api.refusal = KeyError("a defect of ours")
+    with pytest.raises(KeyError):
+        model.push_to_hub("me/x")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        InputError, match=r"push_to_hub: huggingface_hub is not installed; pip install 'causaldiffae\[hub\]'"
+    ):
+        model.push_to_hub("me/x")

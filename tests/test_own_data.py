@@ -40,6 +40,8 @@ def test_from_a_folder_to_counterfactuals(tmp_path: Path) -> None:
     trained = run(TRAIN, *MINI, *SHORT, "--data_dir", folder, "--run_dir", run_dir)
     assert trained.returncode == 0, trained.stderr
     assert "graph (('age', 'grey'),)" in trained.stdout
+    again = run(TRAIN, *MINI, *SHORT, "--data_dir", folder, "--run_dir", run_dir, "--total_steps=3")
+    assert again.returncode == 0 and (run_dir / "step_0000003").is_dir(), again.stderr
     (folder / "graph.yaml").unlink()  # the checkpoint knows it
     asking = ["--model_path", run_dir, "--data_dir", folder, "--out_dir", out, "--steps", 3]
     asked = run(ASK, *asking, "--do", "hat=straw,age=40", "--traverse", "age")

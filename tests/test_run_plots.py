@@ -10,7 +10,7 @@ from PIL import Image
 from running import assert_refused, run
 
 from causaldiffae.errors import DataError
-from causaldiffae.run_plots import panels_of, read_curves, running_median, write_gif
+from causaldiffae.run_plots import draw_curves, panels_of, read_curves, running_median, without_twins, write_gif
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPT = REPO / "scripts" / "plot_run.py"
@@ -36,7 +36,7 @@ def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
     assert panels_of(list(curves)) == {
         "loss of the image": ["mse"],
         "labels and blocks (KL)": ["label_kl", "label_kl/angle"],
-        "effectiveness": ["effectiveness/angle"],
+        "effectiveness: mean error of what was set, in its own unit": ["effectiveness/angle"],
         "norm of the gradient": ["grad_norm"],
         "others": ["new"],
     }
@@ -73,6 +73,19 @@ def test_running_median_ignores_a_spike() -> None:
     values[50] = 1e6
     np.testing.assert_array_equal(running_median(values), 1.0)
     np.testing.assert_array_equal(running_median(np.array([3.0])), [3.0])
+
+
+def test_curves_that_lie_on_each_other_are_one(tmp_path: Path) -> None:
+    curves = read_curves(write(tmp_path, "step,mse,loss,val_mse\n10,0.5,0.5,0.5\n20,0.25,0.25,0.3\n"))
+    assert without_twins(curves, list(curves)) == {"mse": "mse = loss", "val_mse": "val_mse"}
+
+
+def test_a_single_figure_is_seen() -> None:
+    """One value in a panel is a dot; an empty panel has only its frame, grid and text in grey and black."""
+    picture = draw_curves({"effectiveness_angle": (np.array([100.0]), np.array([2.5]))}, "run").astype(int)
+    blue = (picture[..., 2] - picture[..., 0] > 100).sum(axis=0)
+    columns = np.flatnonzero(blue)
+    assert columns.min() < 350, "the dot in the middle of the panel, not only the legend at its right"
 
 
 def test_a_page_without_a_checkpoint(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -68,6 +70,22 @@ def test_loss_falls_on_eight_images(tmp_path: Path) -> None:
     assert last["label_kl"] < first["label_kl"]
     assert last["mechanism_nll"] < first["mechanism_nll"]
     assert float(rows[0]["images_per_second"]) > 0
+    assert last["label_kl_size"] + last["label_kl_grey"] == pytest.approx(last["label_kl"], rel=1e-4)
+
+
+def test_the_pictures_figures_are_in_their_steps_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Effectiveness of steps 2, 4 and 5, the last, whose row is written though the log interval does not end there."""
+
+    def drawn(model: Any, *_: Any) -> training_pictures.TrainingPicture:
+        time.sleep(0.5)
+        return training_pictures.TrainingPicture(np.zeros((2, 2, 1), np.uint8), {"size": float(trained.step)})
+
+    monkeypatch.setattr(train_util, "draw_counterfactuals", drawn)
+    trained = loop(tmp_path, test=True, total_steps=5, log_interval=2, sample_interval=2, save_interval=1000)
+    trained.run()
+    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    assert [(row["step"], row["effectiveness_size"]) for row in rows] == [("2", "2.0"), ("4", "4.0"), ("5", "5.0")]
+    assert all(float(row["images_per_second"]) > 40 for row in rows), "16 images in the half second of the pictures"
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ class DiffAETrainingStep(TrainingStep):
             draws = replace(draws, forced=torch.zeros_like(draws.forced))
         z, terms = super().represent(x_start, labels, labelled, draws, share)
         if not model.aligned:
+            terms = {name: value for name, value in terms.items() if not name.startswith("label_kl_")}
             terms["label_kl"] = torch.zeros_like(terms["label_kl"])
             error = squared_error(model.read_labels(z.detach()), labels, labelled)
             terms["probe_mse"] = masked_mean(error, labelled, share)

@@ -16,7 +16,7 @@ import numpy as np
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
 from causaldiffae.explorer.shelf import Shelf
-from causaldiffae.explorer.studio import STEP_RANGE, STEPS, W_RANGE, Answer, Picture, Question, Studio, opening_do
+from causaldiffae.explorer.studio import STEP_RANGE, STEPS, Answer, Picture, Question, Studio, opening_do
 from causaldiffae.explorer.uploads import read_upload
 from causaldiffae.image_datasets import DatasetSpec
 
@@ -43,6 +43,7 @@ class Page:
         """The gradio Blocks."""
         import gradio as gr
 
+        gr.Slider.preprocess = _as_it_came
         count, first = self.shelf.most_variables, self.shelf.titles[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADING)
@@ -61,7 +62,7 @@ class Page:
                     boxes, sliders = self._sliders(count)
                     with gr.Row(elem_classes="cd-row"):
                         w = gr.Slider(
-                            *W_RANGE, value=1.0, step=0.05, label="Guidance", info="weight w",
+                            0.0, 3.0, value=1.0, step=0.05, label="Guidance", info="weight w",
                             elem_id="cd-guidance", buttons=[], min_width=140,
                         )  # fmt: skip
                         steps = gr.Slider(
@@ -93,7 +94,7 @@ class Page:
                 control.input(self.asked, asked, told, **quick)
             digit.input(self.asked, asked, told, **quick)
             reset.click(self.cleared, asked, told, **quick)
-            whole = [picture, gallery, *told]
+            whole = [picture, gallery, w, *told]
 
             def pick(chosen: Any, w: Any, steps: Any, event: Any) -> list[Any]:
                 return self.picked(chosen, w, steps, event.index)
@@ -101,8 +102,8 @@ class Page:
             pick.__annotations__["event"] = gr.SelectData  # by this gradio knows what to pass
             gallery.select(pick, [model, w, steps], [picture, *told], **quick)
             upload.upload(self.uploaded, [model, w, steps, upload], [picture, *told], **quick)
-            model.input(self.opened, [model, w, steps], whole, **quick)
-            blocks.load(self.opened, [model, w, steps], whole, **quick)
+            model.input(self.opened, [model, steps], whole, **quick)
+            blocks.load(self.opened, [model, steps], whole, **quick)
         return blocks
 
     def _sliders(self, count: int) -> tuple[list[Any], list[Any]]:
@@ -141,21 +142,24 @@ class Page:
         count = self.shelf.most_variables
         return self._answer((*asked[:5], *[False] * count, *asked[5 + count :]))
 
-    def opened(self, model: str, w: float, steps: int) -> list[Any]:
-        """A model was chosen: its pictures, the first of them, and an intervention that shows something."""
+    def opened(self, model: str, steps: int) -> list[Any]:
+        """A model was chosen: its pictures, the first of them, its weight, an intervention that shows something."""
         import gradio as gr
 
         try:
             pictures, note = self.shelf.pictures(model)
             studio = self.shelf.studio(model)
         except InputError as error:
-            return [gr.skip(), gr.skip(), *self._message(str(error))]
+            return [gr.skip(), gr.skip(), gr.skip(), *self._message(str(error))]
         thumbnails = gr.Gallery(
             value=[(_thumbnail(each), each.name) for each in pictures], selected_index=0 if pictures else None
         )
+        text = "scale s" if studio.scales_guidance else "weight w"
+        w = gr.Slider(maximum=studio.most_w, value=studio.first_w, info=text)
         if not pictures:
-            return [None, thumbnails, *self._empty(studio.spec, note)]
-        return [pictures[0], thumbnails, *self._first(studio, model, pictures[0], w, steps, note, opening=True)]
+            return [None, thumbnails, w, *self._empty(studio.spec, note)]
+        answer = self._first(studio, model, pictures[0], studio.first_w, steps, note, opening=True)
+        return [pictures[0], thumbnails, w, *answer]
 
     def picked(self, model: str, w: float, steps: int, place: Any) -> list[Any]:
         """A thumbnail was picked, by its place in the gallery."""
@@ -246,6 +250,11 @@ class Page:
 
         hidden = [gr.skip()] * (1 + 2 * self.shelf.most_variables)
         return ["", views.message_html(note), "", "", "", *hidden]
+
+
+def _as_it_came(_: Any, payload: float) -> float:
+    """In place of gradio's own check of a slider's range, which only says "Error": `Studio.check` says what is wrong."""
+    return payload
 
 
 def _slider(spec: DatasetSpec, i: int, value: float, do: Any) -> Any:

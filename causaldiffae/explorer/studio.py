@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import Abduction, CounterfactualEngine
+from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import DatasetSpec, ImageData, measure, to_model_range, to_uint8, true_counterfactual
@@ -31,7 +32,8 @@ from causaldiffae.script_util import LoadedModel
 
 STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
-W_RANGE: Final = (0.0, 3.0)
+_GRADES: Final = {"graded": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
+"""The weight to begin with and the largest, by what it does: grade an intervention or scale Diff-SCM's guidance."""
 _REMEMBERED: Final = 64
 
 Key = TypeVar("Key")
@@ -71,7 +73,7 @@ class Question:
 
     Attributes:
         do: variable -> value in label units; empty asks for the reconstruction.
-        w: grade of the intervention, in `W_RANGE`; steps: evaluations each way, in `STEP_RANGE`.
+        w: grade of the intervention, 0 to `Studio.most_w`; steps: evaluations each way, in `STEP_RANGE`.
         digit: the class that the picture is taken for; None for the picture's own, or what is read off it.
     """
 
@@ -136,11 +138,18 @@ class Studio:
 
     Args:
         loaded: the model.
+
+    Attributes:
+        first_w, most_w: the weight of the guidance to begin with, and the largest.
+        scales_guidance: the weight is Diff-SCM's scale s, no grade of an intervention.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.spec = loaded, loaded.spec
         self.device = next(loaded.model.parameters()).device
+        guide = "explicit" if getattr(loaded.model, "predictor", None) is not None else "implicit"
+        self.scales_guidance = isinstance(loaded.model, DiffScm)
+        self.first_w, self.most_w = _GRADES[guide if self.scales_guidance else "graded"]
         self._abductions: Remembered[tuple[str, int | None, int], Abduction] = Remembered(_REMEMBERED)
         self._lock = threading.Lock()
         self._read = lru_cache(maxsize=_REMEMBERED)(self._read_bytes)
@@ -195,8 +204,8 @@ class Studio:
             raise InputError(f"picture: {question.picture.image.shape} given, this model needs {shape}")
         if not (isinstance(question.steps, int) and STEP_RANGE[0] <= question.steps <= STEP_RANGE[1]):
             raise InputError(f"steps: {question.steps} given, {STEP_RANGE[0]}..{STEP_RANGE[1]} are allowed")
-        if not W_RANGE[0] <= question.w <= W_RANGE[1]:
-            raise InputError(f"guidance: {question.w:g} given, {W_RANGE[0]:g}..{W_RANGE[1]:g} is allowed")
+        if not 0.0 <= question.w <= self.most_w:
+            raise InputError(f"guidance: {question.w:g} given, 0..{self.most_w:g} is allowed")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # out of range is refused below, in this page's words
             do = self.spec.check_do(dict(question.do))

@@ -189,7 +189,7 @@ def report(answer: Answer, model: str) -> dict[str, Any]:
 
 def status_html(answer: Answer, note: str = "") -> str:
     """One line: how long it took, and what was done to the picture."""
-    remembered = " (abduction remembered)" if answer.abduction_seconds < 0.005 else ""
+    remembered = " (abduction remembered)" if answer.abduction_seconds < 0.02 * answer.seconds else ""
     digit = "" if answer.digit is None else f", as class {answer.digit}"
     said = f"{answer.seconds:.2f} s{remembered}{digit}. {note or answer.question.picture.note}"
     return f'<p class="cd-status" role="status">{escape(said.strip())}</p>'
