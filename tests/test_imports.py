@@ -36,6 +36,7 @@ ALLOWED = {
         "dit",
         "image_datasets",
         "model",
+        "nn",
         "noise_levels",
         "noised_predictor",
         "scm",

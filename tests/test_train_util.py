@@ -6,9 +6,9 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,26 @@ def test_loss_falls_on_eight_images(tmp_path: Path) -> None:
 def test_the_pictures_figures_are_in_their_steps_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Effectiveness of steps 2, 4 and 5, the last, whose row is written though the log interval does not end there."""
 
+    clock = [0.0]
+
     def drawn(model: Any, *_: Any) -> training_pictures.TrainingPicture:
-        time.sleep(0.5)
+        clock[0] += 100.0
         return training_pictures.TrainingPicture(np.zeros((2, 2, 1), np.uint8), {"size": float(trained.step)})
 
+    monkeypatch.setattr(train_util, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(train_util, "draw_counterfactuals", drawn)
     trained = loop(tmp_path, test=True, total_steps=5, log_interval=2, sample_interval=2, save_interval=1000)
+    step = trained.run_step
+
+    def timed_step() -> dict[str, float]:
+        clock[0] += 0.1
+        return step()
+
+    monkeypatch.setattr(trained, "run_step", timed_step)
     trained.run()
     rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
     assert [(row["step"], row["effectiveness_size"]) for row in rows] == [("2", "2.0"), ("4", "4.0"), ("5", "5.0")]
-    assert all(float(row["images_per_second"]) > 40 for row in rows), "16 images in the half second of the pictures"
+    assert [float(row["images_per_second"]) for row in rows] == pytest.approx([80.0] * 3), "8 images in 0.1 s"
 
 
 @pytest.mark.parametrize(
