@@ -253,7 +253,7 @@ class Page:
 
 
 def _as_it_came(_: Any, payload: float) -> float:
-    """In place of gradio's own check of a slider's range, which only says "Error": `Studio.check` says what is wrong."""
+    """In place of gradio's check of a slider's range, which says "Error"; `Studio.check` says what is wrong."""
     return payload
 
 
