@@ -43,7 +43,7 @@ class Page:
         """The gradio Blocks."""
         import gradio as gr
 
-        gr.Slider.preprocess = _as_it_came
+        gr.Slider.preprocess = _as_it_came  # type: ignore[method-assign, assignment]
         count, first = self.shelf.most_variables, self.shelf.titles[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADING)
