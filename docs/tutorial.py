@@ -82,7 +82,8 @@ print("light", steep.labels["light"])
 #
 # Arrays, tensors in [-1, 1], PIL images and files are all taken; what a model needs beside the image (a digit's
 # class) is read off it. `save_pretrained` writes weights, configuration and a model card; `from_pretrained` opens the
-# folder, or the same files on the Hugging Face Hub (`pip install -e '.[hub]'`).
+# folder, or the same files on the Hugging Face Hub (`pip install -e '.[hub]'`), where `digits.push_to_hub("me/digits")`
+# puts them.
 
 # %%
 from PIL import Image

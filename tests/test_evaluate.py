@@ -181,9 +181,10 @@ def test_a_folder_of_models_one_table_and_a_page(place: Path, tmp_path: Path) ->
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/png;base64,") == 2 and "<svg" in text
     assert "http" not in text.replace("http-equiv", "") and "<script" not in text
-    for name in ("first", "second"):
-        shutil.copy(models / "third" / "model.safetensors", models / name / "model.safetensors")
-    assert_refused(evaluate("--all", models, *where, *FAST, "--num_images=4"), "none of 3 models can be evaluated")
+    for name in ("one", "two"):
+        shutil.copytree(models / "third", tmp_path / "bad" / name)
+    refused = evaluate("--all", tmp_path / "bad", *where, *FAST, "--num_images=4")
+    assert_refused(refused, "none of 2 models can be evaluated")
     again = evaluate("--out", results, "--report", tmp_path / "again.html")
     assert again.returncode == 0 and (tmp_path / "again.html").read_text() == text
 

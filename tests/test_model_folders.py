@@ -147,7 +147,7 @@ def test_a_push_that_is_refused(api: type[Api], monkeypatch: pytest.MonkeyPatch)
         model.push_to_hub("digits")
     api.refusal = OSError("403 Forbidden:\n read token")
     with pytest.raises(
-        DataError, match=r"me/x: the Hugging Face Hub did not take it \(403 Forbidden: read token\); a token"
+        DataError, match=r"me/x: the Hugging Face Hub did not take it \(403 Forbidden: read token\); it takes a token"
     ):
         model.push_to_hub("me/x")
     api.refusal = type("ConnectError", (Exception,), {"__module__": "httpx"})("no route")

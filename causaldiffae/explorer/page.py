@@ -43,7 +43,7 @@ class Page:
         """The gradio Blocks."""
         import gradio as gr
 
-        gr.Slider.preprocess = _as_it_came
+        gr.Slider.preprocess = _as_it_came  # type: ignore[method-assign, assignment]
         count, first = self.shelf.most_variables, self.shelf.titles[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADING)
@@ -253,7 +253,7 @@ class Page:
 
 
 def _as_it_came(_: Any, payload: float) -> float:
-    """In place of gradio's own check of a slider's range, which only says "Error": `Studio.check` says what is wrong."""
+    """In place of gradio's check of a slider's range, which says "Error"; `Studio.check` says what is wrong."""
     return payload
 
 
