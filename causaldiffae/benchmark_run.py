@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from causaldiffae import dist_util
-from causaldiffae.benchmark_protocol import PROTOCOL, VERSION, Asker, ProtocolSettings, Task, join, make_task
+from causaldiffae.benchmark_protocol import PROTOCOL, VERSION, Asker, ProtocolSettings, Task, make_task
 from causaldiffae.benchmark_results import check_results
 from causaldiffae.benchmark_scores import Judge, score, score_latents
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
@@ -210,7 +210,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     begin = time.monotonic()
     chunks = _answer_all(job, task, opened.device)
     asked = time.monotonic()
-    answers = join(chunks)
+    answers = task.join(chunks, job.settings.chunk)
     train = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "train", spec=loaded.spec)
     scorer = Judge(judge.predictor, train, job.inception_weights, job.settings.seed)
     with _one_thread():

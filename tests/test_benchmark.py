@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import randomise, small_config, squares, squares_spec
 
-from causaldiffae.benchmark_protocol import Asker, ProtocolSettings, Task, draw_values, evenly_spread, join, make_task
+from causaldiffae.benchmark_protocol import Asker, ProtocolSettings, Task, draw_values, evenly_spread, make_task
 from causaldiffae.benchmark_scores import Judge, score, score_latents
 from causaldiffae.counterfactual import Counterfactual, CounterfactualEngine
 from causaldiffae.errors import InputError
@@ -109,8 +109,22 @@ def found(task: Task) -> dict[str, dict[str, Any]]:
     results = {}
     for kind in ("truth", "nothing", "swapped", "shuffled", "broken"):
         asker = Asker(Constructed(kind), task, SETTINGS)  # type: ignore[arg-type]
-        results[kind] = score(task, join([asker.answer(rows) for rows in task.chunks(SETTINGS.chunk)]), judge)
+        results[kind] = score(
+            task, task.join([asker.answer(rows) for rows in task.chunks(SETTINGS.chunk)], SETTINGS.chunk), judge
+        )
     return results
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 100])
+def test_images_with_long_cycles_are_asked_together_and_answers_are_in_order(task: Task, size: int) -> None:
+    chunks = task.chunks(size)
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(len(task)))
+    kinds = [set((task.cycled[rows] >= 0).tolist()) for rows in chunks]
+    assert all(len(kind) == 1 for kind in kinds) and kinds == sorted(kinds, key=lambda kind: kind != {True})
+    assert (task.cycled >= 0).any() and (task.cycled < 0).any() and max(map(len, chunks)) <= size
+    joined = task.join([{"row": rows, "square": rows[:, None] ** 2} for rows in chunks], size)
+    np.testing.assert_array_equal(joined["row"], np.arange(len(task)))
+    np.testing.assert_array_equal(joined["square"], np.arange(len(task))[:, None] ** 2)
 
 
 def model(found: dict[str, Any], do: str, *keys: str, kind: str = "model") -> float:
