@@ -1,14 +1,13 @@
 """Files that may come from strangers: JSON, safetensors and the reference's `.pt`, checked before they are read.
 
 Nothing is unpickled, sizes and offsets that a header claims are compared with the file's size before anything is
-allocated, and whatever is wrong is a `DataError` that names the file. Writers flush to disk before they return; they
-hash what they write on the way, so that nothing is read again.
+allocated, and whatever is wrong is a `DataError` that names the file. Writers flush to disk before they return, and say
+the size and hash of what they wrote, so that nothing is read again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -16,35 +15,25 @@ import pickletools
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from causaldiffae.errors import DataError, InputError
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_DIMENSIONS = 16
-PIECE_BYTES = 2**20
 
 _BYTES_PER_ELEMENT = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-
-# The order in which files hold tensors: longer elements first, so that each lies at a multiple of its own length.
-_DTYPE_NAMES = {
-    **{torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64"},
-    **{torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32"},
-    **{torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16"},
-    **{torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"},
-    **{torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"},
 }
 
 _TORCH_NAMES = {
@@ -209,31 +198,14 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _joined(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | bytearray | memoryview]:
-    """The same bytes with small pieces put together: each that is hashed or written hands Python's lock over twice."""
-    small = bytearray()
-    for piece in pieces:
-        if len(piece) < PIECE_BYTES:
-            small += piece
-        if small and (len(piece) >= PIECE_BYTES or len(small) >= PIECE_BYTES):
-            yield small
-            small = bytearray()
-        if len(piece) >= PIECE_BYTES:
-            yield piece
-    yield small
-
-
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
+def _write(path: Path, content: bytes) -> dict[str, Any]:
+    """Writes a file whole and flushes it to disk; its `size` and `sha256`, which are those of what was given."""
     with path.open("wb", buffering=0) as file:
-        for piece in _joined(pieces):
-            digest.update(piece)
-            size += len(piece)
-            rest = memoryview(piece)
-            while rest:  # a system call takes two gigabytes at most
-                rest = rest[file.write(rest) :]
+        rest = memoryview(content)
+        while rest:  # a system call takes two gigabytes at most
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
-    return {"size": size, "sha256": digest.hexdigest()}
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -265,14 +237,14 @@ def write_json(path: Path, value: Any) -> dict[str, Any]:
         raise InputError(f"{path.name}: only plain types and finite numbers can be saved ({error})") from error
     if len(text) > MAX_JSON_BYTES:
         raise InputError(f"{path.name}: it would have {len(text)} bytes, {MAX_JSON_BYTES} are allowed")
-    return _write(path, [text.encode("utf-8") + b"\n"])
+    return _write(path, text.encode("utf-8") + b"\n")
 
 
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Writes dense tensors as safetensors, from any device, and flushes them to disk.
 
-    Every tensor's bytes go from where they are to the file, without a copy in between that would hold Python's lock.
-    Tensors that share memory (tied weights, slices of one buffer) are written each on its own.
+    Tensors that share memory (tied weights, slices of one buffer) are written each on its own. The file is hashed as
+    it is handed over, so nothing is read again; it takes as much memory as it is large meanwhile.
 
     Returns:
         The file's `size` and `sha256`.
@@ -280,33 +252,25 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
     Raises:
         InputError: for what is no dense tensor, or has a name or a dtype that the format does not allow.
     """
+    separate: StateDict = {}
+    storages: set[int] = set()
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise InputError(f"{path.name}: {name} is no dense tensor")
         if name == "__metadata__":
             raise InputError(f"{path.name}: {name} is no name for a tensor")
-        if tensor.dtype not in _DTYPE_NAMES:
-            raise InputError(f"{path.name}: {name} has dtype {tensor.dtype}, which safetensors files cannot hold")
-    order = list(_DTYPE_NAMES)
-    names = sorted(state, key=lambda name: (order.index(state[name].dtype), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for name in names:
-        end = place + state[name].nbytes
-        shape, dtype = list(state[name].shape), _DTYPE_NAMES[state[name].dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER_BYTES:
-        raise InputError(f"{path.name}: its header would have {len(text)} bytes, {MAX_HEADER_BYTES} are allowed")
-    start = len(text).to_bytes(8, "little") + text
-    return _write(path, itertools.chain([start], (_bytes_of(state[name]) for name in names)))
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """A tensor's elements as they lie in a file; memory of its own only where it is not contiguous on the CPU."""
-    return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data
+        tensor = tensor.detach().to("cpu").contiguous()
+        # safetensors refuses tensors that share memory: these become copies.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    try:
+        content = save(separate, metadata={"format": "pt"})
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path.name}: safetensors cannot hold this state ({error})") from error
+    return _write(path, content)
 
 
 def _check_instructions(content: bytes, path: Path) -> None:

@@ -27,7 +27,7 @@ from causaldiffae.checkpoint import (
     save_checkpoint,
 )
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.safe_files import PIECE_BYTES, check_safetensors, read_json, read_tensors, write_tensors
+from causaldiffae.safe_files import check_safetensors, read_json, read_tensors, write_tensors
 from causaldiffae.state_tree import flatten_state, unflatten_state
 
 CONFIG = {"graph": {"names": ["a", "b"], "edges": [["a", "b"]]}, "batch_size": 8, "lr": 1e-4}
@@ -173,18 +173,17 @@ def test_shared_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     assert loaded["slice"].untyped_storage().nbytes() == 2 * 6 * 4
 
 
-def test_files_are_those_of_the_library_byte_for_byte(tmp_path: Path) -> None:
+def test_files_hold_every_dtype_and_say_their_hash(tmp_path: Path) -> None:
     dtypes = (torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32, torch.bfloat16)
     dtypes += (torch.float16, torch.int16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool)
     state = {f"{i % 3}.{i}": torch.arange(6).reshape(2, 3).to(dtype) for i, dtype in enumerate(dtypes)}
-    state |= {"größe": torch.tensor(3.0), "empty": torch.zeros(0, 3), "large": torch.randn(PIECE_BYTES // 4 + 5)}
-    state |= {f"some.{i}": torch.randn(PIECE_BYTES // 10) for i in range(4)}
+    state |= {"größe": torch.tensor(3.0), "empty": torch.zeros(0, 3), "large": torch.randn(2**18 + 5)}
     told = write_tensors(tmp_path / "ours.safetensors", state)
     save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     ours, theirs = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("ours", "theirs"))
     assert ours == theirs
     assert told == {"size": len(ours), "sha256": hashlib.sha256(ours).hexdigest()}
-    with pytest.raises(InputError, match=r"b has dtype torch.complex128, which safetensors files cannot hold"):
+    with pytest.raises(InputError, match=r"ours\.safetensors: safetensors cannot hold this state"):
         write_tensors(tmp_path / "ours.safetensors", {"b": torch.zeros(1, dtype=torch.complex128)})
     with pytest.raises(InputError, match="__metadata__ is no name for a tensor"):
         write_tensors(tmp_path / "ours.safetensors", {"__metadata__": torch.zeros(1)})

@@ -115,7 +115,7 @@ def test_every_type_of_model_is_evaluated(place: Path, tmp_path: Path, kind: str
     outcome = asked(place, kind, tmp_path / "found.json")
     assert outcome.returncode == 0, outcome.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["protocol"] == {"name": "causaldiffae benchmark", "version": 1}
+    assert found["protocol"] == {"name": "causaldiffae benchmark", "version": 2}
     assert found["model"]["type"] == kind and found["data"]["images"] == 6
     assert set(found["results"]["interventions"]) == {"thickness", "intensity"}
     row = found["results"]["interventions"]["thickness"]
@@ -241,7 +241,7 @@ def test_results_of_something_else_are_refused(place: Path, tmp_path: Path) -> N
     assert_refused(asked(place, "causalvae", out, "--num_images=3"), "results of another model, data or settings")
     assert_refused(asked(place, "diffae", out, "--num_images=2"), "results of another model, data or settings")
     for change, word in (
-        ({"protocol": {"name": "causaldiffae benchmark", "version": 0}}, "protocol version 0, this is version 1"),
+        ({"protocol": {"name": "causaldiffae benchmark", "version": 0}}, "protocol version 0, this is version 2"),
         ({"protocol": {}}, "no results file"),
         ({"results": 3}, "results is 3, a mapping is needed"),
     ):
