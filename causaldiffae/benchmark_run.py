@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -19,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -46,6 +45,7 @@ from causaldiffae.predictor_training import data_digest
 from causaldiffae.predictors import LoadedPredictor, check_fits, find_predictor, load_predictor
 from causaldiffae.safe_files import MAX_JSON_BYTES, file_sha256, parse_json, read_file
 from causaldiffae.script_util import LoadedModel, load_model
+from causaldiffae.workers import worker_pool
 
 PICTURES: Final = 8
 _SMALLEST_FIT: Final = 20  # images; DCI on fewer would be noise
@@ -252,9 +252,7 @@ def _answer_all(job: Job, task: Task, device: torch.device) -> list[dict[str, np
 
 
 def _share(job: Job, missing: list[int], on_done: Callable[[int], object]) -> None:
-    # a forked child would inherit locks that other threads hold
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(job.workers, len(missing)), mp_context=context) as pool:
+    with worker_pool(min(job.workers, len(missing))) as pool:
         running = [pool.submit(answer_chunk, job, number) for number in missing]
         try:
             for future in as_completed(running):

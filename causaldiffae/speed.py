@@ -9,11 +9,9 @@ machine that is slow for a while is slow for both.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +27,7 @@ from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
+from causaldiffae.workers import worker_pool
 
 REFERENCE_STEPS: Final = 250
 WIDE_SPREAD: Final = 0.2
@@ -275,7 +274,7 @@ def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, refe
         _train_twice(config, spec, settings, reference)
         return torch.cuda.max_memory_allocated() / 2**20
     plain = SpeedSettings(**{field.name: getattr(settings, field.name) for field in fields(SpeedSettings)})
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(_resident_growth, config, spec, replace(plain, compile=False), reference).result()
 
 

@@ -10,11 +10,9 @@ This module holds what they share: a folder appears under its final name only wh
 from __future__ import annotations
 
 import json
-import multiprocessing
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +24,7 @@ from tqdm import tqdm
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.safe_files import read_json
+from causaldiffae.workers import worker_pool
 
 RECIPE_FILE = "recipe.json"
 
@@ -88,12 +87,8 @@ def parallel_map(
                 yield result
                 bar.update()
             return
-        # A forked child would inherit locks that other threads hold (torch, tqdm), so children start afresh.
-        context = multiprocessing.get_context("spawn")
         # One thread of linear algebra each: the processes share the cores already.
-        with ProcessPoolExecutor(
-            min(workers, len(work)), mp_context=context, initializer=threadpool_limits, initargs=(1,)
-        ) as pool:
+        with worker_pool(min(workers, len(work))) as pool:
             try:
                 for result in pool.map(function, work):
                     yield result
