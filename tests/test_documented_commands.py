@@ -287,7 +287,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)  # the first waits for all commands
+@pytest.mark.xdist_group("documented commands")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(workshop: Workshop, command: str) -> None:
     if "make_dataset.py circuit" in command and not circuit_scene.can_render():
@@ -297,7 +298,8 @@ def test_commands_run(workshop: Workshop, command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)  # the first waits for all commands
+@pytest.mark.xdist_group("documented commands")
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))],
                          ids=lambda path: path.name)  # fmt: skip
 def test_python_blocks_run(workshop: Workshop, path: Path) -> None:
