@@ -48,8 +48,9 @@ class ProtocolSettings:
         solver, steps, grid, abduction, stop, w: as in `inference_util.TestConfig`.
         seed: of the values, of the resamples, and of x_T where it is drawn.
         chunk: images at a time.
+        back_images: how many images go there and back once.
         cycles: of the long composition and reversibility; 1 leaves them out.
-        cycle_images: how many images go through them.
+        cycle_images: how many of these go through them.
         dci_resamples: refits for the intervals of DCI; 0 leaves DCI out.
         ema: rate of the moving average of the weights; "" takes the first.
     """
@@ -64,6 +65,7 @@ class ProtocolSettings:
     w: float = 1.0
     seed: int = 0
     chunk: int = 50
+    back_images: int = 500
     cycles: int = 10
     cycle_images: int = 50
     dci_resamples: int = 10
@@ -72,7 +74,9 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         if self.abduction not in [kind.value for kind in AbductionKind]:
             raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
-        check_least(self, num_images=0, steps=1, seed=0, chunk=1, cycles=1, cycle_images=0, dci_resamples=0)
+        check_least(
+            self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Task:
         values: variable -> (N,) float64, what it is set to.
         ranges: variable -> lowest and highest test label.
         cycled: (N,) int64, the variable (by its place in `variables`) whose long cycle an image goes through, or -1.
+        returned: (N,) bool, the images that go there and back once.
     """
 
     data: ImageData
@@ -96,6 +101,7 @@ class Task:
     values: dict[str, np.ndarray]
     ranges: dict[str, tuple[float, float]]
     cycled: np.ndarray
+    returned: np.ndarray
 
     def __len__(self) -> int:
         return len(self.data)
@@ -106,9 +112,13 @@ class Task:
         return truth_is_known(self.data)
 
     def chunks(self, size: int) -> list[np.ndarray]:
-        """The rows of every chunk; images with a long cycle come first and among themselves: large batches are fast."""
-        kinds = np.flatnonzero(self.cycled >= 0), np.flatnonzero(self.cycled < 0)
-        return [rows[start : start + size] for rows in kinds for start in range(0, len(rows), size)]
+        """The rows of every chunk: images of which the same is asked are together, since large batches are fast.
+
+        Those with a long cycle come first, they take longest.
+        """
+        kinds = 2 * (self.cycled >= 0) + self.returned
+        sorts = [np.flatnonzero(kinds == kind) for kind in (3, 2, 1, 0)]
+        return [rows[start : start + size] for rows in sorts for start in range(0, len(rows), size)]
 
     def join(self, parts: Sequence[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
         """The answers of all chunks of `chunks(size)`, a row for each image in the images' order."""
@@ -154,9 +164,10 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     places = evenly_spread(wanted, total)
     drawn = draw_values(spec, low, high, places, settings.seed)
     index = spec.graph.index
+    back = evenly_spread(min(settings.back_images, wanted), wanted)
     cycled = np.full(wanted, -1, np.int64)
     if settings.cycles > 1:
-        long = evenly_spread(min(settings.cycle_images, wanted), wanted)
+        long = back[evenly_spread(min(settings.cycle_images, len(back)), len(back))]
         cycled[long] = np.arange(len(long)) % len(variables)
     return Task(
         data=test.subset(places),
@@ -166,6 +177,7 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
         values={name: drawn[:, index(name)] for name in variables},
         ranges={name: (float(low[index(name)]), float(high[index(name)])) for name in variables},
         cycled=cycled,
+        returned=np.isin(np.arange(wanted), back),
     )
 
 
@@ -193,7 +205,7 @@ class Asker:
         """Everything that is asked about the images `rows`; every array has a row for each.
 
         Of variable v: `images/v` uint8, `labels/v` as the model predicts them, `broken/v` the number of pixels that
-        are not finite, `reverse/v` and, NaN where it was not asked, `reverse_long/v`, `measured/v`; where the truth is
+        are not finite, `measured/v` and, NaN where it was not asked, `reverse/v`, `reverse_long/v`; where the truth is
         known `true_images/v`, `true_labels/v`, `true_measured/v`. And `images`, `composition`, `composition_long`,
         `broken` of the null intervention, `measured` of the factual images.
         """
@@ -227,13 +239,22 @@ class Asker:
             "composition": _array(axioms.distance(null, x_start)),
         }
         for name, result in zip(self.task.variables, results[1:], strict=True):
-            first, ways = (result.images, result.labels), ({name: there[name]}, {name: back[name]})
             answers |= {
                 f"images/{name}": as_uint8(result.images),
                 f"labels/{name}": _array(result.labels).astype(np.float64),
                 f"broken/{name}": _array(axioms.broken(result.images)),
-                f"reverse/{name}": _array(axioms.reversibility(self._asked(classes), x_start, labels, *ways, 1, first)),
+                f"reverse/{name}": np.full(len(rows), np.nan),
             }
+            mine = np.flatnonzero(self.task.returned[rows])
+            if len(mine):
+                first, ways = (
+                    (result.images[mine], result.labels[mine]),
+                    ({name: there[name][mine]}, {name: back[name][mine]}),
+                )
+                asked = self._asked(_rows(classes, mine))
+                answers[f"reverse/{name}"][mine] = _array(
+                    axioms.reversibility(asked, x_start[mine], labels[mine], *ways, 1, first)
+                )
         return answers | self._long_cycles(x_start, labels, classes, there, back, self.task.cycled[rows])
 
     def _long_cycles(

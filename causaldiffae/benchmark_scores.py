@@ -97,7 +97,7 @@ def score(task: Task, answers: Arrays, judge: Judge) -> dict[str, Any]:
         own = label_errors(answers[f"labels/{name}"], question.true_labels)
         row["answers"]["model"]["effectiveness"]["own_labels"] = _by_variable(task, own, seed)
         row["reversibility"] = {
-            "1": mean_figure(answers[f"reverse/{name}"], seed).to_dict(),
+            "1": _asked(answers[f"reverse/{name}"], task.returned, seed).to_dict(),
             "long": _asked(answers[f"reverse_long/{name}"], task.cycled == k, seed).to_dict(),
         }
         found["interventions"][name] = row
@@ -105,7 +105,7 @@ def score(task: Task, answers: Arrays, judge: Judge) -> dict[str, Any]:
 
 
 def _asked(values: np.ndarray, chosen: np.ndarray, seed: int) -> Figure:
-    """The mean over the images that were chosen for a long cycle."""
+    """The mean over the images that were chosen."""
     return mean_figure(values[chosen], seed) if chosen.any() else Figure(None, None, None, 0)
 
 

@@ -4,6 +4,7 @@ Pictures are Pendulum's at 32 pixels: the generator draws the truth, and its geo
 that every figure can be told in advance.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -125,6 +126,24 @@ def test_images_with_long_cycles_are_asked_together_and_answers_are_in_order(tas
     joined = task.join([{"row": rows, "square": rows[:, None] ** 2} for rows in chunks], size)
     np.testing.assert_array_equal(joined["row"], np.arange(len(task)))
     np.testing.assert_array_equal(joined["square"], np.arange(len(task))[:, None] ** 2)
+
+
+def test_only_some_images_go_there_and_back() -> None:
+    settings = dataclasses.replace(SETTINGS, back_images=10, chunk=5)
+    few = make_task(pendulums(24, 0), settings)
+    assert few.returned.sum() == 10 and few.returned[few.cycled >= 0].all() and (few.cycled >= 0).sum() == 6
+    chunks = few.chunks(5)
+    assert [set(few.returned[rows].tolist()) for rows in chunks] == [{True}] * 3 + [{False}] * 3
+    asker = Asker(Constructed("truth"), few, settings)  # type: ignore[arg-type]
+    answers = few.join([asker.answer(rows) for rows in chunks], 5)
+    mixed = asker.answer(np.arange(24))
+    for name in few.variables:
+        for found in (answers, mixed):
+            np.testing.assert_array_equal(np.isfinite(found[f"reverse/{name}"]), few.returned)
+        np.testing.assert_allclose(answers[f"reverse/{name}"], mixed[f"reverse/{name}"], atol=1e-6)
+    figures = score(few, answers, Judge(Geometry(), pendulums(60, 1)))  # type: ignore[arg-type]
+    back = figures["interventions"]["angle"]["reversibility"]["1"]
+    assert (back["images"], back["left_out"]) == (10, 0)
 
 
 def model(found: dict[str, Any], do: str, *keys: str, kind: str = "model") -> float:
