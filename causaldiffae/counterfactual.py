@@ -148,8 +148,8 @@ class CounterfactualEngine:
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
         codec: the space in which the network works, None for pixels; a residual is kept in that space.
-        rows: interventions on the same images are decoded as one batch of up to so many images; a batch of images is
-            never divided.
+        pixels: interventions on the same images are decoded as one batch as long as it has no more pixels, of the
+            network's space, than these; a batch of images is never divided.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class CounterfactualEngine:
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
         codec: ImageCodec | None = None,
-        rows: int = 128,
+        pixels: int = 2**16,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
@@ -178,7 +178,7 @@ class CounterfactualEngine:
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec = pixel_range, rescale_quantile, codec
         diffusion = self.solver.diffusion
-        self.rows = rows
+        self.pixels = pixels
         self.levels = NoiseLevels(diffusion) if rescale_quantile else None
         self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
 
@@ -276,9 +276,10 @@ class CounterfactualEngine:
         """The decoded images of every intervention; neighbours of the same grade are decoded as one batch."""
         kinds = [(bool(do), grade) for do, grade in zip(interventions, grades, strict=True)]
         drawn: list[Tensor] = []
+        size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
+        together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
         for (intervenes, grade), alike in groupby(zip(latents, kinds, strict=True), key=lambda pair: pair[1]):
             wanted = [z for z, _ in alike]
-            together = max(self.rows // max(len(abducted.u), 1), 1)
             for piece in (wanted[i : i + together] for i in range(0, len(wanted), together)):
                 of_all = abducted.repeated(len(piece))
                 found = self._draw(torch.cat(piece), of_all, grade if intervenes else self._undoing(grade), intervenes)

@@ -157,7 +157,7 @@ def test_interventions_are_decoded_as_one_batch_of_bounded_size(solver: str) -> 
     for rows in (1, 6, 100):
         oracle = Oracle(class_cond=True)
         chosen = process if solver == "ddim" else OdeSolver(process, solver, steps=10)
-        asked = CounterfactualEngine(oracle, chosen, SPEC, residual=True, rows=rows)
+        asked = CounterfactualEngine(oracle, chosen, SPEC, residual=True, pixels=rows * 16)
         abducted = asked.abduct(x, classes)
         oracle.conditions.clear(), oracle.classes.clear()
         answers[rows] = asked.predict(abducted, dos, grades)

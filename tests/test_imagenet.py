@@ -256,7 +256,7 @@ def test_one_abduction_serves_all_classes(files: Path, vae: Path) -> None:
     abducted = engine.abduct(images, labels=loaded.unknown_labels(2))
     assert sizes == [2] * 5
     answers = engine.predict(abducted, [{CLASS: 1.0}, {CLASS: 2.0}])
-    assert sizes[5:] == [4] * 10  # both conditions in one batch
+    assert sizes[5:] == [8] * 5  # both classes and both conditions in one batch
     assert answers[0].images.shape == (2, 3, 16, 16)
     assert abducted.x_T is not None
     assert abducted.x_T.shape == (2, 4, 8, 8)

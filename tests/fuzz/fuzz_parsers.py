@@ -24,6 +24,7 @@ from test_reference import published
 from tiny import small_config, squares, squares_spec
 
 from causaldiffae import benchmark_tables, interventional_data, report_page, supervision
+from causaldiffae.benchmark_protocol import VERSION
 from causaldiffae.benchmark_run import read_results
 from causaldiffae.checkpoint import export_weights, load_checkpoint, save_checkpoint
 from causaldiffae.circuit_files import circuit_spec, read_circuit
@@ -290,7 +291,7 @@ def results() -> dict[str, Any]:
     model = {**scores, "effects": {"grey": {key: _figure() for key in ("model", "truth", "error")}}}
     digest = "0123456789abcdef"
     return {
-        "protocol": {"name": "causaldiffae benchmark", "version": 1},
+        "protocol": {"name": "causaldiffae benchmark", "version": VERSION},
         "model": {"type": "causaldae", "step": 3, "digest": digest, "parameters": 5, "seed": 0, "recipe": digest,
                   "path": "runs/a", "name": "a"},
         "data": {"dataset": "squares", "digest": digest, "split": "test", "images": 8, "image_size": 8, "channels": 1,
