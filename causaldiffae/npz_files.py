@@ -30,6 +30,7 @@ MAX_HEADER_BYTES = 4096
 MAX_ARRAY_BYTES = 2**29  # of one member that is read as a whole and whose shape the file decides
 _BLOCK_BYTES = 2**20
 _BEST_DEFLATE = 1040  # deflate shrinks to no less than 1/1032
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 _DTYPE = re.compile(r"[<>|=]?[?bBiufSUO]\d{0,12}", re.ASCII)
 
 
@@ -162,7 +163,7 @@ class NpzFile:
         try:
             with self._archive.open(self._entries[name]) as stream:
                 yield stream
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        except _DAMAGED as error:
             raise DataError(f"{self._where(name)}: it is damaged or cut off ({error})") from None
 
     def _read_header(self, name: str, stream: IO[bytes]) -> Header:

@@ -503,6 +503,17 @@ def test_a_strange_zip_is_refused(tmp_path: Path, members: dict[str, Any]) -> No
         read_split("circuit", tmp_path, "train")
 
 
+def test_a_member_whose_own_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    """The list at the end of the file names it well, and says that the name before its bytes is UTF-8."""
+    path = tmp_path / "x.npz"
+    np.savez(path, **{"größe": np.zeros(3)})
+    content, name = path.read_bytes(), "größe.npy".encode()
+    assert content.count(name) == 2
+    path.write_bytes(content.replace(name, b"gr\x9e\x9e\xc3\x9fe.npy"[: len(name)].ljust(len(name), b"y"), 1))
+    with NpzFile(path) as file, pytest.raises(DataError, match=r"größe: it is damaged or cut off"):
+        file.header("größe")
+
+
 def test_missing_parts_are_named(painted_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train.npz \(or train-0.npz, train-1.npz, ...\) is missing"):
         read_split("circuit", tmp_path, "train")
