@@ -196,7 +196,9 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
     figures = {row.setting: row.figures() for row in rows}
     ticks = sorted({row.setting.steps for row in rows})
     for axis, (name, head) in zip(axes, heads.items(), strict=False):
-        axis.axhline(figures[rows[0].setting][name].mean, color="black", linewidth=0.8, linestyle=":")
+        reference = figures[rows[0].setting][name].mean
+        if reference is not None:  # None: nothing could be measured
+            axis.axhline(reference, color="black", linewidth=0.8, linestyle=":")
         for i, solver in enumerate(solvers):
             steps = sorted(row.setting.steps for row in rows if row.setting.solver == solver)
             found = [figures[Setting(solver, step)][name] for step in steps]

@@ -122,6 +122,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     picture = draw(rows, heads)
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and len(np.unique(picture)) > 20
     assert "0.500 ± 0.0" in table(rows, heads)
+    nothing = [SweepRow(each.setting, {**each.values, SAME_NOISE: np.full(200, np.nan)}) for each in rows]
+    assert draw(nothing, heads).shape == picture.shape and table(nothing, heads).count(" -") == 3
+    write_rows(tmp_path / "steps.csv", nothing)
+    assert recommend(nothing) is not None
 
 
 def test_the_script(digits: Path, tmp_path: Path) -> None:
