@@ -196,9 +196,13 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
     figures = {row.setting: row.figures() for row in rows}
     ticks = sorted({row.setting.steps for row in rows})
     for axis, (name, head) in zip(axes, heads.items(), strict=False):
+        axis.set_title(head, fontsize=8)
         reference = figures[rows[0].setting][name].mean
-        if reference is not None:  # None: nothing could be measured
-            axis.axhline(reference, color="black", linewidth=0.8, linestyle=":")
+        if reference is None:
+            axis.text(0.5, 0.5, "could not be measured", ha="center", fontsize=8, transform=axis.transAxes)
+            axis.set_axis_off()
+            continue
+        axis.axhline(reference, color="black", linewidth=0.8, linestyle=":")
         for i, solver in enumerate(solvers):
             steps = sorted(row.setting.steps for row in rows if row.setting.solver == solver)
             found = [figures[Setting(solver, step)][name] for step in steps]
@@ -209,7 +213,6 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(bottom=0)
-        axis.set_title(head, fontsize=8)
         axis.set_xlabel("evaluations each way", fontsize=7)
         axis.tick_params(labelsize=6)
         axis.grid(alpha=0.3)
