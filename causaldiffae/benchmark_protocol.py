@@ -65,7 +65,7 @@ class ProtocolSettings:
     w: float = 1.0
     seed: int = 0
     chunk: int = 50
-    back_images: int = 500
+    back_images: int = 400
     cycles: int = 10
     cycle_images: int = 50
     dci_resamples: int = 10
