@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -46,6 +46,7 @@ from causaldiffae.safe_files import load_torch_state_dict as load_torch_state_di
 from causaldiffae.state_tree import flatten_state, unflatten_state
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+StepT = TypeVar("StepT")
 CONFIG, MODEL, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
@@ -194,8 +195,15 @@ def export_weights(
     return folder
 
 
-def listed_files(folder: Path) -> dict[str, Any]:
-    """What the manifest of a step folder lists: size and SHA-256 of each file, by its name.
+class Manifest(NamedTuple):
+    """A step, and the size and SHA-256 of each of its files, by its name."""
+
+    step: int
+    files: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a step folder.
 
     Raises:
         DataError: if it is no manifest, or speaks of anything but files beside it.
@@ -216,7 +224,7 @@ def listed_files(folder: Path) -> dict[str, Any]:
     for name, entry in files.items():
         if not _FILE_NAME.fullmatch(name) or not isinstance(entry, dict):
             raise DataError(f"{path}: {name[:80]!r} is no entry of a checkpoint")
-    return files
+    return Manifest(step, files)
 
 
 def verify(folder: Path) -> int:
@@ -225,13 +233,14 @@ def verify(folder: Path) -> int:
     Raises:
         DataError: naming the first file that is missing, of another size or of other content.
     """
-    for name, entry in listed_files(folder).items():
+    step, files = read_manifest(folder)
+    for name, entry in files.items():
         size = file_size(folder / name)
         if entry.get("size") != size:
             raise DataError(f"{folder / name}: it has {size} bytes, the manifest says {str(entry.get('size'))[:40]}")
         if file_sha256(folder / name) != entry.get("sha256"):
             raise DataError(f"{folder / name}: its content is not what was written (SHA-256 differs)")
-    return int(read_json(folder / MANIFEST)["step"])
+    return step
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
@@ -240,18 +249,40 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
     Raises:
         DataError: if there are step folders and none verifies: going on from nothing must not happen silently.
     """
-    reasons = []
-    for folder in _steps(Path(run_dir)).values():
+
+    def whole(folder: Path) -> Path:
         try:
             verify(folder)
-        except (DataError, OSError) as error:
+        except OSError as error:
+            raise DataError(str(error)) from error
+        return folder
+
+    return newest_whole(run_dir, _steps(Path(run_dir)).values(), whole)
+
+
+def newest_whole(run: object, steps: Iterable[StepT], whole: Callable[[StepT], Path]) -> Path | None:
+    """The first step's folder that `whole` gives; warns about every one before. `None` where there are no steps.
+
+    Args:
+        run: what messages call the run.
+        steps: the newest first.
+        whole: a step's folder, or a `DataError` if it is damaged.
+
+    Raises:
+        DataError: if there are steps and none is whole.
+    """
+    reasons = []
+    for step in steps:
+        try:
+            folder = whole(step)
+        except DataError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            warnings.warn(f"a damaged checkpoint is passed over: {reason}", stacklevel=2)
+            warnings.warn(f"a damaged checkpoint is passed over: {reason}", stacklevel=3)
         return folder
     if reasons:
-        raise DataError(f"{run_dir}: none of its {len(reasons)} checkpoints is whole; the newest: {reasons[0]}")
+        raise DataError(f"{run}: none of its {len(reasons)} checkpoints is whole; the newest: {reasons[0]}")
     return None
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from causaldiffae.checkpoint import MANIFEST, STEP_NAME, listed_files, steps_to_remove, verify
+from causaldiffae.checkpoint import MANIFEST, STEP_NAME, newest_whole, read_manifest, steps_to_remove, verify
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.folders.storage import is_remote
 from causaldiffae.safe_files import sync_to_disk
@@ -118,7 +118,7 @@ class RemoteRun:
         """
         step = int(folder.name[5:])
         self._remove(step)
-        for name in (*sorted(set(listed_files(folder)) - {MANIFEST}), MANIFEST):
+        for name in (*sorted(set(read_manifest(folder).files) - {MANIFEST}), MANIFEST):
             self._try(f"write {folder.name}/{name}", self._upload_file, folder / name, self._place(step, name))
         try:
             whole = self.steps()
@@ -162,7 +162,7 @@ class RemoteRun:
             self._download(step, MANIFEST, temporary)
             if self._is_same(target, temporary):
                 return target
-            for name in listed_files(temporary):
+            for name in read_manifest(temporary).files:
                 self._download(step, name, temporary)
             if verify(temporary) != step:
                 raise DataError(f"{self._place(step)}: its manifest is of another step")
@@ -195,21 +195,7 @@ class RemoteRun:
         Raises:
             DataError: if there are steps and none is whole.
         """
-        reasons = []
-        for step in self.steps():
-            try:
-                folder = self.fetch(step)
-            except DataError as error:
-                reasons.append(str(error))
-                continue
-            for reason in reasons:
-                warnings.warn(f"a damaged checkpoint is passed over: {reason}", stacklevel=2)
-            return folder
-        if reasons:
-            raise DataError(
-                f"{self.address}: none of its {len(reasons)} checkpoints is whole; the newest: {reasons[0]}"
-            )
-        return None
+        return newest_whole(self.address, self.steps(), self.fetch)
 
     def fetch_logs(self, names: Sequence[str]) -> None:
         """Copies these files of the run directory down where they are not there."""

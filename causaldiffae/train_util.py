@@ -104,7 +104,7 @@ class TrainLoop:
             self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
         )
         self.emas = {rate: _copy_state(self.model) for rate in config.ema_rates()}
-        self.step, self._saved_step = 0, -1
+        self.step = 0
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         dist_util.sync_params(self.model.state_dict().values())
         if world > 1:
@@ -148,7 +148,6 @@ class TrainLoop:
                 f"the weights are no longer finite after step {self.step} and are not saved; the checkpoints before "
                 "are untouched; a smaller lr or grad_clip may help"
             )
-        self._saved_step = self.step
         if not dist_util.is_main():
             return
         states = {
@@ -259,9 +258,8 @@ class TrainLoop:
                 (loss * share).backward()
             losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
-                of_all = (
-                    batch.labelled_share if key.startswith(LABEL_TERMS) else 1.0
-                )  # a mean over images that have labels
+                # Label terms are means over the images that have labels.
+                of_all = batch.labelled_share if key.startswith(LABEL_TERMS) else 1.0
                 mean = value.detach().mean().double() * share / (of_all or 1.0)
                 sums[key] = sums[key] + mean if key in sums else mean
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
