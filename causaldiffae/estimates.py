@@ -13,7 +13,7 @@ import torch
 
 from causaldiffae.config import Config
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import TrainingDraws
+from causaldiffae.model import trial_draws
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, model_entry
 
@@ -59,18 +59,10 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
     x_start = torch.randn(shape, device=device).clamp(-1, 1)
     labels = torch.zeros(TRIED_IMAGES, len(spec.graph), device=device)
     classes = torch.zeros(TRIED_IMAGES, dtype=torch.long, device=device) if config.model.class_cond else None
-    everything = torch.ones(TRIED_IMAGES, dtype=torch.bool, device=device)
-    draws = TrainingDraws(
-        t=torch.zeros(TRIED_IMAGES, dtype=torch.long, device=device),
-        weights=torch.ones(TRIED_IMAGES, device=device),
-        noise=torch.randn(shape, device=device),
-        latent_noise=torch.randn(TRIED_IMAGES, *model.latent_shape, device=device),
-        keep=everything,
-        forced=~everything,
-    )
+    draws = trial_draws(x_start, torch.zeros(TRIED_IMAGES, dtype=torch.long, device=device), model.latent_shape)
     for _ in range(2):  # the first one warms up
         begin = time.perf_counter()
-        loss, _ = step(x_start, labels, classes, everything, draws, 1.0)
+        loss, _ = step(x_start, labels, classes, draws.keep, draws, 1.0)
         loss.backward()
         float(loss.detach())  # waits for the device
         seconds = time.perf_counter() - begin

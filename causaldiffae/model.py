@@ -205,6 +205,19 @@ class TrainingDraws:
     forced: Tensor
 
 
+def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:
+    """Draws for images (B, C, H, W) that nothing is learned from, at steps t (B,): every image keeps its latents."""
+    everything = torch.ones(len(x_start), dtype=torch.bool, device=x_start.device)
+    return TrainingDraws(
+        t=t,
+        weights=torch.ones(len(x_start), device=x_start.device),
+        noise=torch.randn_like(x_start),
+        latent_noise=torch.randn(len(x_start), *latent_shape, device=x_start.device),
+        keep=everything,
+        forced=~everything,
+    )
+
+
 class TrainingStep(nn.Module):
     """The loss of one batch as a module, so that everything that is trained goes through one forward.
 

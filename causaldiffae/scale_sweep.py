@@ -8,7 +8,6 @@ lowest CLD among those that reach the wanted accuracy.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
 from causaldiffae.image_datasets import ImageData, model_inputs, to_uint8
 from causaldiffae.metrics.interpretability import ClassAutoencoders, class_numbers
-from causaldiffae.metrics.intervals import Figure, mean_figure
+from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.realism import Posteriors, cld
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors import Predictor
@@ -147,13 +146,7 @@ def recommend(results: Sequence[ScaleResult], wanted_accuracy: float = WANTED_AC
 
 def write_sweep(path: Path, results: Sequence[ScaleResult]) -> None:
     """One row a scale: every metric's mean with its 95 % interval."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["scale", *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high"))])
-        for result in results:
-            found = list(result.figures().values())
-            numbers = [value for figure in found for value in (figure.mean, figure.low, figure.high)]
-            writer.writerow([f"{result.scale:g}", *("" if value is None else f"{value:.6g}" for value in numbers)])
+    write_figures(path, ["scale"], [([f"{result.scale:g}"], result.figures()) for result in results])
 
 
 def sweep_table(results: Sequence[ScaleResult], best: ScaleResult) -> str:

@@ -24,7 +24,7 @@ from causaldiffae.acceleration import activation_dtype, channels_last, compile_n
 from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep
+from causaldiffae.model import CausalDiffAE, TrainingStep, trial_draws
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
 from causaldiffae.workers import worker_pool
@@ -203,21 +203,14 @@ def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, **fast)
     averages = [parameter.detach().clone() for parameter in model.parameters()]
     device, batch = bench.x_start.device, len(bench.x_start)
-    everything = torch.ones(batch, dtype=torch.bool, device=device)
-    draws = TrainingDraws(
-        t=torch.arange(batch, device=device) * (diffusion.num_timesteps // batch),
-        weights=torch.ones(batch, device=device),
-        noise=torch.randn_like(bench.x_start),
-        latent_noise=torch.randn(batch, *model.latent_shape, device=device),
-        keep=everything,
-        forced=~everything,
-    )
+    t = torch.arange(batch, device=device) * (diffusion.num_timesteps // batch)
+    draws = trial_draws(bench.x_start, t, model.latent_shape)
 
     def run() -> None:
         model.train()
         autocast = None if reference else bench.autocast
         with _attention(reference), _autocast(bench.settings.device, autocast):
-            loss, _ = step(bench.x_start, bench.labels, bench.classes, everything, draws, 1.0)
+            loss, _ = step(bench.x_start, bench.labels, bench.classes, draws.keep, draws, 1.0)
         optimizer.zero_grad(set_to_none=True)
         with _attention(reference):
             loss.backward()

@@ -8,7 +8,6 @@ which is the solver's error alone.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from causaldiffae.counterfactual import Abduction, CounterfactualEngine
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import describe_do
 from causaldiffae.image_datasets import DatasetSpec, ImageData, measure, model_inputs, to_uint8, true_counterfactual
-from causaldiffae.metrics.intervals import Figure, mean_figure
+from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.solvers import SolverState
 
@@ -113,8 +112,9 @@ def sweep_steps(
             if reference is None:
                 assert abducted.state is not None
                 bare = replace(abducted, state=SolverState(abducted.state.x_T, stop=abducted.state.stop), residual=None)
-                reference = bare, drawn
-            again = _pictures(engine, reference[0], dos)
+                reference, again = (bare, drawn), drawn
+            else:
+                again = _pictures(engine, reference[0], dos)
             found = values[setting]
             found[NULL].append(l1_errors(null, part.images))
             errors = [l1_errors(ours, theirs) for ours, theirs in zip(again, reference[1], strict=True)]
@@ -156,14 +156,7 @@ def recommend(rows: Sequence[SweepRow]) -> SweepRow | None:
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
     """One line a setting: every figure's mean with its 95 % interval."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        names = list(rows[0].values)
-        writer.writerow(["solver", "steps", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
-        for row in rows:
-            numbers = [value for figure in row.figures().values() for value in (figure.mean, figure.low, figure.high)]
-            cells = ["" if value is None else f"{value:.6g}" for value in numbers]
-            writer.writerow([row.setting.solver, row.setting.steps, *cells])
+    write_figures(path, ["solver", "steps"], [([row.setting.solver, row.setting.steps], row.figures()) for row in rows])
 
 
 def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:

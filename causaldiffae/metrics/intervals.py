@@ -8,9 +8,11 @@ are left out of the mean, and the figure says how many they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +40,21 @@ class Figure:
     def to_dict(self) -> dict[str, Any]:
         """Plain types."""
         return asdict(self)
+
+
+def write_figures(path: Path, keys: Sequence[str], rows: Sequence[tuple[Sequence[Any], Mapping[str, Figure]]]) -> None:
+    """A table as CSV: every row's keys, then each figure as NAME, NAME_low, NAME_high; empty where it is None.
+
+    Args:
+        keys: headings of the first columns.
+        rows: values of the keys, and the figures, whose names are those of the first row.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*keys, *(f"{name}{end}" for name in rows[0][1] for end in ("", "_low", "_high"))])
+        for values, figures in rows:
+            numbers = [number for figure in figures.values() for number in (figure.mean, figure.low, figure.high)]
+            writer.writerow([*values, *("" if number is None else f"{number:.6g}" for number in numbers)])
 
 
 @lru_cache(maxsize=8)
