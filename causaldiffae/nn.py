@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 NUM_GROUPS = 32
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -33,7 +36,7 @@ def normalization(channels: int) -> GroupNorm32:
     return GroupNorm32(NUM_GROUPS, channels)
 
 
-def zero_module(module: nn.Module) -> nn.Module:
+def zero_module(module: ModuleT) -> ModuleT:
     """Sets every parameter of `module` to zero and returns it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)

@@ -79,27 +79,27 @@ class Timing:
         return max((max(times) - min(times)) / statistics.median(times) for times in (self.reference, self.ours))
 
 
-def written_out_attention(qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
-    """`unet.multihead_attention` as guided-diffusion writes it: the weights of all pairs are held in memory."""
-    batch, width, length = qkv.shape
+def written_out_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
+    """`unet.self_attention` as guided-diffusion writes it: the weights of all pairs are held in memory."""
+    batch, _, length = x.shape
     layout = (batch, 3, num_heads, -1, length) if new_order else (batch, num_heads, 3, -1, length)
     q, k, v = (
-        part.reshape(batch * num_heads, -1, length) for part in qkv.reshape(layout).unbind(1 if new_order else 2)
+        part.reshape(batch * num_heads, -1, length) for part in qkv(x).reshape(layout).unbind(1 if new_order else 2)
     )
     scale = q.shape[1] ** -0.25
     weights = torch.softmax(torch.einsum("bct,bcs->bts", q * scale, k * scale).float(), dim=-1).to(q.dtype)
-    return torch.einsum("bts,bcs->bct", weights, v).reshape(batch, width // 3, length)
+    return proj(torch.einsum("bts,bcs->bct", weights, v).reshape(batch, -1, length))
 
 
 @contextlib.contextmanager
 def reference_attention() -> Iterator[None]:
     """Within it every U-Net writes its attention out."""
-    kept = unet.multihead_attention
-    unet.multihead_attention = written_out_attention
+    kept = unet.self_attention
+    unet.self_attention = written_out_attention
     try:
         yield
     finally:
-        unet.multihead_attention = kept
+        unet.self_attention = kept
 
 
 @dataclass(frozen=True)

@@ -150,18 +150,23 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        flat = self.norm(x).reshape(batch, channels, height * width)
-        h = multihead_attention(self.qkv(flat), self.num_heads, self.new_order)
-        return x + self.proj_out(h).reshape(batch, channels, height, width)
+        flat = self.norm(x).flatten(2)
+        h = self_attention(flat, self.qkv, self.proj_out, self.num_heads, self.new_order)
+        return x + h.reshape(batch, channels, height, width)
 
 
-def multihead_attention(qkv: Tensor, num_heads: int, new_order: bool) -> Tensor:
-    """softmax(q k^T / sqrt(channels per head)) v over L positions: (B, 3C, L) -> (B, C, L)."""
-    batch, width, length = qkv.shape
-    layout = (batch, 3, num_heads, -1, length) if new_order else (batch, num_heads, 3, -1, length)
-    q, k, v = qkv.reshape(layout).unbind(1 if new_order else 2)
-    q, k, v = (part.transpose(-1, -2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(batch, width // 3, length)
+def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
+    """proj(softmax(q k^T / sqrt(channels per head)) v) between L positions: (B, C, L) -> (B, out, L).
+
+    `qkv` and `proj` are convolutions of width 1, whose shapes old checkpoints have; they are applied here as linear
+    layers on (B, L, C). So each head's channels lie side by side, without which PyTorch has no fused attention and
+    holds all L x L weights.
+    """
+    tokens = F.linear(x.transpose(1, 2), qkv.weight[:, :, 0], qkv.bias)
+    heads = tokens.unflatten(2, (3, num_heads, -1) if new_order else (num_heads, 3, -1))
+    q, k, v = (part.transpose(1, 2) for part in heads.unbind(2 if new_order else 3))
+    h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.linear(h, proj.weight[:, :, 0], proj.bias).transpose(1, 2)
 
 
 class AttentionPool2d(nn.Module):
@@ -177,7 +182,7 @@ class AttentionPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2)
         x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding.to(x.dtype)
-        return self.c_proj(multihead_attention(self.qkv_proj(x), self.num_heads, new_order=True))[:, :, 0]
+        return self_attention(x, self.qkv_proj, self.c_proj, self.num_heads, new_order=True)[:, :, 0]
 
 
 class _DownwardPath(nn.Module):

@@ -6,8 +6,9 @@ import torch
 from test_nn_unet import gradients
 from tiny import randomise
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from causaldiffae.dit import DiT, PatchEmbed, modulate, position_embedding
+from causaldiffae.dit import Attention, DiT, PatchEmbed, modulate, position_embedding
 from causaldiffae.errors import InputError
 
 
@@ -145,6 +146,11 @@ def test_every_parameter_and_the_image_have_gradients() -> None:
     assert x.grad.isfinite().all()
     assert "pos_embed" not in found
     assert "pos_embed" in network.state_dict()
+
+
+def test_attention_takes_the_fused_kernel() -> None:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # anything else is an error
+        Attention(16, 4)(torch.randn(2, 5, 16)).sum().backward()
 
 
 def test_modulation() -> None:

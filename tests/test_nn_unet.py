@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import randomise
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from causaldiffae.errors import InputError
 from causaldiffae.nn import (
@@ -21,7 +22,7 @@ from causaldiffae.nn import (
     update_ema,
     zero_module,
 )
-from causaldiffae.unet import AttentionBlock, EncoderUNetModel, UNetModel, multihead_attention
+from causaldiffae.unet import AttentionBlock, EncoderUNetModel, UNetModel, self_attention
 
 
 def unet(**changes: object) -> UNetModel:
@@ -253,18 +254,36 @@ def test_patches_are_rearranged_pixels() -> None:
 # ---------------------------------------------------------------------- attention
 
 
+def projections(width: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Conv1d, nn.Conv1d]:
+    torch.manual_seed(0)
+    return nn.Conv1d(width, 3 * width, 1, dtype=dtype), nn.Conv1d(width, width + 1, 1, dtype=dtype)
+
+
 @pytest.mark.parametrize("new_order", [False, True])
 def test_attention_against_einsum(new_order: bool) -> None:
     heads, width, length = 3, 4, 7
-    qkv = torch.randn(2, 3 * heads * width, length, dtype=torch.float64)
-    expected = torch.zeros(2, heads * width, length, dtype=torch.float64)
+    to_qkv, proj = projections(heads * width, torch.float64)
+    x = torch.randn(2, heads * width, length, dtype=torch.float64)
+    qkv = to_qkv(x)
+    attended = torch.zeros(2, heads * width, length, dtype=torch.float64)
     for head in range(heads):
         # first channel of q, k and v of this head
         starts = [(part * heads + head if new_order else 3 * head + part) * width for part in range(3)]
         q, k, v = (qkv[:, start : start + width] for start in starts)
         weights = torch.softmax(torch.einsum("bcq,bck->bqk", q, k) / math.sqrt(width), dim=-1)
-        expected[:, head * width : (head + 1) * width] = torch.einsum("bqk,bck->bcq", weights, v)
-    torch.testing.assert_close(multihead_attention(qkv, heads, new_order), expected, rtol=1e-10, atol=1e-10)
+        attended[:, head * width : (head + 1) * width] = torch.einsum("bqk,bck->bcq", weights, v)
+    found = self_attention(x, to_qkv, proj, heads, new_order)
+    torch.testing.assert_close(found, proj(attended), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("new_order", [False, True])
+def test_attention_takes_the_fused_kernel(layout: torch.memory_format, new_order: bool) -> None:
+    """Heads whose channels do not lie side by side would be attended to with all L x L weights in memory."""
+    to_qkv, proj = projections(32)
+    x = torch.randn(2, 32, 4, 4).contiguous(memory_format=layout).flatten(2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # anything else is an error
+        self_attention(x, to_qkv, proj, 4, new_order).sum().backward()
 
 
 def test_attention_block_starts_as_identity_and_commutes_with_permutations() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from running import assert_refused, run
 from tiny import randomise, small_config, squares_spec
+from torch import nn
 
 from causaldiffae import unet
 from causaldiffae.speed import (
@@ -30,8 +31,9 @@ FEW = SpeedSettings(batch_size=2, repeats=2, steps=2, reference_steps=1)
 
 @pytest.mark.parametrize("new_order", [True, False])
 def test_attention_written_out_is_attention(new_order: bool) -> None:
-    qkv = torch.randn(2, 3 * 24, 9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(written_out_attention(qkv, 4, new_order), unet.multihead_attention(qkv, 4, new_order))
+    torch.manual_seed(0)
+    args = torch.randn(2, 24, 9), nn.Conv1d(24, 72, 1), nn.Conv1d(24, 24, 1), 4, new_order
+    torch.testing.assert_close(written_out_attention(*args), unet.self_attention(*args))
 
 
 def test_the_reference_computes_what_ours_does() -> None:
@@ -40,11 +42,11 @@ def test_the_reference_computes_what_ours_does() -> None:
         randomise(model)
     t, z = torch.tensor([3.0, 50.0]), torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(1))
     ours = bench.ours.eps(bench.x_start, t, z)
-    kept = unet.multihead_attention
+    kept = unet.self_attention
     with reference_attention():
-        assert unet.multihead_attention is not kept
+        assert unet.self_attention is not kept
         torch.testing.assert_close(bench.reference.eps(bench.x_start, t, z), ours, rtol=1e-4, atol=1e-4)
-    assert unet.multihead_attention is kept, "what was replaced is put back"
+    assert unet.self_attention is kept, "what was replaced is put back"
 
 
 def test_one_training_step_leads_to_the_same_weights() -> None:
