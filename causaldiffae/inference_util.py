@@ -74,7 +74,7 @@ class TestConfig:
         batch_size: images at a time.
         solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
         steps: evaluations of the network each way.
-        grid: of the noise levels: "logsnr", "rho" or "uniform"; by default the solver's own.
+        grid: of the noise levels: "centred", "logsnr", "rho" or "uniform"; by default the solver's own.
         timestep_respacing: steps of the published DDIM loops, see space_timesteps; where given it takes solver's place.
         residual: what the reconstruction misses is added to every answer.
         rescale_quantile: dynamic thresholding of x_0 at this quantile while decoding, 0.99 say; 0 for none.

@@ -199,7 +199,7 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
 STEPS, SOLVER = 25, "dpmpp2m"
 PREDICTOR: Final = "predictor"
 """The folder beside a Diff-SCM's weights that holds its noised predictor."""
-GRIDS: Final = {"ddim": "", "dpmpp2m": "logsnr", "obelm": "rho"}
+GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
 
 
 def create_solver(

@@ -9,6 +9,9 @@ prediction over a step gives DDIM, an exponential integrator of first order. DPM
 Time is continuous: alpha-bar is interpolated between the steps that the network was trained on, and the network is
 asked at fractional steps. A path has `steps` noise levels from step 0 to the noisiest one, and the clean image, where
 log-SNR has no end, as one node more: the interval between the clean image and step 0 is always a DDIM step.
+
+A decoding ends by reading x_0 off step 0. DPM-Solver++(2M) therefore corrects its encoding there, x += a (image - x_0),
+by the evaluation that is made at step 0 in any case: what will be read off is then the image, to second order.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import EpsModel, GaussianDiffusion, ModelMeanType
 
 RHO = 7.0
+CENTRE_WIDTH = 3.0
 CLEAN = 0
 MemberT = TypeVar("MemberT", bound=Enum)
 
@@ -41,8 +45,11 @@ class Solver(Enum):
 
 
 class Grid(Enum):
-    """What is spaced evenly: log-SNR; (sigma / a)^(1/7) (Karras et al., 2022, arXiv 2206.00364, eq. 5); the step t."""
+    """What is spaced evenly: asinh(log(a / sigma) / CENTRE_WIDTH), which is log-SNR with more steps where signal and
+    noise are alike; log-SNR; (sigma / a)^(1/7) (Karras et al., 2022, arXiv 2206.00364, eq. 5); the step t.
+    """
 
+    CENTRED = "centred"
     LOGSNR = "logsnr"
     RHO = "rho"
     UNIFORM = "uniform"
@@ -136,6 +143,9 @@ def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.
         t = np.linspace(0.0, end, steps)
     elif grid is Grid.LOGSNR:
         t = schedule.step_of(np.linspace(cleanest, noisiest, steps))
+    elif grid is Grid.CENTRED:
+        even = np.linspace(np.arcsinh(cleanest / CENTRE_WIDTH), np.arcsinh(noisiest / CENTRE_WIDTH), steps)
+        t = schedule.step_of(CENTRE_WIDTH * np.sinh(even))
     else:
         root = np.linspace(np.exp(-cleanest / RHO), np.exp(-noisiest / RHO), steps)
         t = schedule.step_of(-RHO * np.log(root))
@@ -285,7 +295,7 @@ class OdeSolver:
     Args:
         diffusion: the process of the network; of a `SpacedDiffusion` the process that it was taken from counts.
         kind: see `Solver`; a name is taken too.
-        grid: see `Grid`; a name is taken too. Log-SNR suits DPM-Solver++(2M), rho suits O-BELM.
+        grid: see `Grid`; a name is taken too. Centred suits DPM-Solver++(2M), rho suits O-BELM.
         steps: evaluations, at least 2.
 
     Raises:
@@ -296,7 +306,7 @@ class OdeSolver:
         self,
         diffusion: GaussianDiffusion,
         kind: Solver | str = Solver.DPMPP2M,
-        grid: Grid | str = Grid.LOGSNR,
+        grid: Grid | str = Grid.CENTRED,
         steps: int = 25,
     ) -> None:
         self.kind, self.grid = _member(Solver, kind, "solver"), _member(Grid, grid, "grid")
@@ -333,7 +343,8 @@ class OdeSolver:
         """
         path = self.path(stop)
         nodes = range(path.last + 1)
-        x, older = self._run(score, path, plan(self.kind, path, nodes), x_start, None)
+        image = x_start if self.kind is Solver.DPMPP2M else None
+        x, older = self._run(score, path, plan(self.kind, path, nodes), x_start, None, image)
         return SolverState(x, older if self.kind is Solver.OBELM else None, stop)
 
     @torch.no_grad()
@@ -357,10 +368,17 @@ class OdeSolver:
         return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
 
     def _run(
-        self, score: EpsModel, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
+        self,
+        score: EpsModel,
+        path: Path,
+        steps: Sequence[Step],
+        x: Tensor,
+        older: Tensor | None,
+        image: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Takes the steps from x; returns the last state and the history behind it.
 
+        Where `image` is given, x is corrected at the first noise level so that this image is read off it.
         Coefficients are Python floats and times are filled on the device, so that nothing waits for the device.
         """
         channels, times = x.shape[1], self._times(path, x)
@@ -371,6 +389,9 @@ class OdeSolver:
             prediction = output * from_output
             if from_x:
                 prediction.add_(x, alpha=from_x)
+            if image is not None and step.node == CLEAN + 1:
+                x = torch.add(x, image - prediction, alpha=float(path.signal[step.node]))
+                prediction = image
             x_next = torch.add(x * step.x_weight, prediction, alpha=step.weight)
             if step.older_weight:
                 assert older is not None

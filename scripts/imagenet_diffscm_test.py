@@ -50,7 +50,7 @@ class ImagenetTestConfig:
         stop: encode and decode only up to this share of T; less keeps more of the picture.
         solver: "dpmpp2m", "obelm", or "ddim".
         steps: evaluations of the network each way.
-        grid: of the noise levels: "logsnr", "rho" or "uniform"; by default the solver's own.
+        grid: of the noise levels: "centred", "logsnr", "rho" or "uniform"; by default the solver's own.
         residual: what decoding misses of the encoded picture is added to every answer.
         batch_size: pictures at a time.
         use_bf16: activations in bfloat16.

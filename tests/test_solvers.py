@@ -129,10 +129,12 @@ def mixture_flow(x: Tensor, t_from: float, t_to: float, steps: int = 400) -> Ten
     return y * signal_and_noise(t_to)[0]
 
 
-def leave_clean(eps: EpsModel, x_start: Tensor) -> Tensor:
-    """The agreed first step: x_0 = a x + sigma eps(x, 0)."""
-    signal, noise = signal_and_noise(0)
-    return signal * x_start + noise * eps(x_start, torch.zeros(1))
+def leave_clean(eps: EpsModel, x_start: Tensor, corrections: int = 0) -> Tensor:
+    """The agreed first step: x_0 = a x + sigma eps(x, 0), or with eps(x_0, 0) where it was corrected."""
+    (signal, noise), x = signal_and_noise(0), x_start
+    for _ in range(1 + corrections):
+        x = signal * x_start + noise * eps(x, torch.zeros(1))
+    return x
 
 
 def reach_clean(eps: EpsModel, x: Tensor) -> Tensor:
@@ -209,6 +211,7 @@ def test_no_step_is_spent_where_nothing_is_seen(name: str, grid: Grid) -> None:
 def test_grids_space_evenly_what_they_name() -> None:
     schedule = NoiseSchedule.of(process())
     measures: dict[Grid, Callable[[float], float]] = {
+        Grid.CENTRED: lambda t: math.asinh(half_logsnr(t) / 3),
         Grid.LOGSNR: half_logsnr,
         Grid.RHO: lambda t: math.exp(-half_logsnr(t) / 7),
         Grid.UNIFORM: lambda t: t,
@@ -243,13 +246,18 @@ def test_ddim_on_whole_steps_is_the_ddim_loop(mean_type: ModelMeanType, steps: i
     torch.testing.assert_close(decoded, loops.ddim_sample_loop(network, x), rtol=0, atol=1e-9)
 
 
-def plain_dpmpp2m(x: Tensor, nodes: list[float]) -> Tensor:
-    """DPM-Solver++(2M), algorithm 2 of Lu et al. (2022), through finite levels: first order once, then second."""
+def plain_dpmpp2m(x: Tensor, nodes: list[float], first: Tensor | None = None) -> Tensor:
+    """DPM-Solver++(2M), algorithm 2 of Lu et al. (2022), through finite levels: first order once, then second.
+
+    `first`: what stands for the first prediction of x_0.
+    """
     predictions: list[Tensor] = []
     for i, (here, there) in enumerate(itertools.pairwise(nodes)):
         (a_here, s_here), (a_there, s_there) = signal_and_noise(here), signal_and_noise(there)
         h = half_logsnr(there) - half_logsnr(here)
         predictions.append((x - s_here * mixture_noise(x, a_here, s_here)) / a_here)
+        if first is not None and not i:
+            predictions = [first]
         direction = predictions[-1]
         if i:
             r = (half_logsnr(here) - half_logsnr(nodes[i - 1])) / h
@@ -261,7 +269,7 @@ def plain_dpmpp2m(x: Tensor, nodes: list[float]) -> Tensor:
 def test_dpmpp2m_is_its_algorithm_both_ways() -> None:
     solver, x = OdeSolver(process(), Solver.DPMPP2M, Grid.UNIFORM, 28), mixture_images(4)
     levels = [37.0 * i for i in range(28)]
-    encoded = plain_dpmpp2m(leave_clean(mixture, x), levels)
+    encoded = plain_dpmpp2m(leave_clean(mixture, x, corrections=1), levels, first=x)
     torch.testing.assert_close(solver.encode(mixture, x).x_T, encoded, rtol=0, atol=1e-9)
     decoded = reach_clean(mixture, plain_dpmpp2m(encoded, levels[::-1]))
     torch.testing.assert_close(solver.decode(mixture, SolverState(encoded)), decoded, rtol=0, atol=1e-9)
@@ -298,7 +306,7 @@ def test_obelm_step_undoes_itself() -> None:
 def gaussian_errors(kind: Solver, grid: Grid, counts: tuple[int, ...], stop: float = 1.0) -> list[list[float]]:
     """Largest errors of encoding and of decoding against the exact flow between step 0 and the end."""
     x_start, x_T, end = MEAN + STD * images(1, 1, 8, 8), images(1, 1, 8, 8, seed=1), stop * T - 1
-    encoded = gaussian_flow(leave_clean(gaussian, x_start), 0, end)
+    encoded = gaussian_flow(leave_clean(gaussian, x_start, corrections=int(kind is Solver.DPMPP2M)), 0, end)
     decoded = reach_clean(gaussian, gaussian_flow(x_T, end, 0))
     solvers = [OdeSolver(process(), kind, grid, count) for count in counts]
     encoding = [float((s.encode(gaussian, x_start, stop).x_T - encoded).abs().max()) for s in solvers]
@@ -315,7 +323,7 @@ def test_ddim_has_order_one(grid: Grid, stop: float) -> None:
 
 
 @pytest.mark.parametrize("stop", [1.0, 0.4])
-@pytest.mark.parametrize("grid", [Grid.LOGSNR, Grid.RHO])
+@pytest.mark.parametrize("grid", [Grid.CENTRED, Grid.LOGSNR, Grid.RHO])
 def test_dpmpp2m_has_order_two(grid: Grid, stop: float) -> None:
     for errors in gaussian_errors(Solver.DPMPP2M, grid, (40, 80, 160), stop):
         assert all(1.8 < order < 2.2 for order in orders(errors)), errors
@@ -548,7 +556,7 @@ def test_nothing_is_read_back_from_the_device(kind: Solver) -> None:
 def test_messages_about_the_solver() -> None:
     with pytest.raises(InputError, match="solver: 'heun' given, allowed are ddim, dpmpp2m, obelm"):
         OdeSolver(process(), "heun")
-    with pytest.raises(InputError, match="grid: 'karras' given, allowed are logsnr, rho, uniform"):
+    with pytest.raises(InputError, match="grid: 'karras' given, allowed are centred, logsnr, rho, uniform"):
         OdeSolver(process(), grid="karras")
     for steps in (1, 0, -3):
         with pytest.raises(InputError, match=f"steps: {steps} given, at least 2 are needed"):
