@@ -23,7 +23,8 @@ from causaldiffae import unet
 from causaldiffae.acceleration import activation_dtype, channels_last, compile_network
 from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.image_datasets import DatasetSpec
+from causaldiffae.image_datasets import DatasetSpec, to_uint8
+from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.model import CausalDiffAE, TrainingStep, trial_draws
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
@@ -312,8 +313,13 @@ def _attention(reference: bool) -> Iterator[None]:
 
 def composition_l1(
     model: nn.Module, config: Config, spec: DatasetSpec, images: Tensor, classes: Tensor | None, steps: int
-) -> float:
-    """Null intervention of trained weights: mean |x - x'| on 0..255 for images (N, C, S, S) in [-1, 1], unrounded."""
+) -> tuple[float, float]:
+    """Null intervention of trained weights: mean |x - x'| on 0..255 for images (N, C, S, S) in [-1, 1].
+
+    Returns:
+        unrounded, and between 8-bit pictures.
+    """
     engine = CounterfactualEngine(model, create_solver(config.diffusion, steps=steps), spec)  # type: ignore[arg-type]
     found = engine.predict(engine.abduct(images, classes), [{}])[0].images
-    return float((found - images).abs().mean()) * 127.5
+    pictures = [to_uint8(x.cpu().numpy()) for x in (found, images)]
+    return float((found - images).abs().mean()) * 127.5, float(l1_errors(*pictures).mean())

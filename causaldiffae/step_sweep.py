@@ -201,6 +201,7 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
             found = [figures[Setting(solver, step)][name] for step in steps]
             bounds = np.array([[f.mean, f.low, f.high] for f in found], dtype=np.float64)
             axis.fill_between(steps, bounds[:, 1], bounds[:, 2], color=f"C{i}", alpha=0.15, linewidth=0)
+            axis.vlines(steps, bounds[:, 1], bounds[:, 2], color=f"C{i}", alpha=0.5, linewidth=1)
             axis.plot(steps, bounds[:, 0], color=f"C{i}", marker="o", markersize=3, label=solver)
         axis.set_xscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])

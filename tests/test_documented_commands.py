@@ -41,8 +41,7 @@ ELSEWHERE = {
     "./scripts/demo.sh": SUITE + "tests/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "python scripts/benchmark.py": SUITE + "tests/test_speed.py",
-    "python scripts/benchmark.py --compile True --channels_last True --repeats 2 --reference_steps 4 --steps 10": SUITE
-    + "tests/test_speed.py",
+    "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/test_speed.py",
     "pytest tests/fuzz": CI,
     "python tests/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
     "pip install -e .[fuzz]": NETWORK,
