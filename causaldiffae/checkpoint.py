@@ -32,6 +32,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.nn import ModuleT
 from causaldiffae.safe_files import (
     StateDict,
     file_sha256,
@@ -45,7 +46,6 @@ from causaldiffae.safe_files import (
 from causaldiffae.safe_files import load_torch_state_dict as load_torch_state_dict  # one place for every kind of file
 from causaldiffae.state_tree import flatten_state, unflatten_state
 
-ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 StepT = TypeVar("StepT")
 CONFIG, MODEL, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"

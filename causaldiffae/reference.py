@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from causaldiffae.checkpoint import build_with_weights
 from causaldiffae.encoder import CausalEncoder, Posterior
@@ -22,6 +22,7 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import label_kl, prior_kl
 from causaldiffae.model import CausalDiffAE
+from causaldiffae.nn import ModuleT
 from causaldiffae.scm import LatentSCM
 from causaldiffae.unet import EncoderUNetModel, UNetModel
 
@@ -46,7 +47,6 @@ CAUSAL_KEYS = (
 )
 
 State = Mapping[str, Tensor]
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def _shapes_of_a_state(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,7 +261,7 @@ def _demand(state: State, keys: Iterable[str], what: str) -> None:
         raise DataError(f"state dict: it is not one of {what}: {', '.join(missing[:5])}{more} missing")
 
 
-def _with_weights(build: Callable[[], Network], state: State) -> Network:
+def _with_weights(build: Callable[[], ModuleT], state: State) -> ModuleT:
     """Builds the network of these weights; the counters of batch norm may be missing."""
     counters = {
         f"{key.rpartition('.')[0]}.num_batches_tracked": torch.tensor(0)

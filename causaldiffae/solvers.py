@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,13 @@ class Grid(Enum):
     RHO = "rho"
     UNIFORM = "uniform"
 
+
+SPACED_EVENLY: dict[Grid, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    Grid.CENTRED: (lambda level: np.arcsinh(level / CENTRE_WIDTH), lambda even: CENTRE_WIDTH * np.sinh(even)),
+    Grid.LOGSNR: (lambda level: level, lambda even: even),
+    Grid.RHO: (lambda level: np.exp(-level / RHO), lambda even: -RHO * np.log(even)),
+}
+"""What the grids of noise levels space, as a function of log(a / sigma), and its inverse."""
 
 FAINTEST = -6.0
 """log(a / sigma) below which nothing is seen of an image: 0.3 grey levels of it under noise of 127."""
@@ -141,14 +148,9 @@ def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.
         noisiest, end = FAINTEST, float(schedule.step_of(np.array(FAINTEST)))
     if grid is Grid.UNIFORM:
         t = np.linspace(0.0, end, steps)
-    elif grid is Grid.LOGSNR:
-        t = schedule.step_of(np.linspace(cleanest, noisiest, steps))
-    elif grid is Grid.CENTRED:
-        even = np.linspace(np.arcsinh(cleanest / CENTRE_WIDTH), np.arcsinh(noisiest / CENTRE_WIDTH), steps)
-        t = schedule.step_of(CENTRE_WIDTH * np.sinh(even))
     else:
-        root = np.linspace(np.exp(-cleanest / RHO), np.exp(-noisiest / RHO), steps)
-        t = schedule.step_of(-RHO * np.log(root))
+        spaced, back = SPACED_EVENLY[grid]
+        t = schedule.step_of(back(np.linspace(spaced(cleanest), spaced(noisiest), steps)))
     t[[0, -1]] = 0.0, end
     signal, noise = schedule.signal_and_noise(t)
     return Path(np.append(0.0, t), np.append(1.0, signal), np.append(0.0, noise))
@@ -343,8 +345,7 @@ class OdeSolver:
         """
         path = self.path(stop)
         nodes = range(path.last + 1)
-        image = x_start if self.kind is Solver.DPMPP2M else None
-        x, older = self._run(score, path, plan(self.kind, path, nodes), x_start, None, image)
+        x, older = self._run(score, path, plan(self.kind, path, nodes), x_start, None)
         return SolverState(x, older if self.kind is Solver.OBELM else None, stop)
 
     @torch.no_grad()
@@ -368,20 +369,14 @@ class OdeSolver:
         return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
 
     def _run(
-        self,
-        score: EpsModel,
-        path: Path,
-        steps: Sequence[Step],
-        x: Tensor,
-        older: Tensor | None,
-        image: Tensor | None = None,
+        self, score: EpsModel, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Takes the steps from x; returns the last state and the history behind it.
 
-        Where `image` is given, x is corrected at the first noise level so that this image is read off it.
         Coefficients are Python floats and times are filled on the device, so that nothing waits for the device.
         """
         channels, times = x.shape[1], self._times(path, x)
+        image = x if self.kind is Solver.DPMPP2M and steps[0].node == CLEAN else None
         readings = [self._reading(path, step) for step in steps]
         for step, (from_x, from_output) in zip(steps, readings, strict=True):
             output = score(x, times[step.node])[:, :channels].to(x.dtype)
@@ -389,7 +384,7 @@ class OdeSolver:
             prediction = output * from_output
             if from_x:
                 prediction.add_(x, alpha=from_x)
-            if image is not None and step.node == CLEAN + 1:
+            if image is not None and step.node == CLEAN + 1:  # what is read off this level is to be the image
                 x = torch.add(x, image - prediction, alpha=float(path.signal[step.node]))
                 prediction = image
             x_next = torch.add(x * step.x_weight, prediction, alpha=step.weight)

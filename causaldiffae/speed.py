@@ -115,10 +115,7 @@ class Bench:
     x_start: Tensor
     labels: Tensor
     classes: Tensor | None
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        return activation_dtype(self.settings.use_bf16, self.settings.device)
+    autocast: torch.dtype | None
 
 
 def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed: int = 0) -> Bench:
@@ -146,6 +143,7 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed:
         torch.randn(shape, generator=generator, device=settings.device).clamp(-1, 1),
         torch.zeros(settings.batch_size, len(spec.graph), device=settings.device),
         classes if reference.class_cond else None,
+        activation_dtype(settings.use_bf16, settings.device),
     )
 
 

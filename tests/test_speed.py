@@ -9,7 +9,7 @@ from running import assert_refused, run
 from tiny import randomise, small_config, squares_spec
 from torch import nn
 
-from causaldiffae import unet
+from causaldiffae import speed, unet
 from causaldiffae.speed import (
     SpeedSettings,
     Timing,
@@ -78,6 +78,16 @@ def test_everything_is_timed() -> None:
         assert len(timing.ours) == 2 and min(*timing.ours, *timing.reference) > 0
     assert timing.scale == 2 * 250 and timing.name == "counterfactuals, 2 interventions"
     assert peak_memory(small_config(), squares_spec(), FEW, True) > 0
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_memory_is_that_of_one_side(monkeypatch: pytest.MonkeyPatch, reference: bool) -> None:
+    both, seen = make_bench(small_config(), squares_spec(), FEW), []
+    monkeypatch.setattr(speed, "make_bench", lambda *_: both)
+    monkeypatch.setattr(speed, "training_step", lambda bench, _: seen.append(bench) or (lambda: None))
+    speed._train_twice(small_config(), squares_spec(), FEW, reference)
+    (bench,) = seen
+    assert bench.reference is bench.ours is (both.reference if reference else both.ours)
 
 
 def test_the_script(tmp_path: Path) -> None:
