@@ -46,6 +46,7 @@ class ModelConfig:
         block_size: latents per variable, in place of rep_dim; 0 leaves it to rep_dim.
         cond_hidden: hidden width of the latents' embedding; 0 for one linear layer, as published.
         learned_null: the null token has an embedding of its own; else it is z = 0, as published.
+        block_null: every variable's block has a learned null vector of its own, which `block_drop_prob` trains.
         encoder_channels: widths of the encoder's convolutions.
         encoder_norm: "batch", as published, or "none".
         mechanism: "additive", "affine" or "one_hop", see scm.py.
@@ -78,6 +79,7 @@ class ModelConfig:
     block_size: int = 0
     cond_hidden: int = 0
     learned_null: bool = False
+    block_null: bool = False
     encoder_channels: str = "16,32,64,128"
     encoder_norm: str = "batch"
     mechanism: str = "additive"
@@ -138,6 +140,8 @@ class LossConfig:
         variance_factor: multiplies the variance that latents are sampled with (published: 0.001).
         mechanism_weight: weight of the mechanisms' likelihood on the labels.
         drop_prob: share of the images whose latents are replaced by the null token, as guidance training.
+        block_drop_prob: probability that a variable's block is replaced by its null vector, drawn for each image and
+            variable by itself, so that the score given any subset of the variables is learned; needs `block_null`.
         label_forcing: share of the labelled images that are drawn from latents of the label prior p(z | y) in place of
             their own, so that the decoder learns to obey the labels.
         masking: weak supervision: only `label_fraction` of the training images have labels.
@@ -152,6 +156,7 @@ class LossConfig:
     variance_factor: float = 1.0
     mechanism_weight: float = 1.0
     drop_prob: float = 0.0
+    block_drop_prob: float = 0.0
     label_forcing: float = 0.0
     masking: bool = False
     label_fraction: float = 1.0
@@ -241,6 +246,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "encoder_norm": "batch",
         "cond_hidden": 0,
         "learned_null": False,
+        "block_null": False,
         "learn_sigma": False,
         "predict_v": False,
         "predict_xstart": False,
@@ -253,6 +259,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "variance_factor": 0.001,
         "mechanism_weight": 0.0,
         "drop_prob": 0.0,
+        "block_drop_prob": 0.0,
         "label_forcing": 0.0,
         "lr": 1e-4,
         "weight_decay": 0.0,
@@ -324,6 +331,7 @@ class Config:
                     raise InputError(f"{name}: {value} given, 0 or more is needed")
         probabilities: tuple[tuple[str, Any], ...] = (
             ("drop_prob", self.loss),
+            ("block_drop_prob", self.loss),
             ("label_fraction", self.loss),
             ("label_forcing", self.loss),
             ("dropout", self.model),
@@ -333,6 +341,8 @@ class Config:
             if not 0 <= value <= 1:
                 kind = "share" if name.startswith("label_") else "probability"
                 raise InputError(f"{name}: {value} given, a {kind} between 0 and 1 is needed")
+        if self.model.block_null and self.model.model_type != "causaldae":
+            raise InputError(f"block_null: expected model_type causaldae, got {self.model.model_type}")
         if self.loss.label_fraction < 1 and not self.loss.masking:
             raise InputError(
                 f"label_fraction: {self.loss.label_fraction} given without weak supervision; add --masking True"

@@ -141,25 +141,38 @@ class CausalDiffAE(CausalAutoencoder):
 
     Args:
         encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
+        block_null: whether every block has a learned null vector, so that variables can be dropped one by one.
     """
 
-    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel) -> None:
+    def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel, block_null: bool = False) -> None:
         super().__init__(encoder, scm)
         n, d = self.latent_shape
         if unet.cond_dim != n * d:
             raise InputError(f"model: {n} x {d} latents and U-Net conditioning {unet.cond_dim} do not fit")
         self.unet = unet
+        self.null_blocks = nn.Parameter(torch.randn(n, d)) if block_null else None
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalDiffAE:
         """Builds the model for a data set."""
         encoder, scm = encoder_and_scm(config, spec)
-        return cls(encoder, scm, unet_from_config(config, spec, learn_sigma, scm.block_size * len(spec.graph)))
+        unet = unet_from_config(config, spec, learn_sigma, scm.block_size * len(spec.graph))
+        return cls(encoder, scm, unet, config.block_null)
 
     @property
     def class_cond(self) -> bool:
         """Whether the U-Net is conditioned on a class."""
         return self.unet.num_classes is not None
+
+    def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
+        """Latents (B, n, d) with the blocks where `keep_blocks` (B, n) or (n,) is False replaced by their null vectors.
+
+        Raises:
+            InputError: if the model was built without null vectors.
+        """
+        if self.null_blocks is None:
+            raise InputError("block_null: this model was trained without null vectors for single variables")
+        return torch.where(keep_blocks[..., None], z, self.null_blocks.to(z.dtype))
 
     def eps(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
@@ -194,7 +207,8 @@ class TrainingDraws:
     """The random numbers of one training step.
 
     All of batch length B: steps and their weights, noise on images (B, C, H, W) and on latents (B, n, d), which images
-    keep their latents, and which are drawn from latents of the label prior (`LossConfig.label_forcing`).
+    keep their latents, which of the blocks (B, n) are kept, and which images are drawn from latents of the label prior
+    (`LossConfig.label_forcing`).
     """
 
     t: Tensor
@@ -202,6 +216,7 @@ class TrainingDraws:
     noise: Tensor
     latent_noise: Tensor
     keep: Tensor
+    keep_blocks: Tensor
     forced: Tensor
 
 
@@ -214,6 +229,7 @@ def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> Tr
         noise=torch.randn_like(x_start),
         latent_noise=torch.randn(len(x_start), *latent_shape, device=x_start.device),
         keep=everything,
+        keep_blocks=everything[:, None].expand(-1, latent_shape[0]),
         forced=~everything,
     )
 
@@ -226,6 +242,8 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig) -> None:
         super().__init__()
+        if config.block_drop_prob and getattr(model, "null_blocks", None) is None:
+            raise InputError("block_drop_prob: the model's blocks have no null vectors; add --block_null True")
         self.model, self.diffusion, self.config = model, diffusion, config
 
     def forward(
@@ -293,6 +311,8 @@ class TrainingStep(nn.Module):
     ) -> dict[str, Tensor]:
         """How well the image is drawn from z, or from the null token where `keep` is False: `loss` and `mse` (B,)."""
         model = cast(CausalDiffAE, self.model)
+        if self.config.block_drop_prob:
+            z = model.drop_blocks(z, draws.keep_blocks)
         return self.diffusion.training_losses(
             lambda x_t, t: model.eps(x_t, t, z, classes, keep), x_start, draws.t, noise=draws.noise
         )

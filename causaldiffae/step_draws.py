@@ -44,11 +44,13 @@ def draw_step(
     drawn = sampler.sample(whole, generator)
     keep = torch.rand(whole, generator=generator) >= config.drop_prob
     forced = torch.rand(whole, generator=generator) < config.label_forcing
+    keep_blocks = torch.rand(whole, latent_shape[0], generator=generator) >= config.block_drop_prob
     return TrainingDraws(
         t=drawn.t[mine].to(device),
         weights=drawn.weights[mine].to(device),
         noise=normal("image", *images.shape[1:]),
         latent_noise=normal("latent", *latent_shape),
         keep=keep[mine].to(device),
+        keep_blocks=keep_blocks[mine].to(device),
         forced=forced[mine].to(device),
     )

@@ -59,6 +59,7 @@ def step(net: Any, kind: type[TrainingStep], labelled: Tensor = EVERYONE, **loss
         noise=torch.randn(B, 1, 8, 8, generator=generator),
         latent_noise=torch.randn(B, *net.latent_shape, generator=generator),
         keep=torch.ones(B, dtype=torch.bool),
+        keep_blocks=torch.ones(B, 2, dtype=torch.bool),
         forced=torch.zeros(B, dtype=torch.bool),
     )
     return kind(net, DIFFUSION, LossConfig(label_std=0.3, **loss))(images(), LABELS, None, labelled, draws, 0.7)

@@ -286,6 +286,7 @@ def _loss(step: DiffScmTrainingStep, labels: np.ndarray, keep: bool, mechanism: 
         noise=torch.randn(8, 1, 8, 8, generator=generator),
         latent_noise=torch.zeros(8, 2, 1),
         keep=torch.full((8,), keep),
+        keep_blocks=torch.ones(8, 2, dtype=torch.bool),
         forced=torch.zeros(8, dtype=torch.bool),
     )
     normalised = squares_spec().normalise(torch.from_numpy(labels))

@@ -43,6 +43,7 @@ def draws(**changes: Tensor) -> TrainingDraws:
         noise=torch.randn(BATCH, 1, 8, 8, generator=generator),
         latent_noise=torch.randn(BATCH, 2, 2, generator=generator),
         keep=torch.ones(BATCH, dtype=torch.bool),
+        keep_blocks=torch.ones(BATCH, 2, dtype=torch.bool),
         forced=torch.zeros(BATCH, dtype=torch.bool),
     )
     return replace(given, **changes)
@@ -334,3 +335,50 @@ def test_forced_images_are_drawn_from_their_labels() -> None:
     net.zero_grad()
     step(net, replace(config, kl_weight=0.0), draws=everyone, kl_weight=0.0)[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in net.encoder.parameters())
+
+
+# ---------------------------------------------------------------------- blocks dropped one by one
+
+
+def test_a_dropped_block_is_replaced_by_its_null_vector() -> None:
+    net = model(block_null=True)
+    z = torch.randn(BATCH, *net.latent_shape)
+    keep = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
+    dropped = net.drop_blocks(z, keep)
+    assert net.null_blocks is not None
+    for image in range(BATCH):
+        for i in range(2):
+            assert torch.equal(dropped[image, i], z[image, i] if keep[image, i] else net.null_blocks[i])
+
+
+def test_an_image_whose_block_is_dropped_does_not_depend_on_it() -> None:
+    net = model(block_null=True)
+    keep = torch.tensor([[False, True]] * BATCH)
+    torch.manual_seed(0)
+    z = torch.randn(BATCH, *net.latent_shape)
+    outputs = []
+    for change in (torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])):
+        moved = net.drop_blocks(z + change, keep)
+        outputs.append(net.eps(images(), torch.full((BATCH,), 30), moved))
+    still = net.eps(images(), torch.full((BATCH,), 30), net.drop_blocks(z, keep))
+    assert torch.equal(outputs[0], still)
+    assert not torch.allclose(outputs[1], still)
+
+
+def test_null_vectors_are_trained_where_blocks_are_dropped() -> None:
+    net = model(block_null=True)
+    keep = torch.tensor([[False, True]] * BATCH)
+    loss, _ = step(net, LossConfig(block_drop_prob=0.5), draws=draws(keep_blocks=keep))
+    loss.backward()
+    assert net.null_blocks is not None and net.null_blocks.grad is not None
+    assert net.null_blocks.grad[0].abs().min() > 0
+    assert (net.null_blocks.grad[1] == 0).all()
+
+
+def test_blocks_without_null_vectors_cannot_be_dropped() -> None:
+    with pytest.raises(InputError, match="block_null"):
+        model().drop_blocks(torch.zeros(1, 2, 2), torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(InputError, match="block_drop_prob"):
+        TrainingStep(model(), DIFFUSION, LossConfig(block_drop_prob=0.1))
+    with pytest.raises(InputError, match="block_null"):
+        small_config(model_type="conditional", block_null=True)
