@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causaldiffae.evaluation.counterfactuals import Counterfactuals
     from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
-    from causaldiffae.results import Counterfactuals
 
 __all__ = ["CausalDiffAE", "CounterfactualModel", "Counterfactuals"]
 

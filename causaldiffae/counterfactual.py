@@ -19,11 +19,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, ScoreModel, guided_score
-from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.noise_levels import NoiseLevels, thresholded
+from causaldiffae.noise_schedule import NoiseLevels, thresholded
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causaldiffae.config import ModelConfig
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import TrainingDraws, TrainingStep, label_scm, mechanism_nll, unet_from_config
 from causaldiffae.nn import repeat_times
-from causaldiffae.noise_levels import NoiseLevels
-from causaldiffae.noised_predictor import NoisedPredictor, label_heads
+from causaldiffae.noise_schedule import NoiseLevels
+from causaldiffae.predictors.noised_predictor import NoisedPredictor, label_heads
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 

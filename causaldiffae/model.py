@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from causaldiffae.config import LossConfig, ModelConfig, parse_ints
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.losses import gaussian_nll, label_kl, label_kl_by_variable, masked_mean, prior_kl
 from causaldiffae.nn import repeat_times, sum_flat
 from causaldiffae.scm import Do, LatentSCM

@@ -26,24 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.checkpoint import CONFIG, MODEL, export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
+from causaldiffae.checkpoints.model_card import CardFacts, write_card
+from causaldiffae.checkpoints.model_folders import GUIDE, READER, find_model, push_folder
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
+from causaldiffae.datasets.image_input import Images, as_model_images
+from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.registry import example_images, find_dataset, true_counterfactual, truth_is_known
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.examples import example_images
+from causaldiffae.evaluation.counterfactuals import Counterfactuals
+from causaldiffae.files.reading import read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import (
-    DatasetSpec,
-    ImageData,
-    model_inputs,
-    to_uint8,
-    true_counterfactual,
-    truth_is_known,
-)
-from causaldiffae.image_input import Images, as_model_images
-from causaldiffae.model_card import write_card
-from causaldiffae.model_folders import GUIDE, READER, find_model, push_folder
-from causaldiffae.predictors import (
+from causaldiffae.nn import count_parameters
+from causaldiffae.predictors.predictor import (
     LoadedPredictor,
     Readings,
     check_fits,
@@ -51,9 +48,7 @@ from causaldiffae.predictors import (
     load_predictor,
     save_predictor,
 )
-from causaldiffae.prior import sample_noise
-from causaldiffae.results import Counterfactuals
-from causaldiffae.safe_files import read_json
+from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
 from causaldiffae.solvers import SolverState
 
@@ -219,7 +214,8 @@ class CounterfactualModel:
         if not (isinstance(count, int) and count > 0):
             raise InputError(f"sample: {count!r} images asked for, a whole number above 0 is needed")
         generator = torch.Generator().manual_seed(seed)
-        u = sample_noise(scm, self.spec, count, generator).to(self.device)
+        low, high = (self.spec.normalise(torch.tensor(end)) for end in (self.spec.low, self.spec.high))
+        u = sample_noise(scm, low, high, count, generator).to(self.device)
         engine, shape = self.engine(w), (count, self.spec.channels, self.spec.image_size, self.spec.image_size)
         direct = isinstance(self.loaded.model, DirectModel)
         state = None if direct else SolverState(torch.randn(shape, generator=generator).to(self.device))
@@ -269,7 +265,10 @@ class CounterfactualModel:
             (target / GUIDE).mkdir(exist_ok=True)
             for name in (CONFIG, MODEL):
                 shutil.copyfile(guides[0] / name, target / GUIDE / name)
-        write_card(target, self.loaded, steps, metrics, name)
+        trained_on = find_dataset(self.spec.name).source
+        size = count_parameters(self.network)
+        facts = CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name)
+        write_card(target, facts, metrics)
         return target
 
     def push_to_hub(

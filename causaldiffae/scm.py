@@ -161,3 +161,30 @@ class LatentSCM(nn.Module):
 
 def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(fan_in, width), nn.LeakyReLU(), nn.Linear(width, fan_out))
+
+
+def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Exogenous noise from its prior, of which `predict` makes new causal variables: u (count, n, d), on the CPU.
+
+    The label term of the training ties all d entries of a block to one label, so u_i is one number repeated d times:
+    N(0, 1) for roots, truncated to the training labels' range, and N(0, sigma_i^2) with the mechanism's learned
+    sigma_i for children. (On test images the entries of a block differ by less than 0.01, where labels vary by about
+    1; independent entries would be no block that the decoder has ever seen.)
+
+    Args:
+        low, high: (n,) range of the labels, normalised.
+        generator: on the CPU.
+    """
+    names = scm.graph.names
+    noise = torch.randn(count, len(names), generator=generator) * scm.log_scale.detach().exp().cpu()
+    is_root = torch.tensor([not scm.graph.parents[name] for name in names])
+    noise = torch.where(is_root, _truncated_normal(count, low[None], high[None], generator), noise)
+    return noise[:, :, None].expand(-1, -1, scm.block_size)
+
+
+def _truncated_normal(count: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1) between low and high (1, n): (count, n), by the inverse of its distribution function."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    from_share, to_share = normal.cdf(low), normal.cdf(high)
+    shares = torch.rand(count, low.shape[1], generator=generator)
+    return normal.icdf(from_share + (to_share - from_share) * shares)

@@ -15,16 +15,19 @@ from typing import Any, Final, NamedTuple
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from causaldiffae import reference
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
-from causaldiffae.checkpoint import build_with_weights, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoints.checkpoint import build_with_weights, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.registry import DATASETS, dataset_spec, find_dataset
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
-from causaldiffae.folders.storage import is_remote
+from causaldiffae.files.storage import is_remote
+from causaldiffae.files.yaml import check_config_file
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -33,14 +36,12 @@ from causaldiffae.gaussian_diffusion import (
     enforce_zero_terminal_snr,
     get_named_beta_schedule,
 )
-from causaldiffae.image_datasets import DatasetSpec, dataset_spec
 from causaldiffae.model import CausalDiffAE, TrainingStep
-from causaldiffae.noise_levels import NoiseLevels
-from causaldiffae.noised_predictor import load_noised_predictor
-from causaldiffae.remote_checkpoints import local_checkpoint
+from causaldiffae.noise_schedule import NoiseLevels
+from causaldiffae.predictors.noised_predictor import load_noised_predictor
+from causaldiffae.published import causaldiffae as reference
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, OdeSolver
-from causaldiffae.yaml_files import check_config_file
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -168,9 +169,6 @@ class ModelEntry(NamedTuple):
     build: Callable[[ModelConfig, DatasetSpec, bool], Model]
     training_step: type[TrainingStep]
 
-
-PUBLISHED: Final = {(2, 1): "morphomnist", (4, 4): "pendulum", (4, 3): "circuit"}
-"""Published data sets by their number of variables and of channels."""
 
 MODELS: Final[dict[str, ModelEntry]] = {
     "causaldae": ModelEntry(CausalDiffAE.from_config, TrainingStep),
@@ -310,12 +308,21 @@ def load_model(
     return LoadedModel(model, config, spec, wanted.step, str(wanted.path))
 
 
+def _published_dataset(variables: int, channels: int | None) -> str:
+    """The data set whose published networks have so many variables and channels, "" if there is none."""
+    for name, entry in DATASETS.items():
+        published = channels is not None and entry.published_channels == channels
+        if published and len(entry.spec(None, None).graph) == variables:
+            return name
+    return ""
+
+
 def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:
     """A published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction over a linear schedule."""
     state = load_torch_state_dict(path)
     variables, weight = reference.count_variables(state), state.get("input_blocks.0.0.weight")
     channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
-    known = dataset or PUBLISHED.get((variables, channels or 0), "")
+    known = dataset or _published_dataset(variables, channels)
     if not known:
         raise InputError(
             f"{path}: it has {variables} mechanisms and images of {channels} channels, so it is of none of the "
@@ -328,7 +335,7 @@ def _load_published(path: str, device: torch.device | str, dataset: str) -> Load
         raise type(error)(f"{path}: {error}") from error
     model_config = ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape))
     diffusion_config = DiffusionConfig(
-        diffusion_steps=2000 if known == "circuit" else 1000,
+        diffusion_steps=find_dataset(known).published_steps,
         learn_sigma=model.unet.out_channels == 2 * model.unet.in_channels,
     )
     n = len(spec.graph)

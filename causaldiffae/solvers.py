@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import EpsModel, GaussianDiffusion, ModelMeanType
+from causaldiffae.noise_schedule import NoiseSchedule
 
 RHO = 7.0
 CENTRE_WIDTH = 3.0
@@ -66,49 +66,6 @@ FAINTEST = -6.0
 """log(a / sigma) below which nothing is seen of an image: 0.3 grey levels of it under noise of 127."""
 
 # ---------------------------------------------------------------------- noise levels
-
-
-class NoiseSchedule:
-    """alpha-bar at fractional steps 0 <= t <= T - 1 of a process.
-
-    What is interpolated is -log alpha-bar, the noise rate's integral: it is 0 for the clean image, which counts as
-    t = -1, and nearly a polynomial in t. The interpolant (monotone cubic) has a continuous derivative, grows strictly
-    and meets every step.
-
-    Args:
-        alphas_cumprod: (T,) falling, in (0, 1).
-    """
-
-    def __init__(self, alphas_cumprod: np.ndarray) -> None:
-        attenuation = -np.log(np.maximum(np.append(1.0, alphas_cumprod), np.finfo(np.float64).tiny))
-        if not (alphas_cumprod > 0).all() or not (np.diff(attenuation) > 0).all():
-            raise InputError("diffusion: alpha-bar must fall at every step and stay above 0, for log-SNR to be finite")
-        self.num_timesteps = len(alphas_cumprod)
-        self._attenuation = PchipInterpolator(np.arange(-1, self.num_timesteps), attenuation)
-
-    @classmethod
-    def of(cls, diffusion: GaussianDiffusion) -> NoiseSchedule:
-        """The schedule that the network was trained on, also where `diffusion` keeps only some of its steps."""
-        return cls(diffusion.base_alphas_cumprod)
-
-    def half_logsnr(self, t: np.ndarray) -> np.ndarray:
-        """l = log(a / sigma) at steps t, any shape."""
-        return -0.5 * np.log(np.expm1(self._attenuation(t)))
-
-    def signal_and_noise(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """a = sqrt(abar) and sigma = sqrt(1 - abar) at steps t, any shape."""
-        attenuation = self._attenuation(t)
-        return np.exp(-attenuation / 2), np.sqrt(-np.expm1(-attenuation))
-
-    def step_of(self, half_logsnr: np.ndarray) -> np.ndarray:
-        """The inverse of `half_logsnr`, by bisection; levels outside the schedule give its ends."""
-        wanted = np.log1p(np.exp(-2.0 * half_logsnr))
-        low, high = np.zeros_like(wanted), np.full_like(wanted, self.num_timesteps - 1.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            too_clean = self._attenuation(middle) < wanted
-            low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
-        return (low + high) / 2
 
 
 @dataclass(frozen=True)

@@ -22,25 +22,26 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
-from causaldiffae.acceleration import accelerate, activation_dtype
-from causaldiffae.checkpoint import load_checkpoint
-from causaldiffae.checkpoint_writer import CheckpointWriter
+from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.remote import RemoteRun
+from causaldiffae.checkpoints.writer import CheckpointWriter
 from causaldiffae.config import Config
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.label_subsets import digest
 from causaldiffae.errors import InputError
-from causaldiffae.folders.storage import is_remote
-from causaldiffae.image_datasets import Batch, BatchSource, ImageData
+from causaldiffae.files.storage import is_remote
+from causaldiffae.image_datasets import Batch, BatchSource
 from causaldiffae.logger import Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import update_ema
-from causaldiffae.remote_checkpoints import RemoteRun
 from causaldiffae.resample import create_named_schedule_sampler
-from causaldiffae.resuming import batch_order, check_same_run, checkpoint_to_resume
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
-from causaldiffae.skipped_steps import DUMP, SkippedSteps
-from causaldiffae.step_draws import draw_step, step_seed
-from causaldiffae.stopping import StopRequest
-from causaldiffae.supervision import digest
-from causaldiffae.training_pictures import draw_counterfactuals
+from causaldiffae.training.acceleration import accelerate, activation_dtype
+from causaldiffae.training.previews import draw_counterfactuals
+from causaldiffae.training.resuming import batch_order, check_same_run, checkpoint_to_resume
+from causaldiffae.training.skipped_steps import DUMP, SkippedSteps
+from causaldiffae.training.step_draws import draw_step, step_seed
+from causaldiffae.training.stopping import StopRequest
 
 LOGS = ("progress.csv", "config.yaml")
 LABEL_TERMS = ("label_kl", "label_mse")

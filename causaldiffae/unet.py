@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from causaldiffae.errors import InputError
-from causaldiffae.nn import mlp, normalization, timestep_embedding, zero_module
+from causaldiffae.nn import AttentionBlock, AttentionPool2d, mlp, normalization, timestep_embedding, zero_module
 
 
 class Resample(Enum):
@@ -129,60 +129,6 @@ class ResBlock(TimestepBlock):
         else:
             h = norm_out(h + modulation)
         return self.skip_connection(x) + conv_out(dropout(act_out(h)))
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention between all positions, residual.
-
-    `new_order` chooses how the 3C channels of `qkv` are laid out: (q, k, v) x heads, or, as in older checkpoints,
-    heads x (q, k, v).
-    """
-
-    def __init__(self, channels: int, num_heads: int, num_head_channels: int = -1, new_order: bool = False) -> None:
-        super().__init__()
-        self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
-        if self.num_heads < 1 or channels % self.num_heads:
-            raise InputError(f"attention: {channels} channels cannot be split into {self.num_heads} heads")
-        self.new_order = new_order
-        self.norm = normalization(channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        flat = self.norm(x).flatten(2)
-        h = self_attention(flat, self.qkv, self.proj_out, self.num_heads, self.new_order)
-        return x + h.reshape(batch, channels, height, width)
-
-
-def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
-    """proj(softmax(q k^T / sqrt(channels per head)) v) between L positions: (B, C, L) -> (B, out, L).
-
-    `qkv` and `proj` are convolutions of width 1, whose shapes old checkpoints have; they are applied here as linear
-    layers on (B, L, C). So each head's channels lie side by side, without which PyTorch has no fused attention and
-    holds all L x L weights.
-    """
-    tokens = F.linear(x.transpose(1, 2), qkv.weight[:, :, 0], qkv.bias)
-    heads = tokens.unflatten(2, (3, num_heads, -1) if new_order else (num_heads, 3, -1))
-    q, k, v = (part.transpose(1, 2) for part in heads.unbind(2 if new_order else 3))
-    h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return F.linear(h, proj.weight[:, :, 0], proj.bias).transpose(1, 2)
-
-
-class AttentionPool2d(nn.Module):
-    """Pools a (B, C, S, S) map by attention from its mean (CLIP; Radford et al., 2021): -> (B, out)."""
-
-    def __init__(self, spatial_dim: int, channels: int, num_head_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(channels, spatial_dim**2 + 1) / channels**0.5)
-        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
-        self.c_proj = nn.Conv1d(channels, out_channels, 1)
-        self.num_heads = channels // num_head_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2)
-        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1) + self.positional_embedding.to(x.dtype)
-        return self_attention(x, self.qkv_proj, self.c_proj, self.num_heads, new_order=True)[:, :, 0]
 
 
 class _DownwardPath(nn.Module):

@@ -8,8 +8,8 @@ no generator is known, so they give observational images only.
 
 from __future__ import annotations
 
-from causaldiffae.predictor_training import run_training
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.predictor import run_training
 
 
 def main(argv: list[str]) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import check_given, check_least
-from causaldiffae.image_datasets import read_split
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics import interpretability
 from causaldiffae.script_util import argument_parser, parse_flat, run_cli

@@ -8,8 +8,8 @@ It never sees a noised picture nor a generated one, and is independent of the pr
 
 from __future__ import annotations
 
-from causaldiffae.predictor_training import run_training
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.predictor import run_training
 
 
 def main(argv: list[str]) -> None:

@@ -11,8 +11,8 @@ level. `scripts/image_diffscm_test.py --model_path RUN` finds it in RUN/predicto
 
 from __future__ import annotations
 
-from causaldiffae.noised_training import run_training
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.noised_predictor import run_training
 
 
 def main(argv: list[str]) -> None:

@@ -8,8 +8,8 @@ are those that the pictures show, where file names hold truncated ones.
 
 from __future__ import annotations
 
-from causaldiffae.predictor_training import run_training
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.predictor import run_training
 
 
 def main(argv: list[str]) -> None:

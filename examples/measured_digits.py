@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from causaldiffae.errors import InputError
+from causaldiffae.files.idx import read_digits
 from causaldiffae.generators.morphology import measure_batch
-from causaldiffae.generators.morphomnist import read_digits
 from causaldiffae.script_util import run_cli
 
 SHARE = Path(__file__).resolve().parent.parent / "assets" / "mnist_share"

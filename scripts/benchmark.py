@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 
+from causaldiffae.datasets.images import to_model_range
+from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError, check_least
-from causaldiffae.image_datasets import dataset_spec, read_split, to_model_range
-from causaldiffae.nn import count_parameters
-from causaldiffae.script_util import argument_parser, load_model, parse_config, parse_flat, run_cli
-from causaldiffae.speed import (
+from causaldiffae.evaluation.speed import (
     WIDE_SPREAD,
     SpeedSettings,
     Timing,
@@ -33,6 +32,8 @@ from causaldiffae.speed import (
     time_forward,
     time_training,
 )
+from causaldiffae.nn import count_parameters
+from causaldiffae.script_util import argument_parser, load_model, parse_config, parse_flat, run_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSITION_IMAGES = 32

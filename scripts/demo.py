@@ -22,13 +22,14 @@ import numpy as np
 import torch
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation import InterventionResult, draw_grid, evaluate_interventions, summary
+from causaldiffae.evaluation.interventions import InterventionResult, draw_grid, evaluate_interventions, summary
 from causaldiffae.generators import morphomnist, pendulum
-from causaldiffae.image_datasets import ImageData, read_split
 from causaldiffae.logger import progress_bar
-from causaldiffae.pictures import save_png
 from causaldiffae.script_util import LoadedModel, load_model, run_cli
+from causaldiffae.visualization.image_grids import save_png
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 6

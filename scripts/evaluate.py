@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from causaldiffae.benchmark_protocol import ProtocolSettings
-from causaldiffae.benchmark_run import Job, evaluate, find_models, read_results, settings_from
-from causaldiffae.benchmark_tables import tables
 from causaldiffae.errors import InputError
-from causaldiffae.report_page import write_report
+from causaldiffae.evaluation.protocol import ProtocolSettings
+from causaldiffae.evaluation.report import write_report
+from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
+from causaldiffae.evaluation.tables import tables
 from causaldiffae.script_util import argument_parser, parse_flat, run_cli
 
 

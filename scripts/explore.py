@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from causaldiffae import dist_util
+from causaldiffae.checkpoints.model_folders import WEIGHTS, find_model
 from causaldiffae.errors import InputError
+from causaldiffae.explorer.registry import Shelf, find_models
 from causaldiffae.explorer.server import PORT, serve
-from causaldiffae.explorer.shelf import Shelf, find_models
-from causaldiffae.model_folders import WEIGHTS, find_model
 from causaldiffae.script_util import run_cli
 
 DEFAULT = WEIGHTS / "morphomnist_causaldae_mini"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from causaldiffae.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.errors import InputError
 from causaldiffae.script_util import describe_checkpoint, load_model, run_cli
 

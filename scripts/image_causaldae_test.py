@@ -13,7 +13,7 @@ counterfactuals.npz; and sweep_w.png, traversal_NAME.png with their .csv where t
 
 from __future__ import annotations
 
-from causaldiffae.inference_util import run_test
+from causaldiffae.evaluation.image_test import run_test
 from causaldiffae.script_util import run_cli
 
 # ------------------------------------------------------------------------------------------------------------------

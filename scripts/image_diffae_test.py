@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from image_causaldae_test import INTERVENTIONS
 
-from causaldiffae.inference_util import run_test
+from causaldiffae.evaluation.image_test import run_test
 from causaldiffae.script_util import run_cli
 
 

@@ -19,23 +19,25 @@ import torch
 import yaml
 
 from causaldiffae import dist_util
-from causaldiffae.advice import about_training, does_not_fit
-from causaldiffae.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.label_subsets import with_labels_of
+from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.estimates import estimate
-from causaldiffae.folders.storage import is_remote
-from causaldiffae.image_datasets import DatasetSpec, ImageData, dataset_spec, read_split
+from causaldiffae.evaluation.run_page import write_run_page
+from causaldiffae.files.storage import is_remote
 from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.nn import count_parameters
-from causaldiffae.remote_checkpoints import RemoteRun, run_folder
-from causaldiffae.resuming import checkpoint_to_resume
-from causaldiffae.run_lock import lock_run_dir
-from causaldiffae.run_plots import write_run_page
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
-from causaldiffae.stopping import StopRequest
-from causaldiffae.supervision import with_labels_of
 from causaldiffae.train_util import LOGS, TrainLoop
+from causaldiffae.training.estimate import estimate
+from causaldiffae.training.preflight import about_training, does_not_fit
+from causaldiffae.training.resuming import checkpoint_to_resume
+from causaldiffae.training.run_lock import lock_run_dir
+from causaldiffae.training.stopping import StopRequest
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 

@@ -23,16 +23,23 @@ from typing import Any
 import numpy as np
 
 from causaldiffae import dist_util
-from causaldiffae.acceleration import activation_dtype
-from causaldiffae.adm_files import AdmSizes
+from causaldiffae.datasets.images import to_model_range, to_uint8
 from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.evaluation.imagenet import (
+    CLASS,
+    ImagenetModel,
+    class_names,
+    find_class,
+    load_imagenet_model,
+    read_picture,
+)
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import to_model_range, to_uint8
-from causaldiffae.imagenet import CLASS, ImagenetModel, class_names, find_class, load_imagenet_model, read_picture
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.pictures import save_png, tile
+from causaldiffae.published.guided_diffusion import AdmSizes
 from causaldiffae.script_util import SOLVER, argument_parser, parse_flat, run_cli
+from causaldiffae.training.acceleration import activation_dtype
+from causaldiffae.visualization.image_grids import save_png, tile
 
 
 @dataclass(frozen=True)

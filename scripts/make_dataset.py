@@ -95,7 +95,7 @@ def _write_classes(name: str, published: str, known: Sequence[Path]) -> Callable
     """Copies a data set of classes: from --source, from a folder where a system package puts it, or downloaded."""
 
     def write(args: argparse.Namespace) -> Path:
-        from causaldiffae.mnist_files import copy_files
+        from causaldiffae.datasets.mnist import copy_files
 
         source = args.source or next((folder for folder in known if folder.is_dir()), None)
         if args.download:
@@ -163,8 +163,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _check(args: argparse.Namespace) -> int:
     """Prints what `check_folder` found: problems on standard error, else a summary."""
-    from causaldiffae.folders.folder_check import check_folder
-    from causaldiffae.folders.folder_reader import Request
+    from causaldiffae.datasets.folder.check import check_folder
+    from causaldiffae.datasets.folder.reader import Request
 
     report = check_folder(args.data_dir, Request(args.graph, args.image_size, args.channels))
     for line in report.problems:

@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import read_split
+from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.pretrained import CounterfactualModel
-from causaldiffae.run_plots import write_run_page
 from causaldiffae.script_util import run_cli
 
 

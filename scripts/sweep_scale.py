@@ -17,14 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
-from causaldiffae.image_datasets import read_split
-from causaldiffae.inference_util import parse_numbers
-from causaldiffae.logger import progress_bar
-from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
-from causaldiffae.pictures import labelled_grid, save_png
-from causaldiffae.predictors import check_fits, find_predictor, find_shipped, load_predictor
-from causaldiffae.scale_sweep import (
+from causaldiffae.evaluation.image_test import parse_numbers
+from causaldiffae.evaluation.scale_sweep import (
     WANTED_ACCURACY,
     Judges,
     check_classes,
@@ -35,7 +31,11 @@ from causaldiffae.scale_sweep import (
     sweep_table,
     write_sweep,
 )
+from causaldiffae.logger import progress_bar
+from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
+from causaldiffae.predictors.predictor import check_fits, find_predictor, find_shipped, load_predictor
 from causaldiffae.script_util import SOLVER, STEPS, argument_parser, load_model, parse_flat, run_cli
+from causaldiffae.visualization.image_grids import labelled_grid, save_png
 
 SHOWN_IMAGES, SHOWN_SCALES = 10, 10
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
-from causaldiffae.image_datasets import read_split, truth_is_known
-from causaldiffae.inference_util import find_eye, parse_do, usual_questions
+from causaldiffae.evaluation.image_test import find_eye, parse_do, usual_questions
+from causaldiffae.evaluation.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
 from causaldiffae.logger import progress_bar
-from causaldiffae.pictures import save_png
 from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
-from causaldiffae.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
+from causaldiffae.visualization.image_grids import save_png
 
 SETTINGS = (
     "ddim:250,ddim:50,ddim:25,ddim:10,dpmpp2m:50,dpmpp2m:25,dpmpp2m:15,dpmpp2m:10,dpmpp2m:6,"

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from causaldiffae import reference
 from causaldiffae.dit import DiT
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, LossType, ModelVarType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import masked_mean
+from causaldiffae.published import causaldiffae as reference
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.unet import EncoderUNetModel, UNetModel
 

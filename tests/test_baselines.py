@@ -8,22 +8,22 @@ import torch
 from tiny import randomise, small_config, squares, squares_spec
 from torch import Tensor
 
-from causaldiffae import training_pictures
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep, ConvDecoder
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
 from causaldiffae.config import Config, LossConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.images import to_model_range
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.image_datasets import to_model_range
 from causaldiffae.logger import Logger
 from causaldiffae.losses import label_kl, prior_kl
 from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import MODELS, create_model_and_diffusion, load_model
 from causaldiffae.train_util import TrainLoop
+from causaldiffae.training import previews as training_pictures
 
 B = 4
 DIFFUSION = GaussianDiffusion(betas=get_named_beta_schedule("linear", 100))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import Do
 from causaldiffae.solvers import NoiseSchedule, OdeSolver

@@ -7,30 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import REPO
 from running import assert_refused, run
 from tiny import randomise, small_config, squares, squares_spec
 from torch import Tensor, nn
 
-from causaldiffae.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep, label_width
 from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
-from causaldiffae.image_datasets import DatasetSpec, dataset_spec
-from causaldiffae.noise_levels import NoiseLevels
-from causaldiffae.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
+from causaldiffae.noise_schedule import NoiseLevels
+from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
 from causaldiffae.solvers import NoiseSchedule, OdeSolver
 from causaldiffae.unet import UNetModel
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARE = ROOT / "assets" / "mnist_share"
-SCRIPT = ROOT / "scripts" / "image_diffscm_test.py"
+SHARE = REPO / "assets" / "mnist_share"
+SCRIPT = REPO / "scripts" / "image_diffscm_test.py"
 BETAS = get_named_beta_schedule("linear", 1000)
 SCHEDULE = NoiseSchedule(np.cumprod(1 - BETAS))
 KINDS = (ModelMeanType.EPSILON, ModelMeanType.START_X, ModelMeanType.VELOCITY)
@@ -338,7 +339,7 @@ def test_the_test_script_refuses(model_folder: Path, tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, *base, "--do=digt=1"), "unknown variable 'digt'")
     assert_refused(run(SCRIPT, *base, "--w=.inf"), "w: inf given, a finite number is needed")
     assert_refused(run(SCRIPT, *base, f"--predictor_path={tmp_path / 'none'}"), "none")
-    causal = ROOT / "weights" / "pendulum_causaldae_mini"
+    causal = REPO / "weights" / "pendulum_causaldae_mini"
     assert_refused(run(SCRIPT, f"--model_path={causal}", *base[1:]), "a model of type causaldae")
     with pytest.raises(InputError, match="is no Diff-SCM, which alone takes one"):
         load_model(str(causal), predictor="somewhere")

@@ -8,16 +8,15 @@ import subprocess
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from paths import REPO
 
 from causaldiffae import dist_util
 from causaldiffae.dist_util import Place, first_slurm_host, read_environment
 from causaldiffae.errors import InputError
 
-REPO = Path(__file__).resolve().parents[1]
 STARTER_VARIABLES = re.compile(r"^(OMPI_|PMI|PMIX|MPI_|HYDRA|SLURM_|MASTER_|(LOCAL_)?RANK$|(LOCAL_)?WORLD_SIZE$)")
 MPI = {"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}
 SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[03-04]"}

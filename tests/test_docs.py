@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import REPO
 
 from causaldiffae.config import COMPONENTS, RECIPES
-from causaldiffae.inference_util import TestConfig as Settings
+from causaldiffae.evaluation.image_test import TestConfig as Settings
 
-REPO = Path(__file__).resolve().parents[1]
 DOCS = [
     *sorted(p for p in (REPO / "docs").glob("*.md") if p.name != "fuzzing.md"),
     *sorted((REPO / "docs").glob("*.py")),
@@ -94,7 +94,7 @@ def test_functions_are_where_method_md_says() -> None:
 
 def test_values_of_the_recipe_are_those_the_table_marks() -> None:
     """Where an R stands, --recipe reference says the same in training or in testing."""
-    from causaldiffae.inference_util import RECIPES as TEST_RECIPES
+    from causaldiffae.evaluation.image_test import RECIPES as TEST_RECIPES
 
     recipe = {**RECIPES["reference"], **TEST_RECIPES["reference"]}
     text = (REPO / "docs" / "from_the_reference.md").read_text(encoding="utf-8")

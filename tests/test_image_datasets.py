@@ -13,25 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from causaldiffae import image_datasets
+from causaldiffae.datasets.images import ImageData, resize_area, to_model_range, to_uint8
+from causaldiffae.datasets.pendulum import parse_pendulum_name
+from causaldiffae.datasets.registry import DATASETS, dataset_spec, measure, read_split, true_counterfactual
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.files import idx
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.image_datasets import (
-    DATASETS,
-    BatchSource,
-    DatasetSpec,
-    ImageData,
-    dataset_spec,
-    fits_on,
-    load_data,
-    measure,
-    parse_pendulum_name,
-    read_split,
-    resize_area,
-    to_model_range,
-    to_uint8,
-    true_counterfactual,
-)
+from causaldiffae.image_datasets import BatchSource, fits_on, load_data
 
 TOY = DatasetSpec("toy", 4, 1, CausalGraph(("a", "b"), (("a", "b"),)), (1.0, 2.0), (2.0, 4.0), (0, 0), (3, 9))
 
@@ -61,8 +51,8 @@ def morphomnist_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rings = np.array([255 * np.clip(2.0 - np.abs(np.hypot(x, y) - 4 - 0.5 * i), 0, 1) for i in range(8)])
     (folder / "mnist").mkdir()
     for split, count in (("train", 8), ("t10k", 3)):
-        morphomnist.write_idx(folder / f"mnist/{split}-images-idx3-ubyte.gz", rings[:count].astype(np.uint8))
-        morphomnist.write_idx(folder / f"mnist/{split}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8))
+        idx.write_idx(folder / f"mnist/{split}-images-idx3-ubyte.gz", rings[:count].astype(np.uint8))
+        idx.write_idx(folder / f"mnist/{split}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8))
     return morphomnist.write_dataset(folder / "mnist", folder / "set", workers=1, progress=False)
 
 
@@ -324,7 +314,7 @@ def test_a_harmed_morphomnist_is_refused(
     elif isinstance(content, str):
         path.write_text(content)
     else:
-        morphomnist.write_idx(path, content)
+        idx.write_idx(path, content)
     with pytest.raises(DataError, match=message):
         read_split("morphomnist", tmp_path / "set", "train")
 
@@ -339,7 +329,7 @@ def test_an_empty_split_is_refused(morphomnist_dir: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "celeba"}, "dataset: 'celeba' given, known are pendulum, morphomnist"),
+        ({"dataset": "celeba"}, "dataset: 'celeba' given, known are circuit, mnist"),
         ({"split": "val"}, "split: 'val' given, allowed are train, test"),
         ({"limit": 0}, "limit: 0 given, a whole number above 0 is needed"),
         ({"image_size": 4}, "image_size: 4 given, data set pendulum needs a whole number in 8..512"),

@@ -12,17 +12,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from causaldiffae.errors import InputError
 from causaldiffae.nn import (
+    AttentionBlock,
     GroupNorm32,
     count_parameters,
     mean_flat,
     mlp,
     normalization,
+    self_attention,
     sum_flat,
     timestep_embedding,
     update_ema,
     zero_module,
 )
-from causaldiffae.unet import AttentionBlock, EncoderUNetModel, UNetModel, self_attention
+from causaldiffae.unet import EncoderUNetModel, UNetModel
 
 
 def unet(**changes: object) -> UNetModel:

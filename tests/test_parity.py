@@ -10,11 +10,11 @@ import numpy as np
 import parity
 import pytest
 import torch
+from paths import REPO
 
 from causaldiffae.errors import DataError
 from causaldiffae.unet import UNetModel
 
-REPO = Path(__file__).resolve().parents[1]
 GOLDEN = REPO.parent / "shared" / "golden"
 CONFIG = {
     "image_size": 8,

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import REPO
 from PIL import Image
 from tiny import randomise, small_config, squares_spec
 from tiny import squares as split_of_squares
 
-from causaldiffae.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.image_datasets import DatasetSpec, ImageData, model_inputs, to_uint8
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
-from causaldiffae.prior import sample_noise
+from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
 
-REPO = Path(__file__).resolve().parents[1]
 FIVE_LINES = """
 from causaldiffae import CausalDiffAE
 model = CausalDiffAE.from_pretrained("morphomnist-mini", steps=6)
@@ -173,7 +174,8 @@ def test_the_prior_is_the_models() -> None:
     """Roots: N(0, 1) cut to the labels' range; children: the learned sigma; one number for a whole block."""
     loaded = tiny_model()
     scm = loaded.model.scm  # type: ignore[union-attr]
-    u = sample_noise(scm, loaded.spec, 20_000, torch.Generator().manual_seed(0))
+    low, high = (loaded.spec.normalise(torch.tensor(end)) for end in (loaded.spec.low, loaded.spec.high))
+    u = sample_noise(scm, low, high, 20_000, torch.Generator().manual_seed(0))
     assert u.shape == (20_000, 2, 2) and torch.equal(u[:, :, 0], u[:, :, 1])
     assert u[:, 0].abs().max() <= 1.5 + 1e-6  # (7 - 4) / 2
     assert abs(float(u[:, 0].std()) - 0.744) < 0.01  # of N(0, 1) between -1.5 and 1.5
@@ -241,12 +243,13 @@ def test_published_weights_are_not_saved_as_a_folder(tmp_path: Path) -> None:
 
 
 def test_names_of_a_checkpoint_cannot_break_the_card(tmp_path: Path) -> None:
+    from causaldiffae.checkpoints.model_card import CardFacts, card
     from causaldiffae.graphs import CausalGraph
-    from causaldiffae.model_card import card
 
     loaded = tiny_model()
     graph = CausalGraph(("a|b<script>", "grey"), (("a|b<script>", "grey"),))
-    text = card(tmp_path, replace(loaded, spec=replace(loaded.spec, graph=graph)), None)
+    facts = CardFacts(loaded.config, replace(loaded.spec, graph=graph), 1000, None, "squares")
+    text = card(tmp_path, facts)
     assert "<script>" not in text.split("```")[2] and "a\\|b&lt;script>" in text
     assert "an unknown number of steps" in text and "## Figures" not in text
 

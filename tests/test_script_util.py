@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import REPO
 from tiny import randomise, small_config, squares_spec
 
-from causaldiffae.checkpoint import save_checkpoint
+from causaldiffae.checkpoints.checkpoint import save_checkpoint
 from causaldiffae.config import Config
+from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
-from causaldiffae.image_datasets import dataset_spec
 from causaldiffae.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,
@@ -26,7 +27,7 @@ from causaldiffae.script_util import (
     run_cli,
 )
 
-FOLDER = Path(__file__).resolve().parents[1] / "configs"
+FOLDER = REPO / "configs"
 CONFIGS = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("noised_"))  # predictors' own
 
 

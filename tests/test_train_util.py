@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import REPO, TESTS
 from PIL import Image
 from tiny import randomise, small_config, squares
 
-from causaldiffae import acceleration, train_util, training_pictures
-from causaldiffae.checkpoint import load_checkpoint
+from causaldiffae import train_util
+from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
 from causaldiffae.logger import Logger
 from causaldiffae.resample import LossSecondMomentResampler
 from causaldiffae.script_util import load_model
-from causaldiffae.step_draws import step_seed
 from causaldiffae.train_util import TrainLoop
-
-REPO = Path(__file__).resolve().parents[1]
+from causaldiffae.training import acceleration
+from causaldiffae.training import previews as training_pictures
+from causaldiffae.training.step_draws import step_seed
 
 
 def loop(folder: Path, test: bool = False, num_classes: int | None = None, **changes: Any) -> TrainLoop:
@@ -374,10 +375,15 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
         for k, v in os.environ.items()
         if not re.match(r"(OMPI_|PMI|SLURM_|MASTER_|(LOCAL_)?(RANK|WORLD_SIZE)$)", k)
     }
-    plain |= {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    plain |= {
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
 
     def start(folder: str, batch_size: int, **more: str) -> "subprocess.Popen[str]":
-        arguments = [str(Path(__file__).parent), str(tmp_path / folder), repr(options | {"batch_size": batch_size})]
+        arguments = [str(TESTS), str(tmp_path / folder), repr(options | {"batch_size": batch_size})]
         return subprocess.Popen(
             [sys.executable, "-c", WORKER, *arguments], env=plain | more, stderr=subprocess.PIPE, text=True
         )

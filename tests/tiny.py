@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from causaldiffae.config import Config, DiffusionConfig, LossConfig, ModelConfig, TrainConfig
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.image_datasets import DatasetSpec, ImageData
 
 COMPONENTS = {"model": ModelConfig, "diffusion": DiffusionConfig, "loss": LossConfig, "train": TrainConfig}
 SMALL = {

@@ -47,6 +47,8 @@ SMALL = {
     "class_cond": True,
 }
 TIMINGS = {
+    "folder",
+    "out",
     "timing",
     "images_per_second",
     "seconds",
@@ -228,7 +230,8 @@ def main() -> None:
         arguments.file.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
         print(f"recorded {arguments.file}")
         return
-    different = differences(json.loads(arguments.file.read_text(encoding="utf-8")), found)
+    before = without_timings(json.loads(arguments.file.read_text(encoding="utf-8")))
+    different = differences(before, without_timings(found))
     print("\n".join(different) or "equal")
     sys.exit(bool(different))
 

@@ -13,9 +13,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from causaldiffae.config import ModelConfig, parse_ints
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import CausalAutoencoder, TrainingDraws, TrainingStep, encoder_and_scm
 from causaldiffae.nn import mean_flat
 from causaldiffae.scm import LatentSCM

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from causaldiffae.config import ModelConfig
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.model import TrainingDraws, TrainingStep, eps_as_one_batch, label_scm, mechanism_nll, unet_from_config
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel

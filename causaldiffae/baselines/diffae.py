@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from causaldiffae.config import ModelConfig
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.image_datasets import DatasetSpec
 from causaldiffae.losses import masked_mean
 from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, squared_error
 from causaldiffae.scm import Do, LatentSCM

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from causaldiffae.graph_picture import LINE, edge_points, layout, wrap
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.visualization.graph import LINE, edge_points, layout, wrap
 
 _PIXELS: Final = 92.0  # per inch
 _PADDING: Final = 0.12  # inches inside a box, above and below its text

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
-from causaldiffae.explorer.shelf import Shelf
-from causaldiffae.explorer.studio import STEP_RANGE, STEPS, Answer, Picture, Question, Studio, opening_do
+from causaldiffae.explorer.registry import Shelf
+from causaldiffae.explorer.session import STEP_RANGE, STEPS, Answer, Picture, Question, Studio, opening_do
 from causaldiffae.explorer.uploads import read_upload
-from causaldiffae.image_datasets import DatasetSpec
 
 STYLE: Final = Path(__file__).with_name("page.css")
 TITLE: Final = "causaldiffae · counterfactual explorer"

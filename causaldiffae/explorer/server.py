@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.page import STYLE, Page
-from causaldiffae.explorer.shelf import Shelf
+from causaldiffae.explorer.registry import Shelf
 from causaldiffae.explorer.uploads import MAX_BYTES
 
 HOST: Final = "127.0.0.1"

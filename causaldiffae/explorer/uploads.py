@@ -12,17 +12,17 @@ from typing import Final
 
 import numpy as np
 
+from causaldiffae.datasets.folder.image_files import FORMATS
+from causaldiffae.datasets.image_input import decode_image
+from causaldiffae.datasets.registry import find_dataset
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
-from causaldiffae.explorer.studio import Picture
-from causaldiffae.folders.image_files import FORMATS
-from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.image_input import decode_image
-from causaldiffae.safe_files import read_file
-from causaldiffae.safe_images import open_image, without_size_warnings
+from causaldiffae.explorer.session import Picture
+from causaldiffae.files.images import open_image, without_size_warnings
+from causaldiffae.files.reading import read_file
 
 MAX_BYTES: Final = 32 << 20
 MAX_PIXELS: Final = 32_000_000
-LIGHT_ON_DARK: Final = ("morphomnist", "mnist")
 _LONGEST_NAME: Final = 60
 
 
@@ -48,7 +48,7 @@ def read_upload(path: str | Path, spec: DatasetSpec) -> Picture:
         raise DataError(f"{name}: {error}") from None
     note = f"{width}x{height} pixels became {spec.image_size}x{spec.image_size}"
     note += ", grey" if spec.channels == 1 else ", in colour"
-    if spec.name in LIGHT_ON_DARK and _is_light(image):
+    if find_dataset(spec.name).light_on_dark and _is_light(image):
         image, note = 255 - image, note + ", inverted to light on dark"
     return Picture(image, name, note=note + ".")
 

@@ -17,11 +17,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from causaldiffae.evaluation import describe_do
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.explorer.graph_svg import before_and_after, graph_svg, roles
-from causaldiffae.explorer.studio import Answer
-from causaldiffae.image_datasets import DatasetSpec
-from causaldiffae.pictures import tile
+from causaldiffae.explorer.session import Answer
+from causaldiffae.visualization.image_grids import tile
 
 DARKER, BRIGHTER = (33, 102, 172), (178, 24, 43)  # blue and red, told apart by colour-blind eyes too
 _LEAST_SCALE: Final = 48.0  # grey levels that full colour stands for at least: noise must not look like a change

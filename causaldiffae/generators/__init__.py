@@ -22,9 +22,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.reading import read_json
+from causaldiffae.generators.workers import worker_pool
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.safe_files import read_json
-from causaldiffae.workers import worker_pool
 
 RECIPE_FILE = "recipe.json"
 

@@ -1,4 +1,4 @@
-"""Writes the CausalCircuit stand-in in the publisher's format (see `causaldiffae.circuit_files`).
+"""Writes the CausalCircuit stand-in in the publisher's format (see `causaldiffae.datasets.circuit`).
 
 A pair shares its exogenous noise. One of five interventions happens between its two halves, each as likely: none, or
 one of red, green, blue and arm is set to a value drawn uniformly from 0..1 (`intervention_labels` 0, or 1 to 4;
@@ -11,6 +11,7 @@ all are there, so an interrupted run goes on where it was; then they are put tog
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,13 +21,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from causaldiffae.circuit_files import encode_jpeg, stand_in_note
 from causaldiffae.errors import InputError
 from causaldiffae.generators import complete_folder, is_finished, parallel_map
 from causaldiffae.generators.circuit import FILE_ORDER, GRAPH, abduct, predict, sample_noise
 from causaldiffae.generators.circuit_scene import SIZES, pressed, render
 
+STAND_IN: Final = {"dataset": "circuit", "stand_in": True, "version": 1}
+_JPEG: Final = {"quality": 92, "subsampling": 0}  # 0: colours at full resolution
 SPLITS: Final = ("train", "val", "test")
 CHUNK: Final = 50  # pairs
 _TO_FILE: Final = [GRAPH.index(name) for name in FILE_ORDER]
@@ -46,6 +49,24 @@ class Chunk(NamedTuple):
     @property
     def path(self) -> Path:
         return self.folder / f"{self.split}-{self.number:06d}-{self.pairs}.npz"
+
+
+def stand_in_note(image_size: int, seed: int) -> dict[str, Any]:
+    """What the member `stand_in` and recipe.json say about the pictures."""
+    return {
+        **STAND_IN,
+        "note": "drawn by causaldiffae with MuJoCo; not the CausalCircuit files that Qualcomm AI Research publishes",
+        "image_size": image_size,
+        "seed": seed,
+        "jpeg": _JPEG,
+    }
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """A JPEG file of a picture (S, S, 3) uint8, the same bytes for the same picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=_JPEG["quality"], subsampling=_JPEG["subsampling"])
+    return buffer.getvalue()
 
 
 def sample_pairs(count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -20,8 +20,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import disk, medial_axis
-from skimage.transform import pyramid_reduce
 from threadpoolctl import threadpool_limits
 
 from causaldiffae.errors import InputError
@@ -160,6 +158,8 @@ def medial_axes(strokes: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndar
     `skimage.morphology.medial_axis` spends most of its time on preparing tables, so many strokes are given to it at
     once, one below the other with background between. Each stroke keeps the lots that it would draw alone.
     """
+    from skimage.morphology import medial_axis
+
     results: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(strokes)
     stacked = []
     for i, stroke in enumerate(strokes):
@@ -181,6 +181,8 @@ def _fill_axes(
     stacked: list[tuple[int, tuple[slice, slice]]],
 ) -> None:
     """Writes into `results` the medial axes of some strokes, given by their place and box, from one tower."""
+    from skimage.morphology import medial_axis
+
     width = max(columns.stop - columns.start for _, (_, columns) in stacked)
     tower = np.zeros((sum(rows.stop - rows.start for _, (rows, _) in stacked), width), bool)
     floors, top = [], 0
@@ -241,6 +243,9 @@ def dilate(stroke: np.ndarray, radius: int) -> np.ndarray:
 @cache
 def _disk_halves(radius: int) -> np.ndarray:
     """Half-width of every row of the anti-aliased disk: a disk 16 times as large scaled down, all that is not 0."""
+    from skimage.morphology import disk
+    from skimage.transform import pyramid_reduce
+
     grey = pyramid_reduce(disk(REDRAW_SCALE * radius).astype(np.float64), downscale=REDRAW_SCALE, order=1)
     return (grey > 0).sum(axis=1) // 2 - (~(grey > 0).any(axis=1)).astype(int)
 

@@ -20,9 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Polygon
 from PIL import Image
 from scipy import ndimage
 
@@ -90,6 +87,10 @@ class _Renderer:
     """One figure whose artists move; building a figure anew for each picture takes ten times as long."""
 
     def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Circle, Polygon
+
         figure = Figure(figsize=(1.0, 1.0), dpi=IMAGE_SIZE, facecolor="white")
         self.canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes(_AXES)

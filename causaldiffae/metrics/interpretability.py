@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causaldiffae.checkpoint import build_with_weights, export_weights, load_checkpoint
+from causaldiffae.checkpoints.checkpoint import build_with_weights, export_weights, load_checkpoint
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.image_datasets import DatasetSpec, ImageData
 
 MODEL_TYPE: Final = "class_autoencoders"
 EPSILON: Final = 1e-7

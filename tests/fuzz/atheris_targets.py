@@ -25,11 +25,11 @@ READERS = ("checkpoint", "dot_files", "folders", "generators.morphomnist", "grap
            "pickled_bytes", "safe_files", "yaml_files")  # fmt: skip
 
 with atheris.instrument_imports(include=[f"causaldiffae.{name}" for name in READERS]):
-    from causaldiffae.checkpoint import verify
+    from causaldiffae.checkpoints.checkpoint import verify
+    from causaldiffae.datasets.folder.reader import Request, _interpret
     from causaldiffae.errors import DataError
-    from causaldiffae.folders.folder_reader import Request, _interpret
-    from causaldiffae.generators.morphomnist import read_idx
-    from causaldiffae.npz_files import NpzFile
+    from causaldiffae.files.idx import read_idx
+    from causaldiffae.files.npz import NpzFile
 
 
 def read_idx_bytes(content: bytes, folder: Path) -> None:

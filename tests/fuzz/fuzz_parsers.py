@@ -19,26 +19,32 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "published"))
 
-from test_reference import published
+from test_causaldiffae import published
 from tiny import small_config, squares, squares_spec
 
-from causaldiffae import benchmark_tables, interventional_data, report_page, supervision
-from causaldiffae.benchmark_protocol import VERSION
-from causaldiffae.benchmark_run import read_results
-from causaldiffae.checkpoint import export_weights, load_checkpoint, save_checkpoint
-from causaldiffae.circuit_files import circuit_spec, read_circuit
-from causaldiffae.folders import folder_reader, image_cache
-from causaldiffae.folders.image_files import ImageRule
-from causaldiffae.folders.label_table import SPLITS
-from causaldiffae.folders.problems import Problems
+from causaldiffae.checkpoints.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from causaldiffae.datasets import interventional as interventional_data
+from causaldiffae.datasets import label_subsets as supervision
+from causaldiffae.datasets.circuit import circuit_spec, read_circuit
+from causaldiffae.datasets.folder import image_cache
+from causaldiffae.datasets.folder import reader as folder_reader
+from causaldiffae.datasets.folder.graph_files import read_graph
+from causaldiffae.datasets.folder.image_files import ImageRule
+from causaldiffae.datasets.folder.label_table import SPLITS
+from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.evaluation import report as report_page
+from causaldiffae.evaluation import tables as benchmark_tables
+from causaldiffae.evaluation.image_test import parse_do
+from causaldiffae.evaluation.protocol import VERSION
+from causaldiffae.evaluation.run import read_results
+from causaldiffae.files import idx
+from causaldiffae.files.reading import read_file
 from causaldiffae.generators import morphomnist, pendulum
-from causaldiffae.graph_files import read_graph
-from causaldiffae.image_datasets import dataset_spec, read_split
-from causaldiffae.inference_util import parse_do
 from causaldiffae.logger import read_progress
-from causaldiffae.predictors import Predictor, PredictorConfig, load_predictor, save_predictor
-from causaldiffae.safe_files import read_file
+from causaldiffae.predictors.predictor import Predictor, PredictorConfig, load_predictor, save_predictor
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, parse_config
 
 Files = dict[str, bytes]
@@ -100,7 +106,7 @@ def _first(path: Path) -> Path:
 
 
 def _idx(array: np.ndarray, plain: bool = False) -> bytes:
-    content = _made(lambda folder: morphomnist.write_idx(folder / "x", array))["x"]
+    content = _made(lambda folder: idx.write_idx(folder / "x", array))["x"]
     return zlib.decompress(content, 47) if plain else content
 
 
@@ -141,7 +147,7 @@ def _circuit_seeds() -> list[Files]:
 
 
 def _read_pickled(path: Path) -> object:
-    from causaldiffae.npz_files import NpzFile
+    from causaldiffae.files.npz import NpzFile
 
     with NpzFile(_first(path)) as file:
         return [len(content) for content in file.byte_strings("imgs", 3, 1 << 20)]
@@ -365,7 +371,7 @@ def _read_circuit(path: Path) -> object:
 
 
 PARSERS: dict[str, Parser] = {
-    "idx": Parser(_idx_seeds, lambda path: morphomnist.read_idx(_first(path)), 2),
+    "idx": Parser(_idx_seeds, lambda path: idx.read_idx(_first(path)), 2),
     "morphomnist folder": Parser(_digits_seeds, _read_digits),
     "morphomnist csv": Parser(lambda: [{"a.csv": MORPHO}], lambda path: morphomnist.read_morpho_csv(_first(path)), 2),
     "pendulum folder": Parser(

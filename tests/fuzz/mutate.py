@@ -32,8 +32,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from fuzz_mutations import mutate
 from fuzz_parsers import PARSERS, Files, Parser
 
+from causaldiffae.datasets.folder import image_cache
+from causaldiffae.datasets.folder import reader as folder_reader
 from causaldiffae.errors import InputError
-from causaldiffae.folders import folder_reader, image_cache
 
 SECONDS, WAIT, GIGABYTE = 1.0, 20.0, 1 << 30
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import GIGABYTE, Watch, make_input, run_one, write
 
-from causaldiffae.folders import folder_reader, image_cache
+from causaldiffae.datasets.folder import image_cache
+from causaldiffae.datasets.folder import reader as folder_reader
 
 SLOW = {"model folder", "published pt", "predictor", "checkpoint", "labels and graph", "config yaml"}
 EXAMPLES = settings(

@@ -1,0 +1,1 @@
+"""Your own data: a folder of images, a table of labels and a graph."""

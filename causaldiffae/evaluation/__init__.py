@@ -1,0 +1,1 @@
+"""Counterfactuals of a test set, scored: interventions, the protocol, its run, scores, tables and report."""

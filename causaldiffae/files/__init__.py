@@ -1,0 +1,1 @@
+"""File formats, read within bounds; nothing here knows the method."""

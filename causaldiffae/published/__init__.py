@@ -1,0 +1,1 @@
+"""Other people's weights, opened into the modules of this package."""

@@ -1,0 +1,145 @@
+"""Opens published transformers: facebookresearch/DiT's `.pt` state dict, and diffusers' folder of the same weights.
+
+Sizes come from the tensors' shapes; what shapes do not tell, the number of heads, comes from the folder's config.json
+or from the published widths. Diffusers keeps a copy of the embeddings of time and class in every block, and splits q, k
+and v; here they are put together again. Diffusers also spaces its 128 time frequencies as exp(-log(10000) i / 127),
+where the weights were trained with i / 128: here they are asked as they were trained. No pickled code is run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causaldiffae.checkpoints.checkpoint import build_with_weights
+from causaldiffae.dit import DiT, position_embedding
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.reading import StateDict, load_torch_state_dict, read_json, read_tensors
+
+HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
+"""Heads of the published widths: DiT-XL, -L, -B, -S."""
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DIFFUSERS_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+_BLOCK = re.compile(r"blocks\.\d{1,4}\.attn\.qkv\.weight")
+DIFFUSERS_FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
+
+
+def load_dit(path: str | Path, num_heads: int = 0) -> DiT:
+    """Opens a transformer, on the CPU in float32 and evaluation mode.
+
+    Args:
+        path: a `.pt` state dict of facebookresearch/DiT; or a diffusers folder with config.json and weights, or one
+            with such a folder `transformer` in it.
+        num_heads: of a `.pt` whose width is none of the published ones; 0 takes the published number.
+
+    Raises:
+        DataError: if it is neither, or damaged.
+        InputError: if the number of heads is needed, or does not fit.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return build_dit(load_torch_state_dict(path), num_heads, str(path))
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    config = _diffusers_config(folder)
+    state = from_diffusers(_diffusers_weights(folder), config["num_layers"], str(folder))
+    side, hidden_size = config["sample_size"] // config["patch_size"], state["x_embedder.proj.weight"].shape[0]
+    state["pos_embed"] = position_embedding(side, hidden_size)[None]  # fixed, and not in the folder
+    return build_dit(state, config["num_attention_heads"], str(folder))
+
+
+def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -> DiT:
+    """The network whose sizes a state dict's shapes tell, with these weights; the arguments are those of `load_dit`."""
+    try:
+        hidden_size, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
+        classes, _ = state["y_embedder.embedding_table.weight"].shape
+        mlp_width, _ = state["blocks.0.mlp.fc1.weight"].shape
+        out_width, _ = state["final_layer.linear.weight"].shape
+        _, tokens, _ = state["pos_embed"].shape
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{where}: no state dict of a DiT ({error})") from error
+    heads = num_heads or HEADS.get(hidden_size, 0)
+    if not heads:
+        known = ", ".join(str(width) for width in HEADS)
+        raise InputError(f"num_heads: not given, and {where} has width {hidden_size}, none of the published {known}")
+    sizes: dict[str, Any] = {
+        "image_size": math.isqrt(tokens) * patch_size,
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "hidden_size": hidden_size,
+        "depth": sum(_BLOCK.fullmatch(key) is not None for key in state),
+        "num_heads": heads,
+        "mlp_ratio": mlp_width / hidden_size,
+        "num_classes": classes - 1,
+        "learn_sigma": out_width == 2 * in_channels * patch_size**2,
+    }
+    return build_with_weights(lambda: DiT(**sizes), state, where, hold_once=True)
+
+
+def _diffusers_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, checked to be of a transformer that this one can stand for."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if config.get("_class_name") not in DIFFUSERS_CLASSES:
+        found = str(config.get("_class_name"))[:60]
+        raise DataError(f"{path}: a {found!r}, one of {', '.join(DIFFUSERS_CLASSES)} is needed")
+    for name, needed in DIFFUSERS_FIXED.items():
+        if config.get(name, needed) != needed:
+            raise DataError(f"{path}: {name} is {str(config[name])[:60]!r}, {needed!r} is needed")
+    for name in ("num_layers", "num_attention_heads", "sample_size", "patch_size"):
+        if type(config.get(name)) is not int or not 0 < config[name] <= 4096:
+            raise DataError(f"{path}: {name} is {str(config.get(name))[:60]}, a positive whole number is needed")
+    return config
+
+
+def _diffusers_weights(folder: Path) -> StateDict:
+    for name in WEIGHTS:
+        path = folder / name
+        if path.is_file():
+            return read_tensors(path) if path.suffix == ".safetensors" else load_torch_state_dict(path)
+    raise DataError(f"{folder}: it holds no weights; {' or '.join(WEIGHTS)} is needed")
+
+
+def from_diffusers(state: StateDict, depth: int, where: str = "state dict") -> StateDict:
+    """A `DiTTransformer2DModel`'s state dict under facebookresearch/DiT's keys, without the fixed positions.
+
+    Raises:
+        DataError: for a tensor that is missing or not known, or where the blocks embed time or class differently.
+    """
+    left = dict(state)
+    left.pop("pos_embed.pos_embed", None)  # fixed; only older versions stored it
+
+    def take(key: str) -> Tensor:
+        if key not in left:
+            raise DataError(f"{where}: no DiT of diffusers, tensor {key} is missing")
+        return left.pop(key)
+
+    renamed: StateDict = {}
+    for part in ("weight", "bias"):
+        renamed[f"x_embedder.proj.{part}"] = take(f"pos_embed.proj.{part}")
+        renamed[f"final_layer.adaLN_modulation.1.{part}"] = take(f"proj_out_1.{part}")
+        renamed[f"final_layer.linear.{part}"] = take(f"proj_out_2.{part}")
+        for i in range(depth):
+            block, theirs = f"blocks.{i}", f"transformer_blocks.{i}"
+            qkv = [take(f"{theirs}.attn1.to_{name}.{part}") for name in ("q", "k", "v")]
+            renamed[f"{block}.attn.qkv.{part}"] = torch.cat(qkv)
+            renamed[f"{block}.attn.proj.{part}"] = take(f"{theirs}.attn1.to_out.0.{part}")
+            renamed[f"{block}.mlp.fc1.{part}"] = take(f"{theirs}.ff.net.0.proj.{part}")
+            renamed[f"{block}.mlp.fc2.{part}"] = take(f"{theirs}.ff.net.2.{part}")
+            renamed[f"{block}.adaLN_modulation.1.{part}"] = take(f"{theirs}.norm1.linear.{part}")
+    shared = {"y_embedder.embedding_table.weight": "class_embedder.embedding_table.weight"}
+    for ours, number in ((0, 1), (2, 2)):
+        for part in ("weight", "bias"):
+            shared[f"t_embedder.mlp.{ours}.{part}"] = f"timestep_embedder.linear_{number}.{part}"
+    for key, theirs in shared.items():
+        first, *others = (take(f"transformer_blocks.{i}.norm1.emb.{theirs}") for i in range(depth))
+        if not all(torch.equal(first, other) for other in others):
+            raise DataError(f"{where}: its blocks embed {theirs} differently; this network has one embedding for all")
+        renamed[key] = first
+    if left:
+        raise DataError(f"{where}: no DiT of diffusers, tensor {min(left)[:80]!r} is not known")
+    return renamed

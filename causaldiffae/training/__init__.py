@@ -1,0 +1,1 @@
+"""What a training run needs beside the loop: run directory, resuming, stopping, previews, checks, predictors."""

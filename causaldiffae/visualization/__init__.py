@@ -1,0 +1,1 @@
+"""Image grids, graphs and pages of a run."""

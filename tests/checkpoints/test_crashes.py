@@ -1,0 +1,154 @@
+"""What is left of a run when it is killed, and when the disk refuses at any place: always something to go on from."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crashes import INTERVAL, train
+from paths import REPO
+
+from causaldiffae.checkpoints import checkpoint
+from causaldiffae.checkpoints import writer as checkpoint_writer
+from causaldiffae.checkpoints.checkpoint import latest_checkpoint
+from causaldiffae.errors import InputError
+from causaldiffae.files import reading as safe_files
+from causaldiffae.train_util import TrainLoop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["waited", "background"])
+def test_killed_at_random_moments(writer: str) -> None:
+    """Five kills, in a process that nothing else has run in: autograd's threads do not survive a fork.
+
+    `python tests/crashes.py --kills 100` does the same with a hundred.
+    """
+    command = [sys.executable, str(REPO / "tools" / "crashes.py"), "--kills=5", f"--writer={writer}"]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert "equal=True" in outcome.stdout
+
+
+class Fault:
+    """A disk that refuses at the n-th call of anything that writes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.calls, self.at = 0, at
+        places = [(Path, "open"), (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "chmod")]
+        places += [(checkpoint.tempfile, "mkdtemp")]
+        for place, name in places:
+            monkeypatch.setattr(place, name, self._refusing(getattr(place, name)))
+
+    def _refusing(self, action: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.at + 1:
+                if "wb" in arguments:
+                    arguments[0].write_bytes(b"the beginning of a file")
+                raise OSError(28, "No space left on device")
+            return action(*arguments, **options)
+
+        return refuse
+
+
+def save_while_the_disk_refuses(trained: TrainLoop, at: int) -> int:
+    """One checkpoint with a fault at call `at`; how many calls there were."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault = Fault(patch, at)
+        trained.save()
+        trained.writer.finish()
+    with contextlib.suppress(InputError):
+        trained.writer.check()
+    return fault.calls
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_refuses_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path, background: bool) -> None:
+    trained = train(tmp_path, 2 * INTERVAL, background)
+    at, calls, before, written = -1, 0, trained.step, []
+    while calls > at:  # until a whole checkpoint takes fewer calls
+        at += 1
+        trained.step += 1
+        calls = save_while_the_disk_refuses(trained, at)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            newest = latest_checkpoint(tmp_path)
+        assert newest is not None
+        found = int(newest.name.removeprefix("step_"))
+        assert found in (before, trained.step)
+        written.append(found == trained.step)
+        before = found
+    assert at > 15, "six files are opened and flushed, the folder is made, renamed and flushed"
+    assert not any(written[:15]) and written[-1]
+
+
+def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tmp_path / "whole", 4 * INTERVAL, True)
+    real, calls = checkpoint.write_tensors, []
+
+    def full(*arguments: Any) -> dict[str, Any]:
+        calls.append(arguments)
+        if len(calls) == 5:  # of the second checkpoint
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    message = (
+        r"the checkpoint of step 10 could not be written \(.*No space left on device\); those before it are untouched"
+    )
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "full", 4 * INTERVAL, False, tmp_path / "steps.txt")
+    monkeypatch.undo()
+    assert (tmp_path / "steps.txt").read_text().split()[-1] == "10", "the next step tells"
+    assert latest_checkpoint(tmp_path / "full") == tmp_path / "full" / "step_0000005"
+    resumed = train(tmp_path / "full", 4 * INTERVAL, True)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("writer", ["waited", "background"])
+def test_no_step_counts_before_the_checkpoint_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """At every end of a step, an interval's steps at most are not in a whole checkpoint, however slow the disk is."""
+    real = checkpoint_writer.save_checkpoint
+    lost: list[int] = []
+    begun: list[int] = []
+
+    def slow(run_dir: Path, step: int, **options: Any) -> Path:
+        begun.append(step)
+        time.sleep(0.5)
+        return real(run_dir, step, **options)
+
+    def run_step(trained: TrainLoop) -> dict[str, float]:
+        means = run(trained)
+        newest = latest_checkpoint(tmp_path)
+        lost.append(trained.step - (int(newest.name.removeprefix("step_")) if newest else 0))
+        return means
+
+    run = TrainLoop.run_step
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
+    monkeypatch.setattr(TrainLoop, "run_step", run_step)
+    train(tmp_path, 3 * INTERVAL, writer == "background")
+    assert begun == [INTERVAL, 2 * INTERVAL, 3 * INTERVAL]
+    assert lost == [*range(1, INTERVAL + 1)] * 3
+
+
+def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
+    """The system takes a part of the bytes first, then refuses: as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            safe_files.write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(10**6)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "x.safetensors").stat().st_size == 100_000

@@ -1,0 +1,99 @@
+"""The thread that writes checkpoints: what it copies, what it keeps back, and where its errors go."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causaldiffae.checkpoints import writer as checkpoint_writer
+from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.writer import CheckpointWriter, copy_to_cpu
+from causaldiffae.errors import InputError
+
+
+def states(value: float) -> dict[str, Any]:
+    tensor = torch.full((3,), value)
+    return {
+        "model_state": {"w": tensor},
+        "ema_states": {"0.9": {"w": tensor}},
+        "training_state": {"list": [tensor, (1, None)]},
+        "config": {},
+    }
+
+
+def test_copies_share_no_memory() -> None:
+    given = states(1.0)
+    copied = copy_to_cpu(given)
+    given["model_state"]["w"].zero_()
+    assert copied["model_state"]["w"].tolist() == copied["training_state"]["list"][0].tolist() == [1, 1, 1]
+    assert copied["training_state"]["list"][1] == (1, None)
+
+
+def test_what_changes_after_write_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, save = threading.Event(), checkpoint_writer.save_checkpoint
+
+    def slow(*arguments: Any, **options: Any) -> Path:
+        assert go.wait(30)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
+    written = []
+    with CheckpointWriter(tmp_path, afterwards=written.append) as writer:
+        given = states(1.0)
+        writer.write(1, given)
+        given["model_state"]["w"].fill_(7.0)
+        assert not list(tmp_path.glob("step_*")), "the files are written while training goes on"
+        go.set()
+    loaded = load_checkpoint(tmp_path, with_training=True)
+    assert loaded.model_state["w"].tolist() == loaded.training_state["list"][0].tolist() == [1, 1, 1]
+    assert written == [tmp_path / "step_0000001"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+
+
+def test_the_disk_is_waited_for_and_not_what_comes_afterwards(tmp_path: Path) -> None:
+    go = threading.Event()
+    with CheckpointWriter(tmp_path, afterwards=lambda _: go.wait(30)) as writer:
+        writer.wait_for_disk()
+        writer.write(1, states(1.0))
+        writer.wait_for_disk()
+        assert load_checkpoint(tmp_path).step == 1
+        assert [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+        go.set()
+
+
+def test_one_at_a_time_in_order_and_old_ones_go(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, keep_last=1, keep_every=3) as writer:
+        for step in range(1, 6):
+            writer.write(step, states(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000003", "step_0000005"]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_errors_are_kept_until_asked_for(tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with CheckpointWriter(tmp_path, background=background) as writer:
+        writer.check()
+        monkeypatch.setattr(checkpoint_writer, "save_checkpoint", full)
+        writer.write(7, states(1.0))
+        writer.wait_for_disk()
+        writer.finish()
+        assert writer.failed
+        monkeypatch.undo()
+        writer.write(8, states(1.0))
+        assert not list(tmp_path.iterdir()), "nothing more is written until the error was told"
+        with pytest.raises(InputError, match="the checkpoint of step 7 could not be written .*No space left"):
+            writer.check()
+        writer.write(9, states(1.0))
+    assert load_checkpoint(tmp_path).step == 9
+
+
+def test_a_defect_keeps_its_kind(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path)
+    writer.write(1, states(1.0) | {"training_state": len})
+    writer.finish()
+    with pytest.raises(InputError, match="builtin_function_or_method at the top cannot be saved"):
+        writer.check()

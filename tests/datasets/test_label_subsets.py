@@ -1,0 +1,147 @@
+"""Which images have labels: chosen once, nested, listed beside the data; the others never meet a label term."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import small_config, squares
+
+from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.label_subsets import choose_labelled, digest, list_path, with_labels_of
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.image_datasets import BatchSource
+from causaldiffae.logger import Logger
+from causaldiffae.train_util import TrainLoop
+
+
+def test_shares_are_exact_nested_and_follow_the_seed() -> None:
+    shares = {fraction: choose_labelled(1000, fraction, seed=3) for fraction in (0.0, 0.01, 0.1, 0.5, 1.0)}
+    assert [int(chosen.sum()) for chosen in shares.values()] == [0, 10, 100, 500, 1000]
+    chain = list(shares.values())
+    assert all(not (small & ~large).any() for small, large in pairwise(chain))
+    assert np.array_equal(shares[0.1], choose_labelled(1000, 0.1, seed=3))
+    assert not np.array_equal(shares[0.1], choose_labelled(1000, 0.1, seed=4))
+    assert choose_labelled(20, 0.001, 0).sum() == 1, "a share above 0 is never nobody"
+
+
+def test_the_choice_is_listed_beside_the_data_and_read_again(tmp_path: Path) -> None:
+    data = squares(40)
+    first = with_labels_of(data, 0.25, 7, tmp_path)
+    assert first.labelled is not None and first.labelled.sum() == 10
+    path = list_path(tmp_path, data, 0.25, 7)
+    assert path.read_text().split() == [name for name, chosen in zip(data.ids, first.labelled, strict=True) if chosen]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled_train_40_fraction0.25_seed7.txt"]
+    path.write_text("".join(f"{i}\n" for i in range(10)))  # a choice made elsewhere is kept to
+    again = with_labels_of(data, 0.25, 7, tmp_path)
+    assert again.labelled is not None and again.labelled[:10].all() and again.labelled.sum() == 10
+    assert digest(again.labelled) != digest(first.labelled)
+    assert with_labels_of(data, 1.0, 7, tmp_path).labelled.all()  # type: ignore[union-attr]
+    assert len(list(tmp_path.iterdir())) == 1, "all of them need no list"
+
+
+def test_images_without_labels_get_none(tmp_path: Path) -> None:
+    data = replace(squares(40), labelled=np.arange(40) % 2 == 0)
+    chosen = with_labels_of(data, 0.5, 0, tmp_path, write=False).labelled
+    assert chosen is not None and not (chosen & ~data.labelled).any() and 0 < chosen.sum() < 20
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0\n1\n99\n", "'99' is no image of the split"),
+        ("0\n1\n", "2 different names, 10 are needed"),
+        ("0\n" * 10, "1 different names, 10 are needed"),
+        ("\n".join(map(str, range(11))), "11 different names, 10 are needed"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
+    data = squares(40)
+    list_path(tmp_path, data, 0.25, 0).write_text(text)
+    with pytest.raises(DataError, match=message):
+        with_labels_of(data, 0.25, 0, tmp_path)
+
+
+def test_no_text_and_no_place(tmp_path: Path) -> None:
+    data = squares(40)
+    list_path(tmp_path, data, 0.25, 0).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        with_labels_of(data, 0.25, 0, tmp_path)
+    with pytest.warns(UserWarning, match="cannot be listed beside the data"):
+        chosen = with_labels_of(data, 0.25, 0, tmp_path / "nowhere")
+    assert np.array_equal(chosen.labelled, choose_labelled(40, 0.25, 0))
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_shares_outside_are_refused(fraction: float) -> None:
+    with pytest.raises(InputError, match="label_fraction: .* a share between 0 and 1 is needed"):
+        choose_labelled(10, fraction, 0)
+
+
+def test_batches_say_who_is_labelled_and_hide_the_rest() -> None:
+    data = replace(squares(8), labelled=np.array([True] * 2 + [False] * 6))
+    source = BatchSource(data, 8, seed=0)
+    batch = source.batch(0)
+    assert torch.equal(batch.labelled, batch.indices < 2)
+    assert (batch.labels[~batch.labelled] == 0).all()
+    assert (batch.labels[batch.labelled] != 0).any()
+    assert batch.labelled_share == 0.25
+    halves = [BatchSource(data, 8, seed=0, rank=rank, world=2).batch(0) for rank in range(2)]
+    assert [half.labelled_share for half in halves] == [0.25, 0.25], "of the whole batch"
+    assert torch.equal(torch.cat([half.labelled for half in halves]), batch.labelled)
+
+
+# ---------------------------------------------------------------------- training
+
+
+def loop(folder: Path, data: ImageData, **changes: Any) -> TrainLoop:
+    config = small_config(**({"channel_mult": "1", "attention_resolutions": "", "masking": True} | changes))
+    return TrainLoop(config, data, Logger(folder, use_tensorboard=False))
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.1, 0.01, 0.0])
+def test_every_share_trains(tmp_path: Path, fraction: float) -> None:
+    data = with_labels_of(squares(40), fraction, 0, tmp_path)
+    trained = loop(tmp_path, data, label_fraction=fraction, total_steps=3)
+    trained.run()
+    assert all(value.isfinite().all() for value in trained.model.state_dict().values())
+    described = load_checkpoint(tmp_path).config
+    assert described["labelled_images"] == int(data.labelled.sum())  # type: ignore[union-attr]
+    assert described["labelled"] == digest(data.labelled)  # type: ignore[arg-type]
+
+
+def test_labels_of_unlabelled_images_change_nothing(tmp_path: Path) -> None:
+    labelled = np.arange(8) < 3
+    first = replace(squares(8), labelled=labelled)
+    second = replace(first, labels=np.where(labelled[:, None], first.labels, 777.0).astype(np.float32))
+    a, b = (loop(tmp_path / name, data) for name, data in (("a", first), ("b", second)))
+    for _ in range(2):
+        assert a.run_step() == b.run_step()
+    different = [k for k, v in a.model.state_dict().items() if not torch.equal(v, b.model.state_dict()[k])]
+    assert not different
+
+
+def test_microbatches_with_few_labels_are_the_whole_batch(tmp_path: Path) -> None:
+    """The label terms are means over the labelled images of the batch, however it is cut up."""
+    data = replace(squares(8), labelled=np.arange(8) == 5)
+    whole, cut = (loop(tmp_path / str(size), data, microbatch=size, lr=1e-2) for size in (0, 2))
+    gradients = []
+    for trained in (whole, cut):
+        trained.run_step()
+        gradients.append({name: p.grad.clone() for name, p in trained.model.named_parameters() if p.grad is not None})
+    assert max(float(g.abs().max()) for g in gradients[0].values()) > 1e-2
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path) -> None:
+    data = squares(8)
+    loop(tmp_path, replace(data, labelled=np.arange(8) < 4), total_steps=1).run()
+    loop(tmp_path, replace(data, labelled=np.arange(8) < 4))
+    with pytest.raises(InputError, match="other training images had labels; give another run_dir"):
+        loop(tmp_path, replace(data, labelled=np.arange(8) >= 4))

@@ -1,0 +1,312 @@
+"""Every command that README.md and docs/*.md print is run, in a copy of the repository, on a few images, for few steps.
+
+What cannot be run there is in `ELSEWHERE` with the reason; a command in neither place fails the first test. Data sets
+are made first, then models are trained, then the rest; `forms` says what DATA, RUN and the like stand for.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from folders import make_folder
+from forked_python import ForkedPython
+from paths import REPO
+
+from causaldiffae.datasets.mnist import copy_files
+from causaldiffae.generators import circuit_scene
+
+DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PROGRAM = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:\./|(?:python3?|pip|conda|mamba|pytest|docker|git|mpiexec|mpirun|srun|sbatch|torchrun"
+    r"|jupytext|jupyter|sha256sum|apt|bash|sh|curl|wget|gsutil|huggingface-cli|hf) )"
+)
+NO_COMMANDS = ("my_images/photos/1.jpg", "@inproceedings{")
+"""How the blocks begin that show something else: a folder, a citation."""
+
+CI = "`.ci/run` runs it"
+SUITE = "the suite runs it: "
+NETWORK = "needs the network"
+WEIGHTS = "needs weights of gigabytes; tests/test_imagenet.py runs the script on small ones"
+ELSEWHERE = {
+    "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
+    "./scripts/demo.sh": SUITE + "tests/test_demo.py (slow)",
+    "./scripts/test.sh": CI,
+    "python scripts/benchmark.py": SUITE + "tests/test_speed.py",
+    "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/test_speed.py",
+    "pytest tests/fuzz": CI,
+    "python tests/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
+    "pip install -e .[fuzz]": NETWORK,
+    "pip install -e '.[circuit]'": NETWORK,
+    "pip install -e '.[imagenet]'": NETWORK,
+    "python scripts/make_dataset.py mnist --download --out data/mnist": NETWORK,
+    "python scripts/make_dataset.py morphomnist --download --out data/morphomnist": NETWORK,
+    "./scripts/test_imagenet_diffscm.sh --model_path DiT-XL-2-256x256.pt --vae_path VAE --image cat.jpg "
+    '--do "tiger"': WEIGHTS,
+    "./scripts/test_imagenet_diffscm.sh --model_path weights/DiT-XL-2-256x256.pt --vae_path weights/sd-vae-ft-mse "
+    '--image cat.jpg --do "tiger"': WEIGHTS,
+    "sha256sum FILE": WEIGHTS,
+    "mpiexec -n 5 python image_causaldae_train.py": "of the published code",
+}
+
+_FEW = {
+    "num_channels": "32",
+    "num_res_blocks": "1",
+    "channel_mult": "1,1",
+    "attention_resolutions": "",
+    "encoder_channels": "8,8,8,8",
+    "decoder_channels": "8,8",
+    "diffusion_steps": "50",
+    "batch_size": "4",
+    "total_steps": "2",
+    "log_interval": "1",
+    "save_interval": "2",
+    "sample_interval": "2",
+    "tensorboard": "False",
+}
+_NOISED = ["--classifier_width=32", "--channel_mult=1,1", "--iterations=2", "--batch_size=8", "--diffusion_steps=50"]
+_PREDICTOR = ["--steps=3", "--batch_size=8", "--base_images=8", "--repeats=1", "--vae_steps=3"]
+TINY = {
+    "make_dataset.py pendulum": ["--workers=1"],
+    "make_dataset.py morphomnist": ["--num_train=48", "--num_test=8", "--workers=1"],
+    "make_dataset.py circuit": ["--workers=1", "--num=8", "--num_val=2", "--num_test=4", "--image_size=32"],
+    "measured_digits.py": ["--num=40", "--workers=1"],
+    "image_train.py": [f"--{name}={value}" for name, value in _FEW.items()],
+    "noised_classifier.py": _NOISED,
+    **{f"image_{name}_test.py": ["--num_images=2", "--steps=2"]
+       for name in ("causaldae", "conditional", "diffae", "causalvae", "diffscm")},
+    **{f"{name}_classifier.py": _PREDICTOR for name in ("morphomnist", "pendulum")},
+    "circuit_classifier.py": [*_PREDICTOR, "--image_size=32"],
+    "sweep_scale.py": ["--num_images=4", "--num_reference=8", "--steps=2", "--scales=0,1"],
+    "sweep_steps.py": ["--num_images=2", "--settings=ddim:3,dpmpp2m:2"],
+    "evaluate.py": ["--num_images=3", "--steps=2", "--workers=1", "--cycles=1", "--dci_resamples=1"],
+    "plot_run.py": ["--images=1", "--steps=2"],
+    "mutate.py": ["--inputs=100"],
+    "explore.py": ["--port=0"],
+}  # fmt: skip
+"""Behind the arguments of every script, however it is started."""
+
+_FEW_PENDULUMS = """
+from causaldiffae.generators import pendulum
+whole = pendulum.grid
+pendulum.grid = lambda: tuple(values[::37] for values in whole())
+"""
+_FEW_PICTURES = """
+from causaldiffae.training import previews as training_pictures
+training_pictures.PICTURE_STEPS = training_pictures.PICTURE_IMAGES = 2
+"""
+BEFORE = {
+    "make_dataset.py pendulum": _FEW_PENDULUMS,
+    "image_train.py": _FEW_PICTURES,
+}
+
+MADE = ["make_dataset.py", "measured_digits.py"], ["train"], [""]
+"""The stages: a command belongs to the first that has a word of it."""
+PATIENCE = 400  # seconds for a command
+
+
+def printed_commands(text: str) -> list[str]:
+    """The commands of a Markdown text: lines of its blocks, and spans in running text that begin with a program."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"(?:^|\n)\n((?: {4}.*\n|\n)+)", text)
+    text = re.sub(r"(?:^|\n)\n(?: {4}.*\n|\n)+", "\n\n", text)
+    blocks = [body for language, body in fenced if language != "python"]
+    blocks += [part for body in indented for part in body.split("\n\n")]
+    lines = []
+    for block in blocks:
+        if block.strip() and not block.strip().startswith(NO_COMMANDS):
+            lines += re.sub(r"\\\n\s*", "", block).splitlines()
+    found = [re.sub(r"(?:^|\s+)#\s.*$", "", line).strip() for line in lines]
+    comments = [part for line in lines for part in re.findall(r"#\s+needs (pip .*?) and ", line)]
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+    return [*filter(None, found), *comments, *(span for span in spans if PROGRAM.match(span))]
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+PRINTED = sorted({each for path in DOCUMENTS for each in printed_commands(path.read_text(encoding="utf-8"))})
+
+
+def forms(printed: str) -> list[str]:
+    """One command for every name in {braces}, with the places of the copy for what the document leaves open."""
+    braces = re.search(r"\{([\w,]+)\}", printed)
+    if braces:
+        names = {"dataset": ["morphomnist", "pendulum"]}.get(braces[1], braces[1].split(","))
+        return [form for name in names for form in forms(printed.replace(braces[0], name))]
+    dataset = next((name for name in ("morphomnist", "circuit", "mnist") if f"{name}_" in printed), "pendulum")
+    places = {
+        "MNIST_DIR": "assets/mnist_share",
+        "DATA": f"data/{dataset}",
+        "RUN": f"runs/{dataset}_causaldae_mini",
+        "OUT": f"out/{dataset}_sweep",
+        "DIR": f"out/{dataset}_predictor",
+        "NAME": dataset,
+    }
+    return [re.sub(r"\b(" + "|".join(places) + r")\b", lambda found: places[found[0]], printed)]
+
+
+COMMANDS = sorted({form for printed in PRINTED if printed not in ELSEWHERE for form in forms(printed)})
+
+
+def of_stage(number: int) -> list[list[str]]:
+    """The commands of a stage; those of one script, which may write to one folder, in one list."""
+    lists: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        if number == next(i for i, words in enumerate(MADE) if any(word in command for word in words)):
+            script = re.search(r"\S+\.(?:sh|py)", command)
+            assert script is not None, command
+            lists.setdefault(script[0], []).append(command)
+    return sorted(lists.values(), key=len, reverse=True)
+
+
+def why_unknown(printed: str) -> str:
+    """What is missing for a command to be run by this file or excused; "" if nothing is."""
+    if printed in ELSEWHERE:
+        return ""
+    for form in forms(printed):
+        scripts = re.findall(r"(?:^| )(?:\./)?([\w/]+\.(?:sh|py))", form)
+        if not scripts:
+            return "it starts no script of this repository"
+        for script in scripts:
+            if not (REPO / script).is_file():
+                return f"{script} does not exist"
+            if script.endswith(".py") and Path(script).name not in {name.split()[0] for name in TINY}:
+                return f"TINY does not say how to keep {script} short"
+    return ""
+
+
+@pytest.mark.parametrize("printed", PRINTED)
+def test_every_command_is_run_or_excused(printed: str) -> None:
+    assert not why_unknown(printed), f"`{printed}` is neither run here nor excused in ELSEWHERE: {why_unknown(printed)}"
+
+
+def test_the_list_of_excuses_is_true() -> None:
+    assert set(ELSEWHERE) <= set(PRINTED), f"no document prints {set(ELSEWHERE) - set(PRINTED)}"
+    run_by_ci = (REPO / ".ci" / "run").read_text(encoding="utf-8")
+    assert "./scripts/test.sh" in run_by_ci and "tests/fuzz/atheris_targets.py" in run_by_ci
+    for new in ("python scripts/new.py", "./scripts/new.sh", "SIZE=mini ./scripts/new.sh --do a=1", "make all"):
+        assert why_unknown(new)
+    assert len(COMMANDS) > 30
+
+
+def test_a_new_command_is_seen() -> None:
+    text = "Say `python new.py` or\n`SIZE=mini ./scripts/new.sh\n--do a=1`, not `--do`:\n\n"
+    text += (
+        "    ./new.sh   # comment\n    foo \\\n     bar\n\n```bash\npip install this\n```\n\n```python\nx = 1\n```\n"
+    )
+    found = printed_commands(text)
+    assert found == ["pip install this", "./new.sh", "foo bar", "python new.py", "SIZE=mini ./scripts/new.sh --do a=1"]
+    assert python_blocks(text) == ["x = 1\n"]
+
+
+# ------------------------------------------------------------------------------------------------ running them
+
+
+class Workshop:
+    """A copy of the repository with an environment in which commands run; `outcomes` by command."""
+
+    def __init__(self, folder: Path, python: ForkedPython) -> None:
+        self.clone = folder / "causaldiffae"
+        left = shutil.ignore_patterns(
+            ".*", "data", "runs", "out", "demo_out", "build", "dist", "__pycache__", "*.egg-info"
+        )
+        shutil.copytree(REPO, self.clone, ignore=left)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")},
+            "PATH": os.pathsep.join([str(python.folder / "bin"), str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
+            "PYTHONPATH": str(self.clone),
+            "CAUSALDIFFAE_VENV": str(python.folder),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "MNIST": "assets/mnist_share",
+            "OMP_NUM_THREADS": "1",
+            "https_proxy": "http://127.0.0.1:9",  # nobody: what wants the network fails at once
+            "http_proxy": "http://127.0.0.1:9",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.outcomes: dict[str, str] = {}
+
+    def do(self, command: str) -> None:
+        """Runs a command; its outcome is "" or what went wrong."""
+        if "explore.sh" in command:
+            self.outcomes[command] = self._serve(command)
+            return
+        began, run = time.perf_counter(), re.sub(r"\bNPROC=\d+", "NPROC=2", command)
+        if "train_pendulum" in run:
+            run += " --image_size=32"
+        process = subprocess.Popen(
+            ["bash", "-c", run], cwd=self.clone, env=self.environment, stdin=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            said = process.communicate(timeout=PATIENCE)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said = process.communicate()[0] + f"\nnot done after {PATIENCE} s"
+        print(f"{time.perf_counter() - began:6.1f} s {run}")
+        self.outcomes[command] = "" if process.returncode == 0 else said or f"exit code {process.returncode}"
+
+    def _serve(self, command: str) -> str:
+        """A server is asked for its page and ended by Ctrl-C."""
+        process = subprocess.Popen(
+            ["bash", "-c", "exec " + command], cwd=self.clone, env=self.environment, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        found = re.match(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        said = "it printed no address"
+        if found:
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(found[0], timeout=60) as page:
+                said = "" if "causaldiffae" in page.read().decode() else "the page is another one"
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        return said
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    folder = tmp_path_factory.mktemp("documented")
+    with ForkedPython(folder / "env", TINY, BEFORE, unforked=["explore.py"]) as python:
+        shop = Workshop(folder, python)
+        for name in ("mnist", "fashion_mnist"):  # what --download would have fetched
+            copy_files(name, REPO / "assets" / "mnist_share", shop.clone / "data" / name)
+        make_folder(shop.clone / "my_images")
+        with ThreadPoolExecutor(2) as pool:
+            for number in range(len(MADE)):
+                list(pool.map(lambda commands: [shop.do(each) for each in commands], of_stage(number)))
+        yield shop
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)  # the first waits for all commands
+@pytest.mark.xdist_group("documented commands")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(workshop: Workshop, command: str) -> None:
+    if "make_dataset.py circuit" in command and not circuit_scene.can_render():
+        pytest.skip("MuJoCo or the EGL libraries it draws with are missing")
+    said = workshop.outcomes[command]
+    assert not said, f"{command}\n{said[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)  # the first waits for all commands
+@pytest.mark.xdist_group("documented commands")
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))],
+                         ids=lambda path: path.name)  # fmt: skip
+def test_python_blocks_run(workshop: Workshop, path: Path) -> None:
+    """The blocks of a document one after the other, as in one session."""
+    script = workshop.clone / f"blocks_{path.stem}.py"
+    script.write_text("\n".join(python_blocks(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    command = f"python {script.name}"
+    workshop.do(command)
+    assert not workshop.outcomes[command], workshop.outcomes[command]

@@ -1,0 +1,154 @@
+"""`make_dataset.py check DIR`: everything that is wrong in one go, or a summary and a picture of the graph."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import make_folder, table_rows, write_table
+from paths import REPO
+from PIL import Image
+
+from causaldiffae.datasets.folder.check import check_folder
+from causaldiffae.datasets.folder.image_files import ImageRule
+from causaldiffae.datasets.folder.image_folder import read_image_folder
+
+SCRIPT = REPO / "scripts" / "make_dataset.py"
+
+Run = Callable[..., tuple[int, list[str], list[str]]]
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs the script in this process; returns the exit code and the lines on both streams."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    spec = importlib.util.spec_from_file_location("make_dataset", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_dataset", module)
+    spec.loader.exec_module(module)
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        code = module.main(["check", *map(str, arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err.splitlines()
+
+    return run
+
+
+def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table_rows()
+    rows[1]["age"] = ""
+    folder = make_folder(tmp_path / "set", rows)
+    code, out, err = check(folder)
+    assert code == 0 and err == []
+    assert out == [
+        f"{folder}/labels.csv: 20 images, taken as 3x8x8 (crop)",
+        "  train: 12 images, 91.67 % labelled",
+        "  val: 4 images, 100 % labelled",
+        "  test: 4 images, 100 % labelled",
+        "graph: 3 variables, 1 edge",
+        "  hat: categorical, cap 33.3 %, none 33.3 %, straw 33.3 %",
+        "  age: continuous, 20..47.5, mean 34.77, standard deviation 8.288; 8.33 % missing",
+        "  grey: binary, no 75 %, yes 25 %",
+        f"the graph is drawn in {folder}/graph.png",
+    ]
+    with Image.open(folder / "graph.png") as picture:
+        assert picture.mode == "RGB" and min(picture.size) > 100 and np.asarray(picture).std() > 10
+    decoded: list[int] = []
+    monkeypatch.setattr(ImageRule, "decode", lambda *_: decoded.append(1))
+    assert len(read_image_folder(folder)) == 12 and not decoded  # the check has filled the cache
+
+
+def test_everything_that_is_wrong_is_said_at_once(check: Run, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    rows = [{**row, "note": "x"} for row in table_rows()]
+    rows[1]["file"] = "../1.png"
+    rows[3]["file"] = "im/2.png"
+    rows[5]["age"] = "old"
+    rows[6]["age"] = "inf"
+    rows[8]["split"] = "dev"
+    rows[19]["hat"] = "helmet"
+    write_table(folder, rows)
+    with (folder / "labels.csv").open("a") as file:
+        file.write("im/20.png,1\n")
+    (folder / "im/9.png").unlink()
+    (folder / "im/13.png").write_bytes(b"no picture")
+    (folder / "graph.yaml").write_text("edges: [[age, grey], [hat, scarf]]\nimage_size: 8\n")
+    code, out, err = check(folder)
+    table = f"error: {folder}/labels.csv"
+    assert code == 2 and out == []
+    assert err == [
+        f"{table}:22: the row has 2 cells, the header has 6",
+        f"{table}:3: file name '../1.png' leaves the folder",
+        f"{table}:5: file name 'im/2.png' is in line 4 already",
+        f"{table}:10: split is 'dev', allowed are train, val, test",
+        f"{table}: variable 'scarf' of the graph is no column",
+        f"{table}: column 'note' is no variable of the graph; name it under `ignore` to leave it",
+        f"{table}:7: age is 'old', a number is needed",
+        f"{table}:8: age is 'inf', a finite 32-bit number is needed",
+        f"{table}: hat: no labelled training image has category 'helmet', first in line 21",
+        f"{table}:11: im/9.png: the file is missing",
+        f"error: {folder}/im/13.png: it cannot be read as a JPEG, PNG or WebP image",
+        f"{folder}: 11 problems found",
+    ]
+    assert not (folder / "graph.png").exists()
+
+
+def test_a_wrong_graph_does_not_hide_a_wrong_table(check: Run, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    (folder / "im/3.png").write_bytes(b"")
+    (tmp_path / "g.yaml").write_text("edges: [[a, b], [b, a]]")
+    code, _, err = check(folder, "--graph", tmp_path / "g.yaml")
+    assert code == 2 and err == [
+        f"error: {tmp_path}/g.yaml: graph: it has a cycle, a -> b -> a",
+        f"error: {folder}/im/3.png: it cannot be read as a JPEG, PNG or WebP image",
+        f"{folder}: 2 problems found",
+    ]
+
+
+def test_splits_by_chance_that_stay_empty_are_said(check: Run, tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in table_rows()[:3]]
+    rows[1]["age"] = 3
+    folder = make_folder(tmp_path / "set", rows, "names: [age]\nedges: []\nignore: [grey, hat]\nimage_size: 8\n")
+    code, _, err = check(folder)
+    assert code == 2 and err[0] == (
+        f"error: {folder}/labels.csv: no image is in split test (by chance; name it in a column `split`)"
+    )
+
+
+def test_many_problems_are_counted(check: Run, tmp_path: Path) -> None:
+    rows = [{"file": f"{i}.png", "age": i} for i in range(1500)]
+    (tmp_path / "set").mkdir()
+    write_table(tmp_path / "set", rows)
+    (tmp_path / "set/graph.yaml").write_text("names: [age]\nedges: []\n")
+    code, _, err = check(tmp_path / "set")
+    assert code == 2 and len(err) == 1002
+    assert err[-2:] == ["error: ... and 500 more", f"{tmp_path}/set: 1500 problems found"]
+
+
+def test_requests_are_refused_in_one_line(check: Run, tmp_path: Path) -> None:
+    assert check(tmp_path / "none") == (2, [], [f"error: {tmp_path}/none: the folder is missing"])
+    folder = make_folder(tmp_path / "set")
+    assert check(folder, "--channels", 2)[2] == ["error: channels: 2 given, 1 (grey), 3 (RGB) or 4 (RGBA) are allowed"]
+    assert "20 images, taken as 1x16x16 (crop)" in check(folder, "--channels", 1, "--image_size", 16)[1][0]
+    (folder / "graph.png").unlink()
+    (folder / "graph.png").mkdir()
+    assert "graph.png: it cannot be written (Is a directory)" in check(folder)[2][0]
+
+
+def test_a_graph_of_thirty_variables_is_checked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"v{i}" for i in range(30)]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 : i + 3]]
+    pairs += [("v0", "v10"), ("v1", "v11"), ("v2", "v12")]
+    rows = [
+        {"file": f"im/{i}.png", **{name: rng.normal() for name in names}, "split": ("train", "test")[i % 2]}
+        for i in range(8)
+    ]
+    edges = ", ".join(f"[{a}, {b}]" for a, b in pairs)
+    folder = make_folder(tmp_path / "set", rows, f"edges: [{edges}]\nimage_size: 8\n")
+    report = check_folder(folder)
+    assert report.count == 0 and "graph: 30 variables, 60 edges" in report.summary

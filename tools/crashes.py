@@ -1,0 +1,130 @@
+"""Training that is killed again and again at random moments, and what is left each time.
+
+    OMP_NUM_THREADS=1 python tools/crashes.py --kills 100
+
+A tiny model saves every few steps and is killed by SIGKILL; the next life resumes. After every death the newest
+checkpoint must verify, and the steps that are lost are counted: those since the step whose checkpoint is whole, which
+may be one interval's and no more, whichever way checkpoints are written. The last life trains on to the end, and its
+weights must be those of a run that nobody killed, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tiny import small_config, squares
+
+from causaldiffae.checkpoints.checkpoint import latest_checkpoint, load_checkpoint
+from causaldiffae.logger import Logger
+from causaldiffae.train_util import TrainLoop
+
+INTERVAL = 5
+SMALL = {"channel_mult": "1", "attention_resolutions": "", "save_interval": INTERVAL, "drop_prob": 0.3, "dropout": 0.3}
+SMALL |= {"diffusion_steps": 4, "noise_schedule": "cosine", "schedule_sampler": "loss-second-moment"}
+
+
+class Outcome(NamedTuple):
+    """Of many kills: how many lives got to a step, the most steps lost, steps at the end, and whether all is equal."""
+
+    kills: int
+    lives_with_steps: int
+    most_lost: int
+    steps: int
+    equal: bool
+
+
+def train(run_dir: Path, total_steps: int, background: bool, record: Path | None = None) -> TrainLoop:
+    """Trains or goes on; `record` gets a line with the number of every step that is done."""
+    torch.set_num_threads(1)
+    config = small_config(**SMALL, total_steps=total_steps, background_save=background)
+    trained = TrainLoop(config, squares(), Logger(run_dir, use_tensorboard=False))
+    if record is not None:
+        step, file = trained.run_step, os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def run_step() -> dict[str, float]:
+            means = step()
+            os.write(file, f"{trained.step}\n".encode())
+            return means
+
+        trained.run_step = run_step  # type: ignore[method-assign]
+    trained.run()
+    return trained
+
+
+def live(run_dir: Path, record: Path, background: bool, moment: float) -> None:
+    """One life of a process of its own, which ends by SIGKILL `moment` seconds after it began."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(run_dir.parent / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+
+        try:
+            train(run_dir, 10**9, background, record)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), (run_dir.parent / "errors.txt").read_text()
+
+
+def kill_often(folder: Path, kills: int, longest: float = 2.0, background: bool = True, seed: int = 0) -> Outcome:
+    """Kills a run so many times; `AssertionError` for a newest checkpoint that is damaged."""
+    train(folder / "warm", 1, background)  # what is imported at the first step is imported before the first fork
+    run_dir, record, moments = folder / "killed", folder / "steps.txt", random.Random(seed)
+    lives, most_lost = 0, 0
+    for _ in range(kills):
+        before = record.stat().st_size if record.exists() else 0
+        live(run_dir, record, background, moments.uniform(0.0, longest))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a newest checkpoint that is passed over is a warning
+            newest = latest_checkpoint(run_dir)
+        if not record.exists() or record.stat().st_size == before:
+            continue
+        lives += 1
+        saved = 0 if newest is None else int(newest.name.removeprefix("step_"))
+        done = int(record.read_text().splitlines()[-1])
+        most_lost = max(most_lost, done - saved)
+    newest = latest_checkpoint(run_dir)
+    total = (0 if newest is None else int(newest.name.removeprefix("step_"))) + 2 * INTERVAL
+    killed = train(run_dir, total, background)
+    whole = train(folder / "whole", total, background)
+    for name in ("killed", "whole"):
+        assert load_checkpoint(folder / name).step == total
+    ours, theirs = killed.model.state_dict(), whole.model.state_dict()
+    same = all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    same = same and all(torch.equal(killed.emas["0.9"][key], value) for key, value in whole.emas["0.9"].items())
+    return Outcome(kills, lives, most_lost, total, same)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--longest", type=float, default=2.0, help="longest life, in seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--writer", choices=("waited", "background"), help="of checkpoints; both if left out")
+    options = parser.parse_args()
+    for writer in [options.writer] if options.writer else ["waited", "background"]:
+        background = writer == "background"
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = kill_often(Path(folder), options.kills, options.longest, background, options.seed)
+        print(f"background_save={background}, a checkpoint every {INTERVAL} steps: {outcome}", flush=True)
+        if not outcome.equal or not outcome.lives_with_steps or outcome.most_lost > INTERVAL:
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
