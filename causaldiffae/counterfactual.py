@@ -22,7 +22,8 @@ from torch import Tensor
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.guidance import Guidance, ScoreModel, guided_score
+from causaldiffae.guidance import Guidance, guided_model_output
+from causaldiffae.nn import ModelFn
 from causaldiffae.noise_schedule import NoiseLevels, thresholded
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
@@ -40,11 +41,11 @@ class CausalModel(Protocol):
     """What a model must offer to be asked counterfactual questions, beside a way to draw images.
 
     `needs_labels`: whether `abduct` must be given the images' labels (B, n), normalised.
-    `encodes_unguided`: whether x_T is encoded without the latents, which act in decoding alone (Diff-SCM).
+    `unconditional_abduction`: whether x_T is encoded without the latents, which act in decoding alone (Diff-SCM).
     """
 
     needs_labels: bool
-    encodes_unguided: bool
+    unconditional_abduction: bool
 
     @property
     def class_cond(self) -> bool: ...
@@ -63,7 +64,7 @@ class ImageCodec(Protocol):
 class DiffusionModel(CausalModel, Protocol):
     """Draws images by diffusion: what the latents leave open is in x_T."""
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]: ...
 
@@ -223,7 +224,9 @@ class CounterfactualEngine:
         if isinstance(self.model, DirectModel):
             return None
         if self.abduction is AbductionKind.DDIM:
-            score = self._low_precision(guided_score(self.model, None if self.model.encodes_unguided else z, classes))
+            score = self._low_precision(
+                guided_model_output(self.model, None if self.model.unconditional_abduction else z, classes)
+            )
             return self.solver.encode(score, x_start, self.stop)
         noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
         if self.abduction is AbductionKind.NOISE:
@@ -298,14 +301,14 @@ class CounterfactualEngine:
 
     def _undoing(self, guidance: Guidance) -> Guidance:
         """The grade at which decoding undoes the encoding, where nothing is intervened on."""
-        return Guidance(w=0.0) if self.model.encodes_unguided else guidance
+        return Guidance(w=0.0) if self.model.unconditional_abduction else guidance
 
     def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance, intervenes: bool) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
         score = self._low_precision(
-            guided_score(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
+            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
         )
         if self.levels is not None and intervenes:
             score = thresholded(score, self.levels, self.rescale_quantile)
@@ -321,7 +324,7 @@ class CounterfactualEngine:
         images = images if self.codec is None else self.codec.decode(images)
         return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
 
-    def _low_precision(self, score: ScoreModel) -> ScoreModel:
+    def _low_precision(self, score: ModelFn) -> ModelFn:
         if self.autocast is None:
             return score
 

@@ -48,7 +48,7 @@ class DiffScm(nn.Module):
     """
 
     needs_labels = False
-    encodes_unguided = True
+    unconditional_abduction = True
 
     def __init__(self, scm: LatentSCM, network: UNetModel | DiT, spec: DatasetSpec, class_cond: bool = False) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class DiffScm(nn.Module):
             return cls(scm, dit_from_config(config, spec, learn_sigma, width), spec)
         return cls(scm, unet_from_config(config, spec, learn_sigma, width), spec, config.class_cond)
 
-    def guide_by(self, predictor: NoisedPredictor, levels: NoiseLevels) -> None:
+    def set_predictor(self, predictor: NoisedPredictor, levels: NoiseLevels) -> None:
         """From now on the explicit predictor says where the labels lie.
 
         Args:
@@ -126,7 +126,7 @@ class DiffScm(nn.Module):
 
     # ------------------------------------------------------------------ the score
 
-    def eps(
+    def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
         """The score network's output (B, C, H, W), under labels z (B, n, 1) where it takes any and `keep` is True."""
@@ -134,7 +134,7 @@ class DiffScm(nn.Module):
             return self.network(x_t, t, classes)
         return self.network(x_t, t, classes, self.embed_labels(z), keep)
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         """The network's output (B, C, H, W) under each of several labels (B, n, 1), None being no guidance (s = 0).
@@ -144,7 +144,7 @@ class DiffScm(nn.Module):
         """
         asked = [condition for condition in conditions if condition is not None]
         if not asked:
-            return [self.eps(x_t, t, None, classes)] * len(conditions)
+            return [self.model_output(x_t, t, None, classes)] * len(conditions)
         if self.predictor is None and not self.has_labels:
             raise InputError(
                 "predictor: this score network was trained without labels; --predictor_path must name a noised "
@@ -152,7 +152,7 @@ class DiffScm(nn.Module):
             )
         if self.predictor is None:
             return self._implicit(x_t, t, conditions, classes)
-        free = self.eps(x_t, t, None, classes)
+        free = self.model_output(x_t, t, None, classes)
         changes = self._explicit(x_t, t, torch.cat(asked), len(asked))
         guided = iter([_add_to_mean(free, change) for change in changes])
         return [free if condition is None else next(guided) for condition in conditions]
@@ -173,7 +173,9 @@ class DiffScm(nn.Module):
         z = torch.cat([some if condition is None else condition for condition in conditions])
         keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
         several = None if classes is None else classes.repeat(count)
-        output = self.eps(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z, several, keep.repeat_interleave(batch))
+        output = self.model_output(
+            x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z, several, keep.repeat_interleave(batch)
+        )
         return list(output.chunk(count))
 
 

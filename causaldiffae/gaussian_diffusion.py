@@ -21,9 +21,8 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.losses import discretized_gaussian_log_likelihood, normal_kl
-from causaldiffae.nn import mean_flat
+from causaldiffae.nn import ModelFn, mean_flat
 
-EpsModel = Callable[..., Tensor]
 BETA_SCHEDULES = ("linear", "cosine")
 MAX_BETA = 0.999
 
@@ -310,7 +309,7 @@ class GaussianDiffusion:
 
     def p_mean_variance(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
@@ -362,7 +361,7 @@ class GaussianDiffusion:
 
     def p_sample(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = True,
@@ -376,7 +375,7 @@ class GaussianDiffusion:
 
     def ddim_sample(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = False,
@@ -397,7 +396,7 @@ class GaussianDiffusion:
 
     def ddim_reverse_sample(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         t: Tensor,
         clip_denoised: bool = False,
@@ -417,7 +416,7 @@ class GaussianDiffusion:
     @torch.no_grad()
     def p_sample_loop(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         clip_denoised: bool = True,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -430,7 +429,7 @@ class GaussianDiffusion:
     @torch.no_grad()
     def ddim_sample_loop(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         clip_denoised: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -446,7 +445,7 @@ class GaussianDiffusion:
     @torch.no_grad()
     def ddim_reverse_sample_loop(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x: Tensor,
         clip_denoised: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
@@ -462,7 +461,7 @@ class GaussianDiffusion:
 
     @torch.no_grad()
     def ddim_encode(
-        self, model: EpsModel, x_start: Tensor, model_kwargs: Mapping[str, Any] | None = None, stop: int | None = None
+        self, model: ModelFn, x_start: Tensor, model_kwargs: Mapping[str, Any] | None = None, stop: int | None = None
     ) -> Tensor:
         """DDIM encoding that undoes `ddim_sample_loop` step by step: clean image -> x_0 -> ... -> x_{T-1}.
 
@@ -491,7 +490,7 @@ class GaussianDiffusion:
 
     def vb_terms_bpd(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x_start: Tensor,
         x_t: Tensor,
         t: Tensor,
@@ -510,7 +509,7 @@ class GaussianDiffusion:
 
     def training_losses(
         self,
-        model: EpsModel,
+        model: ModelFn,
         x_start: Tensor,
         t: Tensor,
         model_kwargs: Mapping[str, Any] | None = None,

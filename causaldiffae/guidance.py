@@ -12,7 +12,7 @@ interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outsid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
+from causaldiffae.nn import ModelFn
 
-ScoreModel = Callable[[Tensor, Tensor], Tensor]
 
-
-class ConditionalScores(Protocol):
+class ConditionalModel(Protocol):
     """A network that can be asked under several conditions at once."""
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         """The network's output (B, C, H, W) under each of several latents (B, n, d), None being the null token."""
@@ -69,14 +68,14 @@ class Guidance:
         return affected, invariant - affected, 1.0 - invariant
 
 
-def guided_score(
-    model: ConditionalScores,
+def guided_model_output(
+    model: ConditionalModel,
     z: Tensor | None,
     classes: Tensor | None = None,
     guidance: Guidance | None = None,
     z_factual: Tensor | None = None,
     max_timestep: float = 1000.0,
-) -> ScoreModel:
+) -> ModelFn:
     """A function (x_t, t) -> eps under fixed latents, graded by `guidance`.
 
     Conditions of weight 0 are not evaluated, the others go through the network as one batch; without guidance the
@@ -100,7 +99,7 @@ def guided_score(
     weights = [weight for _, weight in asked]
 
     def score(x_t: Tensor, t: Tensor) -> Tensor:
-        outputs = model.eps_under(x_t, t, conditions, classes)
+        outputs = model.model_outputs(x_t, t, conditions, classes)
         if weights == [1.0]:
             return outputs[0]
         outputs = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]

@@ -118,7 +118,7 @@ class Logger:
     def info(self, message: str) -> None:
         """A line on the console, above a progress bar if there is one."""
         if self.enabled:
-            say(message)
+            write_line(message)
 
     def close(self) -> None:
         """Writes what TensorBoard still holds."""
@@ -179,7 +179,7 @@ def _number(key: str, value: Any) -> float:
         raise InputError(f"logger: {key} needs a single number, got {type(value).__name__}") from error
 
 
-def say(message: str) -> None:
+def write_line(message: str) -> None:
     """One line on the console (standard error) from rank 0, above a progress bar if there is one."""
     if dist_util.is_main():
         tqdm.write(message, file=sys.stderr)

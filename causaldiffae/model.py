@@ -102,7 +102,7 @@ class CausalAutoencoder(nn.Module):
     """
 
     needs_labels = False
-    encodes_unguided = False
+    unconditional_abduction = False
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM) -> None:
         super().__init__()
@@ -174,20 +174,20 @@ class CausalDiffAE(CausalAutoencoder):
             raise InputError("block_null: this model was trained without null vectors for single variables")
         return torch.where(keep_blocks[..., None], z, self.null_blocks.to(z.dtype))
 
-    def eps(
+    def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
         """eps_theta(x_t, t, y, z) for latents (B, n, d), or under the null token where z is None or `keep` is False."""
         return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         """eps under each of several latents (B, n, d), None being the null token, evaluated as one batch."""
-        return eps_as_one_batch(self.unet, x_t, t, conditions, classes)
+        return batched_model_outputs(self.unet, x_t, t, conditions, classes)
 
 
-def eps_as_one_batch(
+def batched_model_outputs(
     unet: UNetModel, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
 ) -> list[Tensor]:
     """The U-Net's output under each condition (B, n, d) or None, in one call on all of them."""
@@ -314,7 +314,7 @@ class TrainingStep(nn.Module):
         if self.config.block_drop_prob:
             z = model.drop_blocks(z, draws.keep_blocks)
         return self.diffusion.training_losses(
-            lambda x_t, t: model.eps(x_t, t, z, classes, keep), x_start, draws.t, noise=draws.noise
+            lambda x_t, t: model.model_output(x_t, t, z, classes, keep), x_start, draws.t, noise=draws.noise
         )
 
 

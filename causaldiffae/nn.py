@@ -8,7 +8,7 @@ cosines first, and modules that start as zero so that a residual block starts as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -21,6 +21,9 @@ from causaldiffae.errors import InputError
 NUM_GROUPS = 32
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+ModelFn = Callable[..., Tensor]
+"""A network under fixed conditions: called as model(x_t, t), it returns its output (B, C, H, W): eps, x_0 or v."""
 
 
 class GroupNorm32(nn.GroupNorm):

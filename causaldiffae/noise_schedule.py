@@ -8,7 +8,6 @@ the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +17,7 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType
-
-ScoreModel = Callable[[Tensor, Tensor], Tensor]
+from causaldiffae.nn import ModelFn
 
 
 class NoiseSchedule:
@@ -128,7 +126,7 @@ class NoiseLevels:
         return -level.noise / level.signal * change
 
 
-def thresholded(score: ScoreModel, levels: NoiseLevels, quantile: float) -> ScoreModel:
+def thresholded(score: ModelFn, levels: NoiseLevels, quantile: float) -> ModelFn:
     """Dynamic thresholding of the predicted x_0 (Saharia et al., 2022, arXiv 2205.11487, section 2.3).
 
     Each image's x_0 is clipped to [-q, q] and divided by q, where q is the quantile of |x_0|, at least 1. Where that

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, write_card
-from causaldiffae.checkpoints.model_folders import GUIDE, READER, find_model, push_folder
+from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER, PREDICTOR_FOLDER, find_model, push_folder
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.datasets.image_input import Images, as_model_images
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
@@ -103,7 +103,7 @@ class CounterfactualModel:
             DataError: if a file is damaged, or the hub does not give it. Nothing is ever unpickled.
         """
         path = find_model(name, revision)
-        own = path / READER
+        own = path / PREDICTOR_FOLDER
         return cls(load_model(str(path), device), steps, solver, own if (own / CONFIG).is_file() else None)
 
     @property
@@ -259,12 +259,20 @@ class CounterfactualModel:
             shutil.copyfile(log, target / "progress.csv")
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             reader = self._reader
-            save_predictor(target / READER, reader.predictor, reader.figures)
-        guides = [place / GUIDE for place in (source, source.parent) if (place / GUIDE / CONFIG).is_file()]
-        if getattr(self.network, "predictor", None) is not None and guides and guides[0] != target / GUIDE:
-            (target / GUIDE).mkdir(exist_ok=True)
+            save_predictor(target / PREDICTOR_FOLDER, reader.predictor, reader.figures)
+        guides = [
+            place / NOISED_PREDICTOR_FOLDER
+            for place in (source, source.parent)
+            if (place / NOISED_PREDICTOR_FOLDER / CONFIG).is_file()
+        ]
+        if (
+            getattr(self.network, "predictor", None) is not None
+            and guides
+            and guides[0] != target / NOISED_PREDICTOR_FOLDER
+        ):
+            (target / NOISED_PREDICTOR_FOLDER).mkdir(exist_ok=True)
             for name in (CONFIG, MODEL):
-                shutil.copyfile(guides[0] / name, target / GUIDE / name)
+                shutil.copyfile(guides[0] / name, target / NOISED_PREDICTOR_FOLDER / name)
         trained_on = find_dataset(self.spec.name).source
         size = count_parameters(self.network)
         facts = CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name)

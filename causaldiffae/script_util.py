@@ -19,6 +19,7 @@ from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
 from causaldiffae.checkpoints.checkpoint import build_with_weights, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
@@ -195,8 +196,6 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
 
 
 STEPS, SOLVER = 25, "dpmpp2m"
-PREDICTOR: Final = "predictor"
-"""The folder beside a Diff-SCM's weights that holds its noised predictor."""
 GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
 
 
@@ -298,11 +297,15 @@ def load_model(
     wanted = probe if rate == "none" or probe.step is None else load_checkpoint(probe.path, ema=rate)
     model = build_with_weights(lambda: create_model_and_diffusion(config, spec)[0], wanted.model_state, path).to(device)
     if isinstance(model, DiffScm):
-        beside = [folder / PREDICTOR for folder in (Path(path), probe.path.parent) if (folder / PREDICTOR).is_dir()]
+        beside = [
+            folder / NOISED_PREDICTOR_FOLDER
+            for folder in (Path(path), probe.path.parent)
+            if (folder / NOISED_PREDICTOR_FOLDER).is_dir()
+        ]
         chosen = predictor or (str(beside[0]) if beside else "none")
         if chosen != "none":
             guide = load_noised_predictor(chosen, spec, config.diffusion, device)
-            model.guide_by(guide, NoiseLevels(create_gaussian_diffusion(config.diffusion)))
+            model.set_predictor(guide, NoiseLevels(create_gaussian_diffusion(config.diffusion)))
     elif predictor:
         raise InputError(f"predictor_path: {predictor} given, but {path} is no Diff-SCM, which alone takes one")
     return LoadedModel(model, config, spec, wanted.step, str(wanted.path))

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
-from causaldiffae.gaussian_diffusion import EpsModel, GaussianDiffusion, ModelMeanType
+from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType
+from causaldiffae.nn import ModelFn
 from causaldiffae.noise_schedule import NoiseSchedule
 
 RHO = 7.0
@@ -234,11 +235,11 @@ class DdimLoops:
             raise InputError(f"stop: {stop} given, a fraction above 0 and at most 1 is needed")
         return max(1, round(stop * self.diffusion.num_timesteps))
 
-    def encode(self, score: EpsModel, x_start: Tensor, stop: float = 1.0) -> SolverState:
+    def encode(self, score: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
         """As `OdeSolver.encode`; of the steps, the fraction `stop` is taken."""
         return SolverState(self.diffusion.ddim_encode(score, x_start, stop=self._count(stop)), stop=stop)
 
-    def decode(self, score: EpsModel, state: SolverState) -> Tensor:
+    def decode(self, score: ModelFn, state: SolverState) -> Tensor:
         """As `OdeSolver.decode`."""
         return self.diffusion.ddim_sample_loop(score, state.x_T, start=self._count(state.stop))
 
@@ -290,7 +291,7 @@ class OdeSolver:
         return noise_path(self.schedule, self.grid, self.steps, stop)
 
     @torch.no_grad()
-    def encode(self, score: EpsModel, x_start: Tensor, stop: float = 1.0) -> SolverState:
+    def encode(self, score: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
         """Clean images to their noise, as `decode` would need it to give the images back.
 
         Args:
@@ -306,7 +307,7 @@ class OdeSolver:
         return SolverState(x, older if self.kind is Solver.OBELM else None, stop)
 
     @torch.no_grad()
-    def decode(self, score: EpsModel, state: SolverState) -> Tensor:
+    def decode(self, score: ModelFn, state: SolverState) -> Tensor:
         """Noise to clean images (B, C, H, W), neither clipped nor rounded; `score` as in `encode`.
 
         With both states that `encode` returned, O-BELM inverts it exactly under the same score, and spends one
@@ -326,7 +327,7 @@ class OdeSolver:
         return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
 
     def _run(
-        self, score: EpsModel, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
+        self, score: ModelFn, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Takes the steps from x; returns the last state and the history behind it.
 

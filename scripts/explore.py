@@ -17,7 +17,7 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.model_folders import WEIGHTS, find_model
 from causaldiffae.errors import InputError
-from causaldiffae.explorer.registry import Shelf, find_models
+from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import PORT, serve
 from causaldiffae.script_util import run_cli
 
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> None:
     if args.data_dir and not Path(args.data_dir).is_dir() and "://" not in args.data_dir:
         raise InputError(f"{args.data_dir}: the folder is missing")
     torch.set_num_threads(args.threads)
-    shelf = Shelf(find_models(find_model(args.model_path)), args.data_dir, dist_util.dev())
-    shelf.pictures(shelf.titles[0])  # a damaged model is told here, and the page's first answer comes sooner
-    serve(shelf, args.port, lambda address: print(f"{address}   (Ctrl-C ends it)", flush=True))
+    registry = ModelRegistry(find_models(find_model(args.model_path)), args.data_dir, dist_util.dev())
+    registry.pictures(registry.titles[0])  # a damaged model is told here, and the page's first answer comes sooner
+    serve(registry, args.port, lambda address: print(f"{address}   (Ctrl-C ends it)", flush=True))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.estimate import estimate
-from causaldiffae.training.preflight import about_training, does_not_fit
+from causaldiffae.training.preflight import out_of_memory_message, training_warnings
 from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
 from causaldiffae.training.stopping import StopRequest
@@ -92,7 +92,7 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         if dist_util.is_main():
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
-            for sentence in about_training(train, data, dist_util.world_size()):
+            for sentence in training_warnings(train, data, dist_util.world_size()):
                 warnings.warn(sentence, stacklevel=1)
         loop.run()
         logger.close()
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
             train_model(config, spec, text, stop)
             failed = False
         except torch.OutOfMemoryError as error:
-            raise InputError(does_not_fit(train, spec.image_size)) from error
+            raise InputError(out_of_memory_message(train, spec.image_size)) from error
         except OSError as error:
             if error.errno not in DISK_TROUBLE:
                 raise

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     shown = results if len(results) <= SHOWN_SCALES else [results[i] for i in range(0, len(results), 2)]
     rows = np.arange(min(SHOWN_IMAGES, len(data)))
     wanted = other_classes(class_numbers(spec, data.labels), len(spec.category_values(0)), config.seed)
-    captions = [f"do({spec.say(spec.graph.names[0], spec.category_values(0)[wanted[i]])})" for i in rows]
+    captions = [f"do({spec.format_value(spec.graph.names[0], spec.category_values(0)[wanted[i]])})" for i in rows]
     columns = [("factual", data.images[rows]), *((f"s = {result.scale:g}", result.images[rows]) for result in shown)]
     save_png(out / "counterfactuals.png", labelled_grid(columns, row_captions=captions))
     found = {f"{r.scale:g}": {name: asdict(figure) for name, figure in r.figures().items()} for r in results}

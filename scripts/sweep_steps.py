@@ -15,7 +15,7 @@ from pathlib import Path
 from causaldiffae import dist_util
 from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
-from causaldiffae.evaluation.image_test import find_eye, parse_do, usual_questions
+from causaldiffae.evaluation.image_test import default_interventions, find_measurement, parse_do
 from causaldiffae.evaluation.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
@@ -67,13 +67,13 @@ def main(argv: list[str]) -> None:
     settings, device = parse_settings(config.settings), dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None)
     spec = loaded.spec
-    dos = [parse_do(text, spec) for text in config.do] or usual_questions(spec)
+    dos = [parse_do(text, spec) for text in config.do] or default_interventions(spec)
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     if not truth_is_known(data):
         raise InputError(f"{config.data_dir}: the true counterfactual images of these files are not known")
     engines = {setting: loaded.engine(setting.steps, setting.solver) for setting in settings}
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:
-        eye = find_eye(spec, config.judge, device)
+        eye = find_measurement(spec, config.judge, device)
         rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, eye)
     heads, best = headings(dos, spec), recommend(rows)
     out = Path(config.out_dir)

@@ -135,7 +135,7 @@ def check_causaldiffae(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
     yield compare("z_pre", torch.cat(summed, dim=1), arrays["z_pre"].reshape(len(z), -1))
     yield compare("z_post", z.flatten(1), arrays["z_post"].reshape(len(z), -1))
     for name, latent in (("eps", z), ("eps_null", torch.zeros_like(z))):
-        yield compare(name, model.eps(inputs["xt"], inputs["t"], latent, classes), arrays[name])
+        yield compare(name, model.model_output(inputs["xt"], inputs["t"], latent, classes), arrays[name])
     prior, label = reference.representation_kl(posterior, z, inputs["c"])
     labelled = torch.arange(len(z)) == 0
     yield compare("kl", prior + label, arrays["kl"].reshape(-1))

@@ -116,7 +116,7 @@ def test_labels_are_abducted_and_propagated() -> None:
     torch.testing.assert_close(other[:, 0], LABELS[:, 0])
     seen = []
     net.unet.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
-    net.eps_under(images(), torch.zeros(B, dtype=torch.long), [net.predict(u)])
+    net.model_outputs(images(), torch.zeros(B, dtype=torch.long), [net.predict(u)])
     torch.testing.assert_close(seen[0], LABELS)
     with pytest.raises(InputError, match="labels: this model has no encoder"):
         net.abduct(images())

@@ -43,7 +43,7 @@ class Oracle:
     """Channel i of an image is Gaussian around GAIN * z_i; b = SLOPE * a + its noise. Everything is known exactly."""
 
     def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
-        self.class_cond, self.needs_labels, self.encodes_unguided = class_cond, needs_labels, False
+        self.class_cond, self.needs_labels, self.unconditional_abduction = class_cond, needs_labels, False
         self.asked: list[Do | None] = []
         self.conditions: list[list[Tensor | None]] = []
         self.classes: list[Tensor | None] = []
@@ -64,7 +64,7 @@ class Oracle:
     def read_labels(self, z: Tensor) -> Tensor:
         return z.mean(dim=-1)
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         self.conditions.append(list(conditions))
@@ -404,7 +404,7 @@ def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> 
     class Watcher(Oracle):
         """eps under the null token says whether it counted."""
 
-        def eps_under(
+        def model_outputs(
             self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
         ) -> list[Tensor]:
             levels.append(float(t[0]) / (1000.0 if rescaled else 500.0))

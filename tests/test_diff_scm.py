@@ -111,7 +111,7 @@ def exact_model(kind: ModelMeanType, explicit: bool, learned: bool = False) -> D
     model = DiffScm(LatentSCM(spec.graph, 1), ExactUNet(kind, labels=not explicit, learned=learned), spec)  # type: ignore[arg-type]
     if explicit:
         process = GaussianDiffusion(betas=BETAS, model_mean_type=kind)
-        model.guide_by(ExactPredictor(), NoiseLevels(process))  # type: ignore[arg-type]
+        model.set_predictor(ExactPredictor(), NoiseLevels(process))  # type: ignore[arg-type]
     return model.eval()
 
 
@@ -135,7 +135,7 @@ def test_at_scale_one_guidance_gives_the_classes_own_score(kind: ModelMeanType, 
     t = torch.tensor([0.0, 130.0, 500.0, 870.0, 999.0])
     x_t = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(5)).double()
     told = ExactUNet(kind, labels=True)
-    found = model.eps_under(x_t, t, [as_z(0, 1, 0, 1, 1), None, as_z(1, 1, 1, 0, 0)])
+    found = model.model_outputs(x_t, t, [as_z(0, 1, 0, 1, 1), None, as_z(1, 1, 1, 0, 0)])
     onehot = nn.functional.one_hot
     torch.testing.assert_close(found[0], told(x_t, t, z=onehot(torch.tensor([0, 1, 0, 1, 1]), 2)))
     torch.testing.assert_close(found[1], told(x_t, t))
@@ -145,14 +145,14 @@ def test_at_scale_one_guidance_gives_the_classes_own_score(kind: ModelMeanType, 
 def test_the_network_is_asked_once_for_all_conditions() -> None:
     for explicit in (True, False):
         model = exact_model(KINDS[0], explicit)
-        model.eps_under(exact_images([0, 1]), torch.tensor([5.0, 5.0]), [as_z(0, 0), None, as_z(1, 1)])
+        model.model_outputs(exact_images([0, 1]), torch.tensor([5.0, 5.0]), [as_z(0, 0), None, as_z(1, 1)])
         assert model.network.calls == 1
 
 
 def test_a_learned_variance_is_left_alone() -> None:
     model, plain = exact_model(KINDS[0], True, learned=True), exact_model(KINDS[0], True)
     x, t = exact_images([0, 1]), torch.tensor([300.0, 300.0])
-    found, expected = model.eps_under(x, t, [as_z(1, 0)])[0], plain.eps_under(x, t, [as_z(1, 0)])[0]
+    found, expected = model.model_outputs(x, t, [as_z(1, 0)])[0], plain.model_outputs(x, t, [as_z(1, 0)])[0]
     torch.testing.assert_close(found[:, :1], expected)
     torch.testing.assert_close(found[:, 1:], free_eps(x, t) + 7.0)
 
@@ -161,7 +161,7 @@ def test_without_any_predictor_it_says_what_to_do() -> None:
     spec = two_classes()
     model = DiffScm(LatentSCM(spec.graph, 1), ExactUNet(KINDS[0]), spec)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="predictor: this score network was trained without labels; --predictor_path"):
-        model.eps_under(exact_images([0]), torch.tensor([3.0]), [as_z(1)])
+        model.model_outputs(exact_images([0]), torch.tensor([3.0]), [as_z(1)])
     with pytest.raises(InputError, match="labels: without an explicit predictor this model needs the images' labels"):
         model.abduct(exact_images([0]))
 
@@ -351,9 +351,9 @@ def test_the_score_network_may_be_a_transformer() -> None:
     assert isinstance(model, DiffScm) and isinstance(model.network, DiT) and not model.class_cond
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.0, 12.5, 99.0])
     with torch.no_grad():
-        dark, free, bright = model.eps_under(x, t, [as_z(0, 0, 0).float(), None, as_z(1, 1, 1).float()])
-        torch.testing.assert_close(free, model.eps(x, t, None))
-        torch.testing.assert_close(bright, model.eps(x, t, as_z(1, 1, 1).float()))
+        dark, free, bright = model.model_outputs(x, t, [as_z(0, 0, 0).float(), None, as_z(1, 1, 1).float()])
+        torch.testing.assert_close(free, model.model_output(x, t, None))
+        torch.testing.assert_close(bright, model.model_output(x, t, as_z(1, 1, 1).float()))
     assert not torch.equal(dark, bright) and not torch.equal(dark, free)
     assert built(spec, **changes).network.cond_dim is None
     with pytest.raises(InputError, match="label_cond: a transformer takes one categorical variable"):

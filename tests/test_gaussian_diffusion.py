@@ -10,7 +10,6 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import (
-    EpsModel,
     GaussianDiffusion,
     LossType,
     ModelMeanType,
@@ -20,6 +19,7 @@ from causaldiffae.gaussian_diffusion import (
     extract,
     get_named_beta_schedule,
 )
+from causaldiffae.nn import ModelFn
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import OdeSolver, SolverState
 
@@ -311,7 +311,7 @@ def test_ddim_variance_of_eta() -> None:
     assert torch.equal(process.ddim_sample(*args), process.ddim_sample(*args, noise=zero + 9))
 
 
-def says(process: GaussianDiffusion, constant: Tensor) -> EpsModel:
+def says(process: GaussianDiffusion, constant: Tensor) -> ModelFn:
     """A network for the 1000 steps of BETAS that says `constant` is the noise, in the process's own way of speaking."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
-from causaldiffae.guidance import Guidance, guided_score
+from causaldiffae.guidance import Guidance, guided_model_output
 
 B = 3
 Z, FACTUAL = (torch.randn(B, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -20,7 +20,7 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
         names = {id(Z): "z", id(FACTUAL): "factual", id(None): "null"}
@@ -35,7 +35,7 @@ def answer(z: Tensor | None) -> Tensor:
 def grade(guidance: Guidance | None, factual: Tensor | None = None, t: Tensor = T) -> tuple[Tensor, list[str]]:
     """The graded answer at one pixel (B,), and what was asked."""
     recorder = Recorder()
-    score = guided_score(recorder, Z, None, guidance, factual)
+    score = guided_model_output(recorder, Z, None, guidance, factual)
     return score(X, t)[:, 0, 0, 0], recorder.asked[0]
 
 
@@ -81,17 +81,17 @@ def test_an_interval_of_noise_levels() -> None:
     zero, asked = grade(Guidance(0.0, low=0.4, high=1.0))
     torch.testing.assert_close(zero, torch.tensor([float(plain[0]), 100.0, 100.0]))
     assert asked == ["z", "null"], "z is needed outside the interval"
-    rescaled = guided_score(Recorder(), Z, None, Guidance(2.0, low=0.4, high=0.6), max_timestep=2000.0)
+    rescaled = guided_model_output(Recorder(), Z, None, Guidance(2.0, low=0.4, high=0.6), max_timestep=2000.0)
     torch.testing.assert_close(rescaled(X, T)[:, 0, 0, 0], torch.stack([plain[0], plain[1], graded[2]]))
 
 
 def test_low_precision_outputs_are_graded_in_float32() -> None:
     class Low(Recorder):
-        def eps_under(self, *args: object, **kwargs: object) -> list[Tensor]:
-            return [out.bfloat16() for out in super().eps_under(*args, **kwargs)]  # type: ignore[arg-type]
+        def model_outputs(self, *args: object, **kwargs: object) -> list[Tensor]:
+            return [out.bfloat16() for out in super().model_outputs(*args, **kwargs)]  # type: ignore[arg-type]
 
-    assert guided_score(Low(), Z, None, Guidance(2.0))(X, T).dtype == torch.float32
-    assert guided_score(Low(), Z)(X, T).dtype == torch.bfloat16
+    assert guided_model_output(Low(), Z, None, Guidance(2.0))(X, T).dtype == torch.float32
+    assert guided_model_output(Low(), Z)(X, T).dtype == torch.bfloat16
 
 
 def test_messages() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from causaldiffae import dist_util
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.logger import Logger, progress_bar, read_progress, say
+from causaldiffae.logger import Logger, progress_bar, read_progress, write_line
 
 
 def table(run_dir: Path) -> list[dict[str, str]]:
@@ -99,7 +99,7 @@ def test_other_ranks_write_nothing(
 
 
 def test_console(capsys: pytest.CaptureFixture) -> None:
-    say("step 3 of 5")
+    write_line("step 3 of 5")
     with progress_bar(range(2), desc="training") as bar:
         assert list(bar) == [0, 1]
     out, err = capsys.readouterr()

@@ -78,7 +78,7 @@ def test_latents_are_blocks_in_the_graphs_order() -> None:
     # Block i of variable i reaches the U-Net at places i * d .. (i + 1) * d.
     seen: dict[str, Tensor] = {}
     net.unet.up_emb.register_forward_hook(lambda module, given, out: seen.update(z=given[0]))
-    net.eps(images(), torch.zeros(BATCH, dtype=torch.long), z)
+    net.model_output(images(), torch.zeros(BATCH, dtype=torch.long), z)
     assert torch.equal(seen["z"], torch.cat([z[:, 0], z[:, 1]], dim=1))
 
 
@@ -105,11 +105,11 @@ def test_several_conditions_are_one_batch(num_classes: int | None) -> None:
     x_t, t, z, other = images(), torch.tensor([0, 30, 60, 99]), torch.randn(BATCH, 2, 2), torch.randn(BATCH, 2, 2)
     classes = None if num_classes is None else torch.tensor([0, 1, 2, 0])
     with torch.no_grad():
-        expected = [net.eps(x_t, t, condition, classes) for condition in (z, None, other)]
+        expected = [net.model_output(x_t, t, condition, classes) for condition in (z, None, other)]
         sizes.clear()
-        together = net.eps_under(x_t, t, [z, None, other], classes)
+        together = net.model_outputs(x_t, t, [z, None, other], classes)
         assert sizes == [3 * BATCH]
-        assert torch.equal(net.eps_under(x_t, t, [z], classes)[0], expected[0])
+        assert torch.equal(net.model_outputs(x_t, t, [z], classes)[0], expected[0])
         assert sizes == [3 * BATCH, BATCH]
     for found, wanted in zip(together, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -133,8 +133,8 @@ def test_the_loss_is_its_parts(mechanism: str, kind: str) -> None:
     z, stretch = net.scm.predict_with_stretch(u)
     assert not torch.equal(z, u)
     x_t = DIFFUSION.q_sample(images(), given.t, given.noise)
-    eps = net.eps(x_t, given.t, z)
-    null = net.eps(x_t, given.t, None)
+    eps = net.model_output(x_t, given.t, z)
+    null = net.model_output(x_t, given.t, None)
     eps = torch.where(given.keep[:, None, None, None], eps, null)
     mse = ((eps - given.noise) ** 2).mean(dim=(1, 2, 3))
     torch.testing.assert_close(terms["mse"], mse, rtol=1e-4, atol=1e-5)
@@ -359,8 +359,8 @@ def test_an_image_whose_block_is_dropped_does_not_depend_on_it() -> None:
     outputs = []
     for change in (torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0], [1.0]])):
         moved = net.drop_blocks(z + change, keep)
-        outputs.append(net.eps(images(), torch.full((BATCH,), 30), moved))
-    still = net.eps(images(), torch.full((BATCH,), 30), net.drop_blocks(z, keep))
+        outputs.append(net.model_output(images(), torch.full((BATCH,), 30), moved))
+    still = net.model_output(images(), torch.full((BATCH,), 30), net.drop_blocks(z, keep))
     assert torch.equal(outputs[0], still)
     assert not torch.allclose(outputs[1], still)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import (
-    EpsModel,
     GaussianDiffusion,
     ModelMeanType,
     ModelVarType,
@@ -23,6 +22,7 @@ from causaldiffae.gaussian_diffusion import (
     enforce_zero_terminal_snr,
     get_named_beta_schedule,
 )
+from causaldiffae.nn import ModelFn
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import (
     FAINTEST,
@@ -129,7 +129,7 @@ def mixture_flow(x: Tensor, t_from: float, t_to: float, steps: int = 400) -> Ten
     return y * signal_and_noise(t_to)[0]
 
 
-def leave_clean(eps: EpsModel, x_start: Tensor, corrections: int = 0) -> Tensor:
+def leave_clean(eps: ModelFn, x_start: Tensor, corrections: int = 0) -> Tensor:
     """The agreed first step: x_0 = a x + sigma eps(x, 0), or with eps(x_0, 0) where it was corrected."""
     (signal, noise), x = signal_and_noise(0), x_start
     for _ in range(1 + corrections):
@@ -137,13 +137,13 @@ def leave_clean(eps: EpsModel, x_start: Tensor, corrections: int = 0) -> Tensor:
     return x
 
 
-def reach_clean(eps: EpsModel, x: Tensor) -> Tensor:
+def reach_clean(eps: ModelFn, x: Tensor) -> Tensor:
     """The agreed last step: x = (x_0 - sigma eps(x_0, 0)) / a."""
     signal, noise = signal_and_noise(0)
     return (x - noise * eps(x, torch.zeros(1))) / signal
 
 
-def says(solver: OdeSolver, eps: EpsModel) -> EpsModel:
+def says(solver: OdeSolver, eps: ModelFn) -> ModelFn:
     """The network that knows `eps`, in the way of speaking of the solver's process."""
 
     def network(x: Tensor, t: Tensor) -> Tensor:

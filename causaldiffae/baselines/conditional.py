@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from causaldiffae.config import ModelConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.model import TrainingDraws, TrainingStep, eps_as_one_batch, label_scm, mechanism_nll, unet_from_config
+from causaldiffae.model import (
+    TrainingDraws,
+    TrainingStep,
+    batched_model_outputs,
+    label_scm,
+    mechanism_nll,
+    unet_from_config,
+)
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -31,7 +38,7 @@ class LabelConditional(nn.Module):
     """
 
     needs_labels = True
-    encodes_unguided = False
+    unconditional_abduction = False
 
     def __init__(self, scm: LatentSCM, unet: UNetModel) -> None:
         super().__init__()
@@ -68,15 +75,17 @@ class LabelConditional(nn.Module):
         """(B, n, 1) -> (B, n)."""
         return z[:, :, 0]
 
-    def eps(self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None, keep: Tensor | None) -> Tensor:
+    def model_output(
+        self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
         """eps_theta(x_t, t, y), or under the null token where `keep` is False."""
         return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
 
-    def eps_under(
+    def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
-        """As `CausalDiffAE.eps_under`."""
-        return eps_as_one_batch(self.unet, x_t, t, conditions, classes)
+        """As `CausalDiffAE.model_outputs`."""
+        return batched_model_outputs(self.unet, x_t, t, conditions, classes)
 
 
 class ConditionalTrainingStep(TrainingStep):

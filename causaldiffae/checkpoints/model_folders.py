@@ -17,12 +17,16 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.places import WEIGHTS
 from causaldiffae.files.reading import read_json
 
-READER: Final = "reader"
+PREDICTOR_FOLDER: Final = "reader"
 """The folder in a model folder that holds what reads labels and classes off images (predictors.py)."""
-GUIDE: Final = "predictor"
+NOISED_PREDICTOR_FOLDER: Final = "predictor"
 """The folder that holds a Diff-SCM's noised predictor (script_util.load_model)."""
 HUB_FILES: Final = (
-    *(f"{place}{name}" for place in ("", f"{READER}/", f"{GUIDE}/") for name in (CONFIG, MODEL)),
+    *(
+        f"{place}{name}"
+        for place in ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
+        for name in (CONFIG, MODEL)
+    ),
     "progress.csv",
     "README.md",
 )

@@ -39,7 +39,7 @@ class Dataset:
         source: where the images come from and under which licence; for the model card.
         counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size;
             None where no generator is known.
-        knows_truth: whether `counterfactual` can answer for these data.
+        has_truth: whether `counterfactual` can answer for these data.
         measure: images (N, C, H, W) uint8 -> labels (N, n) float64 read off the picture, NaN where nothing is found;
             None where nothing can.
         examples: (spec, count) -> test images that need no files beside `assets/`.
@@ -57,7 +57,7 @@ class Dataset:
     read: Callable[[DatasetSpec, Path, str, int | None], ImageData]
     source: str
     counterfactual: Callable[[ImageData, dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None = None
-    knows_truth: Callable[[ImageData], bool] = lambda data: False
+    has_truth: Callable[[ImageData], bool] = lambda data: False
     measure: Callable[[np.ndarray], np.ndarray] | None = None
     examples: Callable[[DatasetSpec, int], ImageData] | None = None
     exact_labels: Callable[[ImageData], np.ndarray] | None = None

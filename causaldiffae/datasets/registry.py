@@ -116,7 +116,7 @@ def read_split(
 
 def truth_is_known(data: ImageData) -> bool:
     """Whether `true_counterfactual` can answer: the generator is known and the folder carries what it draws from."""
-    return find_dataset(data.spec.name).knows_truth(data)
+    return find_dataset(data.spec.name).has_truth(data)
 
 
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -133,7 +133,7 @@ class DatasetSpec:
         names = self.categories[i] if self.categories else ()
         return tuple(float(place) for place in range(len(names))) or (self.low[i], self.high[i])
 
-    def say(self, name: str, value: float) -> str:
+    def format_value(self, name: str, value: float) -> str:
         """A variable's value as people read it: the category's name, or three digits."""
         i = self.graph.index(name)
         names = self.categories[i] if self.categories else ()

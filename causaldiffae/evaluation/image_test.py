@@ -24,8 +24,8 @@ from causaldiffae.datasets.registry import can_measure, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation.interventions import (
-    Eye,
     InterventionResult,
+    Measurement,
     arrays,
     describe_do,
     draw_grid,
@@ -48,7 +48,7 @@ from causaldiffae.script_util import (
     parse_flat,
 )
 from causaldiffae.training.acceleration import accelerate, activation_dtype
-from causaldiffae.training.preflight import about_questions
+from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
@@ -160,7 +160,7 @@ def parse_do(text: str, spec: DatasetSpec) -> dict[str, float]:
         raise InputError(f"--do {shown}: {' '.join(str(error).split())[:1000]}") from None
 
 
-def usual_questions(spec: DatasetSpec) -> list[dict[str, float]]:
+def default_interventions(spec: DatasetSpec) -> list[dict[str, float]]:
     """For a data set without a table: every variable by itself to three quarters of its range, or to its last value."""
     questions = []
     for i, name in enumerate(spec.graph.names):
@@ -209,9 +209,9 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     if found != model_type:
         raise InputError(f"{config.model_path}: a model of type {found}; scripts/image_{found}_test.py is for it")
     questions = [parse_do(text, spec) for text in config.do]
-    for sentence in about_questions(spec.graph, questions):
+    for sentence in intervention_warnings(spec.graph, questions):
         warnings.warn(sentence, stacklevel=2)
-    questions = questions or [spec.check_do(do) for do in interventions.get(spec.name, usual_questions(spec))]
+    questions = questions or [spec.check_do(do) for do in interventions.get(spec.name, default_interventions(spec))]
     traversed = [name.strip() for name in config.traverse.split(",") if name.strip()]
     for name in traversed:
         if name not in spec.graph.names:
@@ -245,7 +245,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
             bar.update,
             config.seed,
             [grade for _, some in groups for grade in some],
-            find_eye(spec, config.judge, device),
+            find_measurement(spec, config.judge, device),
         )
     answers = iter(every)
     results, swept, *walks = [list(islice(answers, len(dos))) for dos, _ in groups]
@@ -258,7 +258,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     np.savez_compressed(out / "counterfactuals.npz", **arrays(results))  # type: ignore[arg-type]
     tables = [table(figures, spec)]
     if grades:
-        report["sweep_w"] = rows = report_grades(swept, grades, spec, out, config.grid_images)
+        report["sweep_w"] = rows = report_guidance_sweep(swept, grades, spec, out, config.grid_images)
         tables.append(sweep_table(rows, describe_do(questions[0], spec), spec))
     for name, walk in zip(traversed, walks, strict=True):
         report[f"traversal_{name}"] = moved = report_traversal(walk, name, spec, out, config.grid_images)
@@ -267,7 +267,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     return "\n\n".join([*tables, f"written to {out}"])
 
 
-def report_grades(
+def report_guidance_sweep(
     results: Sequence[InterventionResult], grades: Sequence[float], spec: DatasetSpec, out: Path, count: int
 ) -> list[dict[str, float]]:
     """One intervention at several grades w: sweep_w.png and sweep_w.csv; returns what is measured, a row a grade."""
@@ -292,7 +292,7 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
     return "\n".join(lines)
 
 
-def find_eye(spec: DatasetSpec, judge: str, device: torch.device) -> Eye | None:
+def find_measurement(spec: DatasetSpec, judge: str, device: torch.device) -> Measurement | None:
     """What reads labels off pictures where the data set itself cannot: the judge given, or the one in weights/."""
     if not judge and (can_measure(spec) or not predictor_is_shipped(spec)):
         return None

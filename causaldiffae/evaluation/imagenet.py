@@ -178,7 +178,7 @@ def load_imagenet_model(
         classifier = load_torch_state_dict(predictor_path)
         predictor = build_adm_classifier(classifier, sizes or AdmSizes(), spec, predictor_path)
     model = DiffScm(LatentSCM(spec.graph, 1), unet, spec)
-    model.guide_by(predictor, NoiseLevels(create_gaussian_diffusion(config)))
+    model.set_predictor(predictor, NoiseLevels(create_gaussian_diffusion(config)))
     return ImagenetModel(model.to(device).eval().requires_grad_(False), config, spec, None)
 
 

@@ -24,7 +24,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.visualization.image_grids import labelled_grid
 
-Eye = Callable[[np.ndarray], np.ndarray]
+Measurement = Callable[[np.ndarray], np.ndarray]
 """Reads labels (N, n) float64, in label units, off pictures (N, C, H, W) uint8; NaN where nothing is found."""
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
@@ -65,7 +65,7 @@ def evaluate_interventions(
     on_batch: Callable[[int], object] | None = None,
     seed: int = 0,
     guidances: Sequence[Guidance] | None = None,
-    eye: Eye | None = None,
+    eye: Measurement | None = None,
 ) -> list[InterventionResult]:
     """Every intervention on every image; images of a batch are abducted once for all interventions.
 
@@ -94,7 +94,7 @@ def evaluate_interventions(
     reconstruction = np.concatenate(images[0])
     distinct = {_key(do): do for do in checked} if truth_is_known(data) else {}
     truths = {key: true_counterfactual(data, do) for key, do in distinct.items()}
-    see: Eye = eye or (lambda pictures: measure(data.spec, pictures))
+    see: Measurement = eye or (lambda pictures: measure(data.spec, pictures))
     results = []
     for i, do in enumerate(checked, start=1):
         drawn, predicted = np.concatenate(images[i]), np.concatenate(labels[i])
@@ -223,7 +223,9 @@ def describe_do(do: Mapping[str, float], spec: DatasetSpec | None = None) -> str
     said = {name: f"{value:g}" for name, value in do.items()}
     if spec is not None:
         said |= {
-            name: spec.say(name, value) for name, value in do.items() if spec.category_values(spec.graph.index(name))
+            name: spec.format_value(name, value)
+            for name, value in do.items()
+            if spec.category_values(spec.graph.index(name))
         }
     return "do(" + ", ".join(f"{name}={value}" for name, value in said.items()) + ")"
 
@@ -238,7 +240,7 @@ def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
     names = ["".join(part[:3] for part in name.split("_")) for name in spec.graph.names]
     texts = []
     for row in labels:
-        said = [spec.say(name, value) for name, value in zip(spec.graph.names, row, strict=True)]
+        said = [spec.format_value(name, value) for name, value in zip(spec.graph.names, row, strict=True)]
         parts = [f"{name} {value}" for name, value in zip(names, said, strict=True)]
         texts.append("\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)))
     return texts

@@ -173,7 +173,7 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     )
 
 
-class Asker:
+class TaskRunner:
     """Asks a model about chunks of a task.
 
     Args:

@@ -35,7 +35,7 @@ from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_rang
 from causaldiffae.datasets.registry import exact_labels, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, Asker, ProtocolSettings, Task, make_task
+from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Judge, score, score_latents
 from causaldiffae.files.npz import NpzFile
@@ -143,7 +143,7 @@ def answer_chunk(job: Job, number: int) -> int:
     rows = opened.task.chunks(job.settings.chunk)[number]
     with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # values beyond the training range are the protocol's own
-        answers = Asker(opened.engine, opened.task, job.settings, opened.device).answer(rows)
+        answers = TaskRunner(opened.engine, opened.task, job.settings, opened.device).answer(rows)
     path = _part(parts_folder(job.out), number)
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
     np.savez(partial, **answers)  # type: ignore[arg-type]
@@ -267,7 +267,7 @@ def latent_scores(
     engine: CounterfactualEngine, task: Task, judge: Judge, settings: ProtocolSettings, device: torch.device
 ) -> dict[str, Any] | None:
     """DCI of z, fitted on training images and tested on the task's; None for a model without an encoder."""
-    given = engine.model.needs_labels or engine.model.encodes_unguided  # its latents are the labels it is told
+    given = engine.model.needs_labels or engine.model.unconditional_abduction  # its latents are the labels it is told
     if given or not settings.dci_resamples or len(task) < _SMALLEST_FIT:
         return None
     references = judge.references()

@@ -68,7 +68,7 @@ def draw_traversal(
     columns = [
         ("nothing set", unset),
         *(
-            (f"{name}\n= {spec.say(name, value)} {unit}".rstrip(), each)
+            (f"{name}\n= {spec.format_value(name, value)} {unit}".rstrip(), each)
             for value, each in zip(values, images, strict=True)
         ),
     ]

@@ -179,7 +179,7 @@ def time_forward(bench: Bench) -> Timing:
     def call(model: CausalDiffAE, autocast: torch.dtype | None) -> None:
         z = bench.labels[:, :, None].expand(-1, -1, model.scm.block_size)
         with torch.inference_mode(), _autocast(bench.settings.device, autocast):
-            model.eps(bench.x_start, t, z, bench.classes)
+            model.model_output(bench.x_start, t, z, bench.classes)
 
     def reference() -> None:
         with reference_attention():
@@ -243,8 +243,8 @@ def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
         with torch.inference_mode(), reference_attention():
             x = bench.x_start
             for _ in range(taken):
-                one = bench.reference.eps(x, t, z, bench.classes)
-                two = bench.reference.eps(x, t, None, bench.classes)
+                one = bench.reference.model_output(x, t, z, bench.classes)
+                two = bench.reference.model_output(x, t, None, bench.classes)
                 x = 0.99 * x + 0.001 * (one + two)
 
     def ours() -> None:

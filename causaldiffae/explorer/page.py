@@ -16,8 +16,8 @@ import numpy as np
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
-from causaldiffae.explorer.registry import Shelf
-from causaldiffae.explorer.session import STEP_RANGE, STEPS, Answer, Picture, Question, Studio, opening_do
+from causaldiffae.explorer.registry import ModelRegistry
+from causaldiffae.explorer.session import STEP_RANGE, STEPS, Answer, Picture, Question, Session, opening_do
 from causaldiffae.explorer.uploads import read_upload
 
 STYLE: Final = Path(__file__).with_name("page.css")
@@ -33,24 +33,24 @@ class Page:
     """Builds the page and answers its events.
 
     Args:
-        shelf: the models on offer.
+        registry: the models on offer.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry = registry
 
     def build(self) -> Any:
         """The gradio Blocks."""
         import gradio as gr
 
         gr.Slider.preprocess = _as_it_came  # type: ignore[method-assign, assignment]
-        count, first = self.shelf.most_variables, self.shelf.titles[0]
+        count, first = self.registry.most_variables, self.registry.titles[0]
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML(_HEADING)
             picture = gr.State(None)
             with gr.Row(elem_classes="cd-columns"):
                 with gr.Column(scale=5, min_width=320, elem_classes="cd-controls"):
-                    model = gr.Dropdown(self.shelf.titles, value=first, label="Model", elem_id="cd-model")
+                    model = gr.Dropdown(self.registry.titles, value=first, label="Model", elem_id="cd-model")
                     gallery = gr.Gallery(
                         label="Pictures", show_label=False, columns=6, allow_preview=False, format="png", height="auto",
                         object_fit="contain", buttons=[], elem_id="cd-gallery", interactive=False,
@@ -139,7 +139,7 @@ class Page:
 
     def cleared(self, *asked: Any) -> list[Any]:
         """Nothing is set any more."""
-        count = self.shelf.most_variables
+        count = self.registry.most_variables
         return self._answer((*asked[:5], *[False] * count, *asked[5 + count :]))
 
     def opened(self, model: str, steps: int) -> list[Any]:
@@ -147,51 +147,58 @@ class Page:
         import gradio as gr
 
         try:
-            pictures, note = self.shelf.pictures(model)
-            studio = self.shelf.studio(model)
+            pictures, note = self.registry.pictures(model)
+            session = self.registry.session(model)
         except InputError as error:
             return [gr.skip(), gr.skip(), gr.skip(), *self._message(str(error))]
         thumbnails = gr.Gallery(
             value=[(_thumbnail(each), each.name) for each in pictures], selected_index=0 if pictures else None
         )
-        text = "scale s" if studio.scales_guidance else "weight w"
-        w = gr.Slider(maximum=studio.most_w, value=studio.first_w, info=text)
+        text = "scale s" if session.scales_guidance else "weight w"
+        w = gr.Slider(maximum=session.most_w, value=session.first_w, info=text)
         if not pictures:
-            return [None, thumbnails, w, *self._empty(studio.spec, note)]
-        answer = self._first(studio, model, pictures[0], studio.first_w, steps, note, opening=True)
+            return [None, thumbnails, w, *self._empty(session.spec, note)]
+        answer = self._first(session, model, pictures[0], session.first_w, steps, note, opening=True)
         return [pictures[0], thumbnails, w, *answer]
 
     def picked(self, model: str, w: float, steps: int, place: Any) -> list[Any]:
         """A thumbnail was picked, by its place in the gallery."""
         import gradio as gr
 
-        pictures, _ = self.shelf.pictures(model)
+        pictures, _ = self.registry.pictures(model)
         if not isinstance(place, int) or not 0 <= place < len(pictures):
             return [gr.skip(), *self._message("picture: there is no such thumbnail")]
         picture = pictures[place]
-        return [picture, *self._first(self.shelf.studio(model), model, picture, w, steps)]
+        return [picture, *self._first(self.registry.session(model), model, picture, w, steps)]
 
     def uploaded(self, model: str, w: float, steps: int, path: str | None) -> list[Any]:
         """A file was uploaded; one that is no picture changes nothing but the message."""
         import gradio as gr
 
         try:
-            studio = self.shelf.studio(model)
-            picture = read_upload(path or "", studio.spec)
+            session = self.registry.session(model)
+            picture = read_upload(path or "", session.spec)
         except InputError as error:
             return [gr.skip(), *self._message(str(error))]
-        return [picture, *self._first(studio, model, picture, w, steps)]
+        return [picture, *self._first(session, model, picture, w, steps)]
 
     # ------------------------------------------------------------------ answers
 
     def _first(
-        self, studio: Studio, model: str, picture: Picture, w: float, steps: int, note: str = "", opening: bool = False
+        self,
+        session: Session,
+        model: str,
+        picture: Picture,
+        w: float,
+        steps: int,
+        note: str = "",
+        opening: bool = False,
     ) -> list[Any]:
         """The first answer about a picture: the reconstruction, or the opening intervention."""
         try:
-            answer = studio.answer(Question(picture, {}, w, steps))
+            answer = session.answer(Question(picture, {}, w, steps))
             if opening:
-                answer = studio.answer(Question(picture, opening_do(studio.spec, answer.encoded), w, steps))
+                answer = session.answer(Question(picture, opening_do(session.spec, answer.encoded), w, steps))
         except InputError as error:
             return self._message(str(error))
         return self._show(answer, model, note)
@@ -202,11 +209,11 @@ class Page:
         try:
             if picture is None:
                 raise InputError("picture: none is chosen yet; pick or upload one")
-            studio = self.shelf.studio(model)
-            names = studio.spec.graph.names
+            session = self.registry.session(model)
+            names = session.spec.graph.names
             do = {name: sliders[i] for i, name in enumerate(names) if boxes[i] or i == moved}
-            chosen = int(digit) if digit is not None and studio.loaded.model.class_cond else None
-            answer = studio.answer(Question(picture, do, w, steps, chosen))
+            chosen = int(digit) if digit is not None and session.loaded.model.class_cond else None
+            answer = session.answer(Question(picture, do, w, steps, chosen))
         except InputError as error:
             return self._message(str(error))
         return self._show(answer, model, moved=moved)
@@ -224,7 +231,7 @@ class Page:
             views.downloads_html(answer, model),
         ]
         boxes, sliders = [], []
-        for i in range(self.shelf.most_variables):
+        for i in range(self.registry.most_variables):
             if i >= len(spec.graph):
                 boxes.append(gr.Checkbox(value=False, visible=False))
                 sliders.append(gr.Slider(visible=False, value=0, minimum=0, maximum=1))
@@ -241,19 +248,19 @@ class Page:
         """Only the status line changes."""
         import gradio as gr
 
-        rest = 1 + 2 * self.shelf.most_variables
+        rest = 1 + 2 * self.registry.most_variables
         return [gr.skip(), views.message_html(text), *[gr.skip()] * (3 + rest)]
 
     def _empty(self, spec: DatasetSpec, note: str) -> list[Any]:
         """A model without pictures: its sliders wait for an upload."""
         import gradio as gr
 
-        hidden = [gr.skip()] * (1 + 2 * self.shelf.most_variables)
+        hidden = [gr.skip()] * (1 + 2 * self.registry.most_variables)
         return ["", views.message_html(note), "", "", "", *hidden]
 
 
 def _as_it_came(_: Any, payload: float) -> float:
-    """In place of gradio's check of a slider's range, which says "Error"; `Studio.check` says what is wrong."""
+    """In place of gradio's check of a slider's range, which says "Error"; `Session.check` says what is wrong."""
     return payload
 
 

@@ -16,7 +16,7 @@ import torch
 from causaldiffae.checkpoints.model_folders import PREDICTOR_TYPE, FoundModel, describe_folder, models_in
 from causaldiffae.datasets.registry import example_images, has_examples, read_split
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.explorer.session import Picture, Remembered, Studio, pictures_of
+from causaldiffae.explorer.session import Picture, Remembered, Session, pictures_of
 from causaldiffae.script_util import MODELS, load_model
 
 SHOWN: Final = 12
@@ -62,7 +62,7 @@ def titles_of(models: Sequence[FoundModel]) -> dict[str, FoundModel]:
     }
 
 
-class Shelf:
+class ModelRegistry:
     """The models on offer.
 
     Args:
@@ -76,7 +76,7 @@ class Shelf:
             raise InputError("explorer: there is no model to show")
         self.models = titles_of(models)
         self.data_dir, self.device = data_dir, device
-        self._studios: Remembered[str, Studio] = Remembered(_OPEN_AT_ONCE)
+        self._sessions: Remembered[str, Session] = Remembered(_OPEN_AT_ONCE)
         self._pictures: Remembered[str, tuple[list[Picture], str]] = Remembered(_OPEN_AT_ONCE)
         self._lock = threading.Lock()
 
@@ -90,21 +90,21 @@ class Shelf:
         """Of any model's graph."""
         return max(len(found.variables) for found in self.models.values())
 
-    def studio(self, model: str) -> Studio:
-        """The studio of a model by its title; `InputError` (or `DataError`) where it cannot be opened."""
+    def session(self, model: str) -> Session:
+        """The session of a model by its title; `InputError` (or `DataError`) where it cannot be opened."""
         if model not in self.models:
             raise InputError(f"model: {model!r} is not on offer")
         with self._lock:
-            return self._studios.get(model, lambda: Studio(load_model(str(self.models[model].path), self.device)))
+            return self._sessions.get(model, lambda: Session(load_model(str(self.models[model].path), self.device)))
 
     def pictures(self, model: str) -> tuple[list[Picture], str]:
         """Pictures to begin with, and a note where they are not those of the folder that was given; may be none."""
-        studio = self.studio(model)
+        session = self.session(model)
         with self._lock:
-            return self._pictures.get(model, lambda: self._find_pictures(studio))
+            return self._pictures.get(model, lambda: self._find_pictures(session))
 
-    def _find_pictures(self, studio: Studio) -> tuple[list[Picture], str]:
-        spec, note = studio.spec, ""
+    def _find_pictures(self, session: Session) -> tuple[list[Picture], str]:
+        spec, note = session.spec, ""
         if self.data_dir:
             try:
                 return pictures_of(read_split(spec.name, self.data_dir, "test", limit=SHOWN, spec=spec)), ""

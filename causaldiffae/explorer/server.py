@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.page import STYLE, Page
-from causaldiffae.explorer.registry import Shelf
+from causaldiffae.explorer.registry import ModelRegistry
 from causaldiffae.explorer.uploads import MAX_BYTES
 
 HOST: Final = "127.0.0.1"
@@ -51,7 +51,7 @@ def listen(port: int | None) -> socket.socket:
     raise InputError(f"{which} ({reason}); another one may be named with --port")
 
 
-def make_app(shelf: Shelf) -> Any:
+def make_app(registry: ModelRegistry) -> Any:
     """The web application (FastAPI) with the page at "/".
 
     Raises:
@@ -78,18 +78,18 @@ def make_app(shelf: Shelf) -> Any:
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
     theme = gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="blue", radius_size="md")
     return gr.mount_gradio_app(
-        app, Page(shelf).build(), path="/", server_name=HOST, theme=theme, css=STYLE.read_text(encoding="utf-8"),
+        app, Page(registry).build(), path="/", server_name=HOST, theme=theme, css=STYLE.read_text(encoding="utf-8"),
         max_file_size=MAX_BYTES, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False, show_error=True,
         mcp_server=False, run_history=False,
     )  # fmt: skip
 
 
-def serve(shelf: Shelf, port: int | None = None, on_ready: Callable[[str], object] | None = None) -> None:
+def serve(registry: ModelRegistry, port: int | None = None, on_ready: Callable[[str], object] | None = None) -> None:
     """Serves the page until it is interrupted; `on_ready` is told its address. Uploads are gone afterwards."""
     listening = listen(port)
     with listening, tempfile.TemporaryDirectory(prefix="causaldiffae-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = make_app(shelf)
+        app = make_app(registry)
         import uvicorn
 
         address = f"http://{HOST}:{listening.getsockname()[1]}/"

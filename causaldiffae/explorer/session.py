@@ -36,7 +36,7 @@ STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
 _GRADES: Final = {"graded": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
 """The weight to begin with and the largest, by what it does: grade an intervention or scale Diff-SCM's guidance."""
-_REMEMBERED: Final = 64
+_CACHE_SIZE: Final = 64
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -75,7 +75,7 @@ class Question:
 
     Attributes:
         do: variable -> value in label units; empty asks for the reconstruction.
-        w: grade of the intervention, 0 to `Studio.most_w`; steps: evaluations each way, in `STEP_RANGE`.
+        w: grade of the intervention, 0 to `Session.most_w`; steps: evaluations each way, in `STEP_RANGE`.
         digit: the class that the picture is taken for; None for the picture's own, or what is read off it.
     """
 
@@ -135,7 +135,7 @@ class Remembered(Generic[Key, Value]):
         return len(self._kept)
 
 
-class Studio:
+class Session:
     """Asks one model; safe to be called from several threads, which wait for each other.
 
     Args:
@@ -152,9 +152,9 @@ class Studio:
         guide = "explicit" if getattr(loaded.model, "predictor", None) is not None else "implicit"
         self.scales_guidance = isinstance(loaded.model, DiffScm)
         self.first_w, self.most_w = _GRADES[guide if self.scales_guidance else "graded"]
-        self._abductions: Remembered[tuple[str, int | None, int], Abduction] = Remembered(_REMEMBERED)
+        self._abductions: Remembered[tuple[str, int | None, int], Abduction] = Remembered(_CACHE_SIZE)
         self._lock = threading.Lock()
-        self._read = lru_cache(maxsize=_REMEMBERED)(self._read_bytes)
+        self._read = lru_cache(maxsize=_CACHE_SIZE)(self._read_bytes)
 
     @property
     def remembered(self) -> int:

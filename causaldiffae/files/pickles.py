@@ -31,7 +31,7 @@ _CONSTANTS: Final = {
 _BYTES: Final = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 _VALUES: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MAX_STACK: Final = 4096  # pickle fills lists in batches of 1,000
-_REMEMBERED: Final = 64
+_CACHE_SIZE: Final = 64
 
 
 class _Refused(ValueError):
@@ -136,7 +136,7 @@ class _Machine:
         self.memo[place] = value
         if self.stack[-1] is _STRING:
             self.remembered.append(place)
-            if len(self.remembered) > _REMEMBERED:
+            if len(self.remembered) > _CACHE_SIZE:
                 self.memo[self.remembered.popleft()] = None
 
     def push(self, value: Any) -> None:

@@ -14,7 +14,7 @@ from causaldiffae.graphs import CausalGraph
 _NAMED: Final = 5
 
 
-def about_training(train: TrainConfig, data: ImageData, world: int = 1) -> list[str]:
+def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> list[str]:
     """One sentence for everything that is odd about training on this data.
 
     Args:
@@ -31,7 +31,7 @@ def about_training(train: TrainConfig, data: ImageData, world: int = 1) -> list[
     return found
 
 
-def does_not_fit(train: TrainConfig, image_size: int) -> str:
+def out_of_memory_message(train: TrainConfig, image_size: int) -> str:
     """Of a batch for which the device's memory was too small."""
     taken = train.microbatch or train.batch_size
     what = f"{taken} images of {image_size}x{image_size} pixels at a time do not fit into the device's memory"
@@ -40,7 +40,7 @@ def does_not_fit(train: TrainConfig, image_size: int) -> str:
     return f"batch_size: {what}; --microbatch {max(1, taken // 2)} takes the same batch in smaller pieces"
 
 
-def about_questions(graph: CausalGraph, questions: Iterable[Mapping[str, Any]]) -> list[str]:
+def intervention_warnings(graph: CausalGraph, questions: Iterable[Mapping[str, Any]]) -> list[str]:
     """One sentence about those interventions from which nothing follows."""
     alone = [name for do in questions if not any(graph.descendants(each) for each in do) for name in do]
     if not alone or len(graph) == 1:

@@ -31,7 +31,7 @@ def test_a_split_is_read() -> None:
 def test_classes_are_named() -> None:
     digits, garments = dataset_spec("mnist"), dataset_spec("fashion_mnist")
     assert digits.check_do({"digit": "5"}) == {"digit": 5.0} == digits.check_do({"digit": 5})
-    assert garments.check_do({"garment": "bag"}) == {"garment": 8.0} and garments.say("garment", 8.0) == "bag"
+    assert garments.check_do({"garment": "bag"}) == {"garment": 8.0} and garments.format_value("garment", 8.0) == "bag"
     assert garments.category_values(0) == tuple(range(10)) and dataset_spec("pendulum").category_values(0) == ()
     with pytest.raises(InputError, match="garment is 'hat', allowed are T-shirt .0., trouser"):
         garments.check_do({"garment": "hat"})

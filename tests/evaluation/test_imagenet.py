@@ -29,7 +29,7 @@ from causaldiffae.evaluation.imagenet import (
     read_picture,
 )
 from causaldiffae.files.reading import StateDict
-from causaldiffae.guidance import Guidance, guided_score
+from causaldiffae.guidance import Guidance, guided_model_output
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
 from causaldiffae.published.autoencoder import LatentSpace, load_latent_space
 from causaldiffae.published.guided_diffusion import AdmSizes, build_adm_classifier, build_adm_unet
@@ -226,7 +226,7 @@ def test_guidance_is_of_every_channel(files: Path, vae: Path) -> None:
     z = torch.full((2, 1, 1), float(TIGER))
     network, y = loaded.model.network, torch.full((2,), TIGER)
     with torch.no_grad():
-        guided = guided_score(loaded.model, z, guidance=Guidance(w=4.0), z_factual=torch.zeros(2, 1, 1))(x, t)
+        guided = guided_model_output(loaded.model, z, guidance=Guidance(w=4.0), z_factual=torch.zeros(2, 1, 1))(x, t)
         null, conditional = network(x, t), network(x, t, y)
     torch.testing.assert_close(guided, null + 4.0 * (conditional - null), rtol=1e-4, atol=1e-4)
     assert all((conditional - null)[:, :4].abs().amax(dim=(0, 2, 3)) > 1e-4)
@@ -238,7 +238,9 @@ def test_the_classifier_s_gradient_guides(files: Path) -> None:
     loaded = load_imagenet_model(str(files / "adm.pt"), predictor_path=str(files / "classifier.pt"), sizes=SIZES)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([100, 700])
     z = torch.full((2, 1, 1), float(TIGER))
-    guided = guided_score(loaded.model, z, guidance=Guidance(w=5.0), z_factual=torch.zeros(2, 1, 1))(x, t.float())
+    guided = guided_model_output(loaded.model, z, guidance=Guidance(w=5.0), z_factual=torch.zeros(2, 1, 1))(
+        x, t.float()
+    )
     at = x.clone().requires_grad_()
     log_prob = torch.log_softmax(classifier(at, t), dim=1)[:, TIGER].sum()
     (gradient,) = torch.autograd.grad(log_prob, at)

@@ -20,7 +20,7 @@ from causaldiffae.datasets.images import ImageData, resize_area, to_model_range
 from causaldiffae.datasets.registry import dataset_spec, exact_labels, measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.protocol import Asker, ProtocolSettings, Task, draw_values, evenly_spread, make_task
+from causaldiffae.evaluation.protocol import ProtocolSettings, Task, TaskRunner, draw_values, evenly_spread, make_task
 from causaldiffae.evaluation.scores import Judge, score, score_latents
 from causaldiffae.generators import pendulum
 from causaldiffae.predictors.predictor import Readings
@@ -45,7 +45,11 @@ class Constructed:
     """A model by name; what an image shows it knows from the labels that come with it."""
 
     def __init__(self, kind: str) -> None:
-        self.kind, self.spec, self.model = kind, SPEC, SimpleNamespace(needs_labels=False, encodes_unguided=False)
+        self.kind, self.spec, self.model = (
+            kind,
+            SPEC,
+            SimpleNamespace(needs_labels=False, unconditional_abduction=False),
+        )
 
     def abduct(self, x_start: torch.Tensor, classes: Any, generator: Any, labels: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(images=x_start, labels=labels)
@@ -102,7 +106,7 @@ def found(task: Task) -> dict[str, dict[str, Any]]:
     judge = Judge(Geometry(), pendulums(60, 1))  # type: ignore[arg-type]
     results = {}
     for kind in ("truth", "nothing", "swapped", "shuffled", "broken"):
-        asker = Asker(Constructed(kind), task, SETTINGS)  # type: ignore[arg-type]
+        asker = TaskRunner(Constructed(kind), task, SETTINGS)  # type: ignore[arg-type]
         results[kind] = score(
             task, task.join([asker.answer(rows) for rows in task.chunks(SETTINGS.chunk)], SETTINGS.chunk), judge
         )
@@ -127,7 +131,7 @@ def test_only_some_images_go_there_and_back() -> None:
     assert few.returned.sum() == 10 and few.returned[few.cycled >= 0].all() and (few.cycled >= 0).sum() == 6
     chunks = few.chunks(5)
     assert [set(few.returned[rows].tolist()) for rows in chunks] == [{True}] * 3 + [{False}] * 3
-    asker = Asker(Constructed("truth"), few, settings)  # type: ignore[arg-type]
+    asker = TaskRunner(Constructed("truth"), few, settings)  # type: ignore[arg-type]
     answers = few.join([asker.answer(rows) for rows in chunks], 5)
     mixed = asker.answer(np.arange(24))
     for name in few.variables:

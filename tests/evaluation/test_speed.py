@@ -42,11 +42,11 @@ def test_the_reference_computes_what_ours_does() -> None:
     for model in (bench.reference, bench.ours):
         randomise(model)
     t, z = torch.tensor([3.0, 50.0]), torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(1))
-    ours = bench.ours.eps(bench.x_start, t, z)
+    ours = bench.ours.model_output(bench.x_start, t, z)
     kept = layers.self_attention
     with reference_attention():
         assert layers.self_attention is not kept
-        torch.testing.assert_close(bench.reference.eps(bench.x_start, t, z), ours, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(bench.reference.model_output(bench.x_start, t, z), ours, rtol=1e-4, atol=1e-4)
     assert layers.self_attention is kept, "what was replaced is put back"
 
 

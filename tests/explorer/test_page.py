@@ -70,10 +70,10 @@ def test_what_the_script_refuses(tmp_path: Path) -> None:
 def test_only_this_machine_is_answered(host: str, code: int) -> None:
     from fastapi.testclient import TestClient
 
-    from causaldiffae.explorer.registry import Shelf, find_models
+    from causaldiffae.explorer.registry import ModelRegistry, find_models
     from causaldiffae.explorer.server import make_app
 
-    app = make_app(Shelf(find_models(REPO / "weights" / "circuit_causaldae_mini")[:1]))
+    app = make_app(ModelRegistry(find_models(REPO / "weights" / "circuit_causaldae_mini")[:1]))
     with TestClient(app, base_url=f"http://{host}") as client:
         response = client.get("/")
     assert response.status_code == code

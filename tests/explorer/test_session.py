@@ -1,4 +1,4 @@
-"""The explorer's logic apart from the page: questions, memory, uploads, shelf, pictures, graph, table, downloads."""
+"""The explorer's logic apart from the page: questions, memory, uploads, registry, pictures, graph, table, downloads."""
 
 import base64
 import io
@@ -23,8 +23,8 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.explorer import registry as shelves
 from causaldiffae.explorer import uploads, views
 from causaldiffae.explorer.graph_svg import before_and_after, graph_svg, roles
-from causaldiffae.explorer.registry import Shelf, find_models, titles_of
-from causaldiffae.explorer.session import Picture, Question, Remembered, Studio, opening_do, pictures_of
+from causaldiffae.explorer.registry import ModelRegistry, find_models, titles_of
+from causaldiffae.explorer.session import Picture, Question, Remembered, Session, opening_do, pictures_of
 from causaldiffae.explorer.uploads import read_upload
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
@@ -49,41 +49,41 @@ def picture(i: int = 0, **changes: Any) -> Picture:
 
 
 @pytest.fixture(scope="module")
-def pendulum() -> Studio:
-    return Studio(load_model(str(WEIGHTS / "pendulum_causaldae_mini")))
+def pendulum() -> Session:
+    return Session(load_model(str(WEIGHTS / "pendulum_causaldae_mini")))
 
 
 @pytest.fixture(scope="module")
-def swung(pendulum: Studio) -> Any:
+def swung(pendulum: Session) -> Any:
     first = pictures_of(example_images(pendulum.spec, 2))[1]
     return pendulum.answer(Question(first, {"angle": 25.0}, steps=8))
 
 
-# ---------------------------------------------------------------------- studio
+# ---------------------------------------------------------------------- session
 
 
 def test_a_slider_costs_one_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """The abduction is made once for every picture, class and number of steps, and for nothing else."""
-    studio, calls = Studio(tiny_loaded(class_cond=True)), []
-    abduct = Studio._abduct
-    monkeypatch.setattr(Studio, "_abduct", lambda *given: calls.append(1) or abduct(*given))
+    session, calls = Session(tiny_loaded(class_cond=True)), []
+    abduct = Session._abduct
+    monkeypatch.setattr(Session, "_abduct", lambda *given: calls.append(1) or abduct(*given))
     first = Question(picture(digit=1), {"size": 5.0}, steps=4)
-    answers = [studio.answer(replace(first, do={"size": value})) for value in (2.0, 4.0, 6.0)]
+    answers = [session.answer(replace(first, do={"size": value})) for value in (2.0, 4.0, 6.0)]
     assert len(calls) == 1 and [float(a.predicted[0]) for a in answers] == pytest.approx([2.0, 4.0, 6.0])
     assert answers[0].abduction_seconds > answers[1].abduction_seconds
     for other in (replace(first, w=2.0), replace(first, digit=1), replace(first, do={"grey": 99.0})):
-        studio.answer(other)
+        session.answer(other)
     assert len(calls) == 1
     for other in (replace(first, steps=5), replace(first, digit=2), replace(first, picture=picture(1, digit=1))):
-        studio.answer(other)
-    assert len(calls) == 4 == studio.remembered
+        session.answer(other)
+    assert len(calls) == 4 == session.remembered
 
 
 def test_guidance_and_steps_reach_the_answer() -> None:
-    studio, first = Studio(tiny_loaded()), Question(picture(), {"size": 6.0}, steps=4)
-    plain = studio.answer(first).counterfactual
+    session, first = Session(tiny_loaded()), Question(picture(), {"size": 6.0}, steps=4)
+    plain = session.answer(first).counterfactual
     for other in (replace(first, w=2.5), replace(first, steps=7)):
-        assert (studio.answer(other).counterfactual != plain).any()
+        assert (session.answer(other).counterfactual != plain).any()
 
 
 def test_remembered_forgets_the_oldest() -> None:
@@ -96,8 +96,8 @@ def test_remembered_forgets_the_oldest() -> None:
 
 def test_answers_do_not_depend_on_what_was_asked_before() -> None:
     question = Question(picture(), {"size": 5.0}, w=1.5, steps=4)
-    fresh = Studio(tiny_loaded()).answer(question)
-    used = Studio(tiny_loaded())
+    fresh = Session(tiny_loaded()).answer(question)
+    used = Session(tiny_loaded())
     for do in ({}, {"grey": 70.0}, {"size": 2.0}):
         used.answer(replace(question, do=do))
     np.testing.assert_array_equal(used.answer(question).counterfactual, fresh.counterfactual)
@@ -119,19 +119,19 @@ def test_answers_do_not_depend_on_what_was_asked_before() -> None:
 )
 def test_values_out_of_range(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Studio(tiny_loaded()).answer(replace(Question(picture()), **changes))
+        Session(tiny_loaded()).answer(replace(Question(picture()), **changes))
 
 
 def test_what_nobody_knows_is_said() -> None:
     with pytest.raises(InputError, match="class: this model needs it and it is not known; to read it off, predictor"):
-        Studio(tiny_loaded(class_cond=True)).answer(Question(picture(), steps=4))
+        Session(tiny_loaded(class_cond=True)).answer(Question(picture(), steps=4))
     with pytest.raises(InputError, match="labels: this model needs it"):
-        Studio(tiny_loaded(model_type="conditional")).answer(Question(picture(labels=None), steps=4))
+        Session(tiny_loaded(model_type="conditional")).answer(Question(picture(labels=None), steps=4))
 
 
 @pytest.mark.parametrize("model_type", ["causaldae", "conditional", "diffae", "causalvae"])
 def test_every_model_answers(model_type: str) -> None:
-    answer = Studio(tiny_loaded(model_type=model_type)).answer(Question(picture(), {"size": 5.0}, steps=4))
+    answer = Session(tiny_loaded(model_type=model_type)).answer(Question(picture(), {"size": 5.0}, steps=4))
     assert answer.counterfactual.shape == (1, 8, 8) and answer.predicted[0] == pytest.approx(5.0, abs=1e-3)
     assert answer.truth is None and answer.l1 is None and np.isnan(answer.measured).all()
 
@@ -141,13 +141,13 @@ def test_a_diff_scm_is_told_the_labels_that_are_known() -> None:
     torch.manual_seed(0)
     config, spec = small_config(model_type="diffscm", label_cond=True), dataset_spec("mnist")
     model, _ = create_model_and_diffusion(config, spec)
-    studio = Studio(LoadedModel(model.eval(), config, spec, None, "nowhere"))
+    session = Session(LoadedModel(model.eval(), config, spec, None, "nowhere"))
     three = pictures_of(example_images(spec, 4))[3]
-    answer = studio.answer(Question(three, {"digit": 5.0}, steps=4))
+    answer = session.answer(Question(three, {"digit": 5.0}, steps=4))
     assert answer.encoded == [3.0] and answer.predicted == [5.0] and answer.truth is None
     assert ">3 → 5<" in views.graph_html(answer)
     with pytest.raises(InputError, match="without an explicit predictor this model needs the images' labels"):
-        studio.answer(Question(replace(three, labels=None), {"digit": 5.0}, steps=4))
+        session.answer(Question(replace(three, labels=None), {"digit": 5.0}, steps=4))
 
 
 def test_the_truth_beside_it(swung: Any) -> None:
@@ -158,9 +158,9 @@ def test_the_truth_beside_it(swung: Any) -> None:
 
 
 def test_an_upload_has_no_truth_and_its_digit_is_read() -> None:
-    studio = Studio(load_model(str(WEIGHTS / "morphomnist_causaldae_mini")))
-    data = example_images(studio.spec, 8)
-    answer = studio.answer(Question(Picture(data.images[7], "mine.png"), {"thickness": 3.0}, steps=4))
+    session = Session(load_model(str(WEIGHTS / "morphomnist_causaldae_mini")))
+    data = example_images(session.spec, 8)
+    answer = session.answer(Question(Picture(data.images[7], "mine.png"), {"thickness": 3.0}, steps=4))
     assert answer.digit == 7 and answer.truth is None
     assert np.isfinite(answer.measured).all()
 
@@ -222,7 +222,7 @@ def test_fifty_megapixels_are_refused_before_they_are_decoded(tmp_path: Path, mo
         read_upload(path, dataset_spec("morphomnist"))
 
 
-# ---------------------------------------------------------------------- shelf
+# ---------------------------------------------------------------------- registry
 
 
 def model_folder(path: Path, **changes: Any) -> Path:
@@ -238,13 +238,13 @@ def test_all_models_beside_the_named_one_are_offered(tmp_path: Path) -> None:
     found = find_models(tmp_path / "folder_diffae_mini")
     assert list(titles_of(found)) == ["folder · DiffAE · mini", "folder · CausalDiffAE · mini",
                                       "folder · label-conditional · mini"]  # fmt: skip
-    shelf = Shelf(found)
-    assert shelf.most_variables == 2
-    assert shelf.studio("folder · DiffAE · mini") is shelf.studio("folder · DiffAE · mini")
-    pictures, note = shelf.pictures("folder · DiffAE · mini")
+    registry = ModelRegistry(found)
+    assert registry.most_variables == 2
+    assert registry.session("folder · DiffAE · mini") is registry.session("folder · DiffAE · mini")
+    pictures, note = registry.pictures("folder · DiffAE · mini")
     assert pictures == [] and note == "There are no examples of 'folder': upload a picture, or give --data_dir."
     with pytest.raises(InputError, match="model: 'none' is not on offer"):
-        shelf.studio("none")
+        registry.session("none")
 
 
 def test_titles_are_told_apart() -> None:
@@ -258,12 +258,12 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'predictor' model, one of .* is needed; a predictor reads labels"):
         find_models(WEIGHTS / "pendulum_32_predictor")
     with pytest.raises(InputError, match="there is no model to show"):
-        Shelf([])
+        ModelRegistry([])
 
 
 def test_pictures_of_another_data_set_are_replaced_by_examples(tmp_path: Path) -> None:
-    shelf = Shelf(find_models(WEIGHTS / "pendulum_causaldae_mini"), str(tmp_path))
-    pictures, note = shelf.pictures("pendulum · CausalDiffAE · mini")
+    registry = ModelRegistry(find_models(WEIGHTS / "pendulum_causaldae_mini"), str(tmp_path))
+    pictures, note = registry.pictures("pendulum · CausalDiffAE · mini")
     assert len(pictures) == shelves.SHOWN
     assert note.startswith("The data folder does not fit this model") and note.endswith("these are examples.")
 

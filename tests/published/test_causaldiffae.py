@@ -57,7 +57,7 @@ def test_a_published_state_dict_is_the_network(num_classes: int | None) -> None:
     with torch.no_grad():
         z = opened.predict(opened.abduct(x), {"thickness": 0.5})
         assert torch.equal(z, net.predict(net.abduct(x), {"thickness": 0.5}))
-        assert torch.equal(opened.eps(x, t, z, classes), net.eps(x, t, z, classes))
+        assert torch.equal(opened.model_output(x, t, z, classes), net.model_output(x, t, z, classes))
     assert not opened.training
 
 

@@ -13,7 +13,7 @@ from tiny import small_config, squares
 from causaldiffae import train_util
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.training.preflight import about_questions, about_training, does_not_fit
+from causaldiffae.training.preflight import intervention_warnings, out_of_memory_message, training_warnings
 
 TRAIN = small_config(batch_size=8).train
 
@@ -24,20 +24,20 @@ def with_graph(graph: CausalGraph) -> ImageData:
 
 
 def test_nothing_is_said_where_nothing_is_odd() -> None:
-    assert about_training(TRAIN, squares()) == []
+    assert training_warnings(TRAIN, squares()) == []
 
 
 def test_labels_outside_the_range() -> None:
     data = squares()
     data.labels[3, 1], data.labels[5, 1], data.labels[6, 1] = 900.0, 10.0, float("nan")
-    assert about_training(TRAIN, data) == [
+    assert training_warnings(TRAIN, data) == [
         "grey: 2 of 8 labels of split train are outside the range 50..250, the first is 900 of 3; check their unit, or "
         "mend the range"
     ]
 
 
 def test_a_batch_larger_than_the_data() -> None:
-    said = about_training(replace(TRAIN, batch_size=6), squares(), world=2)
+    said = training_warnings(replace(TRAIN, batch_size=6), squares(), world=2)
     assert said == [
         "batch_size: a step takes 12 images and there are 8, so images are taken more than once; --batch_size 4 or "
         "less learns as much in less time"
@@ -45,17 +45,19 @@ def test_a_batch_larger_than_the_data() -> None:
 
 
 def test_variables_without_edges() -> None:
-    said = about_training(TRAIN, with_graph(CausalGraph(("size", "grey"), ())))
+    said = training_warnings(TRAIN, with_graph(CausalGraph(("size", "grey"), ())))
     assert len(said) == 1 and "without causes and effects: size, grey" in said[0] and "add edges" in said[0]
 
 
 def test_interventions_without_effects() -> None:
     graph = squares().spec.graph
-    assert about_questions(graph, [{"size": 2.0}, {"size": 2.0, "grey": 90.0}]) == []
-    said = about_questions(graph, [{"grey": 90.0}, {"size": 2.0}, {"grey": 100.0}])
+    assert intervention_warnings(graph, [{"size": 2.0}, {"size": 2.0, "grey": 90.0}]) == []
+    said = intervention_warnings(graph, [{"grey": 90.0}, {"size": 2.0}, {"grey": 100.0}])
     assert len(said) == 1 and "without effects in the graph: grey; nothing else moves" in said[0]
     assert "add edges to the graph and train again" in said[0]
-    assert about_questions(CausalGraph(("digit",), ()), [{"digit": 3.0}]) == [], "a lone variable has no effects ever"
+    assert intervention_warnings(CausalGraph(("digit",), ()), [{"digit": 3.0}]) == [], (
+        "a lone variable has no effects ever"
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_interventions_without_effects() -> None:
     [(0, "batch_size: 8 images of 32x32"), (4, "--microbatch 2 takes the same batch"), (1, "a smaller network")],
 )
 def test_a_batch_that_does_not_fit(microbatch: int, words: str) -> None:
-    assert words in does_not_fit(replace(TRAIN, microbatch=microbatch), 32)
+    assert words in out_of_memory_message(replace(TRAIN, microbatch=microbatch), 32)
 
 
 def test_training_and_asking_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
