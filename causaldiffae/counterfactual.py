@@ -239,7 +239,7 @@ class CounterfactualEngine:
         Args:
             do: variable -> a number, or (count,) numbers, one for each image of the batch.
         """
-        return self.spec.normalise_do(do, count)
+        return self.spec.normalise_do(self.spec.check_do(do, count))
 
     @torch.inference_mode()
     def predict(

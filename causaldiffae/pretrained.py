@@ -176,14 +176,13 @@ class CounterfactualModel:
     ) -> Counterfactuals:
         """All three steps; arguments as in `abduct` and `predict`. The truth comes along where it is known."""
         x_start, classes, labels = self._inputs(images, classes, labels)
-        checked = self.spec.check_any_do(do, len(x_start))
+        checked = self.spec.check_do(do, len(x_start))
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w)
         pieces, encoded = [], []
         for rows in _batches(len(x_start)):
             part = [None if each is None else each[rows] for each in (classes, labels)]
             abducted = engine.abduct(x_start[rows], part[0], generator, part[1])
-            piece = {name: value[rows] if np.ndim(value) else value for name, value in checked.items()}
-            pieces.append(engine.predict(abducted, [piece])[0])
+            pieces.append(engine.predict(abducted, [checked.rows(rows)])[0])
             encoded.append(self.loaded.model.read_labels(abducted.z))
         joined = Counterfactual(
             *(torch.cat([getattr(each, key) for each in pieces]) for key in ("images", "labels", "z"))
@@ -193,7 +192,7 @@ class CounterfactualModel:
             self._result(joined, dict(do)),
             factual=to_uint8(x_start).cpu().numpy(),
             factual_labels=self._named(self.spec.denormalise(torch.cat(encoded))),
-            truth=true_counterfactual(images, do)[1] if known and isinstance(images, ImageData) else None,
+            truth=true_counterfactual(images, checked)[1] if known and isinstance(images, ImageData) else None,
         )
 
     @torch.inference_mode()

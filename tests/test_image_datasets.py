@@ -77,7 +77,7 @@ def test_normalise_and_back(labels: Any) -> None:
 
 
 def test_do_speaks_label_units() -> None:
-    assert TOY.normalise_do({"b": 4, "a": np.float32(2)}) == {"b": 0.5, "a": 0.5}
+    assert TOY.normalise_do(TOY.check_do({"b": 4, "a": np.float32(2)})) == {"b": 0.5, "a": 0.5}
     assert TOY.check_do({"a": torch.tensor(1.5)}) == {"a": 1.5}
     with pytest.warns(UserWarning, match="do: b=10 is outside the training labels' range 0..9"):
         assert TOY.check_do({"b": 10}) == {"b": 10.0}
@@ -434,18 +434,20 @@ def test_load_data_is_guided_diffusions(morphomnist_dir: Path, pendulum_dir: Pat
 
 def test_values_for_each_image() -> None:
     spec = dataset_spec("morphomnist")
-    columns = spec.check_do_each({"thickness": np.array([1.5, 3.0, 1.5]), "intensity": 90.0}, 3)
+    columns = spec.check_do({"thickness": np.array([1.5, 3.0, 1.5]), "intensity": 90.0}, 3)
     np.testing.assert_array_equal(columns["thickness"], [1.5, 3.0, 1.5])
-    np.testing.assert_array_equal(columns["intensity"], [90.0] * 3)
+    assert columns["intensity"] == 90.0
+    assert spec.check_do(columns, 3) is columns, "what was validated is not validated again"
+    np.testing.assert_array_equal(columns.rows(slice(1, 3))["thickness"], [3.0, 1.5])
     for bad, words in (
         ({"thickness": np.array([1.0, 2.0])}, "one for each image"),
         ({"thickness": np.array([1.0, np.nan, 2.0])}, "finite numbers"),
         ({"colour": np.array([1.0, 2.0, 3.0])}, "unknown variable 'colour'"),
     ):
         with pytest.raises(InputError, match=words):
-            spec.check_do_each(bad, 3)
+            spec.check_do(bad, 3)
     named = DatasetSpec.from_dict(
         {**spec.to_dict(), "kinds": ["categorical", "continuous"], "categories": [["thin", "thick"], []]}
     )
     with pytest.raises(InputError, match="thickness is"):
-        named.check_do_each({"thickness": np.array([0.0, 0.5, 1.0])}, 3)
+        named.check_do({"thickness": np.array([0.0, 0.5, 1.0])}, 3)

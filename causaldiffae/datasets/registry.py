@@ -129,7 +129,7 @@ def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndar
         InputError: for an intervention that `DatasetSpec.check_do` refuses or that cannot be drawn, or where the
             truth is not known (base digits are missing).
     """
-    entry, checked = find_dataset(data.spec.name), data.spec.check_any_do(do, len(data))
+    entry, checked = find_dataset(data.spec.name), data.spec.check_do(do, len(data))
     if entry.counterfactual is None:
         raise InputError(f"true counterfactual: data set {data.spec.name} has no generator, so the truth is not known")
     labels, images = entry.counterfactual(data, checked)

@@ -1,7 +1,7 @@
 """What a model has to know about its data: `DatasetSpec`; it travels inside the checkpoint.
 
 Labels speak in their own units everywhere; `DatasetSpec.normalise` maps them to (y - shift) / scale and nothing else
-does. An intervention is checked once, by `DatasetSpec.check_do` or one of its kin, where it enters.
+does. An intervention is validated once, where it enters: `DatasetSpec.check_do` makes a `CheckedDo` of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it ends in names of files a
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
+
+
+class CheckedDo(dict[str, Any]):
+    """An intervention that `DatasetSpec.check_do` has validated: variable -> its value in label units.
+
+    A value is a float, or (B,) float64 with one value per image. What takes a `CheckedDo` does not validate it again.
+    """
+
+    def rows(self, rows: slice) -> CheckedDo:
+        """The intervention on some of the images."""
+        return CheckedDo({name: value[rows] if np.ndim(value) else value for name, value in self.items()})
 
 
 @dataclass(frozen=True)
@@ -139,74 +150,73 @@ class DatasetSpec:
         names = self.categories[i] if self.categories else ()
         return names[int(value)] if names and value in range(len(names)) else f"{value:.3g}"
 
-    def check_do(self, do: Mapping[str, Any]) -> dict[str, float]:
-        """An intervention in label units, checked; a value outside the training labels' range is done with a warning.
+    def check_do(self, do: Mapping[str, Any], count: int = 1, warn: bool = True) -> CheckedDo:
+        """Validates an intervention in label units; a `CheckedDo` is returned as it is.
 
-        A categorical or binary variable takes its category by name or number (`variable_kinds.category_label`).
+        Args:
+            do: variable -> a number, a category's name or number, or an array (count,) with one value per image.
+            count: number of images.
+            warn: warn about values outside the range of the training labels.
 
         Raises:
-            InputError: for an unknown variable, a value that is no finite number, or an unknown category.
+            InputError: for an unknown variable, a value that is not a finite number, an unknown category, or an array
+                of another length.
         """
+        if isinstance(do, CheckedDo):
+            return do
         if not isinstance(do, Mapping):
             raise InputError(f"do: {do!r} given, a mapping from variable to value is needed")
-        checked = {}
+        checked = CheckedDo()
         for name, value in do.items():
             if name not in self.graph.names:
                 raise InputError(f"do: unknown variable {name!r}, known are {', '.join(self.graph.names)}")
-            if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
-                value = value.item()
-            if self.kinds and self.kinds[self.graph.index(name)] != "continuous":
-                place = self.graph.index(name)
-                names = self.categories[place] if self.categories else ()
-                checked[name] = category_label(name, value, names, self.low[place], self.high[place])
-                continue
-            if not is_number(value) or not math.isfinite(value):
-                raise InputError(f"do: {name} is {value!r}, a finite number is needed")
-            low, high = self.low[self.graph.index(name)], self.high[self.graph.index(name)]
-            slack = 1e-6 * (high - low)  # the ends themselves, as float32 or printed
-            if not low - slack <= value <= high + slack:
-                message = (
-                    f"do: {name}={value:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
-                )
-                message += "extrapolated, a value inside is surer"
-                warnings.warn(message, UserWarning, stacklevel=2)
-            checked[name] = float(value)
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu().numpy()
+            if getattr(value, "ndim", 0):
+                checked[name] = self._check_values(name, value, count)
+            else:
+                checked[name] = self._check_value(name, value.item() if isinstance(value, np.ndarray) else value)
+            if warn:
+                self._warn_outside(name, checked[name])
         return checked
 
-    def normalise_do(self, do: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
-        """`check_any_do`, then every value in normalised units."""
+    def _check_value(self, name: str, value: Any) -> float:
+        """One value of a variable as its label."""
+        i = self.graph.index(name)
+        if self.kinds and self.kinds[i] != "continuous":
+            return category_label(name, value, self.categories[i] if self.categories else (), self.low[i], self.high[i])
+        if not is_number(value) or not math.isfinite(value):
+            raise InputError(f"do: {name} is {value!r}, a finite number is needed")
+        return float(value)
+
+    def _check_values(self, name: str, values: np.ndarray, count: int) -> np.ndarray:
+        """One value per image, (count,) float64."""
+        if values.shape != (count,):
+            raise InputError(
+                f"do: {name} has shape {values.shape}, a number or one for each image, ({count},), is needed"
+            )
+        if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
+            raise InputError(f"do: {name} holds NaN or infinity, finite numbers are needed")
+        distinct, indices = np.unique(values, return_inverse=True)
+        return np.array([self._check_value(name, value.item()) for value in distinct], np.float64)[indices.reshape(-1)]
+
+    def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
+        i = self.graph.index(name)
+        low, high = self.low[i], self.high[i]
+        slack = 1e-6 * (high - low)  # the ends themselves, as float32 or printed
+        if not self.category_values(i) and not (np.min(value) >= low - slack and np.max(value) <= high + slack):
+            extreme = np.min(value) if np.min(value) < low - slack else np.max(value)
+            warnings.warn(
+                f"do: {name}={extreme:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
+                "extrapolated, a value inside is surer",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def normalise_do(self, do: CheckedDo) -> dict[str, Any]:
+        """An intervention in normalised units."""
         index = self.graph.index
-        return {
-            name: (value - self.shift[index(name)]) / self.scale[index(name)]
-            for name, value in self.check_any_do(do, count).items()
-        }
-
-    def check_any_do(self, do: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """`check_do`, or `check_do_each` where a value is an array of one axis."""
-        each = isinstance(do, Mapping) and any(getattr(value, "ndim", 0) == 1 for value in do.values())
-        return self.check_do_each(do, count) if each else self.check_do(do)
-
-    def check_do_each(self, do: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-        """An intervention whose values differ between `count` images: a number or (count,) numbers for each variable.
-
-        Returns:
-            (count,) float64 for each variable, in label units; for the rest as `check_do`.
-        """
-        columns = {}
-        for name, value in do.items():
-            values = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-            if values.shape not in ((), (count,)):
-                given = f"do: {name} has shape {values.shape}"
-                raise InputError(f"{given}, a number or one for each image, ({count},), is needed")
-            if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
-                raise InputError(f"do: {name} holds NaN or infinity, finite numbers are needed")
-            distinct, places = np.unique(values, return_inverse=True)
-            # of a continuous variable the ends are enough: there is nothing to look up, and one warning will do
-            asked = distinct if self.kinds else distinct[[0, -1]] if len(distinct) else distinct
-            checked = [self.check_do({name: each.item()})[name] for each in asked]
-            column = np.asarray(checked, np.float64) if self.kinds else distinct.astype(np.float64)
-            columns[name] = np.broadcast_to(column[places.reshape(values.shape)], (count,)).copy()
-        return columns
+        return {name: (value - self.shift[index(name)]) / self.scale[index(name)] for name, value in do.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON form that `from_dict` reads."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
@@ -211,7 +212,8 @@ class TaskRunner:
         for name in self.task.variables:
             answers[f"measured/{name}"] = measure(spec, answers[f"images/{name}"])
             if self.task.truth_is_known:
-                labels, images = true_counterfactual(exact, {name: self.task.values[name][rows]})
+                do = spec.check_do({name: self.task.values[name][rows]}, len(rows), warn=False)
+                labels, images = true_counterfactual(exact, do)
                 answers |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
                 answers[f"true_measured/{name}"] = measure(spec, images)
         return answers
@@ -221,7 +223,8 @@ class TaskRunner:
         there = {name: self._column(self.task.values[name][rows]) for name in self.task.variables}
         index = part.spec.graph.index
         back = {name: self._column(part.labels[:, index(name)]) for name in self.task.variables}
-        questions: list[dict[str, Any]] = [{}, *({name: there[name]} for name in self.task.variables)]
+        check = partial(part.spec.check_do, count=len(part), warn=False)
+        questions = [check({}), *(check({name: there[name]}) for name in self.task.variables)]
         abducted = self.engine.abduct(x_start, classes, self.generator, labels)
         results = self.engine.predict(abducted, questions)
         null = results[0].images
@@ -291,7 +294,8 @@ class _Answers:
         self.engine, self.classes, self.generator = engine, classes, generator
 
     def __call__(self, images: Tensor, labels: Tensor, do: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        result = self.engine.predict(self.engine.abduct(images, self.classes, self.generator, labels), [do])[0]
+        checked = self.engine.spec.check_do(do, len(images), warn=False)
+        result = self.engine.predict(self.engine.abduct(images, self.classes, self.generator, labels), [checked])[0]
         return result.images, result.labels
 
 

@@ -16,7 +16,6 @@ import platform
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -141,8 +140,7 @@ def answer_chunk(job: Job, number: int) -> int:
     """Answers one chunk and keeps it on disk; returns its number of images."""
     opened = _open(job)
     rows = opened.task.chunks(job.settings.chunk)[number]
-    with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # values beyond the training range are the protocol's own
+    with _one_thread():
         answers = TaskRunner(opened.engine, opened.task, job.settings, opened.device).answer(rows)
     path = _part(parts_folder(job.out), number)
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -208,9 +207,7 @@ class Session:
             raise InputError(f"steps: {question.steps} given, {STEP_RANGE[0]}..{STEP_RANGE[1]} are allowed")
         if not 0.0 <= question.w <= self.most_w:
             raise InputError(f"guidance: {question.w:g} given, 0..{self.most_w:g} is allowed")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # out of range is refused below, in this page's words
-            do = self.spec.check_do(dict(question.do))
+        do = self.spec.check_do(question.do, warn=False)  # out of range is refused below, in this page's words
         for name, value in do.items():
             i = self.spec.graph.index(name)
             low, high = self.spec.low[i], self.spec.high[i]
