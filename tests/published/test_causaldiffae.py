@@ -69,8 +69,6 @@ def test_a_file_of_the_published_code_opens_as_a_model(tmp_path: Path) -> None:
     assert loaded.pixel_range == (0.0, 1.0), "its pixels are in 0..1"
     do = loaded.spec.check_do({"thickness": 4.5})
     assert loaded.spec.normalise_do(do) == {"thickness": 4.5}, "its labels are raw"
-        "its labels are raw"
-    )
     assert loaded.config.diffusion.diffusion_steps == 1000 and not loaded.config.diffusion.predict_v
     x, classes = torch.rand(2, 1, 28, 28) * 2 - 1, torch.tensor([3, 4])
     result = loaded.engine(4, "ddim").counterfactual(x, {"thickness": 4.5}, classes)

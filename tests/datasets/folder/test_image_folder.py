@@ -151,8 +151,6 @@ def test_do_takes_categories_by_name_or_number(folder: Path) -> None:
     assert spec.check_do({"hat": 1, "grey": np.float32(0)}) == {"hat": 1.0, "grey": 0.0}
     do = spec.normalise_do(spec.check_do({"grey": "yes"}))
     assert do["grey"] == pytest.approx((1 - spec.shift[2]) / spec.scale[2])
-        (1 - spec.shift[2]) / spec.scale[2]
-    )
     for wrong in ("helmet", 3, 0.5, -1, True, None):
         with pytest.raises(InputError, match=r"do: hat is .*, allowed are cap \(0\), none \(1\), straw \(2\)"):
             spec.check_do({"hat": wrong})
