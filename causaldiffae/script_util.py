@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -43,6 +43,8 @@ from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, OdeSolver
+
+SettingsT = TypeVar("SettingsT")
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -91,6 +93,24 @@ def argument_parser(description: str) -> ArgumentParser:
     parser = ArgumentParser(description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file of the same names as the flags")
     return parser
+
+
+def parse_settings(settings: type[SettingsT], argv: Sequence[str], description: str = "", **repeated: str) -> SettingsT:
+    """Fills a settings dataclass from `--config FILE` and one flag per field.
+
+    Args:
+        settings: the dataclass; its docstring is the flags' help.
+        repeated: list fields whose flag may be given several times, with their help texts.
+
+    Raises:
+        InputError: for an unknown flag or a value of the wrong type.
+    """
+    parser = argument_parser(description)
+    parser.add_class_arguments(settings, nested_key=None, skip=set(repeated), instantiate=False)
+    for name, text in repeated.items():
+        parser.add_argument(f"--{name}", action="append", default=[], help=text)
+    values = parse_flat(parser, argv)
+    return settings(**{name: values[name] for name in settings.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
