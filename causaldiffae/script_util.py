@@ -95,7 +95,7 @@ def argument_parser(description: str) -> ArgumentParser:
     return parser
 
 
-def parse_settings(settings: type[SettingsT], argv: Sequence[str], description: str = "", **repeated: str) -> SettingsT:
+def parse_flags(settings: type[SettingsT], argv: Sequence[str], description: str = "", **repeated: str) -> SettingsT:
     """Fills a settings dataclass from `--config FILE` and one flag per field.
 
     Args:
