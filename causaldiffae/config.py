@@ -1,7 +1,7 @@
-"""The configuration: one frozen dataclass per component, every field also a flag of the same name.
+"""The configuration: one frozen dataclass per component; every field is also a flag and a YAML key of the same name.
 
-Flag names are guided-diffusion's and the published CausalDiffAE's where those had one. YAML files in configs/ hold
-the same flat names; an unknown key is refused. The whole of it travels inside every checkpoint.
+Names follow guided-diffusion and the published CausalDiffAE where these have one. Unknown keys are refused. Every
+checkpoint contains the complete configuration.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from causaldiffae.errors import DataError, InputError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,38 +22,37 @@ class ModelConfig:
     """The networks.
 
     Attributes:
-        model_type: "causaldae", "diffscm", or a model they are compared with: "conditional", "diffae", "causalvae".
-        network: the score network of model_type "diffscm": "unet", or "dit", a transformer.
-        num_channels: base width of the U-Net, a multiple of 32; width of the transformer's tokens.
+        model_type: "causaldae", "diffscm", or one of the baselines "conditional", "diffae" and "causalvae".
+        network: diffscm: the score network, "unet" or "dit" (a transformer).
+        num_channels: base width of the U-Net, a multiple of 32; token width of the transformer.
         num_res_blocks: residual blocks per resolution.
-        channel_mult: width multipliers per resolution, "1,2,2".
-        patch_size: the U-Net works on patches of so many pixels a side; 1 is the published network. Side of the
-            transformer's tokens.
-        depth: blocks of the transformer.
-        attention_resolutions: sides of the feature maps at which attention is applied, "14,7".
+        channel_mult: width multipliers per resolution, such as "1,2,2".
+        patch_size: side of the pixel patches that the U-Net works on, 1 as published; side of the transformer's tokens.
+        depth: number of transformer blocks.
+        attention_resolutions: sizes of the feature maps with attention, such as "14,7".
         num_heads: attention heads.
-        num_head_channels: channels per head; -1 leaves it to num_heads.
+        num_head_channels: channels per attention head; -1 uses num_heads instead.
         use_scale_shift_norm: the embedding scales and shifts the normalised activations.
         resblock_updown: resample inside residual blocks.
-        conv_resample: a convolution at every change of resolution; else pooling and nearest neighbours.
-        use_new_attention_order: layout of the attention's weights, see AttentionBlock.
-        dropout: probability in residual blocks.
-        use_checkpoint: recompute activations to save memory.
-        class_cond: the data set's class (the digit) also conditions the U-Net.
-        rep_dim: number of latents in all, shared out evenly between the variables.
-        block_size: latents per variable, in place of rep_dim; 0 leaves it to rep_dim.
-        cond_hidden: hidden width of the latents' embedding; 0 for one linear layer, as published.
-        learned_null: the null token has an embedding of its own; else it is z = 0, as published.
-        block_null: every variable's block has a learned null vector of its own, which `block_drop_prob` trains.
+        conv_resample: resample by convolutions instead of pooling and nearest neighbours.
+        use_new_attention_order: memory layout of the attention weights, see AttentionBlock.
+        dropout: dropout probability in residual blocks.
+        use_checkpoint: recompute activations in the backward pass to save memory.
+        class_cond: condition the U-Net on the data set's class (the digit) as well.
+        rep_dim: total number of latents, split evenly between the variables.
+        block_size: latents per variable; 0 derives them from rep_dim.
+        cond_hidden: hidden width of the latents' embedding; 0 for a single linear layer, as published.
+        learned_null: learn an embedding of the null token; otherwise it is z = 0, as published.
+        block_null: learn a null vector for the block of each variable, trained by block_drop_prob.
         encoder_channels: widths of the encoder's convolutions.
         encoder_norm: "batch", as published, or "none".
         mechanism: "additive", "affine" or "one_hop", see scm.py.
-        mechanism_width: hidden width of the mechanisms; 0 means the number of latents in all.
+        mechanism_width: hidden width of the mechanisms; 0 uses the total number of latents.
         mechanism_depth: hidden layers of the mechanisms.
-        min_scale: floor of a child's residual scale, in normalised label units.
-        label_cond: of model_type "diffscm": the score network also takes labels, and so is the implicit predictor.
-        aligned: of model_type "diffae": its blocks are tied to the labels.
-        decoder_channels: of model_type "causalvae": widths of its decoder, from the smallest feature map on.
+        min_scale: smallest residual scale of a variable with parents, in normalised label units.
+        label_cond: diffscm: the score network also takes labels and thereby acts as an implicit predictor.
+        aligned: diffae: align the latent blocks with the labels.
+        decoder_channels: causalvae: widths of the decoder, from the smallest feature map on.
     """
 
     model_type: str = "causaldae"
@@ -91,9 +88,9 @@ class ModelConfig:
     decoder_channels: str = "128,64,32"
 
     def block_size_for(self, num_variables: int) -> int:
-        """Latents of each of so many variables; an uneven share is an `InputError`."""
+        """Latents per variable; raises `InputError` if `rep_dim` cannot be split evenly."""
         if not self.block_size and self.rep_dim % num_variables:
-            raise InputError(f"rep_dim: {self.rep_dim} given, a multiple of the {num_variables} variables is needed")
+            raise InputError(f"rep_dim: expected a multiple of the {num_variables} variables, got {self.rep_dim}")
         return self.block_size or self.rep_dim // num_variables
 
 
@@ -102,17 +99,17 @@ class DiffusionConfig:
     """The diffusion process.
 
     Attributes:
-        diffusion_steps: T.
+        diffusion_steps: number of diffusion steps T.
         noise_schedule: "linear" or "cosine".
         learn_sigma: learn the variance of the reverse process.
         sigma_small: use the smaller of the two fixed variances.
         use_kl: train on the variational bound.
-        predict_xstart: the network predicts x_0 in place of eps.
-        predict_v: the network predicts v in place of eps, which weighs the image more where noise is strong.
-        rescale_timesteps: the network sees t * 1000 / T.
-        rescale_learned_sigmas: rescale the bound beside the squared error.
-        min_snr_gamma: weigh the squared error by min(SNR, gamma), seen from x_0; 0 for the plain error.
-        zero_terminal_snr: the last step is pure noise; needs predict_v or predict_xstart.
+        predict_xstart: the network predicts x_0 instead of eps.
+        predict_v: the network predicts v instead of eps, which weights the image more at high noise levels.
+        rescale_timesteps: the network receives t * 1000 / T.
+        rescale_learned_sigmas: add the rescaled variational bound to the squared error.
+        min_snr_gamma: weight the squared error of x_0 by min(SNR, gamma); 0 for the plain error.
+        zero_terminal_snr: make the last step pure noise; requires predict_v or predict_xstart.
     """
 
     diffusion_steps: int = 1000
@@ -130,23 +127,22 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What training minimises, see losses.py.
+    """The training objective, see losses.py.
 
     Attributes:
-        kl_weight: gamma, the weight of both divergences, once it has risen.
+        kl_weight: final value of gamma, the weight of both KL divergences.
         kl_anneal_steps: steps over which gamma rises linearly from 0.
-        label_std: spread of a block around its label, in normalised units; the published prior has 1.
-        label_kl_variance: "posterior": the divergence's own variance; "unit": 1, as in the published code.
-        variance_factor: multiplies the variance that latents are sampled with (published: 0.001).
+        label_std: standard deviation of a block around its label, in normalised units; 1 in the published prior.
+        label_kl_variance: variance in the label divergence: "posterior", or "unit" as in the published code.
+        variance_factor: factor on the variance that latents are sampled with; 0.001 in the published code.
         mechanism_weight: weight of the mechanisms' likelihood on the labels.
-        drop_prob: share of the images whose latents are replaced by the null token, as guidance training.
-        block_drop_prob: probability that a variable's block is replaced by its null vector, drawn for each image and
-            variable by itself, so that the score given any subset of the variables is learned; needs `block_null`.
-        label_forcing: share of the labelled images that are drawn from latents of the label prior p(z | y) in place of
-            their own, so that the decoder learns to obey the labels.
-        masking: weak supervision: only `label_fraction` of the training images have labels.
-        label_fraction: share of the training images with labels, see supervision.py.
-        label_seed: of the choice of those images.
+        drop_prob: probability of replacing an image's latents by the null token, for classifier-free guidance.
+        block_drop_prob: probability of replacing the block of one variable by its null vector, independently for each
+            image and variable, so that the score given any subset of the variables is learned; requires block_null.
+        label_forcing: fraction of the labelled images that are decoded from latents of the label prior p(z | y).
+        masking: weak supervision: only label_fraction of the training images keep their labels.
+        label_fraction: fraction of the training images with labels, see label_subsets.py.
+        label_seed: seed for choosing the images with labels.
     """
 
     kl_weight: float = 1.0
@@ -168,38 +164,40 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        dataset: name of the data set, or empty to be told by the configuration file.
-        data_dir: its folder.
-        graph: the causal graph's file, for data set "folder"; by default graph.yaml in its folder.
-        run_dir: where checkpoints, logs and pictures go; a folder, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH.
-        image_size, channels: resize to another size or number of channels than the data set's own; 0 keeps it.
-        num_images: use only the first so many training images; 0 for all.
+        dataset: name of the data set.
+        data_dir: folder of the data set.
+        graph: data set "folder": file of the causal graph; by default graph.yaml in data_dir.
+        run_dir: folder for checkpoints and logs, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH.
+        image_size: resize images to this size; 0 keeps the size of the data set.
+        channels: convert images to this number of channels; 0 keeps that of the data set.
+        num_images: use only the first num_images training images; 0 for all.
         total_steps: training steps.
-        batch_size: images per process and step.
+        batch_size: images per step and process.
         microbatch: images per forward pass; 0 for the whole batch.
         lr: learning rate.
-        weight_decay: of AdamW.
-        warmup_steps: steps over which the learning rate rises.
-        lr_anneal_steps: the last so many steps, over which it falls linearly to 0; 0 keeps it constant.
-        grad_clip: largest norm of the gradient; 0 for no limit.
-        ema_rate: rate of the moving average of the weights, or several, "0.999,0.9999".
-        ema_warmup: the moving average starts short and grows to its rate.
+        weight_decay: weight decay of AdamW.
+        warmup_steps: steps of linear learning-rate warm-up.
+        lr_anneal_steps: last steps, over which the learning rate falls linearly to 0; 0 keeps it constant.
+        grad_clip: largest gradient norm; 0 for no limit.
+        ema_rate: decay rates of the moving averages of the weights, separated by commas.
+        ema_warmup: start with a short moving average that lengthens to its rate.
         schedule_sampler: "uniform" or "loss-second-moment".
-        use_bf16: activations in bfloat16, where the hardware has it.
-        compile: compile the score network, once at the start.
-        channels_last: convolutions' weights with the channels innermost.
-        seed: of everything that is drawn.
-        log_interval, save_interval, sample_interval: steps between lines, checkpoints, pictures.
-        keep_last: checkpoints to keep.
-        keep_every: checkpoints of every so many steps stay too; 0 for none.
-        background_save: write checkpoints while training goes on.
-        max_skipped_steps: steps with a loss or gradient that is not finite that may follow one another; they change
-            nothing, and one more ends the run.
-        max_hours: save and end after so many hours; 0 for no limit.
-        resume_checkpoint: go on from this step folder; by default from the newest one in run_dir.
-        init_weights: start from the weights of this model folder, at step 0.
-        tensorboard: also write TensorBoard files.
-        dry_run: print the resolved configuration and the model's size, and stop.
+        use_bf16: compute activations in bfloat16 where the hardware supports it.
+        compile: compile the score network with torch.compile.
+        channels_last: store convolution weights in the channels-last memory format.
+        seed: random seed.
+        log_interval: steps between log rows.
+        save_interval: steps between checkpoints.
+        sample_interval: steps between counterfactual previews.
+        keep_last: number of recent checkpoints to keep.
+        keep_every: also keep the checkpoint of every keep_every-th step; 0 for none.
+        background_save: write checkpoints in a background thread.
+        max_skipped_steps: consecutive steps with a non-finite loss or gradient that are skipped before the run ends.
+        max_hours: save a checkpoint and stop after this many hours; 0 for no limit.
+        resume_checkpoint: step folder to resume from; by default the newest one in run_dir.
+        init_weights: model folder whose weights to start from, at step 0.
+        tensorboard: write TensorBoard event files as well.
+        dry_run: print the configuration, the model size and the resources needed, then exit.
     """
 
     dataset: str = ""
@@ -239,65 +237,34 @@ class TrainConfig:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    # What the published CausalDiffAE code does, whatever else a configuration says.
+    # The settings of the published CausalDiffAE code.
     "reference": {
+        **dict.fromkeys(("learned_null", "block_null", "learn_sigma", "predict_v", "predict_xstart"), False),
+        **dict.fromkeys(("zero_terminal_snr", "ema_warmup"), False),
+        **dict.fromkeys(("mechanism_width", "cond_hidden", "warmup_steps", "lr_anneal_steps"), 0),
+        **dict.fromkeys(("min_snr_gamma", "mechanism_weight", "weight_decay", "grad_clip"), 0.0),
+        **dict.fromkeys(("drop_prob", "block_drop_prob", "label_forcing"), 0.0),
         "mechanism": "one_hop",
-        "mechanism_width": 0,
         "encoder_norm": "batch",
-        "cond_hidden": 0,
-        "learned_null": False,
-        "block_null": False,
-        "learn_sigma": False,
-        "predict_v": False,
-        "predict_xstart": False,
-        "min_snr_gamma": 0.0,
-        "zero_terminal_snr": False,
         "kl_weight": 1.0,
         "kl_anneal_steps": 50_000,
         "label_std": 1.0,
         "label_kl_variance": "unit",
         "variance_factor": 0.001,
-        "mechanism_weight": 0.0,
-        "drop_prob": 0.0,
-        "block_drop_prob": 0.0,
-        "label_forcing": 0.0,
         "lr": 1e-4,
-        "weight_decay": 0.0,
-        "warmup_steps": 0,
-        "lr_anneal_steps": 0,
-        "grad_clip": 0.0,
         "ema_rate": "0.9999",
-        "ema_warmup": False,
     },
 }
-"""Named sets of values that `--recipe NAME` puts in at its place on the command line."""
+"""Named sets of values; `--recipe NAME` stands for the corresponding flags."""
 
-COMPONENTS: dict[str, type] = {
-    "model": ModelConfig,
-    "diffusion": DiffusionConfig,
-    "loss": LossConfig,
-    "train": TrainConfig,
-}
 POSITIVE = {
-    "num_channels",
-    "num_res_blocks",
-    "patch_size",
-    "depth",
-    "num_heads",
-    "rep_dim",
-    "mechanism_depth",
-    "min_scale",
-    "diffusion_steps",
-    "label_std",
-    "total_steps",
-    "batch_size",
-    "lr",
-    "log_interval",
-    "save_interval",
-    "sample_interval",
-    "keep_last",
+    *("num_channels", "num_res_blocks", "patch_size", "depth", "num_heads", "rep_dim", "mechanism_depth", "min_scale"),
+    *("diffusion_steps", "label_std", "total_steps", "batch_size", "lr", "keep_last"),
+    *("log_interval", "save_interval", "sample_interval"),
 }
-# Far above what any model here has; a stranger's configuration must not ask for more.
+FRACTIONS = {"drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
+CHOICES = {"label_kl_variance": ("posterior", "unit"), "network": ("unet", "dit")}
+# Far above the size of any useful model; bounds the memory that an untrusted configuration can request.
 LARGEST = {
     **dict.fromkeys(("num_channels", "num_heads", "num_head_channels", "patch_size"), 1 << 13),
     **dict.fromkeys(("rep_dim", "block_size", "cond_hidden", "mechanism_width"), 1 << 16),
@@ -307,9 +274,35 @@ LARGEST = {
 MAX_INTS = 16
 
 
+def _check_value(name: str, value: Any) -> None:
+    """Raises `InputError` for a value outside its range."""
+    expected = ""
+    if name in CHOICES and value not in CHOICES[name]:
+        expected = " or ".join(CHOICES[name])
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            expected = "a finite number"
+        elif name in POSITIVE and value <= 0:
+            expected = "a positive number"
+        elif name in FRACTIONS and not 0 <= value <= 1:
+            expected = "a number from 0 to 1"
+        elif name == "num_head_channels" and (value < -1 or value == 0):
+            expected = "-1 or a positive number"
+        elif value < 0 and name != "num_head_channels":
+            expected = "0 or more"
+        elif value > LARGEST.get(name, math.inf):
+            expected = f"at most {LARGEST[name]}"
+    if expected:
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result."""
+    """Complete configuration of a run, validated.
+
+    Raises:
+        InputError: if a value is out of range or two values contradict each other.
+    """
 
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -317,65 +310,32 @@ class Config:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        for component in COMPONENTS:
-            for name, value in dataclasses.asdict(getattr(self, component)).items():
-                if isinstance(value, bool) or not isinstance(value, int | float):
-                    continue
-                if not math.isfinite(value):
-                    raise InputError(f"{name}: {value} given, a finite number is needed")
-                if name in POSITIVE and value <= 0:
-                    raise InputError(f"{name}: {value} given, a positive number is needed")
-                if value > LARGEST.get(name, math.inf):
-                    raise InputError(f"{name}: {value} given, at most {LARGEST[name]} is allowed")
-                if value < 0 and name != "num_head_channels":
-                    raise InputError(f"{name}: {value} given, 0 or more is needed")
-        probabilities: tuple[tuple[str, Any], ...] = (
-            ("drop_prob", self.loss),
-            ("block_drop_prob", self.loss),
-            ("label_fraction", self.loss),
-            ("label_forcing", self.loss),
-            ("dropout", self.model),
-        )
-        for name, part in probabilities:
-            value = getattr(part, name)
-            if not 0 <= value <= 1:
-                kind = "share" if name.startswith("label_") else "probability"
-                raise InputError(f"{name}: {value} given, a {kind} between 0 and 1 is needed")
-        if self.model.block_null and self.model.model_type != "causaldae":
-            raise InputError(f"block_null: expected model_type causaldae, got {self.model.model_type}")
+        for values in self.to_dict().values():
+            for name, value in values.items():
+                _check_value(name, value)
+        model_type = self.model.model_type
+        if self.model.block_null and model_type != "causaldae":
+            raise InputError(f"block_null: expected model_type causaldae, got {model_type}")
+        if self.model.network == "dit" and model_type != "diffscm":
+            raise InputError(f"network: expected unet for model_type {model_type}, got dit")
         if self.loss.label_fraction < 1 and not self.loss.masking:
             raise InputError(
-                f"label_fraction: {self.loss.label_fraction} given without weak supervision; add --masking True"
-            )
-        if self.loss.label_kl_variance not in ("posterior", "unit"):
-            raise InputError(f"label_kl_variance: {self.loss.label_kl_variance!r} given, allowed are posterior, unit")
-        if self.model.num_head_channels < -1 or self.model.num_head_channels == 0:
-            raise InputError(
-                f"num_head_channels: {self.model.num_head_channels} given, -1 or a positive number is needed"
-            )
-        if self.model.network not in ("unet", "dit"):
-            raise InputError(f"network: {self.model.network!r} given, allowed are unet, dit")
-        if self.model.network == "dit" and self.model.model_type != "diffscm":
-            raise InputError(
-                f"network: dit given, a {self.model.model_type} has a U-Net; model_type diffscm takes either"
+                f"label_fraction: expected 1 without masking, got {self.loss.label_fraction}; add --masking True"
             )
         for name in ("channel_mult", "encoder_channels", "decoder_channels"):
             if not parse_ints(name, getattr(self.model, name)):
-                raise InputError(f"{name}: {getattr(self.model, name)!r} given, at least one number is needed")
+                raise InputError(f"{name}: expected at least one number, got {getattr(self.model, name)!r}")
         self.ema_rates()
 
     def ema_rates(self) -> list[str]:
-        """The moving averages' rates, as they were written."""
+        """Rates of the moving averages, as written in the configuration."""
         rates = [part.strip() for part in self.train.ema_rate.split(",")]
-        for rate in rates:
-            try:
-                inside = 0.0 <= float(rate) < 1.0
-            except ValueError:
-                inside = False
-            if not inside:
-                raise InputError(
-                    f"ema_rate: {self.train.ema_rate!r} given, numbers in [0, 1) are needed, like '0.9999'"
-                )
+        try:
+            valid = all(0.0 <= float(rate) < 1.0 for rate in rates)
+        except ValueError:
+            valid = False
+        if not valid:
+            raise InputError(f"ema_rate: expected numbers in [0, 1) such as '0.9999', got {self.train.ema_rate!r}")
         return rates
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -384,42 +344,51 @@ class Config:
 
     @classmethod
     def from_dict(cls, description: Any) -> Config:
-        """The inverse of `to_dict`; what is missing takes its default, what is unknown is refused."""
+        """Inverse of `to_dict`; missing values take their defaults.
+
+        Raises:
+            DataError: for an unknown key or a value of the wrong type.
+        """
         parts: dict[str, Any] = {}
         for name, component in COMPONENTS.items():
             if not isinstance(description, Mapping) or not isinstance(description.get(name, {}), Mapping):
-                raise DataError(f"config: {name} must be a mapping")
+                raise DataError(f"config: {name}: expected a mapping")
             parts[name] = _build(component, description.get(name, {}))
         unknown = sorted(set(description) - set(COMPONENTS))
         if unknown:
-            raise DataError(f"config: unknown part {unknown[0]!r}, known are {', '.join(COMPONENTS)}")
+            raise DataError(f"config: expected the parts {', '.join(COMPONENTS)}, got {unknown[0]!r}")
         return cls(**parts)
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with any field."""
+        """Twelve hexadecimal digits that change with every field."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _build(component: type[T], values: Mapping[str, Any]) -> T:
-    fields = {f.name: f for f in dataclasses.fields(component)}  # type: ignore[arg-type]
+COMPONENTS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+
+
+def _build(component: type, values: Mapping[str, Any]) -> Any:
+    defaults = {f.name: f.default for f in dataclasses.fields(component)}
+    checked = {}
     for key, value in values.items():
-        if key not in fields:
+        if key not in defaults:
             raise DataError(f"config: unknown key {key!r} in {component.__name__}")
-        default = fields[key].default
-        allowed = (int, float) if isinstance(default, float) else (type(default),)
-        if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
-            raise DataError(f"config: {key} must be of type {type(default).__name__}, got {value!r}")
-    return component(**{key: float(v) if isinstance(fields[key].default, float) else v for key, v in values.items()})
+        kind = type(defaults[key])
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+            raise DataError(f"config: {key}: expected {kind.__name__}, got {value!r}")
+        checked[key] = kind(value)
+    return component(**checked)
 
 
 def parse_ints(name: str, text: str) -> tuple[int, ...]:
-    """ "16,8" -> (16, 8); an empty text gives none."""
+    """Parses positive integers separated by commas: "16,8" -> (16, 8), "" -> ()."""
     try:
         values = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         values = (0,)
     if any(value < 1 for value in values):
-        raise InputError(f"{name}: {text[:200]!r} given, positive whole numbers separated by commas are needed")
+        raise InputError(f"{name}: expected positive integers separated by commas, got {text[:200]!r}")
     if len(values) > MAX_INTS or any(value > 1 << 16 for value in values):
-        raise InputError(f"{name}: {text[:200]!r} given, at most {MAX_INTS} numbers up to {1 << 16} are allowed")
+        raise InputError(f"{name}: expected at most {MAX_INTS} numbers up to {1 << 16}, got {text[:200]!r}")
     return values

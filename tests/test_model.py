@@ -298,13 +298,13 @@ def test_attention_is_given_in_pixels() -> None:
 
 def test_messages() -> None:
     spec = squares_spec()
-    with pytest.raises(InputError, match="rep_dim: 5 given, a multiple of the 2 variables is needed"):
+    with pytest.raises(InputError, match="rep_dim: expected a multiple of the 2 variables, got 5"):
         CausalDiffAE.from_config(ModelConfig(rep_dim=5), spec)
     with pytest.raises(InputError, match="mechanism: 'spline' given"):
         model(mechanism="spline")
     with pytest.raises(InputError, match="encoder_norm: 'group' given"):
         model(encoder_norm="group")
-    with pytest.raises(InputError, match="channel_mult: '1,x' given, positive whole numbers"):
+    with pytest.raises(InputError, match="channel_mult: expected positive integers separated by commas, got '1,x'"):
         model(channel_mult="1,x")
     with pytest.raises(InputError, match="num_channels: 20 given"):
         model(num_channels=20)

@@ -402,12 +402,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("part", "key", "value", "message"),
     [
         ("model", "num_channels", 8192, "checkpoint of another model"),
-        ("model", "num_channels", 2**40, "num_channels: 1099511627776 given, at most 8192 is allowed"),
+        ("model", "num_channels", 2**40, "num_channels: expected at most 8192, got 1099511627776"),
         ("model", "rep_dim", 65536, "checkpoint of another model"),
-        ("model", "num_res_blocks", 10**9, "num_res_blocks: 1000000000 given, at most 16 is allowed"),
-        ("model", "channel_mult", "1," * 50, "channel_mult: .* at most 16 numbers up to 65536 are allowed"),
+        ("model", "num_res_blocks", 10**9, "num_res_blocks: expected at most 16, got 1000000000"),
+        ("model", "channel_mult", "1," * 50, "channel_mult: expected at most 16 numbers up to 65536"),
         ("model", "num_channels", 33, "its sizes make no network|num_channels"),
-        ("diffusion", "diffusion_steps", 10**12, "at most 100000 is allowed"),
+        ("diffusion", "diffusion_steps", 10**12, "expected at most 100000"),
     ],
 )
 def test_sizes_of_a_strangers_model_cost_nothing(
