@@ -1,7 +1,7 @@
-"""Errors a user can mend: what was wrong, what was given, what is allowed.
+"""Errors that the user can fix.
 
-Scripts turn an `InputError` into one line on standard error and exit code 2 (`script_util.run_cli`);
-any other exception is a defect of ours and keeps its traceback.
+Scripts turn an `InputError` into one line on standard error and exit code 2 (`script_util.run_cli`). Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ MAX_MESSAGE: Final = 2000
 
 
 def one_line(message: object) -> str:
-    """A message on one line of `MAX_MESSAGE` characters at most, its middle left out; nothing in it steers a terminal.
+    """Puts a message on one line of at most `MAX_MESSAGE` characters, leaving out its middle if necessary.
 
-    It may quote what a stranger wrote: characters for control, formatting and surrogates become question marks.
+    A message may quote untrusted text, so control, formatting and surrogate characters become question marks.
     """
     text = str(message)
     if len(text) > MAX_MESSAGE:
@@ -26,25 +26,25 @@ def one_line(message: object) -> str:
 
 
 class InputError(ValueError):
-    """An argument, a configuration value or a request that cannot be served; its message is one line."""
+    """Invalid argument, configuration value or request, with a message of one line."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))
 
 
 class DataError(InputError):
-    """A file or folder whose content is not what its name or its place promises."""
+    """Invalid content of a file or folder."""
 
 
 def check_given(settings: object, *names: str) -> None:
-    """`InputError` for the first of these settings that is empty; every one is a flag too."""
+    """Raises `InputError` for the first of these settings that is empty; each is also a flag."""
     for name in names:
         if not getattr(settings, name):
-            raise InputError(f"{name}: it is not given; --{name} must name it")
+            raise InputError(f"{name}: expected a value, got none; set --{name}")
 
 
 def check_least(settings: object, **least: int) -> None:
-    """`InputError` for the first of these settings that is below what is named as its least value."""
+    """Raises `InputError` for the first setting below its least value."""
     for name, value in least.items():
         if getattr(settings, name) < value:
-            raise InputError(f"{name}: {getattr(settings, name)} given, {value} or more is needed")
+            raise InputError(f"{name}: expected {value} or more, got {getattr(settings, name)}")

@@ -114,4 +114,4 @@ def test_what_has_no_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="class autoencoders are needed"):
         load_autoencoders(REPO / "weights" / "pendulum_32_predictor")
     script = REPO / "classifiers" / "class_autoencoders.py"
-    assert_refused(run(script, f"--out={tmp_path}"), "data_dir: it is not given")
+    assert_refused(run(script, f"--out={tmp_path}"), "data_dir: expected a value, got none")

@@ -209,9 +209,9 @@ def test_the_script_takes_the_score_networks_data_and_schedule(tmp_path: Path) -
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
-    assert_refused(run(SCRIPT, "--dataset=mnist", "--out=x"), "data_dir: it is not given")
+    assert_refused(run(SCRIPT, "--dataset=mnist", "--out=x"), "data_dir: expected a value, got none")
     base = ["--dataset=mnist", f"--data_dir={SHARE}", f"--out={tmp_path / 'p'}"]
-    assert_refused(run(SCRIPT, *base, "--iterations=0"), "iterations: 0 given")
+    assert_refused(run(SCRIPT, *base, "--iterations=0"), "iterations: expected 1 or more, got 0")
     assert_refused(run(SCRIPT, *base, "--pool=mean"), "pool: 'mean' given")
     assert_refused(run(SCRIPT, *base, "--noise_schedule=square"), "noise_schedule: 'square' given")
     assert_refused(run(SCRIPT, *base, "--patch_size=5"), "patch_size: 5 given")

@@ -208,9 +208,9 @@ def test_a_short_training_learns_and_never_sees_the_test_images(digits: Path, tm
 
 
 def test_training_says_what_is_missing() -> None:
-    with pytest.raises(InputError, match="data_dir: it is not given"):
+    with pytest.raises(InputError, match="data_dir: expected a value, got none; set --data_dir"):
         training.PredictorTraining(out="x")
-    with pytest.raises(InputError, match="steps: 0 given"):
+    with pytest.raises(InputError, match="steps: expected 1 or more, got 0"):
         training.PredictorTraining("a", "b", steps=0)
 
 
