@@ -49,7 +49,7 @@ def graph_svg(graph: CausalGraph, do: Iterable[str], values: Mapping[str, str]) 
         state = "cut" if role_of[edge[1]] == "set" else "live" if role_of[edge[0]] != "stays" else "idle"
         parts.append(f'<path class="edge {state}" d="{_curve(points)}" marker-end="url(#cd-head-{state})"/>')
     for name in graph.names:
-        x, y = placed.places[name]
+        x, y = placed.positions[name]
         wide, high = (placed.widths[name] - 0.06) * _PIXELS, heights[name] * _PIXELS
         parts.append(_box(x_of(x), y_of(y), wide, high, role_of[name], lines[name]))
     said = "; ".join(f"{name} {role_of[name]}: {values.get(name, '')}" for name in graph.names)

@@ -1,1 +1,1 @@
-"""Image grids, graphs and pages of a run."""
+"""Image grids, drawings of graphs, training curves."""

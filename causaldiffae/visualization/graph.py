@@ -1,49 +1,51 @@
-"""A picture of a causal graph: causes above their effects.
+"""Drawing of a causal graph: causes above their effects.
 
-The drawing follows Sugiyama, Tagawa and Toda (1981). Every variable lies one layer below its lowest cause; an edge
-that passes layers gets an invisible place in each, so that it runs between the variables there; the places of a layer
-are ordered by the mean place of their neighbours, to and fro, and the order with the fewest crossings is kept; last,
-places move towards their neighbours as far as their width lets them.
+A layered layout in the style of Sugiyama, Tagawa and Toda (1981). Layers are networkx's topological generations. An
+edge that spans several layers passes through an invisible node in each. Nodes are ordered by the mean position of their
+neighbours, and moved towards them by isotonic regression. networkx's own `multipartite_layout` neither reduces
+crossings nor knows box widths, and graphviz is a system package.
 """
 
 from __future__ import annotations
 
-import bisect
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
+import networkx as nx
 import numpy as np
 
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.visualization.image_grids import render
 
 SWEEPS: Final = 24
 CHARACTER, MARGIN, LINE, GAP = 0.085, 0.22, 0.17, 0.3  # inches
-PASSING: Final = 0.16  # what an edge takes in a layer that it passes
+PASSING: Final = 0.16  # width of an edge in a layer that it passes, inches
 DPI: Final = 110
-MAX_SIDE: Final = 8000  # pixels of the whole picture
+MAX_SIDE: Final = 8000  # pixels
 COLOURS: Final = ("#34568b", "#7a4b94", "#2f7d5b", "#a3572e", "#7d2f45", "#5b6770")
-"""Of the edges, by their cause."""
-MAX_PASSING: Final = 3000  # edges of larger graphs run as they please
+"""Edge colours, by cause."""
+MAX_PASSING: Final = 3000  # invisible nodes; in larger graphs long edges are straight
 
-Place = tuple[str, ...]  # (variable,) or (cause, effect, layer) of an edge that passes
+Node = tuple[str, ...]  # (variable,), or (cause, effect, layer) where an edge passes a layer
 
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """Where everything of a drawing lies, in inches; y grows upwards, the first layer is at 0.
+    """Positions in inches; y grows upwards and is 0 in the first layer.
 
     Attributes:
-        places: the middle (x, y) of every variable's box.
-        widths: of every variable's box with its margin.
-        bends: for every edge, the points between the boxes that it passes on its way down, in order.
-        step: from one layer to the next; left, right: the ends of the drawing.
-        layers: how many there are.
+        positions: centre (x, y) of each variable's box.
+        widths: width of each variable's box with its margin.
+        bends: for each edge, the points at which it passes the layers between its ends, from top to bottom.
+        step: distance between layers.
+        left, right: horizontal bounds of the drawing.
+        layers: number of layers.
     """
 
-    places: dict[str, tuple[float, float]]
+    positions: dict[str, tuple[float, float]]
     widths: dict[str, float]
     bends: dict[tuple[str, str], list[tuple[float, float]]]
     step: float
@@ -53,194 +55,166 @@ class GraphLayout:
 
 
 def layout(graph: CausalGraph, texts: Mapping[str, str]) -> GraphLayout:
-    """Places boxes that hold `texts` (lines, one text for each variable), causes above their effects."""
-    layers, links = _layers(graph)
-    _order(layers, links)
-    widths = {place: _width(place, texts) for layer in layers for place in layer}
-    x = _positions(layers, links, widths)
-    depth = _depth(texts)
-    step = depth + 0.45 + 0.02 * max(len(layer) for layer in layers)
-    y = {place: -step * i for i, layer in enumerate(layers) for place in layer}
-    left, right = (f(x[p] + side * widths[p] / 2 for p in x) for f, side in ((min, -1), (max, 1)))
+    """Lays out one box per variable, causes above effects.
+
+    Args:
+        texts: the lines of text in each variable's box.
+    """
+    layered, layers = _layers(graph)
+    layers = _reduce_crossings(layered, layers)
+    widths = {node: _width(node, texts) for node in layered}
+    x = _horizontal_positions(layered, layers, widths)
+    step = _box_height(texts) + 0.45 + 0.02 * max(len(layer) for layer in layers)
+    y = {node: -step * i for i, layer in enumerate(layers) for node in layer}
     bends: dict[tuple[str, str], list[tuple[float, float]]] = {edge: [] for edge in graph.edges}
-    for place in sorted((place for place in x if len(place) > 1), key=lambda place: int(place[2])):
-        bends[(place[0], place[1])].append((x[place], y[place]))
-    places = {name: (x[(name,)], y[(name,)]) for name in graph.names}
-    own_widths = {name: widths[(name,)] for name in graph.names}
-    return GraphLayout(places, own_widths, bends, step, left, right, len(layers))
+    for node in sorted((node for node in x if len(node) > 1), key=lambda node: int(node[2])):
+        bends[(node[0], node[1])].append((x[node], y[node]))
+    return GraphLayout(
+        positions={name: (x[(name,)], y[(name,)]) for name in graph.names},
+        widths={name: widths[(name,)] for name in graph.names},
+        bends=bends,
+        step=step,
+        left=min(x[node] - widths[node] / 2 for node in x),
+        right=max(x[node] + widths[node] / 2 for node in x),
+        layers=len(layers),
+    )
+
+
+def edge_points(placed: GraphLayout, edge: tuple[str, str], heights: Mapping[str, float]) -> list[tuple[float, float]]:
+    """Points of an edge from the bottom of the cause's box to the top of the effect's; `heights` of boxes in inches."""
+    (x0, y0), (x1, y1) = placed.positions[edge[0]], placed.positions[edge[1]]
+    return [(x0, y0 - heights[edge[0]] / 2), *placed.bends[edge], (x1, y1 + heights[edge[1]] / 2)]
+
+
+def wrap(name: str) -> str:
+    """A name on lines of about 14 characters, broken at spaces and after underscores."""
+    lines = textwrap.wrap(name.replace("_", "_ "), 15)
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def draw_graph(graph: CausalGraph) -> np.ndarray:
-    """The graph as (H, W, 3) uint8: boxes with the variables' names, arrows from cause to effect."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draws the graph as (H, W, 3) uint8: one box per variable, arrows from cause to effect."""
     from matplotlib.figure import Figure
 
     texts = {name: wrap(name) for name in graph.names}
-    placed, depth = layout(graph, texts), _depth(texts)
+    placed, depth = layout(graph, texts), _box_height(texts)
     lowest = placed.step * (placed.layers - 1)
     size = (placed.right - placed.left + 0.4, lowest + depth + 0.4)
     figure = Figure(figsize=size, dpi=min(DPI, MAX_SIDE / max(size)))
-    canvas = FigureCanvasAgg(figure)
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axis.set_xlim(placed.left - 0.2, placed.right + 0.2)
     axis.set_ylim(-lowest - depth / 2 - 0.2, depth / 2 + 0.2)
     axis.set_axis_off()
     heights = {name: (texts[name].count("\n") + 1) * LINE + 0.16 for name in graph.names}
-    _draw_edges(axis, graph, placed, heights)
+    for edge in graph.edges:
+        colour = COLOURS[graph.index(edge[0]) % len(COLOURS)]
+        axis.add_patch(_arrow(edge_points(placed, edge, heights), colour))
     for name in graph.names:
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#eef3fa", "edgecolor": "#34568b", "linewidth": 1.0}
-        axis.text(*placed.places[name], texts[name], ha="center", va="center", fontsize=9, bbox=box,
+        axis.text(*placed.positions[name], texts[name], ha="center", va="center", fontsize=9, bbox=box,
                   linespacing=1.1, parse_math=False, zorder=3)  # fmt: skip
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return render(figure)
 
 
-def wrap(name: str) -> str:
-    """A name on lines of about 14 letters, broken at spaces and behind underscores."""
-    lines = textwrap.wrap(name.replace("_", "_ "), 15)
-    return "\n".join(line.replace("_ ", "_") for line in lines)
-
-
-def _depth(texts: Mapping[str, str]) -> float:
-    """Of a box: the most lines of any, and the margins."""
-    return max(text.count("\n") + 1 for text in texts.values()) * LINE + 2 * MARGIN
-
-
-def _width(place: Place, texts: Mapping[str, str]) -> float:
-    if len(place) > 1:
-        return PASSING
-    return max(map(len, texts[place[0]].split("\n"))) * CHARACTER + MARGIN
-
-
-def _layers(graph: CausalGraph) -> tuple[list[list[Place]], list[tuple[Place, Place]]]:
-    """The places of every layer, and the links between places of neighbouring layers."""
-    depth: dict[str, int] = {}
-    for name in graph.topological_order:
-        depth[name] = 1 + max((depth[cause] for cause in graph.parents[name]), default=-1)
-    for name in graph.topological_order[::-1]:  # a root comes down to right above its effects
-        if not graph.parents[name] and graph.children[name]:
-            depth[name] = min(depth[effect] for effect in graph.children[name]) - 1
-    layers: list[list[Place]] = [[] for _ in range(max(depth.values()) + 1)]
-    for name in graph.names:
-        layers[depth[name]].append((name,))
-    links: list[tuple[Place, Place]] = []
-    many = sum(depth[effect] - depth[cause] - 1 for cause, effect in graph.edges) > MAX_PASSING
-    for cause, effect in graph.edges:
-        if many and depth[effect] > depth[cause] + 1:
-            continue
-        passed: list[Place] = [(cause, effect, str(i)) for i in range(depth[cause] + 1, depth[effect])]
-        for place in passed:
-            layers[int(place[2])].append(place)
-        chain = [(cause,), *passed, (effect,)]
-        links += pairwise(chain)
-    return layers, links
-
-
-def _neighbours(links: Sequence[tuple[Place, Place]]) -> tuple[dict[Place, list[Place]], dict[Place, list[Place]]]:
-    """Of every place, those above and those below."""
-    above: dict[Place, list[Place]] = {}
-    below: dict[Place, list[Place]] = {}
-    for upper, lower in links:
-        below.setdefault(upper, []).append(lower)
-        above.setdefault(lower, []).append(upper)
-    return above, below
-
-
-def _order(layers: list[list[Place]], links: Sequence[tuple[Place, Place]]) -> None:
-    """Sorts every layer by the mean place of its neighbours, and keeps the order with the fewest crossings."""
-    above, below = _neighbours(links)
-    best, fewest = [list(layer) for layer in layers], _crossings(layers, below)
-    for sweep in range(SWEEPS):
-        down = sweep % 2 == 0
-        for i in range(1, len(layers)) if down else range(len(layers) - 2, -1, -1):
-            place_of = {place: k for k, place in enumerate(layers[i - 1 if down else i + 1])}
-            near = above if down else below
-            own = {place: k for k, place in enumerate(layers[i])}
-
-            def key(
-                place: Place,
-                near: dict[Place, list[Place]] = near,
-                place_of: dict[Place, int] = place_of,
-                own: dict[Place, int] = own,
-            ) -> float:
-                found = [place_of[other] for other in near.get(place, ())]
-                return sum(found) / len(found) if found else own[place]
-
-            layers[i].sort(key=key)
-        crossings = _crossings(layers, below)
-        if crossings < fewest:
-            best, fewest = [list(layer) for layer in layers], crossings
-    layers[:] = best
-
-
-def _crossings(layers: Sequence[Sequence[Place]], below: dict[Place, list[Place]]) -> int:
-    """How many links cross."""
-    count = 0
-    for upper, lower in pairwise(layers):
-        place_of = {place: k for k, place in enumerate(lower)}
-        ends = [sorted(place_of[other] for other in below.get(place, ())) for place in upper]
-        passed: list[int] = []  # sorted ends of the links further left
-        for some in ends:
-            count += sum(len(passed) - bisect.bisect_right(passed, end) for end in some)
-            for end in some:
-                bisect.insort(passed, end)
-    return count
-
-
-def _positions(
-    layers: Sequence[Sequence[Place]], links: Sequence[tuple[Place, Place]], widths: dict[Place, float]
-) -> dict[Place, float]:
-    """The middle of every place in inches: near its neighbours', without overlaps within a layer."""
-    above, below = _neighbours(links)
-    x: dict[Place, float] = {}
-    for layer in layers:
-        offset = -sum(widths[place] + GAP for place in layer) / 2
-        for place in layer:
-            x[place] = offset + (widths[place] + GAP) / 2
-            offset += widths[place] + GAP
-    for sweep in range(SWEEPS):
-        for layer in layers if sweep % 2 == 0 else layers[::-1]:
-            near = {place: [*above.get(place, ()), *below.get(place, ())] for place in layer}
-            wanted = [np.mean([x[o] for o in near[place]]) if near[place] else x[place] for place in layer]
-            for place, middle in zip(layer, _spread(np.array(wanted), [widths[p] + GAP for p in layer]), strict=True):
-                x[place] = float(middle)
-    return x
-
-
-def _spread(wanted: np.ndarray, widths: Sequence[float]) -> np.ndarray:
-    """The places nearest to the wanted ones (least squares) that keep the order and the widths.
-
-    Without the widths' running sum, neighbours must only not fall: the pool-adjacent-violators algorithm.
-    """
-    steps = np.array([0.0, *(np.add(widths[:-1], widths[1:]) / 2)]).cumsum()
-    pools: list[list[float]] = []  # mean and size
-    for value in wanted - steps:
-        pools.append([float(value), 1])
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            (mean, size), (last, count) = pools[-2], pools[-1]
-            pools[-2:] = [[(mean * size + last * count) / (size + count), size + count]]
-    return np.repeat([mean for mean, _ in pools], [int(size) for _, size in pools]) + steps
-
-
-def _draw_edges(axis: object, graph: CausalGraph, placed: GraphLayout, heights: Mapping[str, float]) -> None:
-    """Arrows from the lower edge of the cause's box to the upper edge of the effect's, upright in every layer."""
+def _arrow(points: Sequence[tuple[float, float]], colour: str) -> Any:
+    """A smooth arrow through the points, vertical at each of them."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
+    vertices, codes = [points[0]], [Path.MOVETO]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        bend = (y0 - y1) * 0.45
+        vertices += [(x0, y0 - bend), (x1, y1 + bend), (x1, y1)]
+        codes += [Path.CURVE4] * 3
+    path = Path(vertices, codes)
+    return FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=10, color=colour, linewidth=1.0, zorder=2)
+
+
+def _box_height(texts: Mapping[str, str]) -> float:
+    """Height of the tallest box with its margins."""
+    return max(text.count("\n") + 1 for text in texts.values()) * LINE + 2 * MARGIN
+
+
+def _width(node: Node, texts: Mapping[str, str]) -> float:
+    if len(node) > 1:
+        return PASSING
+    return max(map(len, texts[node[0]].split("\n"))) * CHARACTER + MARGIN
+
+
+def _layers(graph: CausalGraph) -> tuple[nx.DiGraph, list[list[Node]]]:
+    """The graph with invisible nodes, whose edges join neighbouring layers, and the nodes of each layer."""
+    variables = nx.DiGraph(graph.edges)
+    variables.add_nodes_from(graph.names)
+    depth = {name: i for i, names in enumerate(nx.topological_generations(variables)) for name in names}
+    for name in graph.names:  # a root lies directly above its highest effect
+        if not graph.parents[name] and graph.children[name]:
+            depth[name] = min(depth[effect] for effect in graph.children[name]) - 1
+    layers: list[list[Node]] = [[] for _ in range(max(depth.values()) + 1)]
+    for name in graph.names:
+        layers[depth[name]].append((name,))
+    layered = nx.DiGraph()
+    layered.add_nodes_from((name,) for name in graph.names)
+    straight = sum(depth[effect] - depth[cause] - 1 for cause, effect in graph.edges) > MAX_PASSING
     for cause, effect in graph.edges:
-        points = edge_points(placed, (cause, effect), heights)
-        vertices, codes = [points[0]], [Path.MOVETO]
-        for (x0, y0), (x1, y1) in pairwise(points):
-            bend = (y0 - y1) * 0.45
-            vertices += [(x0, y0 - bend), (x1, y1 + bend), (x1, y1)]
-            codes += [Path.CURVE4] * 3
-        colour = COLOURS[graph.index(cause) % len(COLOURS)]
-        arrow = FancyArrowPatch(path=Path(vertices, codes), arrowstyle="-|>", mutation_scale=10, color=colour,
-                                linewidth=1.0, zorder=2)  # fmt: skip
-        axis.add_patch(arrow)  # type: ignore[attr-defined]
+        if straight and depth[effect] > depth[cause] + 1:
+            continue
+        between: list[Node] = [(cause, effect, str(i)) for i in range(depth[cause] + 1, depth[effect])]
+        for node in between:
+            layers[int(node[2])].append(node)
+        nx.add_path(layered, [(cause,), *between, (effect,)])
+    return layered, layers
 
 
-def edge_points(placed: GraphLayout, edge: tuple[str, str], heights: Mapping[str, float]) -> list[tuple[float, float]]:
-    """The points that an edge goes through: out of the cause's box below, past the boxes between, into the effect's."""
-    (x0, y0), (x1, y1) = placed.places[edge[0]], placed.places[edge[1]]
-    return [(x0, y0 - heights[edge[0]] / 2), *placed.bends[edge], (x1, y1 + heights[edge[1]] / 2)]
+def _reduce_crossings(layered: nx.DiGraph, layers: list[list[Node]]) -> list[list[Node]]:
+    """Sorts layers by the mean index of their neighbours, down and up, and returns the order with fewest crossings."""
+    best, fewest = layers, _crossings(layered, layers)
+    for sweep in range(SWEEPS):
+        layers, down = [list(layer) for layer in layers], sweep % 2 == 0
+        neighbours = layered.pred if down else layered.succ
+        for i in range(1, len(layers)) if down else range(len(layers) - 2, -1, -1):
+            index = {node: k for k, node in enumerate(layers[i - 1 if down else i + 1])}
+            means = {
+                node: np.mean([index[other] for other in neighbours[node]]) if neighbours[node] else float(k)
+                for k, node in enumerate(layers[i])
+            }
+            layers[i].sort(key=means.__getitem__)
+        crossings = _crossings(layered, layers)
+        if crossings < fewest:
+            best, fewest = layers, crossings
+    return best
+
+
+def _crossings(layered: nx.DiGraph, layers: Sequence[Sequence[Node]]) -> int:
+    """Number of pairs of edges that cross."""
+    index = {node: k for layer in layers for k, node in enumerate(layer)}
+    count = 0
+    for layer in layers:
+        ends = np.array([(index[node], index[below]) for node in layer for below in layered.succ[node]])
+        if len(ends):
+            upper, lower = (column[:, None] - column for column in ends.T)
+            count += int((upper * lower < 0).sum()) // 2
+    return count
+
+
+def _horizontal_positions(
+    layered: nx.DiGraph, layers: Sequence[Sequence[Node]], widths: Mapping[Node, float]
+) -> dict[Node, float]:
+    """Centres of all nodes: near their neighbours, in the order of the layer and without overlap."""
+    from scipy.optimize import isotonic_regression
+
+    x: dict[Node, float] = {}
+    offsets = []  # centres in a layer whose boxes touch
+    for layer in layers:
+        sizes = np.array([widths[node] + GAP for node in layer])
+        offsets.append(np.cumsum(sizes) - sizes / 2)
+        x.update(zip(layer, (offsets[-1] - sizes.sum() / 2).tolist(), strict=True))
+    order = list(zip(layers, offsets, strict=True))
+    for sweep in range(SWEEPS):
+        for layer, offset in order if sweep % 2 == 0 else order[::-1]:
+            target = [
+                np.mean([x[other] for other in nx.all_neighbors(layered, node)]) if layered.degree(node) else x[node]
+                for node in layer
+            ]
+            shifts = isotonic_regression(np.array(target) - offset).x  # boxes do not overlap if shifts do not fall
+            x.update(zip(layer, (shifts + offset).tolist(), strict=True))
+    return x

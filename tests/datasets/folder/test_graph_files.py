@@ -1,6 +1,5 @@
-"""Graphs in files: every form reads back what was written, and what is wrong is said; pictures of graphs."""
+"""Graphs in files: every form reads back what was written, and what is wrong is said."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import networkx as nx
@@ -13,7 +12,6 @@ from causaldiffae.datasets.folder.description import parse_description
 from causaldiffae.datasets.folder.graph_files import parse_graph, read_graph, write_graph
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.visualization.graph import _layers, _order, _positions, _spread, _width, draw_graph
 
 ENDINGS = [".yaml", ".yml", ".json", ".gml", ".dot", ".gv"]
 CHAIN = CausalGraph(("b", "a", "alone", "c"), (("a", "b"), ("b", "c")))
@@ -188,40 +186,3 @@ def test_a_wrong_description_is_refused(text: str, message: str) -> None:
 def test_variables_must_be_in_a_graph_with_names() -> None:
     with pytest.raises(DataError, match="g.yaml: variables: 'c' is not in the graph, known are a, b"):
         parse_description(b"names: [a, b]\nvariables: {c: {}}\n", "g.yaml")
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_large_graph_is_drawn() -> None:
-    picture = draw_graph(large_graph())
-    assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
-    assert max(picture.shape) < 4000 and 0.005 < (picture < 200).mean() < 0.3
-
-
-def test_causes_lie_above_and_nothing_overlaps() -> None:
-    graph = large_graph()
-    layers, links = _layers(graph)
-    layer_of = {place: i for i, layer in enumerate(layers) for place in layer}
-    assert all(layer_of[(cause,)] < layer_of[(effect,)] for cause, effect in graph.edges)
-    assert all(layer_of[lower] == layer_of[upper] + 1 for upper, lower in links)
-    assert sorted(place[0] for place in layer_of if len(place) == 1) == sorted(graph.names)
-    _order(layers, links)
-    widths = {place: _width(place, {name: name for name in graph.names}) for place in layer_of}
-    x = _positions(layers, links, widths)
-    for layer in layers:
-        for left, right in pairwise(layer):
-            assert x[right] - x[left] > (widths[left] + widths[right]) / 2
-
-
-def test_places_move_no_further_than_their_widths_ask() -> None:
-    np.testing.assert_allclose(_spread(np.array([0.0, 5.0]), [1, 1]), [0, 5])
-    np.testing.assert_allclose(_spread(np.array([0.0, 0.0, 0.0]), [2, 2, 2]), [-2, 0, 2])
-    np.testing.assert_allclose(_spread(np.array([3.0, 1.0]), [1, 1]), [1.5, 2.5])
-
-
-def test_names_with_formulas_and_a_dense_graph_are_drawn() -> None:
-    assert draw_graph(CausalGraph(("$x", "a_very_long_name_of_a_variable"), ())).shape[2] == 3
-    names = tuple(map(str, range(45)))
-    dense = CausalGraph(names, tuple((a, b) for i, a in enumerate(names) for b in names[i + 1 :][:9:4]))
-    assert max(draw_graph(dense).shape) <= 8000
