@@ -26,7 +26,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["causaldiffae", "causaldiffae.*"]),
-    package_data={"causaldiffae.explorer": ["page.css"]},
+    package_data={"causaldiffae.evaluation": ["templates/*.html"], "causaldiffae.explorer": ["page.css"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -45,6 +45,9 @@ setup(
         "pyyaml",
         "tensorboard",
         "matplotlib",
+        "jinja2",
+        "tabulate",
+        "jsonschema",
         "torchmetrics",
     ],
     extras_require={
