@@ -22,9 +22,8 @@ from torch import Tensor
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.guidance import Guidance, guided_model_output
+from causaldiffae.guidance import Guidance, guided_model_output, thresholded
 from causaldiffae.nn import ModelFn
-from causaldiffae.noise_schedule import NoiseLevels, thresholded
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
@@ -144,7 +143,7 @@ class CounterfactualEngine:
             the factual image.
         residual: what the reconstruction misses is added to every answer, so that the null intervention returns the
             image itself (a decoding more per image).
-        rescale_quantile: dynamic thresholding while decoding an intervention, see `noise_levels.thresholded`; 0 for
+        rescale_quantile: dynamic thresholding while decoding an intervention, see `guidance.thresholded`; 0 for
             none. The reconstruction is never thresholded.
         autocast: dtype of the network's activations, None for float32.
         pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
@@ -178,10 +177,7 @@ class CounterfactualEngine:
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec = pixel_range, rescale_quantile, codec
-        diffusion = self.solver.diffusion
         self.pixels = pixels
-        self.levels = NoiseLevels(diffusion) if rescale_quantile else None
-        self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(diffusion.original_num_steps)
 
     @torch.inference_mode()
     def abduct(
@@ -308,10 +304,10 @@ class CounterfactualEngine:
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
         score = self._low_precision(
-            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, self.max_timestep)
+            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, self.solver.diffusion.max_timestep)
         )
-        if self.levels is not None and intervenes:
-            score = thresholded(score, self.levels, self.rescale_quantile)
+        if self.rescale_quantile and intervenes:
+            score = thresholded(score, self.solver.diffusion.noise_schedule, self.rescale_quantile)
         return self.solver.decode(score, abducted.state)
 
     def _to_network(self, images: Tensor) -> Tensor:

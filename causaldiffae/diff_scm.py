@@ -31,7 +31,7 @@ from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
 from causaldiffae.model import TrainingDraws, TrainingStep, label_scm, mechanism_nll, unet_from_config
 from causaldiffae.nn import repeat_times
-from causaldiffae.noise_schedule import NoiseLevels
+from causaldiffae.noise_schedule import NoiseSchedule
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, label_heads
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
@@ -57,7 +57,7 @@ class DiffScm(nn.Module):
             raise InputError(f"model: {len(spec.graph)} labels and conditioning of width {network.cond_dim} do not fit")
         self.scm, self.network = scm, network
         self.predictor: NoisedPredictor | None = None
-        self.levels: NoiseLevels | None = None
+        self.schedule: NoiseSchedule | None = None
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> DiffScm:
@@ -67,14 +67,14 @@ class DiffScm(nn.Module):
             return cls(scm, dit_from_config(config, spec, learn_sigma, width), spec)
         return cls(scm, unet_from_config(config, spec, learn_sigma, width), spec, config.class_cond)
 
-    def set_predictor(self, predictor: NoisedPredictor, levels: NoiseLevels) -> None:
-        """From now on the explicit predictor says where the labels lie.
+    def set_predictor(self, predictor: NoisedPredictor, schedule: NoiseSchedule) -> None:
+        """Guides decoding by an explicit predictor from now on.
 
         Args:
             predictor: of the same labels and noise schedule (`load_noised_predictor` checks).
-            levels: of the score network's process.
+            schedule: of the process of the score network.
         """
-        self.predictor, self.levels = predictor, levels
+        self.predictor, self.schedule = predictor, schedule
 
     @property
     def has_labels(self) -> bool:
@@ -159,10 +159,10 @@ class DiffScm(nn.Module):
 
     def _explicit(self, x_t: Tensor, t: Tensor, z: Tensor, count: int) -> tuple[Tensor, ...]:
         """How labels change the output: what -sqrt(1 - abar_t) grad log p(y | x_t) on eps amounts to."""
-        assert self.predictor is not None and self.levels is not None
+        assert self.predictor is not None and self.schedule is not None
         gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z[:, :, 0])
-        level = self.levels.at(repeat_times(t, count), gradient)
-        return self.levels.output_of_eps_change(-level.noise * gradient, level).chunk(count)
+        level = self.schedule.level(repeat_times(t, count), gradient)
+        return self.schedule.output_of_eps_change(-level.noise * gradient, level).chunk(count)
 
     def _implicit(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None

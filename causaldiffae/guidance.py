@@ -1,12 +1,12 @@
-"""Graded interventions: how strongly the latents act on the image.
+"""Guided model output: how strongly the latents act on the image.
 
-    eps = eps(null) + w_invariant [eps(z_factual) - eps(null)] + w_affected [eps(z) - eps(z_factual)]
+    output = out(null) + w_invariant [out(z_factual) - out(null)] + w_affected [out(z) - out(z_factual)]
 
-z and z_factual differ in exactly the blocks that an intervention reaches, the intervened variables and their
-descendants in the graph. So w_affected grades what the intervention changes, from the factual image (0) to the
-counterfactual one (1) and beyond, and w_invariant how firmly everything else is held. With one weight w for both this
-is CausalDiffAE's eps = w eps(z) + (1 - w) eps(null) (section 4.4; Ho and Salimans, 2022). Guidance may be limited to an
-interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside it, eps = eps(z).
+z and z_factual differ exactly in the blocks that an intervention changes: the intervened variables and their
+descendants. w_affected scales this change, from the factual image (0) to the counterfactual one (1) and beyond, and
+w_invariant the hold on everything else. With one weight w for both, this is CausalDiffAE's
+eps = w eps(z) + (1 - w) eps(null) (section 4.4; Ho and Salimans, 2022, arXiv 2207.12598). Guidance may be limited to an
+interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside of it the output is out(z).
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.nn import ModelFn
+from causaldiffae.noise_schedule import NoiseSchedule
 
 
 class ConditionalModel(Protocol):
-    """A network that can be asked under several conditions at once."""
+    """A network that can be evaluated under several conditions at once."""
 
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
-        """The network's output (B, C, H, W) under each of several latents (B, n, d), None being the null token."""
+        """Returns the output (B, C, H, W) under each of several latents (B, n, d); None is the null token."""
         ...
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Weights of graded interventions.
+    """Guidance weights.
 
     Attributes:
-        w: grade of all variables; 1 is no guidance, 0 leaves the latents out.
-        w_affected: of the intervened variables and their descendants; None for `w`.
-        w_invariant: of all other variables; None for `w`.
-        low, high: guidance acts where t / T is in [low, high].
+        w: weight of all variables; 1 is no guidance, 0 ignores the latents.
+        w_affected: weight of the intervened variables and their descendants; None for `w`.
+        w_invariant: weight of all other variables; None for `w`.
+        low, high: guidance is applied where t / T is in [low, high].
     """
 
     w: float = 1.0
@@ -54,15 +55,15 @@ class Guidance:
         for name in ("w", "w_affected", "w_invariant"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
-                raise InputError(f"{name}: {value} given, a finite number is needed")
+                raise InputError(f"{name}: expected a finite number, got {value}")
         if not 0.0 <= self.low <= self.high <= 1.0:
             raise InputError(
-                f"guidance_interval: {self.low:g},{self.high:g} given, two numbers in rising order between 0 and 1 are "
-                "needed"
+                f"guidance_interval: expected two numbers between 0 and 1 in ascending order, "
+                f"got {self.low:g},{self.high:g}"
             )
 
     def weights(self) -> tuple[float, float, float]:
-        """Weights of eps(z), eps(z_factual) and eps(null); they sum to 1."""
+        """Weights of the outputs under z, z_factual and the null token; they sum to 1."""
         affected = self.w if self.w_affected is None else self.w_affected
         invariant = self.w if self.w_invariant is None else self.w_invariant
         return affected, invariant - affected, 1.0 - invariant
@@ -76,13 +77,14 @@ def guided_model_output(
     z_factual: Tensor | None = None,
     max_timestep: float = 1000.0,
 ) -> ModelFn:
-    """A function (x_t, t) -> eps under fixed latents, graded by `guidance`.
+    """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
-    Conditions of weight 0 are not evaluated, the others go through the network as one batch; without guidance the
-    network is asked under z alone and its output returned as it is.
+    Conditions of weight 0 are not evaluated, the others are evaluated as one batch. Without guidance the output under z
+    is returned unchanged.
 
     Args:
-        z: (B, n, d) the latents, None for the null token; z_factual: those before the intervention, by default z.
+        z: (B, n, d) latents, None for the null token.
+        z_factual: (B, n, d) latents before the intervention, by default z.
         max_timestep: T in the units in which the network sees t.
     """
     guidance = guidance or Guidance()
@@ -90,24 +92,46 @@ def guided_model_output(
     if z_factual is None:
         of_z, of_factual = of_z + of_factual, 0.0
     everywhere = guidance.low == 0.0 and guidance.high == 1.0
-    asked: list[tuple[Tensor | None, float]] = [(z, of_z), (z_factual, of_factual), (None, of_null)]
-    if everywhere:
-        asked = [(condition, weight) for condition, weight in asked if weight != 0.0]
-    else:  # eps(z) itself is needed outside the interval
-        asked = asked[:1] + [(condition, weight) for condition, weight in asked[1:] if weight != 0.0]
-    conditions = [condition for condition, _ in asked]
-    weights = [weight for _, weight in asked]
+    terms: list[tuple[Tensor | None, float]] = [(z, of_z), (z_factual, of_factual), (None, of_null)]
+    # The output under z itself is needed outside of the interval.
+    terms = [term for i, term in enumerate(terms) if term[1] != 0.0 or (i == 0 and not everywhere)]
+    conditions, weights = [condition for condition, _ in terms], [weight for _, weight in terms]
 
-    def score(x_t: Tensor, t: Tensor) -> Tensor:
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
         outputs = model.model_outputs(x_t, t, conditions, classes)
         if weights == [1.0]:
             return outputs[0]
         outputs = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
-        graded = torch.stack([weight * output for weight, output in zip(weights, outputs, strict=True)]).sum(dim=0)
+        mixed = torch.stack([weight * output for weight, output in zip(weights, outputs, strict=True)]).sum(dim=0)
         if everywhere:
-            return graded
-        level = t.to(graded.dtype) / max_timestep
+            return mixed
+        level = t.to(mixed.dtype) / max_timestep
         inside = (level >= guidance.low) & (level <= guidance.high)
-        return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), graded, outputs[0])
+        return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), mixed, outputs[0])
 
-    return score
+    return guided
+
+
+def thresholded(model: ModelFn, schedule: NoiseSchedule, quantile: float) -> ModelFn:
+    """Applies dynamic thresholding to the predicted x_0 (Saharia et al., 2022, arXiv 2205.11487, section 2.3).
+
+    x_0 of every image is clipped to [-q, q] and divided by q, where q is the quantile of |x_0|, at least 1. A step in
+    which this changes anything cannot be inverted, so it is for decoding only. Channels beyond those of x_t (a learned
+    variance) are passed on.
+
+    Args:
+        model: (x_t, t) -> model output (B, C, H, W) or (B, 2C, H, W).
+        quantile: between 0 and 1, for instance 0.99.
+    """
+
+    def model_within_range(x_t: Tensor, t: Tensor) -> Tensor:
+        whole = model(x_t, t)
+        output, variance = whole[:, : x_t.shape[1]], whole[:, x_t.shape[1] :]
+        level = schedule.level(t, x_t)
+        x_start = schedule.xstart(output, x_t, level)
+        bound = torch.quantile(x_start.flatten(1).abs().float(), quantile, dim=1).clamp(min=1.0).to(x_start.dtype)
+        bound = bound.reshape(-1, *[1] * (x_t.dim() - 1))
+        clipped = schedule.output_of_xstart(x_start.clamp(-bound, bound) / bound, x_t, level)
+        return torch.cat([clipped, variance.to(clipped.dtype)], dim=1) if variance.shape[1] else clipped
+
+    return model_within_range

@@ -1,8 +1,8 @@
-"""Small layers that the networks share.
+"""Layers and small functions that the networks share.
 
-The names and shapes follow guided-diffusion (Dhariwal and Nichol, 2021, arXiv 2105.05233), so that public checkpoints
-of that family open here: group normalisation in 32 groups computed in float32, sinusoidal time embeddings with the
-cosines first, and modules that start as zero so that a residual block starts as the identity.
+Names and shapes follow guided-diffusion (Dhariwal and Nichol, 2021, arXiv 2105.05233), so that its public checkpoints
+load: group normalisation in 32 groups computed in float32, sinusoidal time embeddings with the cosines first, and
+layers initialised to zero, with which a residual block starts as the identity.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ NUM_GROUPS = 32
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ModelFn = Callable[..., Tensor]
-"""A network under fixed conditions: called as model(x_t, t), it returns its output (B, C, H, W): eps, x_0 or v."""
+"""A network with bound conditions: model(x_t, t) returns the model output (B, C, H, W), which is eps, x_0 or v."""
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation whose statistics are taken in at least float32, whatever the activations' dtype."""
+    """Group normalisation with statistics in at least float32, whatever the dtype of the activations."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype in (torch.bfloat16, torch.float16):
@@ -49,7 +49,7 @@ def zero_module(module: ModuleT) -> ModuleT:
 
 
 def repeat_times(t: Tensor, count: int) -> Tensor:
-    """Times of `count` copies of a batch: (B,) -> (count * B,); one time (1,) for all images stays one."""
+    """Repeats the times of a batch for `count` copies of it: (B,) -> (count * B,); a single time (1,) stays one."""
     return t if len(t) == 1 else t.repeat(count)
 
 
@@ -59,10 +59,10 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     Args:
         timesteps: (B,) of any real dtype.
         dim: width of the embedding; an odd width gets one zero column.
-        max_period: longest wave length.
+        max_period: longest wavelength.
 
     Returns:
-        (B, dim) float32: cosines, then sines, of frequencies that fall geometrically from 1 to 1 / max_period.
+        (B, dim) float32: cosines, then sines, of frequencies decreasing geometrically from 1 to 1 / max_period.
     """
     half = dim // 2
     frequencies = torch.exp(
@@ -74,7 +74,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
 
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
-    """A multilayer perceptron through the given widths, with the activation between layers and none at the end."""
+    """A multilayer perceptron with the given widths; no activation after the last layer."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         if i:
@@ -105,17 +105,17 @@ def count_parameters(module: nn.Module) -> int:
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention between all positions, residual.
+    """Residual self-attention over all positions.
 
-    `new_order` chooses how the 3C channels of `qkv` are laid out: (q, k, v) x heads, or, as in older checkpoints,
-    heads x (q, k, v).
+    `new_order` is the layout of the 3C channels of `qkv`: (q, k, v) x heads, or heads x (q, k, v) as in older
+    checkpoints.
     """
 
     def __init__(self, channels: int, num_heads: int, num_head_channels: int = -1, new_order: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads if num_head_channels == -1 else channels // num_head_channels
         if self.num_heads < 1 or channels % self.num_heads:
-            raise InputError(f"attention: {channels} channels cannot be split into {self.num_heads} heads")
+            raise InputError(f"num_heads: expected a divisor of {channels} channels, got {self.num_heads}")
         self.new_order = new_order
         self.norm = normalization(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -129,11 +129,10 @@ class AttentionBlock(nn.Module):
 
 
 def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
-    """proj(softmax(q k^T / sqrt(channels per head)) v) between L positions: (B, C, L) -> (B, out, L).
+    """Computes proj(softmax(q k^T / sqrt(channels per head)) v) over L positions: (B, C, L) -> (B, out, L).
 
-    `qkv` and `proj` are convolutions of width 1, whose shapes old checkpoints have; they are applied here as linear
-    layers on (B, L, C). So each head's channels lie side by side, without which PyTorch has no fused attention and
-    holds all L x L weights.
+    `qkv` and `proj` are convolutions of width 1, as in existing checkpoints, applied as linear layers on (B, L, C): with
+    the channels of each head contiguous, PyTorch uses its fused attention, which does not store L x L weights.
     """
     tokens = F.linear(x.transpose(1, 2), qkv.weight[:, :, 0], qkv.bias)
     heads = tokens.unflatten(2, (3, num_heads, -1) if new_order else (num_heads, 3, -1))
@@ -143,7 +142,7 @@ def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, n
 
 
 class AttentionPool2d(nn.Module):
-    """Pools a (B, C, S, S) map by attention from its mean (CLIP; Radford et al., 2021): -> (B, out)."""
+    """Pools a map (B, C, S, S) to (B, out) by attention from its mean (CLIP; Radford et al., 2021, arXiv 2103.00020)."""
 
     def __init__(self, spatial_dim: int, channels: int, num_head_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,14 +1,17 @@
-"""What a network's output means at fractional steps t, on the device: x_0 and eps from it, and it from them.
+"""Noise schedules: betas by name, alpha-bar at whole and fractional steps, and what a model output means there.
 
-A process gives x_t = a x_0 + sigma eps with a = sqrt(abar_t), sigma = sqrt(1 - abar_t). Guidance that is not a mixture
-of network outputs (the gradient of a predictor, thresholding) needs a and sigma where a solver asks, which may be
-between steps: -log abar is interpolated linearly between the process's steps, as tensors, so that nothing waits for
-the device.
+A process gives x_t = a x_0 + sigma eps with a = sqrt(abar_t) and sigma = sqrt(1 - abar_t). Solvers evaluate the network
+between the steps it was trained on. `NoiseSchedule` interpolates alpha-bar there, for all users: solvers read it as
+numpy arrays, guidance and thresholding as tensors on the device.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from enum import Enum
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,39 +19,156 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from causaldiffae.errors import InputError
-from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType
-from causaldiffae.nn import ModelFn
+
+BETA_SCHEDULES = ("linear", "cosine")
+MAX_BETA = 0.999
+
+
+def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
+    """Returns the (T,) float64 betas of a named schedule.
+
+    "linear" is 1e-4 .. 0.02 for T = 1000 (Ho et al., 2020, arXiv 2006.11239), scaled by 1000 / T; "cosine" is eq. 17 of
+    Nichol and Dhariwal (2021, arXiv 2102.09672).
+
+    Raises:
+        InputError: for an unknown name, T < 1, or T <= 20 with the linear schedule, whose betas would reach 1.
+    """
+    if num_diffusion_timesteps < 1:
+        raise InputError(f"diffusion_steps: expected at least 1, got {num_diffusion_timesteps}")
+    if schedule_name == "linear":
+        scale = 1000 / num_diffusion_timesteps
+        if scale * 0.02 >= 1:
+            raise InputError(
+                f"diffusion_steps: expected more than 20 for the linear schedule, got {num_diffusion_timesteps}"
+            )
+        return np.linspace(scale * 1e-4, scale * 0.02, num_diffusion_timesteps, dtype=np.float64)
+    if schedule_name == "cosine":
+        return betas_for_alpha_bar(num_diffusion_timesteps, lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2)
+    raise InputError(f"noise_schedule: expected one of {', '.join(BETA_SCHEDULES)}, got {schedule_name!r}")
+
+
+def betas_for_alpha_bar(
+    num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = MAX_BETA
+) -> np.ndarray:
+    """Returns the (T,) betas, at most `max_beta`, that discretize a function alpha-bar(t) of t in [0, 1]."""
+    grid = [alpha_bar(i / num_diffusion_timesteps) for i in range(num_diffusion_timesteps + 1)]
+    return np.array([min(1 - after / before, max_beta) for before, after in pairwise(grid)])
+
+
+def enforce_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Shifts and scales sqrt(alpha-bar) so that it ends at 0 and keeps its first value; returns the (T,) betas.
+
+    The last step is then pure noise, from which sampling starts (Lin et al., 2024, arXiv 2305.08891, algorithm 1). The
+    last beta is 1.
+    """
+    if len(betas) < 2:
+        raise InputError("zero_terminal_snr: expected at least 2 diffusion_steps")
+    signal = np.sqrt(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)))
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alphas_cumprod = signal**2
+    return 1.0 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def with_positive_end(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Replaces a last alpha-bar of 0 in (T,) values, so that log-SNR is finite and can be interpolated.
+
+    The last value becomes the one before it times the last ratio; its signal is below a thousandth of the noise.
+    """
+    if len(alphas_cumprod) < 3 or alphas_cumprod[-1] > 0:
+        return alphas_cumprod
+    return np.append(alphas_cumprod[:-1], alphas_cumprod[-2] ** 2 / alphas_cumprod[-3])
+
+
+class ModelMeanType(Enum):
+    """What the network predicts: x_0, eps, or v = a eps - sigma x_0."""
+
+    START_X = "start_x"
+    EPSILON = "epsilon"
+    VELOCITY = "velocity"
+
+
+def conversion(given: ModelMeanType, wanted: ModelMeanType, a: Any, sigma: Any) -> tuple[Any, Any]:
+    """Returns (c, d) with wanted = c x_t + d given: converts between eps, x_0 and v at one noise level.
+
+    Args:
+        a, sigma: numbers or tensors, with x_t = a x_0 + sigma eps.
+    """
+    if given is wanted:
+        return 0.0 * a, 1.0 + 0.0 * a
+    start, eps, v = ModelMeanType.START_X, ModelMeanType.EPSILON, ModelMeanType.VELOCITY
+    return {
+        (eps, start): (1 / a, -sigma / a),
+        (v, start): (a, -sigma),
+        (start, eps): (1 / sigma, -a / sigma),
+        (v, eps): (sigma, a),
+        (start, v): (a / sigma, -1 / sigma),
+        (eps, v): (-sigma / a, 1 / a),
+    }[given, wanted]
+
+
+def min_snr_weights(alphas_cumprod: np.ndarray, mean_type: ModelMeanType, gamma: float) -> np.ndarray:
+    """Returns the (T,) weights of the squared error of the prediction that weight x_0 by min(SNR, gamma).
+
+    Hang et al., 2023, arXiv 2303.09556. The weights are scaled to a mean of 1, so that other loss terms keep their
+    weight; a gamma of 0 gives 1 everywhere.
+    """
+    if not gamma:
+        return np.ones(len(alphas_cumprod))
+    snr = alphas_cumprod / (1.0 - alphas_cumprod)
+    of_xstart = np.minimum(snr, gamma)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = {
+            ModelMeanType.START_X: of_xstart,
+            ModelMeanType.EPSILON: of_xstart / snr,
+            ModelMeanType.VELOCITY: of_xstart / (snr + 1.0),
+        }[mean_type]
+    return weights / weights.mean()
+
+
+class Level(NamedTuple):
+    """Signal a and noise sigma of x_t = a x_0 + sigma eps, each (B, 1, 1, 1)."""
+
+    signal: Tensor
+    noise: Tensor
 
 
 class NoiseSchedule:
-    """alpha-bar at fractional steps 0 <= t <= T - 1 of a process.
+    """alpha-bar at fractional steps 0 <= t <= T - 1.
 
-    What is interpolated is -log alpha-bar, the noise rate's integral: it is 0 for the clean image, which counts as
-    t = -1, and nearly a polynomial in t. The interpolant (monotone cubic) has a continuous derivative, grows strictly
-    and meets every step.
+    The interpolated quantity is -log alpha-bar, the integral of the noise rate: it is 0 for the clean image, which
+    counts as t = -1, and nearly a polynomial in t. The interpolant (monotone cubic, PCHIP) has a continuous derivative,
+    increases strictly and passes through every step.
 
     Args:
-        alphas_cumprod: (T,) falling, in (0, 1).
+        alphas_cumprod: (T,) decreasing, in (0, 1).
+        mean_type: what the network predicts.
+        max_timestep: T in the units in which the network sees the steps; by default T.
+
+    Raises:
+        InputError: if alpha-bar does not decrease at every step, or reaches 0.
     """
 
-    def __init__(self, alphas_cumprod: np.ndarray) -> None:
+    def __init__(
+        self,
+        alphas_cumprod: np.ndarray,
+        mean_type: ModelMeanType = ModelMeanType.EPSILON,
+        max_timestep: float | None = None,
+    ) -> None:
         attenuation = -np.log(np.maximum(np.append(1.0, alphas_cumprod), np.finfo(np.float64).tiny))
         if not (alphas_cumprod > 0).all() or not (np.diff(attenuation) > 0).all():
-            raise InputError("diffusion: alpha-bar must fall at every step and stay above 0, for log-SNR to be finite")
+            raise InputError("diffusion: expected alpha-bar to decrease at every step and to stay above 0")
         self.num_timesteps = len(alphas_cumprod)
+        self.mean_type = mean_type
+        self.max_timestep = float(self.num_timesteps) if max_timestep is None else max_timestep
         self._attenuation = PchipInterpolator(np.arange(-1, self.num_timesteps), attenuation)
-
-    @classmethod
-    def of(cls, diffusion: GaussianDiffusion) -> NoiseSchedule:
-        """The schedule that the network was trained on, also where `diffusion` keeps only some of its steps."""
-        return cls(diffusion.base_alphas_cumprod)
+        self._coefficients = torch.from_numpy(self._attenuation.c.copy())
 
     def half_logsnr(self, t: np.ndarray) -> np.ndarray:
-        """l = log(a / sigma) at steps t, any shape."""
+        """log(a / sigma) at steps t, any shape."""
         return -0.5 * np.log(np.expm1(self._attenuation(t)))
 
     def signal_and_noise(self, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """a = sqrt(abar) and sigma = sqrt(1 - abar) at steps t, any shape."""
+        """a and sigma at steps t, any shape."""
         attenuation = self._attenuation(t)
         return np.exp(-attenuation / 2), np.sqrt(-np.expm1(-attenuation))
 
@@ -62,87 +182,32 @@ class NoiseSchedule:
             low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
         return (low + high) / 2
 
+    def level(self, t: Tensor, like: Tensor) -> Level:
+        """a and sigma at steps t (B,) in the units of the network, whole or fractional, in the dtype of `like`.
 
-class Level(NamedTuple):
-    """a and sigma of x_t = a x_0 + sigma eps, each (B, 1, 1, 1)."""
-
-    signal: Tensor
-    noise: Tensor
-
-
-class NoiseLevels:
-    """The levels of a process, by the step t as its network sees it.
-
-    Args:
-        diffusion: the process; of a respaced one, the process that the network was trained on counts.
-
-    Raises:
-        InputError: if the network predicts x_{t-1}, of which nothing here speaks.
-    """
-
-    def __init__(self, diffusion: GaussianDiffusion) -> None:
-        if diffusion.model_mean_type is ModelMeanType.PREVIOUS_X:
-            raise InputError("model_mean_type: previous_x given, epsilon, start_x or velocity is needed by guidance")
-        self.mean_type = diffusion.model_mean_type
-        self.attenuation = torch.from_numpy(-np.log(diffusion.base_alphas_cumprod))
-        steps = len(self.attenuation)
-        self.max_timestep = 1000.0 if diffusion.rescale_timesteps else float(steps)
-
-    def at(self, t: Tensor, like: Tensor) -> Level:
-        """a and sigma at steps t (B,), whole or fractional, in `like`'s dtype."""
-        if self.attenuation.device != t.device:
-            self.attenuation = self.attenuation.to(t.device)
-        last = len(self.attenuation) - 1
-        place = (t.double() * ((last + 1) / self.max_timestep)).clamp(0, last)
-        below = place.floor().long().clamp(max=max(last - 1, 0))
-        share = place - below
-        attenuation = (1 - share) * self.attenuation[below] + share * self.attenuation[(below + 1).clamp(max=last)]
+        Everything stays on the device of t.
+        """
+        if self._coefficients.device != t.device:
+            self._coefficients = self._coefficients.to(t.device)
+        steps = (t.double() * (self.num_timesteps / self.max_timestep)).clamp(0, self.num_timesteps - 1)
+        interval = (steps.floor().long() + 1).clamp(max=self.num_timesteps - 1)  # interval i begins at step i - 1
+        offset = steps - (interval - 1)
+        c3, c2, c1, c0 = self._coefficients[:, interval]
+        attenuation = ((c3 * offset + c2) * offset + c1) * offset + c0
         shape = (-1, *[1] * (like.dim() - 1))
         signal, noise = torch.exp(-attenuation / 2), torch.sqrt(-torch.expm1(-attenuation))
         return Level(signal.to(like.dtype).reshape(shape), noise.to(like.dtype).reshape(shape))
 
     def xstart(self, output: Tensor, x_t: Tensor, level: Level) -> Tensor:
-        """x_0 that an output (B, C, H, W) of the network at x_t stands for."""
-        if self.mean_type is ModelMeanType.START_X:
-            return output
-        if self.mean_type is ModelMeanType.VELOCITY:
-            return level.signal * x_t - level.noise * output
-        return (x_t - level.noise * output) / level.signal
+        """The x_0 that a model output (B, C, H, W) at x_t implies."""
+        of_x, of_output = conversion(self.mean_type, ModelMeanType.START_X, *level)
+        return of_x * x_t + of_output * output
 
     def output_of_xstart(self, x_start: Tensor, x_t: Tensor, level: Level) -> Tensor:
-        """The output that stands for x_0: the inverse of `xstart`."""
-        if self.mean_type is ModelMeanType.START_X:
-            return x_start
-        if self.mean_type is ModelMeanType.VELOCITY:
-            return (level.signal * x_t - x_start) / level.noise
-        return (x_t - level.signal * x_start) / level.noise
+        """The model output that implies x_0: the inverse of `xstart`."""
+        of_x, of_start = conversion(ModelMeanType.START_X, self.mean_type, *level)
+        return of_x * x_t + of_start * x_start
 
     def output_of_eps_change(self, change: Tensor, level: Level) -> Tensor:
-        """How the output changes where eps changes by `change` at the same x_t."""
-        if self.mean_type is ModelMeanType.EPSILON:
-            return change
-        if self.mean_type is ModelMeanType.VELOCITY:
-            return change / level.signal
-        return -level.noise / level.signal * change
-
-
-def thresholded(score: ModelFn, levels: NoiseLevels, quantile: float) -> ModelFn:
-    """Dynamic thresholding of the predicted x_0 (Saharia et al., 2022, arXiv 2205.11487, section 2.3).
-
-    Each image's x_0 is clipped to [-q, q] and divided by q, where q is the quantile of |x_0|, at least 1. Where that
-    changes anything the step cannot be inverted, so it is for decoding only.
-
-    Args:
-        score: (x_t, t) -> the network's output (B, C, H, W).
-        quantile: 0.99, say.
-    """
-
-    def score_within_range(x_t: Tensor, t: Tensor) -> Tensor:
-        output = score(x_t, t)[:, : x_t.shape[1]]
-        level = levels.at(t, x_t)
-        x_start = levels.xstart(output, x_t, level)
-        bound = torch.quantile(x_start.flatten(1).abs().float(), quantile, dim=1).clamp(min=1.0).to(x_start.dtype)
-        bound = bound.reshape(-1, *[1] * (x_t.dim() - 1))
-        return levels.output_of_xstart(x_start.clamp(-bound, bound) / bound, x_t, level)
-
-    return score_within_range
+        """The change of the model output that adds `change` to eps at the same x_t."""
+        return conversion(ModelMeanType.EPSILON, self.mean_type, *level)[1] * change

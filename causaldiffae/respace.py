@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from causaldiffae.errors import InputError
-from causaldiffae.gaussian_diffusion import GaussianDiffusion, with_signal_left
+from causaldiffae.gaussian_diffusion import GaussianDiffusion
+from causaldiffae.noise_schedule import with_positive_end
 
 
 def space_timesteps(num_timesteps: int, section_counts: str | Sequence[int]) -> set[int]:
@@ -80,4 +81,4 @@ class SpacedDiffusion(GaussianDiffusion):
         super().__init__(**{**kwargs, "betas": betas})
         self.timestep_map = kept
         self.original_num_steps = len(base)
-        self.base_alphas_cumprod = with_signal_left(np.cumprod(1.0 - base))
+        self.base_alphas_cumprod = with_positive_end(np.cumprod(1.0 - base))

@@ -1,9 +1,9 @@
 """The score network: a U-Net with residual blocks and self-attention (ADM; Dhariwal and Nichol, 2021).
 
-`UNetModel` computes eps_theta(x_t, t, y, z): the time step, an optional class y and an optional conditioning vector z
-are embedded, added up, and modulate every residual block (scale-shift normalisation). `EncoderUNetModel` is its
-downward half with a pooled head: the anti-causal predictor p(y | x_t). State-dict keys are guided-diffusion's, so its
-public checkpoints open. Nothing here knows a graph, an encoder or a noise schedule.
+`UNetModel` maps (x_t, t, y, z) to the model output: the time step, an optional class y and an optional conditioning
+vector z are embedded, added, and modulate every residual block (scale-shift normalisation). `EncoderUNetModel` is its
+downward half with a pooled head: an anti-causal predictor p(y | x_t). State-dict keys are those of guided-diffusion, so
+that its public checkpoints load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from causaldiffae.nn import AttentionBlock, AttentionPool2d, mlp, normalization,
 
 
 class Resample(Enum):
-    """What a residual block does to the resolution."""
+    """Change of resolution in a residual block."""
 
     NONE = "none"
     UP = "up"
@@ -34,7 +34,7 @@ class TimestepBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """A sequence that hands the embedding to those children that take it."""
+    """A sequence that passes the embedding to the children that take it."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -43,7 +43,7 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution by nearest neighbours, with a 3x3 convolution where `use_conv`."""
+    """Doubles the resolution by nearest neighbours, followed by a 3x3 convolution if `use_conv`."""
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the resolution by a strided 3x3 convolution, or by average pooling."""
+    """Halves the resolution by a strided 3x3 convolution or, without `use_conv`, by average pooling."""
 
     def __init__(self, channels: int, use_conv: bool) -> None:
         super().__init__()
@@ -68,13 +68,13 @@ class Downsample(nn.Module):
 
 
 class ResBlock(TimestepBlock):
-    """Normalise, activate, convolve, twice, modulated by the embedding in between; residual.
+    """A residual block of two (normalise, activate, convolve), modulated by the embedding in between.
 
     Args:
-        channels, out_channels: widths on entry and exit.
+        channels, out_channels: input and output widths.
         emb_channels: width of the embedding.
         use_scale_shift_norm: the embedding scales and shifts the second normalisation; else it is added before it.
-        resample: resolution change inside the block, on both branches.
+        resample: change of resolution inside the block, on both branches.
         use_checkpoint: recompute activations in the backward pass.
     """
 
@@ -132,7 +132,22 @@ class ResBlock(TimestepBlock):
 
 
 class _DownwardPath(nn.Module):
-    """What the U-Net and its encoder half share: the time embedding, the downward blocks and the middle."""
+    """The part that the U-Net and its encoder half share: time embedding, downward blocks and middle block.
+
+    Args:
+        in_channels: of the input.
+        model_channels: base width, a multiple of 32.
+        num_res_blocks: residual blocks per resolution.
+        attention_resolutions: downsampling factors at which attention is applied, for instance {4, 8}.
+        dropout: probability in residual blocks.
+        channel_mult: width multiplier per resolution.
+        conv_resample: change resolutions by a convolution; else by average pooling and nearest neighbours.
+        num_heads: attention heads; num_head_channels: channels per head, -1 for `num_heads` heads.
+        use_scale_shift_norm: the embedding scales and shifts normalised activations; else it is added.
+        resblock_updown: change resolutions inside residual blocks.
+        use_new_attention_order: see `AttentionBlock`.
+        use_checkpoint: recompute activations in the backward pass.
+    """
 
     def __init__(
         self,
@@ -140,20 +155,25 @@ class _DownwardPath(nn.Module):
         model_channels: int,
         num_res_blocks: int,
         attention_resolutions: Collection[int],
-        dropout: float,
-        channel_mult: Sequence[int],
-        conv_resample: bool,
-        num_heads: int,
-        num_head_channels: int,
-        use_scale_shift_norm: bool,
-        resblock_updown: bool,
-        use_new_attention_order: bool,
-        use_checkpoint: bool,
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if model_channels % 32:
-            raise InputError(f"num_channels: {model_channels} given, a multiple of 32 is needed")
-        self.model_channels = model_channels
+            raise InputError(f"num_channels: expected a multiple of 32, got {model_channels}")
+        self.model_channels, self.channel_mult, self.num_res_blocks = (
+            model_channels,
+            tuple(channel_mult),
+            num_res_blocks,
+        )
+        self.conv_resample, self.resblock_updown = conv_resample, resblock_updown
         self.emb_channels = 4 * model_channels
         self.time_embed = mlp([model_channels, self.emb_channels, self.emb_channels])
         self.attention_resolutions = frozenset(attention_resolutions)
@@ -204,21 +224,18 @@ class _DownwardPath(nn.Module):
 
 
 class UNetModel(_DownwardPath):
-    """eps_theta(x_t, t, y, z).
+    """The score network: model output for (x_t, t, y, z).
 
     Args:
-        image_size: height and width of the images, in pixels; kept for the configuration's sake.
-        in_channels, out_channels: of the images, and of the output (twice as many with a learned variance).
-        model_channels: base width; a multiple of 32.
-        num_res_blocks: residual blocks per resolution.
-        attention_resolutions: down-sampling factors at which attention is applied, for instance {4, 8}.
-        channel_mult: width multiplier per resolution.
-        num_classes: with it, forward needs a class `y`.
+        image_size: height and width of the images in pixels.
+        in_channels, out_channels: of the images and of the output (twice as many with a learned variance).
+        model_channels: base width, a multiple of 32.
+        num_classes: number of classes; None for a network without a class `y`.
         cond_dim: width of the conditioning vector z; None for a network without one.
-        cond_hidden: width of a hidden layer in the embedding of z; 0 gives the reference's single linear layer.
+        cond_hidden: width of a hidden layer in the embedding of z; 0 for a single linear layer, as published.
         learned_null: the null token has an embedding of its own; else it is the embedding of z = 0.
-        patch_size: the network works on patches of so many pixels a side, stacked into channels: a large saving for
-            small machines. 1 is the published network.
+        patch_size: side of the patches that are stacked into channels at the input; 1 is the published network.
+        backbone: the other arguments of `_DownwardPath`.
     """
 
     def __init__(
@@ -227,65 +244,39 @@ class UNetModel(_DownwardPath):
         in_channels: int,
         model_channels: int,
         out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Collection[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        conv_resample: bool = True,
+        *,
         num_classes: int | None = None,
-        use_checkpoint: bool = False,
-        num_heads: int = 1,
-        num_head_channels: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
         cond_dim: int | None = None,
         cond_hidden: int = 0,
         learned_null: bool = False,
         patch_size: int = 1,
+        **backbone: Any,
     ) -> None:
-        super().__init__(
-            in_channels * patch_size**2,
-            model_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            num_heads,
-            num_head_channels,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
-            use_checkpoint,
-        )
-        factor = patch_size * 2 ** (len(channel_mult) - 1)
+        super().__init__(in_channels * patch_size**2, model_channels, **backbone)
+        factor = patch_size * 2 ** (len(self.channel_mult) - 1)
         if image_size % factor:
-            raise InputError(f"image_size: {image_size} given, {len(channel_mult)} levels need a multiple of {factor}")
+            levels = f"{len(self.channel_mult)} levels"
+            raise InputError(f"image_size: expected a multiple of {factor} for {levels}, got {image_size}")
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes, self.cond_dim, self.patch_size = num_classes, cond_dim, patch_size
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, self.emb_channels)
         if cond_dim is not None:
-            self.up_emb: nn.Module = (
-                mlp([cond_dim, cond_hidden, self.emb_channels])
-                if cond_hidden
-                else nn.Linear(cond_dim, self.emb_channels)
-            )
+            widths = [cond_dim, cond_hidden, self.emb_channels]
+            self.up_emb: nn.Module = mlp(widths) if cond_hidden else nn.Linear(cond_dim, self.emb_channels)
         self.null_emb = nn.Parameter(torch.zeros(self.emb_channels)) if cond_dim and learned_null else None
 
         skips = list(self.skip_channels)
         ch, downsampling = self.middle_channels, self.middle_downsampling
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
             out = mult * model_channels
-            for i in range(num_res_blocks + 1):
+            for i in range(self.num_res_blocks + 1):
                 block = self._block(ch + skips.pop(), out, downsampling)
                 ch = out
-                if level and i == num_res_blocks:
-                    block.append(
-                        self._res_block(ch, ch, Resample.UP) if resblock_updown else Upsample(ch, conv_resample)
-                    )
+                if level and i == self.num_res_blocks:
+                    updown = self.resblock_updown
+                    block.append(self._res_block(ch, ch, Resample.UP) if updown else Upsample(ch, self.conv_resample))
                     downsampling //= 2
                 self.output_blocks.append(block)
         self.out = nn.Sequential(
@@ -293,12 +284,14 @@ class UNetModel(_DownwardPath):
         )
 
     def embed_condition(self, z: Tensor | None, keep: Tensor | None, batch: int) -> Tensor:
-        """Embedding of z, with the null token where z is None or `keep` is False: (B, emb_channels)."""
-        reference = self.time_embed[0].weight
-        zeros = torch.zeros(batch, self.cond_dim, device=reference.device, dtype=reference.dtype)  # type: ignore[arg-type]
+        """Embeds z, or the null token where z is None or `keep` is False: (B, emb_channels)."""
         if z is not None and keep is None:
             return self.up_emb(z)
-        null = self.up_emb(zeros) if self.null_emb is None else self.null_emb.expand(batch, -1)
+        if self.null_emb is None:
+            assert self.cond_dim is not None
+            null = self.up_emb(self.time_embed[0].weight.new_zeros(batch, self.cond_dim))
+        else:
+            null = self.null_emb.expand(batch, -1)
         if z is None:
             return null
         embedded = self.up_emb(z)
@@ -312,22 +305,20 @@ class UNetModel(_DownwardPath):
         z: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Predicts the noise (and, with a learned variance, the variance's interpolation in a second half of channels).
+        """Returns the model output (B, out_channels, H, W).
 
         Args:
             x: (B, in_channels, H, W).
             timesteps: (B,), integer or fractional.
-            y: (B,) class indices; needed exactly if the network has classes.
-            z: (B, cond_dim); None stands for the null token.
+            y: (B,) class indices; required if and only if the network has classes.
+            z: (B, cond_dim); None is the null token.
             keep: (B,) bool; where False, z is replaced by the null token.
-
-        Returns:
-            (B, out_channels, H, W).
         """
         if (y is not None) != (self.num_classes is not None):
-            raise InputError("y: class labels are needed exactly where the network is class-conditional")
+            expected = "class labels" if self.num_classes is not None else "none for a network without classes"
+            raise InputError(f"y: expected {expected}")
         if z is not None and self.cond_dim is None:
-            raise InputError("z: this network takes no conditioning vector")
+            raise InputError("z: expected none for a network without conditioning")
         with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
             emb = self.embed_time(timesteps)
             if y is not None:
@@ -349,10 +340,10 @@ class EncoderUNetModel(_DownwardPath):
     """The downward half of the U-Net with a pooled head: an anti-causal predictor on noised images.
 
     Args:
+        image_size, in_channels, model_channels: as in `UNetModel`.
+        out_channels: number of classes or of regression outputs.
         pool: "adaptive" (mean over positions), "attention", "spatial" or "spatial_v2" (means of every block's output).
-        out_channels: number of classes, or of regression outputs.
-
-    The other arguments are those of `UNetModel`.
+        backbone: the other arguments of `_DownwardPath`.
     """
 
     POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
@@ -363,36 +354,13 @@ class EncoderUNetModel(_DownwardPath):
         in_channels: int,
         model_channels: int,
         out_channels: int,
-        num_res_blocks: int,
-        attention_resolutions: Collection[int],
-        dropout: float = 0.0,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        conv_resample: bool = True,
-        use_checkpoint: bool = False,
-        num_heads: int = 1,
-        num_head_channels: int = -1,
-        use_scale_shift_norm: bool = False,
-        resblock_updown: bool = False,
-        use_new_attention_order: bool = False,
+        *,
         pool: str = "adaptive",
+        **backbone: Any,
     ) -> None:
-        super().__init__(
-            in_channels,
-            model_channels,
-            num_res_blocks,
-            attention_resolutions,
-            dropout,
-            channel_mult,
-            conv_resample,
-            num_heads,
-            num_head_channels,
-            use_scale_shift_norm,
-            resblock_updown,
-            use_new_attention_order,
-            use_checkpoint,
-        )
+        super().__init__(in_channels, model_channels, **backbone)
         if pool not in self.POOLS:
-            raise InputError(f"pool: {pool!r} given, allowed are {', '.join(self.POOLS)}")
+            raise InputError(f"pool: expected one of {', '.join(self.POOLS)}, got {pool!r}")
         self.pool = pool
         ch, features = self.middle_channels, sum(self.skip_channels) + self.middle_channels
         if pool == "adaptive":
@@ -404,13 +372,14 @@ class EncoderUNetModel(_DownwardPath):
                 nn.Flatten(),
             )
         elif pool == "attention":
-            if num_head_channels == -1:
-                raise InputError("num_head_channels: attention pooling needs it to be given")
+            head_channels = self._attention_kwargs["num_head_channels"]
+            if head_channels == -1:
+                raise InputError("num_head_channels: expected a positive number for attention pooling, got -1")
             side = image_size
-            for _ in channel_mult[1:]:  # a strided convolution rounds up, pooling down
-                side = (side + 1) // 2 if conv_resample and not resblock_updown else side // 2
+            for _ in self.channel_mult[1:]:  # a strided convolution rounds up, pooling rounds down
+                side = (side + 1) // 2 if self.conv_resample and not self.resblock_updown else side // 2
             self.out = nn.Sequential(
-                normalization(ch), nn.SiLU(), AttentionPool2d(side, ch, num_head_channels, out_channels)
+                normalization(ch), nn.SiLU(), AttentionPool2d(side, ch, head_channels, out_channels)
             )
         elif pool == "spatial":
             self.out = nn.Sequential(nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, out_channels))
@@ -420,7 +389,7 @@ class EncoderUNetModel(_DownwardPath):
             )
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """(B, C, H, W) images at noise steps (B,) -> (B, out_channels) logits or regressions."""
+        """Maps images (B, C, H, W) at steps (B,) to logits or regression outputs (B, out_channels)."""
         emb = self.embed_time(timesteps)
         pooled = []
         h = x

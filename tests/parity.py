@@ -148,7 +148,7 @@ def closed_form_model(diffusion: GaussianDiffusion) -> Callable[..., Tensor]:
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         eps = torch.tanh(0.7 * x + 0.001 * t.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1)))
-        return torch.cat([eps, torch.sin(x)], dim=1) if diffusion.model_var_type.is_learned else eps
+        return torch.cat([eps, torch.sin(x)], dim=1) if diffusion.model_var_type is ModelVarType.LEARNED_RANGE else eps
 
     return model
 

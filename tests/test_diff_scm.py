@@ -23,7 +23,6 @@ from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
-from causaldiffae.noise_schedule import NoiseLevels
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
@@ -111,7 +110,7 @@ def exact_model(kind: ModelMeanType, explicit: bool, learned: bool = False) -> D
     model = DiffScm(LatentSCM(spec.graph, 1), ExactUNet(kind, labels=not explicit, learned=learned), spec)  # type: ignore[arg-type]
     if explicit:
         process = GaussianDiffusion(betas=BETAS, model_mean_type=kind)
-        model.set_predictor(ExactPredictor(), NoiseLevels(process))  # type: ignore[arg-type]
+        model.set_predictor(ExactPredictor(), process.noise_schedule)  # type: ignore[arg-type]
     return model.eval()
 
 

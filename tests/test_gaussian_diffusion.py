@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -139,24 +140,16 @@ def test_q_sample_is_its_formula_per_image() -> None:
         torch.testing.assert_close(process.q_sample(x_start, t, noise)[i], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_q_sample_moments() -> None:
-    process, x_start = diffusion(), torch.full((2, 1, 200, 200), 0.7, dtype=torch.float64)
-    t = torch.tensor([5, 40])
-    torch.manual_seed(0)
-    x_t, moments = process.q_sample(x_start, t), process.q_mean_variance(x_start, t)
-    torch.testing.assert_close(x_t.mean(dim=(1, 2, 3)), moments.mean[:, 0, 0, 0], rtol=0, atol=0.02)
-    torch.testing.assert_close(x_t.var(dim=(1, 2, 3)), moments.variance[:, 0, 0, 0], rtol=0.03, atol=0)
-    torch.testing.assert_close(moments.variance.log(), moments.log_variance)
-
-
-def test_chain_of_single_steps_has_the_marginal() -> None:
+def test_q_sample_is_the_chain_of_single_steps() -> None:
     """Mean and variance of x_t, pushed through x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) noise one step at a time."""
     process, mean, variance = diffusion(30), 0.8, 0.0
-    for t, beta in enumerate(process.betas):
-        mean, variance = (1 - beta) ** 0.5 * mean, (1 - beta) * variance + beta
-        moments = process.q_mean_variance(torch.full((1, 1), 0.8, dtype=torch.float64), torch.tensor([t]))
-        assert abs(float(moments.mean) - mean) < 1e-12
-        assert abs(float(moments.variance) - variance) < 1e-12
+    x_start, zero = torch.full((1, 1), 0.8, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    for step, beta in enumerate(process.betas):
+        mean, variance, t = (1 - beta) ** 0.5 * mean, (1 - beta) * variance + beta, torch.tensor([step])
+        assert abs(float(process.q_sample(x_start, t, zero)) - mean) < 1e-12
+        assert abs(float(process.q_sample(zero, t, zero + 1)) ** 2 - variance) < 1e-12
+    noise = process.q_sample(torch.zeros(1, 1, 200, 200), torch.tensor([29]))
+    assert abs(float(noise.var()) / variance - 1) < 0.03, "noise is drawn if not given"
 
 
 def test_a_device_gets_each_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +185,6 @@ def test_predictions_invert_each_other() -> None:
     close = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(process.predict_xstart_from_eps(x_t, t, noise), x_start, **close)
     torch.testing.assert_close(process.predict_eps_from_xstart(x_t, t, x_start), noise, **close)
-    x_prev = process.q_posterior_mean_variance(x_start, x_t, t).mean
-    torch.testing.assert_close(process.predict_xstart_from_xprev(x_t, t, x_prev), x_start, **close)
 
 
 @pytest.mark.parametrize("mean_type", ModelMeanType)
@@ -206,7 +197,6 @@ def test_every_prediction_gives_the_same_step(mean_type: ModelMeanType) -> None:
         ModelMeanType.EPSILON: noise,
         ModelMeanType.START_X: x_start,
         ModelMeanType.VELOCITY: process.velocity(x_start, t, noise),
-        ModelMeanType.PREVIOUS_X: posterior.mean,
     }[mean_type]
     step = process.p_mean_variance(lambda x, t: output, x_t, t, clip_denoised=False)
     for name, expected in (("pred_xstart", x_start), ("eps", noise), ("mean", posterior.mean)):
@@ -247,23 +237,13 @@ def test_learned_range_stays_between_its_bounds() -> None:
     inside = step.log_variance.flatten(1).numpy()
     assert (inside >= np.minimum(low, high)[:, None] - 1e-12).all()
     assert (inside <= np.maximum(low, high)[:, None] + 1e-12).all()
-    learned = diffusion(model_var_type=ModelVarType.LEARNED)
-    step = learned.p_mean_variance(lambda x, t: torch.cat([x, 0.1 * x], 1), x, t)
-    torch.testing.assert_close(step.log_variance, 0.1 * x)
 
 
-def test_model_sees_rescaled_steps_and_kwargs() -> None:
-    seen = {}
-
-    def model(x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
-        seen.update(t=t, **kwargs)
-        return x
-
-    diffusion(rescale_timesteps=True).p_mean_variance(
-        model, images(2, 1, 2, 2), torch.tensor([1, 49]), model_kwargs={"y": 3}
-    )
-    assert seen["t"].tolist() == [20.0, 980.0]
-    assert seen["y"] == 3
+def test_the_model_sees_rescaled_steps() -> None:
+    seen = []
+    process = diffusion(rescale_timesteps=True)
+    process.p_mean_variance(lambda x, t: (seen.append(t.tolist()), x)[1], images(2, 1, 2, 2), torch.tensor([1, 49]))
+    assert seen == [[20.0, 980.0]] and process.max_timestep == 1000.0
 
 
 def test_velocity_is_the_derivative_along_the_angle() -> None:
@@ -321,7 +301,6 @@ def says(process: GaussianDiffusion, constant: Tensor) -> ModelFn:
             ModelMeanType.EPSILON: lambda: constant,
             ModelMeanType.START_X: lambda: x_start,
             ModelMeanType.VELOCITY: lambda: process.velocity(x_start, i, constant),
-            ModelMeanType.PREVIOUS_X: lambda: process.q_posterior_mean_variance(x_start, x, i).mean,
         }[process.model_mean_type]()
 
     return model
@@ -427,11 +406,13 @@ def test_every_loss_is_finite(mean_type: ModelMeanType, var_type: ModelVarType, 
     x_start = images(30, 1, 4, 4).clamp(-1, 1)
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
+    learned, bound = var_type is ModelVarType.LEARNED_RANGE, loss_type is LossType.RESCALED_KL
+
     def model(x: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([weight * x, 0.1 * weight * x], 1) if var_type.is_learned else weight * x
+        return torch.cat([weight * x, 0.1 * weight * x], 1) if learned else weight * x
 
     terms = process.training_losses(model, x_start, torch.arange(30))
-    keys = {"loss"} if loss_type.is_vb else {"loss", "mse", "vb"} if var_type.is_learned else {"loss", "mse"}
+    keys = {"loss"} if bound else {"loss", "mse", *(["vb"] if learned else [])}
     assert set(terms) == keys
     assert all(value.shape == (30,) and value.isfinite().all() for value in terms.values())
     terms["loss"].mean().backward()
@@ -449,7 +430,6 @@ def test_the_true_target_has_no_loss(mean_type: ModelMeanType) -> None:
         ModelMeanType.EPSILON: noise,
         ModelMeanType.START_X: x_start,
         ModelMeanType.VELOCITY: process.velocity(x_start, t, noise),
-        ModelMeanType.PREVIOUS_X: process.q_posterior_mean_variance(x_start, x_t, t).mean,
     }[mean_type]
     terms = process.training_losses(lambda x, t: target + 0.5, x_start, t, noise=noise)
     torch.testing.assert_close(terms["mse"], torch.full((3,), 0.25).double())
@@ -536,11 +516,16 @@ def test_zero_terminal_round_trip() -> None:
 def test_rescaled_losses() -> None:
     x_start, t, noise = images(4, 1, 3, 3).clamp(-1, 1), torch.tensor([0, 3, 30, 49]), images(4, 1, 3, 3, seed=1)
 
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([0.9 * x, 0.1 * x], 1)
+
     def terms(loss_type: LossType) -> dict[str, Tensor]:
         process = diffusion(model_var_type=ModelVarType.LEARNED_RANGE, loss_type=loss_type)
-        return process.training_losses(lambda x, t: torch.cat([0.9 * x, 0.1 * x], 1), x_start, t, noise=noise)
+        return process.training_losses(model, x_start, t, noise=noise)
 
-    torch.testing.assert_close(terms(LossType.RESCALED_KL)["loss"], 50 * terms(LossType.KL)["loss"])
+    process = diffusion(model_var_type=ModelVarType.LEARNED_RANGE)
+    bound = process.vb_terms_bpd(model, x_start, process.q_sample(x_start, t, noise), t, clip_denoised=False)
+    torch.testing.assert_close(terms(LossType.RESCALED_KL)["loss"], 50 * bound)
     torch.testing.assert_close(terms(LossType.RESCALED_MSE)["vb"], terms(LossType.MSE)["vb"] * 50 / 1000)
 
 
@@ -559,23 +544,28 @@ def test_the_bound_does_not_train_the_mean() -> None:
 # ---------------------------------------------------------------------- messages
 
 
-def test_messages() -> None:
-    with pytest.raises(InputError, match="noise_schedule: 'sine' given, allowed are linear, cosine"):
-        get_named_beta_schedule("sine", 10)
-    with pytest.raises(InputError, match="diffusion_steps: 0 given, at least 1 is needed"):
-        get_named_beta_schedule("linear", 0)
-    with pytest.raises(InputError, match="diffusion_steps: 20 given, the linear schedule needs more than 20"):
-        get_named_beta_schedule("linear", 20)
-    for betas in ([], [0.0, 0.1], [0.1, 1.5], [[0.1]], [float("nan")]):
-        with pytest.raises(InputError, match=r"betas: a non-empty list of numbers in \(0, 1\]"):
-            GaussianDiffusion(betas=np.array(betas))
-    with pytest.raises(InputError, match="zero_terminal_snr: where no signal is left, .* add --predict_v True"):
-        GaussianDiffusion(betas=enforce_zero_terminal_snr(BETAS))
-    with pytest.raises(InputError, match="zero_terminal_snr: at least 2 diffusion_steps are needed"):
-        enforce_zero_terminal_snr(np.array([0.5]))
-    for given in ({"min_snr_gamma": -1.0}, {"min_snr_gamma": 5.0, "loss_type": LossType.KL}):
-        with pytest.raises(InputError, match="min_snr_gamma: .* given; 0 or more is needed, and 0 where the bound is"):
-            diffusion(**given)
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: get_named_beta_schedule("sine", 10), "noise_schedule: expected one of linear, cosine, got 'sine'"),
+        (lambda: get_named_beta_schedule("linear", 0), "diffusion_steps: expected at least 1, got 0"),
+        (lambda: get_named_beta_schedule("linear", 20), "diffusion_steps: expected more than 20 for the linear"),
+        *((lambda betas=betas: GaussianDiffusion(betas=np.array(betas)), r"betas: expected .* numbers in \(0, 1\]")
+          for betas in ([], [0.0, 0.1], [0.1, 1.5], [[0.1]], [float("nan")])),
+        (lambda: GaussianDiffusion(betas=enforce_zero_terminal_snr(BETAS)), "zero_terminal_snr: .* add --predict_v"),
+        (lambda: enforce_zero_terminal_snr(np.array([0.5])), "zero_terminal_snr: expected at least 2 diffusion_steps"),
+        (lambda: diffusion(min_snr_gamma=-1.0), "min_snr_gamma: expected 0 or more, and 0 with use_kl, got -1.0"),
+        (lambda: diffusion(min_snr_gamma=5.0, loss_type=LossType.RESCALED_KL), "min_snr_gamma: .* got 5.0"),
+    ],
+)  # fmt: skip
+def test_messages(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        act()
+
+
+def test_a_network_without_a_variance_is_refused_where_one_is_learned() -> None:
     x, t = images(1, 1, 2, 2), torch.tensor([0])
-    with pytest.raises(InputError, match="the network returns 1 channels, 2 are needed"):
-        diffusion(model_var_type=ModelVarType.LEARNED_RANGE).p_mean_variance(lambda x, t: x, x, t)
+    process = diffusion(model_var_type=ModelVarType.LEARNED_RANGE)
+    for use in (process.p_mean_variance, process.training_losses):
+        with pytest.raises(InputError, match="model output: expected 2 channels with a learned variance, got 1"):
+            use(lambda x, t: x, x, t)

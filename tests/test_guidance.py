@@ -96,8 +96,8 @@ def test_low_precision_outputs_are_graded_in_float32() -> None:
 
 def test_messages() -> None:
     for name in ("w", "w_affected", "w_invariant"):
-        with pytest.raises(InputError, match=f"{name}: nan given, a finite number is needed"):
+        with pytest.raises(InputError, match=f"{name}: expected a finite number, got nan"):
             Guidance(**{name: float("nan")})
     for interval in ((-0.1, 1.0), (0.0, 1.1), (0.7, 0.3), (float("nan"), 1.0)):
-        with pytest.raises(InputError, match="guidance_interval: .* two numbers in rising order between 0 and 1"):
+        with pytest.raises(InputError, match="guidance_interval: expected two numbers between 0 and 1"):
             Guidance(low=interval[0], high=interval[1])

@@ -15,10 +15,10 @@ PACKAGE = REPO / "causaldiffae"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors", "nn"},
-    {"files", "graphs", "config", "dist_util", "encoder", "unet", "dit", "guidance"},
+    {"files", "graphs", "config", "dist_util", "encoder", "unet", "dit", "noise_schedule", "guidance"},
     {"losses", "logger", "resample", "generators", "visualization"},
     {"gaussian_diffusion", "checkpoints", "datasets"},
-    {"scm", "respace", "noise_schedule", "image_datasets", "predictors", "metrics"},
+    {"scm", "respace", "image_datasets", "predictors", "metrics"},
     {"solvers", "model"},
     {"baselines", "published", "diff_scm", "counterfactual"},
     {"script_util"},
@@ -83,7 +83,7 @@ def own_imports(name: str) -> set[str]:
     return {given for given in stripped & MODULES.keys() if given and given != name}
 
 
-GRAPH = nx.DiGraph((name, imported) for name in MODULES for imported in own_imports(name))
+GRAPH = nx.DiGraph([(name, imported) for name in MODULES for imported in own_imports(name)])
 
 
 def unit(name: str) -> str:
