@@ -1,12 +1,12 @@
 """The score network as a transformer: DiT (Peebles and Xie, 2023, arXiv 2212.09748).
 
-The image, or its latent code, is cut into patches, which become tokens with fixed sine-cosine positions. Time step and
-class are embedded, added up and modulate every block: adaLN-Zero shifts and scales both normalisations and gates both
-residual branches, with all gates 0 at the start, so that every block begins as the identity. One more row of the class
-table is the null token, which makes one network conditional and unconditional (Ho and Salimans, 2022).
+The image, or its latent code, is divided into patches, which become tokens with fixed sine-cosine positions. Time step
+and class are embedded, added, and modulate every block: adaLN-Zero shifts and scales both normalisations and gates both
+residual branches; all gates start at 0, so that every block starts as the identity. One more row of the class table is
+the null token, which makes the network conditional and unconditional (Ho and Salimans, 2022, arXiv 2207.12598).
 
-State-dict keys are facebookresearch/DiT's, so its checkpoints open (`dit_files`). `DiT.forward` is called as
-`UNetModel.forward` is. Nothing here knows a graph, an encoder or a noise schedule.
+State-dict keys are those of facebookresearch/DiT, so that its checkpoints load (`published/dit.py`). `DiT.forward` has
+the signature of `UNetModel.forward`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EMBEDDING_STD = 0.02
 
 
 def _linear(fan_in: int, fan_out: int) -> nn.Linear:
-    """Xavier weights and no bias at the start, as published; the zero layers are `zero_module`'s."""
+    """A linear layer with Xavier weights and zero bias, as published."""
     layer = nn.Linear(fan_in, fan_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -31,7 +31,7 @@ def _linear(fan_in: int, fan_out: int) -> nn.Linear:
 
 
 class PatchEmbed(nn.Module):
-    """Patches as tokens: (B, C, S, S) -> (B, (S / patch)^2, hidden), row by row."""
+    """Embeds patches as tokens: (B, C, S, S) -> (B, (S / patch)^2, hidden), row by row."""
 
     def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Time steps (B,), integer or fractional -> (B, hidden)."""
+    """Embeds integer or fractional time steps: (B,) -> (B, hidden)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """Classes (B,) -> (B, hidden); index `num_classes` is the null token."""
+    """Embeds classes: (B,) -> (B, hidden); index `num_classes` is the null token."""
 
     def __init__(self, num_classes: int, hidden_size: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between all tokens: (B, L, D) -> (B, L, D); `qkv` is laid out as (q, k, v) x heads."""
+    """Self-attention over all tokens, (B, L, D) -> (B, L, D); the layout of `qkv` is (q, k, v) x heads."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a tanh-approximated GELU, token by token."""
+    """Two linear layers with a tanh-approximated GELU, applied to every token."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Mlp(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, with shift and scale (B, D) for all tokens of x (B, L, D)."""
+    """Returns x (1 + scale) + shift, with shift and scale (B, D) for all tokens of x (B, L, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -105,7 +105,7 @@ def _modulation(hidden_size: int, count: int) -> nn.Sequential:
 
 
 class DiTBlock(nn.Module):
-    """Attention and an MLP, each normalised, modulated by the embedding (adaLN-Zero), gated and residual."""
+    """Attention and an MLP, both residual, normalised, and modulated and gated by the embedding (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_width: int) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class DiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to the pixels of their patches: (B, L, D) -> (B, L, patch^2 C)."""
+    """Maps tokens to the pixels of their patches: (B, L, D) -> (B, L, patch^2 C)."""
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
@@ -136,16 +136,16 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """eps_theta(x_t, t, y); the defaults are DiT-XL/2 for latents of 256-pixel images.
+    """The score network: model output for (x_t, t, y). The defaults are DiT-XL/2 for latents of 256-pixel images.
 
     Args:
-        image_size: height and width of what is denoised: pixels, or a latent code (32 for a 256-pixel image).
-        patch_size: a divisor of `image_size`; a token is a patch of so many pixels a side.
-        in_channels: of what is denoised.
+        image_size: height and width of the input: an image, or a latent code (32 for a 256-pixel image).
+        patch_size: side of a patch, a divisor of `image_size`.
+        in_channels: of the input.
         hidden_size: width of the tokens, a multiple of 4 and of `num_heads`.
         depth: number of blocks.
-        mlp_ratio: width of the blocks' MLP over `hidden_size`.
-        num_classes: without the null token; 0 for a network that knows no classes.
+        mlp_ratio: width of the MLPs divided by `hidden_size`.
+        num_classes: without the null token; 0 for a network without classes.
         learn_sigma: the output has twice the channels, the second half for the variance.
     """
 
@@ -165,11 +165,9 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise InputError(f"patch_size: {patch_size} given, a divisor of the image size {image_size} is needed")
+            raise InputError(f"patch_size: expected a divisor of the image size {image_size}, got {patch_size}")
         if hidden_size % num_heads or hidden_size % 4:
-            raise InputError(
-                f"hidden_size: {hidden_size} given, a multiple of 4 and of the {num_heads} heads is needed"
-            )
+            raise InputError(f"hidden_size: expected a multiple of 4 and of {num_heads} heads, got {hidden_size}")
         self.image_size, self.patch_size, self.in_channels = image_size, patch_size, in_channels
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.num_classes, self.num_heads = num_classes, num_heads
@@ -187,7 +185,7 @@ class DiT(nn.Module):
         return self.num_classes or None
 
     def embed_classes(self, y: Tensor | None, z: Tensor | None, keep: Tensor | None, batch: int) -> Tensor:
-        """Embedding of the classes, with the null token where neither is given or `keep` is False: (B, hidden)."""
+        """Embeds classes, or the null token if neither y nor z is given or `keep` is False: (B, hidden)."""
         table = self.y_embedder.embedding_table.weight
         null = table[self.num_classes].expand(batch, -1)
         if y is None and z is None:
@@ -203,23 +201,20 @@ class DiT(nn.Module):
         z: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Predicts the noise (and, with a learned variance, the variance's interpolation in a second half of channels).
+        """Returns the model output (B, out_channels, image_size, image_size).
 
         Args:
             x: (B, in_channels, image_size, image_size).
             timesteps: (B,), integer or fractional.
             y: (B,) class indices, `num_classes` for the null token.
-            z: (B, num_classes) weights of the classes' embeddings, in place of y: one of K, for one class.
-            keep: (B,) bool; where False, the null token takes their place, as it does where neither is given.
-
-        Returns:
-            (B, out_channels, image_size, image_size).
+            z: (B, num_classes) weights of the class embeddings in place of y; one-hot for a single class.
+            keep: (B,) bool; where False, the null token is used, as it is without y and z.
         """
         if z is not None and (y is not None or z.shape[1] != self.num_classes):
-            raise InputError(f"z: one weight for each of the {self.num_classes} classes is needed, and no y beside it")
+            raise InputError(f"z: expected {self.num_classes} weights per image and no y, got shape {tuple(z.shape)}")
         if x.shape[1:] != (self.in_channels, self.image_size, self.image_size):
-            wanted = (self.in_channels, self.image_size, self.image_size)
-            raise InputError(f"x: images of shape {tuple(x.shape[1:])} given, {wanted} is needed")
+            expected = (self.in_channels, self.image_size, self.image_size)
+            raise InputError(f"x: expected images of shape {expected}, got {tuple(x.shape[1:])}")
         with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
             emb = self.t_embedder(timesteps) + self.embed_classes(y, z, keep, len(x))
         h = self.x_embedder(x) + self.pos_embed
@@ -232,10 +227,10 @@ class DiT(nn.Module):
 
 
 def position_embedding(side: int, width: int) -> Tensor:
-    """Fixed positions of a side x side grid of tokens, row by row: (side^2, width) float32.
+    """Returns the fixed positional embedding (side^2, width) float32 of a grid of tokens, row by row.
 
-    Columns in the first half of the channels, rows in the second, each as sines and then cosines of frequencies that
-    fall geometrically from 1 to nearly 1 / 10,000.
+    The first half of the channels encodes columns, the second rows, each as sines and then cosines of frequencies
+    decreasing geometrically from 1 to nearly 1 / 10,000.
     """
     frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies

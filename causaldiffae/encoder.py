@@ -1,8 +1,8 @@
 """The causal encoder: image -> Gaussian posterior q(u | x0) over the exogenous noise, one block per variable.
 
-Strided 3x3 convolutions, normalisation and leaky ReLU, then two linear heads, for the mean and, through softplus, the
-variance (CausalDiffAE, section 4.1 and its published network). Batch normalisation is the published choice;
-`norm="none"` keeps absolute grey levels and makes several processes compute exactly what one would.
+Strided 3x3 convolutions, normalisation and leaky ReLU, then two linear heads for the mean and, through softplus, the
+variance (CausalDiffAE, section 4.1 and its published network). The published network uses batch normalisation;
+`norm="none"` keeps absolute grey levels and makes several processes compute exactly what one process computes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Posterior(NamedTuple):
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + exp(logvar / 2) * noise, with noise (B, n, d)."""
+        """Returns mean + exp(logvar / 2) * noise, with noise (B, n, d)."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
 
 class CausalEncoder(nn.Module):
-    """q(u | x0).
+    """The network of q(u | x0).
 
     Args:
         image_size, in_channels: of the images.
@@ -51,7 +51,7 @@ class CausalEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise InputError(f"encoder_norm: {norm!r} given, allowed are {', '.join(NORMS)}")
+            raise InputError(f"encoder_norm: expected one of {', '.join(NORMS)}, got {norm!r}")
         self.num_variables, self.block_size = num_variables, block_size
         layers, side = [], image_size
         for fan_in, fan_out in zip((in_channels, *channels), channels, strict=False):
@@ -65,7 +65,7 @@ class CausalEncoder(nn.Module):
         self.fc_var = nn.Linear(features, latents)
 
     def forward(self, x_start: Tensor) -> Posterior:
-        """(B, C, H, W) in [-1, 1] -> posterior with (B, n, d) mean and log-variance."""
+        """Maps images (B, C, H, W) in [-1, 1] to the posterior, with mean and log-variance (B, n, d)."""
         features = self.encoder(x_start).flatten(1)
         shape = (-1, self.num_variables, self.block_size)
         mean = self.fc_mu(features).float().reshape(shape)

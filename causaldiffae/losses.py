@@ -1,10 +1,10 @@
-"""The terms of the losses, each named and per image.
+"""The terms of the loss, per image.
 
 CausalDiffAE (section 4.2) minimises  E ||eps - eps_theta(x_t, t, z)||^2 + gamma [ KL(q(z | x0, y) || p(z | y)) +
-KL(q(u | x0) || p(u)) ]. `prior_kl` is the last term, `label_kl` the middle one. Here p(u_i) = N(0, sigma_i^2 I) with
-a learned scale for variables with parents: the noise of a child must be the *residual* of its mechanism. Without that
-the noise could carry the whole child, f = 0 would fit as well as any f, and an intervention on the parent would never
-reach the child. `mechanism_nll` fits the mechanisms on the labels themselves, whose blocks are known exactly.
+KL(q(u | x0) || p(u)) ]. `prior_kl` is the last term, `label_kl` the middle one. Here p(u_i) = N(0, sigma_i^2 I) with a
+learned scale for variables with parents, so that the noise of a child is the *residual* of its mechanism. Otherwise the
+noise could carry the whole child, f = 0 would fit as well as any f, and an intervention on the parent would not reach
+the child. `model.mechanism_nll` also fits the mechanisms on the labels themselves, whose blocks are known exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
-    """KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))), elementwise, in nats; arguments broadcast."""
+    """Returns KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))), elementwise, in nats; arguments broadcast."""
     logvar1 = torch.as_tensor(logvar1, dtype=mean1.dtype, device=mean1.device)
     logvar2 = torch.as_tensor(logvar2, dtype=mean1.dtype, device=mean1.device)
     ratio = torch.exp(logvar1 - logvar2)
@@ -30,10 +30,10 @@ def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, log
 
 
 def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales: Tensor) -> Tensor:
-    """Log-likelihood of 8-bit pixels in [-1, 1] under a Gaussian integrated over each pixel's bin (Ho et al., 2020,
-    eq. 13).
+    """Returns the log-likelihood of 8-bit pixels in [-1, 1] under a Gaussian integrated over the bin of each pixel.
 
-    The normal distribution function is the tanh approximation that the published networks were trained with.
+    Ho et al., 2020, eq. 13, with the tanh approximation of the normal distribution function that the published networks
+    were trained with.
     """
     centred, inv_std = x - means, torch.exp(-log_scales)
     upper = approx_standard_normal_cdf(inv_std * (centred + 1.0 / 255.0))
@@ -44,12 +44,12 @@ def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales:
 
 
 def approx_standard_normal_cdf(x: Tensor) -> Tensor:
-    """Fast approximation of the standard normal's distribution function (Page, 1977)."""
+    """Approximates the distribution function of the standard normal (Page, 1977)."""
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0) -> Tensor:
-    """KL(q(u | x0) || N(0, sigma_i^2 I)) per image: (B, n, d) posterior, log sigma (n,) or a number -> (B,)."""
+    """Returns KL(q(u | x0) || N(0, sigma_i^2 I)) per image, (B,); log sigma is (n,) or a number."""
     log_scale = torch.as_tensor(log_scale, dtype=posterior.mean.dtype, device=posterior.mean.device).reshape(-1, 1)
     return sum_flat(normal_kl(posterior.mean, posterior.logvar, 0.0, 2.0 * log_scale))
 
@@ -61,17 +61,14 @@ def label_kl(
     label_std: float,
     labelled: Tensor | None = None,
 ) -> Tensor:
-    """KL(q(z_i | z_pa, x0) || N(y_i 1, label_std^2 I)), summed over variables and dimensions, per image.
+    """Returns KL(q(z_i | z_pa, x0) || N(y_i 1, label_std^2 I)), summed over variables and dimensions, (B,).
 
     Args:
-        z_mean: (B, n, d), the blocks' means given their parents; by the chain rule the sum is the KL of the joint.
+        z_mean: (B, n, d), means of the blocks given their parents; by the chain rule the sum is the KL of the joint.
         z_logvar: (B, n, d) or a number.
         labels: (B, n) normalised.
-        label_std: spread of a block around its label.
-        labelled: (B,) bool; images without labels count 0.
-
-    Returns:
-        (B,).
+        label_std: standard deviation of a block around its label.
+        labelled: (B,) bool; images without labels get 0.
     """
     kl = sum_flat(normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)))
     return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
@@ -81,16 +78,16 @@ def label_kl(
 def label_kl_by_variable(
     z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, labelled: Tensor
 ) -> Tensor:
-    """The summands of `label_kl` by variable, (B, n), to be looked at: no gradient; arguments as there."""
+    """Returns the terms of `label_kl` by variable, (B, n), without gradient, for the log."""
     kl = normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)).sum(dim=2)
     return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
 
 
 def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
-    """Mean of (B,) values over the labelled images; 0, with a zero gradient, where there is none.
+    """Returns the mean of (B,) values over the labelled images; 0, with a zero gradient, if there are none.
 
-    Where the images are a piece of a larger batch, `share` is the labelled images' share of the whole: the pieces'
-    results then average to the whole batch's.
+    If the images are a microbatch, `share` is the fraction of labelled images in the whole batch; the results of the
+    microbatches then average to that of the batch.
     """
     kept = torch.where(labelled, values, torch.zeros_like(values))
     if share is None:
@@ -99,5 +96,5 @@ def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) ->
 
 
 def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:
-    """-log N(residual; 0, exp(log_scale)^2), elementwise, in nats."""
+    """Returns -log N(residual; 0, exp(log_scale)^2), elementwise, in nats."""
     return 0.5 * (residual * torch.exp(-log_scale)) ** 2 + log_scale + 0.5 * math.log(2 * math.pi)

@@ -131,8 +131,8 @@ class AttentionBlock(nn.Module):
 def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
     """Computes proj(softmax(q k^T / sqrt(channels per head)) v) over L positions: (B, C, L) -> (B, out, L).
 
-    `qkv` and `proj` are convolutions of width 1, as in existing checkpoints, applied as linear layers on (B, L, C): with
-    the channels of each head contiguous, PyTorch uses its fused attention, which does not store L x L weights.
+    `qkv` and `proj` are convolutions of width 1, as in existing checkpoints, applied as linear layers on (B, L, C).
+    With the channels of each head contiguous, PyTorch uses its fused attention, which does not store L x L weights.
     """
     tokens = F.linear(x.transpose(1, 2), qkv.weight[:, :, 0], qkv.bias)
     heads = tokens.unflatten(2, (3, num_heads, -1) if new_order else (num_heads, 3, -1))
@@ -142,7 +142,7 @@ def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, n
 
 
 class AttentionPool2d(nn.Module):
-    """Pools a map (B, C, S, S) to (B, out) by attention from its mean (CLIP; Radford et al., 2021, arXiv 2103.00020)."""
+    """Attention pooling of a map (B, C, S, S) to (B, out) (CLIP; Radford et al., 2021, arXiv 2103.00020)."""
 
     def __init__(self, spatial_dim: int, channels: int, num_head_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""How the time steps of a training batch are drawn.
+"""Samplers of the time steps of a training batch.
 
-Uniformly, or in proportion to the square root of each step's recent second moment of the loss (Nichol and Dhariwal,
-2021, section 3.3), with weights that keep the expected loss the same.
+Uniform, or in proportion to the square root of the second moment of each step's recent losses (Nichol and Dhariwal,
+2021, arXiv 2102.09672, section 3.3), with weights that keep the expected loss unchanged.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ SAMPLERS = ("uniform", "loss-second-moment")
 
 
 class TimestepDraw(NamedTuple):
-    """Steps (B,) int64 and the weights (B,) float32 of their losses."""
+    """Steps (B,) int64 and the weights of their losses (B,) float32."""
 
     t: Tensor
     weights: Tensor
 
 
 class UniformSampler:
-    """Every step equally often, every weight 1."""
+    """Samples all steps equally often; all weights are 1."""
 
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps
@@ -36,7 +36,7 @@ class UniformSampler:
         return np.ones(self.num_timesteps)
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> TimestepDraw:
-        """Draws on the generator's device, returns on `device`."""
+        """Samples on the device of the generator; returns tensors on `device`."""
         p = self.weights() / self.weights().sum()
         uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device).cpu()
         t = torch.from_numpy(np.searchsorted(np.cumsum(p), uniform.numpy(), side="right").clip(max=len(p) - 1))
@@ -44,7 +44,7 @@ class UniformSampler:
         return TimestepDraw(t.to(device), weights.to(device))
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Takes note of the batch's losses, (B,) each; all processes must call it together."""
+        """Records the losses of a batch, (B,) each; all processes must call it together."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -54,7 +54,7 @@ class UniformSampler:
 
 
 class LossSecondMomentResampler(UniformSampler):
-    """Steps in proportion to sqrt(E[loss^2]) over the last `history` losses of each, once every step has so many."""
+    """Samples steps in proportion to sqrt(E[loss^2]) over their last losses, once all steps have a full history."""
 
     def __init__(self, num_timesteps: int, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
         super().__init__(num_timesteps)
@@ -87,9 +87,9 @@ class LossSecondMomentResampler(UniformSampler):
 
 
 def create_named_schedule_sampler(name: str, num_timesteps: int) -> UniformSampler:
-    """The sampler of a name in `SAMPLERS`."""
+    """Returns the sampler of a name in `SAMPLERS`."""
     if name == "uniform":
         return UniformSampler(num_timesteps)
     if name == "loss-second-moment":
         return LossSecondMomentResampler(num_timesteps)
-    raise InputError(f"schedule_sampler: {name!r} given, allowed are {', '.join(SAMPLERS)}")
+    raise InputError(f"schedule_sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")

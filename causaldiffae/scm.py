@@ -1,13 +1,13 @@
 """The structural causal model over latents: z_i = f_i(z_pa(i), u_i), in topological order.
 
-u and z are (B, n, d): one block of d numbers per variable. `predict` goes from exogenous noise to causal variables,
-with interventions: a block named in `do` is set, its mechanism is not asked, and its descendants follow from the new
-value (Pearl's action and prediction). `abduct` is its inverse. Roots have no mechanism: z_i = u_i.
+u and z are (B, n, d): one block of d numbers per variable. `predict` maps exogenous noise to causal variables under an
+intervention: a block named in `do` is set, its mechanism is not evaluated, and its descendants follow from the new
+value (Pearl's action and prediction). `abduct` is the inverse. Roots have no mechanism: z_i = u_i.
 
-Mechanisms see their parents' z, concatenated in the graph's order:
+The input of a mechanism is its parents' z, concatenated in the order of the graph:
     additive   z_i = f_i(z_pa) + u_i                                (CausalDiffAE, eq. 5)
-    affine     z_i = exp(s_i(z_pa)) u_i + f_i(z_pa)                 (a causal flow; its log-determinant is sum s_i)
-    one_hop    z_i = f_i(sum_j A_ji u_j) + u_i for every i          (the published code: parents' noise, summed)
+    affine     z_i = exp(s_i(z_pa)) u_i + f_i(z_pa)                 (a causal flow with log-determinant sum s_i)
+    one_hop    z_i = f_i(sum_j A_ji u_j) + u_i for every i          (the published code: sum of the parents' noise)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Do = Mapping[str, Tensor | float]
 
 
 class Prediction(NamedTuple):
-    """Causal variables (B, n, d) and, per block, log |dz_i / du_i| (B, n, d); zero where a block was set."""
+    """Causal variables (B, n, d) and log |dz_i / du_i| (B, n, d) of every block; zero where a block was set."""
 
     z: Tensor
     log_stretch: Tensor
@@ -44,8 +44,8 @@ class LatentSCM(nn.Module):
         block_size: d.
         mechanism: one of `MECHANISMS`.
         width, depth: hidden width and number of hidden layers of every f_i.
-        min_scale: floor of a child's residual scale sigma_i, in normalised label units. A child that is a deterministic
-            function of its parents would otherwise drive it to zero.
+        min_scale: lower bound of the residual scale sigma_i of a child, in normalised label units. For a child that is
+            a deterministic function of its parents, sigma_i would otherwise go to zero.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LatentSCM(nn.Module):
     ) -> None:
         super().__init__()
         if mechanism not in MECHANISMS:
-            raise InputError(f"mechanism: {mechanism!r} given, allowed are {', '.join(MECHANISMS)}")
+            raise InputError(f"mechanism: expected one of {', '.join(MECHANISMS)}, got {mechanism!r}")
         self.graph, self.block_size, self.mechanism, self.min_scale = graph, block_size, mechanism, min_scale
         self.parent_index = [[graph.index(p) for p in graph.parents[name]] for name in graph.names]
         networks: list[nn.Module] = []
@@ -82,7 +82,7 @@ class LatentSCM(nn.Module):
 
     @property
     def log_scale(self) -> Tensor:
-        """(n,) log of the prior scale of u_i: learned for additive children, with a floor, and 0 elsewhere."""
+        """(n,) log of the prior scale of u_i: learned, with a lower bound, for additive children; 0 elsewhere."""
         if self.raw_log_scale is None:
             return torch.zeros(len(self.graph), device=self.has_scale.device)
         floor = math.log(self.min_scale)
@@ -90,7 +90,7 @@ class LatentSCM(nn.Module):
         return torch.where(self.has_scale, learned, torch.zeros_like(learned))
 
     def location_and_stretch(self, i: int, z: list[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
-        """f_i(z_pa) and the log-stretch s_i(z_pa) of variable i, (B, d) each; z is indexed by variable, (B, d) each."""
+        """Returns f_i(z_pa) and s_i(z_pa) of variable i, (B, d) each; z is indexed by variable, (B, d) each."""
         parents = torch.cat([z[j] for j in self.parent_index[i]], dim=-1)
         output = self.networks[i](parents)
         if self.mechanism == "affine":
@@ -99,19 +99,19 @@ class LatentSCM(nn.Module):
         return output, torch.zeros_like(output)
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Causal variables from exogenous noise: (B, n, d) -> (B, n, d).
+        """Maps exogenous noise to causal variables, (B, n, d) -> (B, n, d).
 
         Args:
             u: exogenous noise.
-            do: variable name -> its value, in normalised label units (a number or (B,), the same in all d places) or
-                as a block (B, d). Where it is empty nothing is intervened on.
+            do: variable name -> its value in normalised label units (a number or (B,), the same in all d entries) or a
+                block (B, d); empty for no intervention.
         """
         return self.predict_with_stretch(u, do).z
 
     def predict_with_stretch(self, u: Tensor, do: Do | None = None) -> Prediction:
-        """As `predict`, with the log-stretch of every block: the diagonal of the Jacobian's logarithm."""
+        """As `predict`, with the logarithm of the diagonal of the Jacobian."""
         if u.dim() != 3 or u.shape[1:] != (len(self.graph), self.block_size):
-            raise InputError(f"u: shape {tuple(u.shape)} given, (B, {len(self.graph)}, {self.block_size}) is needed")
+            raise InputError(f"u: expected shape (B, {len(self.graph)}, {self.block_size}), got {tuple(u.shape)}")
         values = {self.graph.index(name): self._as_block(value, u) for name, value in (do or {}).items()}
         blocks = list(u.unbind(dim=1))
         stretches = [torch.zeros_like(block) for block in blocks]
@@ -130,10 +130,7 @@ class LatentSCM(nn.Module):
         return Prediction(torch.stack(blocks, dim=1), torch.stack(stretches, dim=1))
 
     def abduct(self, z: Tensor) -> Tensor:
-        """Exogenous noise from causal variables, the inverse of `predict` without interventions.
-
-        (B, n, d) -> (B, n, d).
-        """
+        """Maps causal variables to exogenous noise, (B, n, d) -> (B, n, d): the inverse of `predict` without `do`."""
         z_blocks = list(z.unbind(dim=1))
         noise = list(z_blocks)
         for name in self.graph.topological_order:
@@ -155,8 +152,8 @@ class LatentSCM(nn.Module):
         try:
             return block.expand(u.shape[0], self.block_size)
         except RuntimeError:
-            wanted = f"a number, ({u.shape[0]},) or {(u.shape[0], self.block_size)} is needed"
-            raise InputError(f"do: a value of shape {tuple(block.shape)} is given, {wanted}") from None
+            expected = f"a number, ({u.shape[0]},) or {(u.shape[0], self.block_size)}"
+            raise InputError(f"do: expected {expected}, got a value of shape {tuple(block.shape)}") from None
 
 
 def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:
@@ -164,15 +161,14 @@ def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:
 
 
 def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Exogenous noise from its prior, of which `predict` makes new causal variables: u (count, n, d), on the CPU.
+    """Draws exogenous noise u (count, n, d) from its prior, on the CPU.
 
-    The label term of the training ties all d entries of a block to one label, so u_i is one number repeated d times:
-    N(0, 1) for roots, truncated to the training labels' range, and N(0, sigma_i^2) with the mechanism's learned
-    sigma_i for children. (On test images the entries of a block differ by less than 0.01, where labels vary by about
-    1; independent entries would be no block that the decoder has ever seen.)
+    u_i is N(0, 1) for roots, truncated to the range of the training labels, and N(0, sigma_i^2) for children. The label
+    term of training ties all d entries of a block to one label, so one number is repeated d times; independent entries
+    would give blocks that the decoder has never seen.
 
     Args:
-        low, high: (n,) range of the labels, normalised.
+        low, high: (n,) range of the normalised labels.
         generator: on the CPU.
     """
     names = scm.graph.names
@@ -183,7 +179,7 @@ def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generato
 
 
 def _truncated_normal(count: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, 1) between low and high (1, n): (count, n), by the inverse of its distribution function."""
+    """Draws (count, n) from N(0, 1) truncated to [low, high], each (1, n), by inverting the distribution function."""
     normal = torch.distributions.Normal(0.0, 1.0)
     from_share, to_share = normal.cdf(low), normal.cdf(high)
     shares = torch.rand(count, low.shape[1], generator=generator)

@@ -199,9 +199,7 @@ class _DownwardPath(nn.Module):
                 ch = out
                 self.skip_channels.append(ch)
             if level != len(channel_mult) - 1:
-                down: nn.Module = (
-                    self._res_block(ch, ch, Resample.DOWN) if resblock_updown else Downsample(ch, conv_resample)
-                )
+                down = self._res_block(ch, ch, Resample.DOWN) if resblock_updown else Downsample(ch, conv_resample)
                 self.input_blocks.append(TimestepEmbedSequential(down))
                 self.skip_channels.append(ch)
                 downsampling *= 2

@@ -172,9 +172,9 @@ def test_the_embedding_keeps_full_precision_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": 3}, "patch_size: 3 given, a divisor of the image size 8 is needed"),
-        ({"hidden_size": 30}, "hidden_size: 30 given, a multiple of 4 and of the 4 heads is needed"),
-        ({"hidden_size": 6, "num_heads": 3}, "hidden_size: 6 given, a multiple of 4 and of the 3 heads is needed"),
+        ({"patch_size": 3}, "patch_size: expected a divisor of the image size 8, got 3"),
+        ({"hidden_size": 30}, "hidden_size: expected a multiple of 4 and of 4 heads, got 30"),
+        ({"hidden_size": 6, "num_heads": 3}, "hidden_size: expected a multiple of 4 and of 3 heads, got 6"),
     ],
 )
 def test_sizes_that_do_not_fit(changes: dict[str, int], message: str) -> None:
@@ -184,10 +184,10 @@ def test_sizes_that_do_not_fit(changes: dict[str, int], message: str) -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     network, (x, t) = dit(), inputs()
-    message = "z: one weight for each of the 5 classes is needed, and no y beside it"
+    message = "z: expected 5 weights per image and no y"
     with pytest.raises(InputError, match=message):
         network(x, t, z=torch.zeros(3, 4))
     with pytest.raises(InputError, match=message):
         network(x, t, torch.zeros(3, dtype=torch.long), torch.zeros(3, 5))
-    with pytest.raises(InputError, match=r"x: images of shape \(3, 4, 8\) given, \(3, 8, 8\) is needed"):
+    with pytest.raises(InputError, match=r"x: expected images of shape \(3, 8, 8\), got \(3, 4, 8\)"):
         network(x[:, :, :4], t)

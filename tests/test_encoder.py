@@ -74,5 +74,5 @@ def test_batch_normalisation_mixes_only_in_training() -> None:
 
 
 def test_message() -> None:
-    with pytest.raises(InputError, match="encoder_norm: 'layer' given, allowed are batch, none"):
+    with pytest.raises(InputError, match="encoder_norm: expected one of batch, none, got 'layer'"):
         encoder(norm="layer")

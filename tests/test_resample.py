@@ -90,5 +90,5 @@ def test_state_round_trip() -> None:
 def test_names() -> None:
     assert type(create_named_schedule_sampler("uniform", 5)) is UniformSampler
     assert type(create_named_schedule_sampler("loss-second-moment", 5)) is LossSecondMomentResampler
-    with pytest.raises(InputError, match="schedule_sampler: 'none' given, allowed are uniform, loss-second-moment"):
+    with pytest.raises(InputError, match="schedule_sampler: expected one of uniform, loss-second-moment, got 'none'"):
         create_named_schedule_sampler("none", 5)

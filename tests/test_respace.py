@@ -48,15 +48,15 @@ def test_each_section_has_its_count(counts: list[int], more: int) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ("ddim99", "timestep_respacing: no stride through 100 steps gives 99 of them"),
-        ("101", "timestep_respacing: 101 steps asked of a section of 100"),
-        ("60,60", "timestep_respacing: 60 steps asked of a section of 50"),
-        ("0", "timestep_respacing: '0' given; allowed are counts like '10,10,25', or 'ddim50'"),
-        ("ddim", "timestep_respacing: 'ddim' given"),
-        ("ddim-5", "timestep_respacing: 'ddim-5' given"),
-        ("ten", "timestep_respacing: 'ten' given"),
-        ("", "timestep_respacing: '' given"),
-        ([0], "timestep_respacing: 0 steps asked of a section of 100"),
+        ("ddim99", "timestep_respacing: no integer stride over 100 steps gives 99 steps"),
+        ("101", "timestep_respacing: expected 1 to 100 steps in a section, got 101"),
+        ("60,60", "timestep_respacing: expected 1 to 50 steps in a section, got 60"),
+        ("0", "timestep_respacing: expected counts like '10,10,25', or 'ddim50', got '0'"),
+        ("ddim", "or 'ddim50', got 'ddim'"),
+        ("ddim-5", "or 'ddim50', got 'ddim-5'"),
+        ("ten", "or 'ddim50', got 'ten'"),
+        ("", "or 'ddim50', got ''"),
+        ([0], "timestep_respacing: expected 1 to 100 steps in a section, got 0"),
     ],
 )
 def test_refused_spacings(counts: object, message: str) -> None:
@@ -66,7 +66,7 @@ def test_refused_spacings(counts: object, message: str) -> None:
 
 def test_refused_steps() -> None:
     for steps in ([], [100], [-1, 3]):
-        with pytest.raises(InputError, match="use_timesteps: indices between 0 and 99 are needed, at least one"):
+        with pytest.raises(InputError, match="use_timesteps: expected at least one index between 0 and 99"):
             SpacedDiffusion(steps, betas=BETAS)
 
 
