@@ -1,9 +1,9 @@
-"""Trains the anti-causal predictor of CausalCircuit: arm, blue, green and red, read off one picture.
+"""Trains the anti-causal predictor of CausalCircuit, which reads arm, blue, green and red from an image.
 
     python classifiers/circuit_classifier.py --data_dir DATA --out weights/circuit_32_predictor --image_size 32
 
-Size is that of the models that `scripts/evaluate.py` judges with it; left out, 128 pixels. Of the published pictures
-no generator is known, so they give observational images only.
+--image_size is that of the models to evaluate with it, by default 128 pixels. There is no generator for the published
+images, so the predictor learns from observational images only.
 """
 
 from __future__ import annotations

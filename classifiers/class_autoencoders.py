@@ -1,20 +1,20 @@
-"""Trains the autoencoders of IM1 and IM2: one for each class, and one for all.
+"""Trains the autoencoders of the metrics IM1 and IM2: one for each class, and one for all classes.
 
     python classifiers/class_autoencoders.py --dataset mnist --data_dir DATA --out weights/mnist_28_autoencoders
 
-Layers, epochs and optimizer are those of the report that is followed (see causaldiffae/metrics/interpretability.py).
+Layers, epochs and optimizer follow the report cited in causaldiffae/metrics/interpretability.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from causaldiffae import dist_util
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics import interpretability
-from causaldiffae.script_util import argument_parser, parse_flat, run_cli
+from causaldiffae.script_util import parse_flags, run_cli
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class AutoencoderTraining:
 
     Attributes:
         dataset, data_dir: a data set of classes, and its folder.
-        out: the model folder to write.
-        num_images: use only the first so many training images; 0 for all.
+        out: model folder to write.
+        num_images: number of training images; 0 uses all.
         class_epochs, all_epochs: passes over the images.
-        seed: of everything that is drawn.
+        seed: random seed.
     """
 
     dataset: str = "mnist"
@@ -43,12 +43,9 @@ class AutoencoderTraining:
 
 
 def main(argv: list[str]) -> None:
-    parser = argument_parser(__doc__ or "")
-    parser.add_class_arguments(AutoencoderTraining, nested_key=None, instantiate=False)
-    values = parse_flat(parser, argv)
-    config = AutoencoderTraining(**{field.name: values[field.name] for field in fields(AutoencoderTraining)})
+    config = parse_flags(AutoencoderTraining, argv, __doc__ or "")
     train = read_split(config.dataset, config.data_dir, "train", limit=config.num_images or None)
-    interpretability.ClassAutoencoders(train.spec)  # refuses at once what has no classes
+    interpretability.ClassAutoencoders(train.spec)  # refuses a data set without classes at once
     epochs = (config.class_epochs, config.all_epochs)
     with progress_bar(total=interpretability.steps_to_train(train, *epochs), desc="autoencoders", unit="step") as bar:
         networks, figures = interpretability.train_class_autoencoders(
@@ -56,7 +53,7 @@ def main(argv: list[str]) -> None:
         )
     folder = interpretability.save_autoencoders(config.out, networks, figures)
     losses = ", ".join(f"{loss:.5f}" for loss in figures["class_losses"])
-    print(f"mean squared error by class {losses}; of all {figures['all_loss']:.5f}\n\nwritten to {folder}")
+    print(f"mean squared error by class: {losses}; all classes: {figures['all_loss']:.5f}\n\nwritten to {folder}")
 
 
 if __name__ == "__main__":

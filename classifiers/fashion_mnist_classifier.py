@@ -1,9 +1,9 @@
-"""Trains the judge of Fashion-MNIST's counterfactuals: the garment, read off one clean picture.
+"""Trains the predictor that evaluates counterfactuals of Fashion-MNIST: it reads the garment from a clean image.
 
     python classifiers/fashion_mnist_classifier.py --data_dir DATA --out weights/fashion_mnist_28_predictor
 
-It never sees a noised picture nor a generated one, and is independent of the predictor that guides Diff-SCM
-(`noised_classifier.py`). It carries the VAE of CLD.
+It sees neither noised nor generated images, and is independent of the predictor that guides Diff-SCM
+(`noised_classifier.py`). It also holds the VAE of CLD.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Trains the judge of MNIST's counterfactuals: the digit, read off one clean picture.
+"""Trains the predictor that evaluates counterfactuals of MNIST: it reads the digit from a clean image.
 
     python classifiers/mnist_classifier.py --data_dir DATA --out weights/mnist_28_predictor
 
-It never sees a noised picture nor a generated one, and is independent of the predictor that guides Diff-SCM
-(`noised_classifier.py`). It carries the VAE of CLD.
+It sees neither noised nor generated images, and is independent of the predictor that guides Diff-SCM
+(`noised_classifier.py`). It also holds the VAE of CLD.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Trains the anti-causal predictor of MorphoMNIST: thickness, intensity and the digit, read off one picture.
+"""Trains the anti-causal predictor of MorphoMNIST, which reads thickness, intensity and the digit from an image.
 
     python classifiers/morphomnist_classifier.py --data_dir DATA --out weights/morphomnist_28_predictor
 
-`scripts/evaluate.py` judges counterfactual pictures with it. Prints the errors on true pictures, as the data set has
-them (observational) and with independently drawn labels (interventional).
+`scripts/evaluate.py` reads counterfactual images with it. Prints the errors on true images, those of the data set
+(observational) and those with independently drawn labels (interventional).
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python classifiers/noised_classifier.py --config configs/noised_mini.yaml \
         --score_config configs/mnist_diffscm_mini.yaml --data_dir DATA --out RUN/predictor
 
-Any data set: a class (MNIST, Fashion-MNIST, categories of a folder of your own) is read by scores, a continuous label
-(MorphoMNIST, Pendulum, CausalCircuit) by a Gaussian. Data set, image size and noise schedule must be those of the score
-network that is guided: --score_config reads them from its configuration. Prints how well labels are read at each noise
-level. `scripts/image_diffscm_test.py --model_path RUN` finds it in RUN/predictor.
+Works for any data set: a class (MNIST, Fashion-MNIST, categories of your own folder) is predicted by scores, a
+continuous label (MorphoMNIST, Pendulum, CausalCircuit) by a Gaussian. Data set, image size and noise schedule must be
+those of the guided score network; --score_config reads them from its configuration. Prints the errors at each noise
+level. `scripts/image_diffscm_test.py --model_path RUN` finds the predictor in RUN/predictor.
 """
 
 from __future__ import annotations

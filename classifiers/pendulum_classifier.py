@@ -1,9 +1,9 @@
-"""Trains the anti-causal predictor of Pendulum: angle, light, shadow length and position, read off one picture.
+"""Trains the anti-causal predictor of Pendulum, which reads angle, light and the shadow's length and position.
 
     python classifiers/pendulum_classifier.py --data_dir DATA --out OUT --image_size 32 --channels 3
 
-Size and channels are those of the models that `scripts/evaluate.py` judges with it; left out, 96 pixels RGBA. Labels
-are those that the pictures show, where file names hold truncated ones.
+--image_size and --channels are those of the models to evaluate with it, by default 96 pixels RGBA. Labels are exact,
+where the file names hold truncated ones.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""The benchmark: scores a model's counterfactuals against the true ones, and against doing nothing.
+"""Evaluation: scores a model's counterfactuals against the true ones, and against doing nothing.
 
     python scripts/evaluate.py --model_path RUN --data_dir DATA --out results/NAME.json
     python scripts/evaluate.py --all weights --data_dir DATA --out results --report report.html
-    python scripts/evaluate.py --out results --report report.html        # only the page, of the results there are
+    python scripts/evaluate.py --out results --report report.html        # only the report, of existing results
 
-Every test image is asked one do() for every variable, at a value that follows from the seed and the image. `--all`
-takes every checkpoint in a folder, and leaves out with a warning what cannot be scored (no predictor, no data); DATA
-may hold several data sets, each in a folder of its name. Run the same command again to go on after an interruption.
-Figures and their meaning: causaldiffae/metrics/.
+Every test image gets one intervention on each variable, at a value determined by the seed and the image. `--all`
+evaluates every checkpoint in a folder, and skips with a warning those that lack a predictor or data; DATA may hold
+several data sets, each in a folder of its name. Run the same command again to resume an interrupted evaluation.
+The figures are defined in causaldiffae/metrics/.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,83 +23,84 @@ from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results
 from causaldiffae.evaluation.tables import tables
 from causaldiffae.script_util import argument_parser, parse_flat, run_cli
 
+FLAGS = {
+    "model_path": "run directory, step folder or model folder",
+    "all": "a folder; every checkpoint in it is evaluated",
+    "data_dir": "the data set's folder, or a folder that holds several data sets under their names",
+    "out": "the results file, NAME.json; a folder with --all",
+    "report": "also write an HTML report of all results in the folder of --out to this file",
+    "predictor": "folder of the predictor that reads labels; by default weights/DATASET_SIZE_predictor",
+    "inception_weights": "TorchScript file of the Inception network, for the FID",
+    "variables": "variables to intervene on, separated by commas; by default all",
+}
+
 
 def parse(argv: list[str]) -> dict[str, Any]:
-    """The flags' values."""
+    """Reads the flags and checks that they fit together."""
     parser = argument_parser(__doc__ or "")
-    parser.add_argument("--model_path", default="", help="run directory, step folder or model folder")
-    parser.add_argument("--all", default="", help="a folder: every checkpoint in it is evaluated")
-    parser.add_argument(
-        "--data_dir", default="", help="the data set's folder, or one that holds several by their names"
-    )
-    parser.add_argument("--out", default="", help="the results file, NAME.json; a folder with --all")
-    parser.add_argument("--report", default="", help="also write this HTML page, of all results in the folder of --out")
-    parser.add_argument("--predictor", default="", help="the judge's folder; by default weights/DATASET_SIZE_predictor")
-    parser.add_argument("--inception_weights", default="", help="TorchScript file of the Inception network: true FID")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the figures do not depend on it")
+    for name, text in FLAGS.items():
+        parser.add_argument(f"--{name}", default="", help=text)
+    parser.add_argument("--workers", type=int, default=1, help="number of processes; does not change the figures")
     parser.add_class_arguments(ProtocolSettings, nested_key=None, skip={"variables"}, instantiate=False)
-    parser.add_argument(
-        "--variables", default="", help="variables to intervene on, separated by commas; all by default"
-    )
-    return vars(parse_flat(parser, argv))
-
-
-def jobs_of(values: dict[str, Any]) -> list[Job]:
-    """One job for each model that is asked for."""
-    names = tuple(name.strip() for name in values["variables"].split(",") if name.strip())
-    settings = settings_from({**values, "variables": names})
-    models = find_models(values["all"]) if values["all"] else [values["model_path"]] if values["model_path"] else []
-    if models and not values["data_dir"]:
-        raise InputError("data_dir: it is not given; --data_dir must name it")
+    values = vars(parse_flat(parser, argv))
+    values["variables"] = tuple(name.strip() for name in values["variables"].split(",") if name.strip())
+    if not values["out"]:
+        raise InputError("out: expected a value, got none; set --out")
+    if values["all"] and values["model_path"]:
+        raise InputError("model_path, all: expected one of them, got both")
+    if not (values["all"] or values["model_path"] or values["report"]):
+        raise InputError("model_path: expected a value, got none; set --model_path, --all or --report")
+    if (values["all"] or values["model_path"]) and not values["data_dir"]:
+        raise InputError("data_dir: expected a value, got none; set --data_dir")
+    if values["model_path"] and not values["out"].endswith(".json"):
+        raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["workers"] < 1:
-        raise InputError(f"workers: {values['workers']} given, 1 or more is needed")
-    first = Job(
-        "", values["data_dir"], "", settings, values["predictor"], values["inception_weights"], values["workers"]
-    )
-    jobs = []
-    for path in models:
-        out = Path(values["out"], f"{Path(path).name}.json") if values["all"] else Path(values["out"])
-        jobs.append(replace(first, model_path=path, out=str(out)))
-    return jobs
+        raise InputError(f"workers: expected 1 or more, got {values['workers']}")
+    return values
 
 
 def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
-    """The results of all jobs; of several, those that cannot be served are left out with a warning.
+    """Runs all jobs; of several, those that cannot be run are skipped with a warning.
 
     Raises:
-        InputError: if none can be served.
+        InputError: if none can be run.
     """
-    found, refused = [], []
+    results, refused = [], []
     for job in jobs:
         try:
-            found.append(evaluate(job))
+            results.append(evaluate(job))
         except InputError as error:
-            refused.append(f"{job.model_path}: {error}")
             if len(jobs) == 1:
                 raise
-    if not found and refused:
+            refused.append(f"{job.model_path}: {error}")
+    if refused and not results:
         raise InputError(f"none of {len(jobs)} models can be evaluated; {refused[0]}")
     for reason in refused:
-        warnings.warn(f"left out: {reason}", stacklevel=1)
-    return found
+        warnings.warn(f"skipped: {reason}", stacklevel=1)
+    return results
 
 
 def main(argv: list[str]) -> None:
     values = parse(argv)
-    if not values["out"]:
-        raise InputError("out: it is not given; --out must name it")
-    if values["all"] and values["model_path"]:
-        raise InputError("model_path, all: both are given, one of them is needed")
-    jobs = jobs_of(values)
-    folder = Path(values["out"]) if values["all"] or not jobs else Path(values["out"]).parent
-    if jobs and not values["all"] and not values["out"].endswith(".json"):
-        raise InputError(f"out: {values['out']} given, a file NAME.json is needed")
-    if not jobs and not values["report"]:
-        raise InputError("model_path: it is not given; --model_path or --all must name it, or --report the page")
+    settings, out = settings_from(values), Path(values["out"])
+    models = find_models(values["all"]) if values["all"] else [values["model_path"]] if values["model_path"] else []
+    jobs = [
+        Job(
+            model,
+            values["data_dir"],
+            str(out / f"{Path(model).name}.json" if values["all"] else out),
+            settings,
+            values["predictor"],
+            values["inception_weights"],
+            values["workers"],
+        )
+        for model in models
+    ]
+    folder = out.parent if values["model_path"] else out
     folder.mkdir(parents=True, exist_ok=True)
-    files = evaluate_each(jobs)
-    if files:
-        print(tables(files))
+    results = evaluate_each(jobs)
+    if results:
+        print(tables(results))
     if values["report"]:
         paths = sorted(folder.glob("*.json"))
         if not paths:

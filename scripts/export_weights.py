@@ -1,4 +1,4 @@
-"""Turns a run into a model folder to pass on: weights in half precision, their configuration, and the training log.
+"""Exports a run as a model folder: weights in half precision, their configuration, and the training log.
 
 python scripts/export_weights.py --model_path runs/pendulum_causaldae_mini --out weights/pendulum_causaldae_mini
 """
@@ -22,11 +22,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, required=True, help="run directory or step folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--ema", help="rate of the moving average; default the first, 'none' the trained weights")
+    parser.add_argument(
+        "--ema", help="rate of the moving average; default: the first; 'none' exports the trained weights"
+    )
     args = parser.parse_args(argv)
     loaded = load_model(str(args.model_path), ema=args.ema)
     if loaded.step is None:
-        raise InputError(f"{args.model_path}: it is a model folder already")
+        raise InputError(f"model_path: expected a run, got {args.model_path}, which is already a model folder")
     run_dir = Path(loaded.path).parent
     description = {**describe_checkpoint(loaded.config, loaded.spec), "trained_steps": loaded.step}
     folder = export_weights(args.out, loaded.model.state_dict(), description, torch.float16)

@@ -2,8 +2,8 @@
 
     python scripts/image_causalvae_test.py --model_path RUN --data_dir DATA --out_dir OUT
 
-The questions are those of image_causaldae_test.py, so are the flags and the files written.
-There is no x_T: abduction, steps and grades have no effect.
+The interventions, flags and output files are those of image_causaldae_test.py.
+The model has no x_T: abduction, steps and guidance have no effect.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python scripts/image_conditional_test.py --model_path RUN --data_dir DATA --out_dir OUT
 
-The questions are those of image_causaldae_test.py, so are the flags and the files written.
-Its factual labels are the images' own, given with the data: it has no encoder to read them.
+The interventions, flags and output files are those of image_causaldae_test.py.
+The model has no encoder: the factual labels come from the data set.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python scripts/image_diffae_test.py --model_path RUN --data_dir DATA --out_dir OUT
 
-The questions are those of image_causaldae_test.py, so are the flags and the files written.
-Nothing but the intervened variable is meant to move: there is no graph that could tell what follows.
+The interventions, flags and output files are those of image_causaldae_test.py.
+The model has no graph: an intervention changes its own variable only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Trains CausalDiffAE, or a model it is compared with.
+"""Trains CausalDiffAE, Diff-SCM or a baseline.
 
     python scripts/image_train.py --config configs/morphomnist_causaldae_mini.yaml --data_dir DATA --run_dir RUN
-    python scripts/image_train.py ... --masking True --label_fraction 0.1      # a tenth of the images have labels
-    python scripts/image_train.py ... --config configs/baselines/diffae.yaml             # another model, the same data
-    python scripts/image_train.py ... --recipe reference                       # as the published code does it
+    python scripts/image_train.py ... --masking True --label_fraction 0.1      # labels for a tenth of the images
+    python scripts/image_train.py ... --config configs/baselines/diffae.yaml             # a baseline on the same data
+    python scripts/image_train.py ... --recipe reference                       # as the published code
 
-Every field of the configuration is a flag (`--help` lists them); what is named later wins. Run the same command again
-to go on after an interruption. SIGTERM, SIGUSR1 and --max_hours end a run after the current step, with a checkpoint.
+Every field of the configuration is a flag (`--help` lists them); later values override earlier ones. Run the same
+command again to resume an interrupted run. SIGTERM, SIGUSR1 and --max_hours end a run after the current step, with a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -39,13 +40,7 @@ from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
 from causaldiffae.training.stopping import StopRequest
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
-
-
-def find_spec(train: TrainConfig) -> DatasetSpec:
-    """What is known about the configured data."""
-    size, channels = train.image_size or None, train.channels or None
-    return dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def describe(config: Config, spec: DatasetSpec) -> str:
@@ -60,7 +55,7 @@ def describe(config: Config, spec: DatasetSpec) -> str:
 
 
 def mask_labels(config: Config, data: ImageData) -> ImageData:
-    """The data with labels on the configured share; one process lists them beside the data, the others read it."""
+    """Keeps the labels of the configured share; the main process writes their list beside the data, others read it."""
     fraction, seed, folder = config.loss.label_fraction, config.loss.label_seed, config.train.data_dir
     if dist_util.is_main():
         with_labels_of(data, fraction, seed, folder)
@@ -69,13 +64,13 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
 
 
 def find_resume_step(train: TrainConfig) -> int | None:
-    """The step that the run goes on from; `None` for a new run."""
+    """The step that the run resumes from; `None` for a new run."""
     resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
     return None if resumed is None else load_checkpoint(resumed).step
 
 
 def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
-    """Reads the data, and trains in the run directory from where it stands; `text` describes the run."""
+    """Reads the data and trains in the run directory, resuming where it stopped; `text` describes the run."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
     test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
@@ -99,8 +94,8 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
             logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
         if loop.stopped:
-            reason = stop.reason() or "another process"
-            logger.info(f"stopped after step {loop.step} by {reason}; the same command goes on from there")
+            reason = stop.reason() or "requested by another process"
+            logger.info(f"stopped after step {loop.step}: {reason}; run the same command to resume")
 
 
 def main(argv: list[str]) -> None:
@@ -108,13 +103,14 @@ def main(argv: list[str]) -> None:
     train = config.train
     for name in ("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir"):
         if not getattr(train, name):
-            raise InputError(f"{name}: it is not given; --{name} or a configuration file must name it")
-    spec = find_spec(train)
+            raise InputError(f"{name}: expected a value, got none; set --{name} or give a configuration file")
+    size, channels = train.image_size or None, train.channels or None
+    spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
     text = describe(config, spec)
     if train.dry_run:
         print("\n".join([text, *(f"# {line}" for line in estimate(config, spec, dist_util.dev()).lines())]))
         return
-    with StopRequest(train.max_hours) as stop:  # from here on a signal is noted, and obeyed after a step
+    with StopRequest(train.max_hours) as stop:  # from here on a signal stops the run after the current step
         dist_util.setup_dist()
         failed = True
         try:
@@ -123,10 +119,10 @@ def main(argv: list[str]) -> None:
         except torch.OutOfMemoryError as error:
             raise InputError(out_of_memory_message(train, spec.image_size)) from error
         except OSError as error:
-            if error.errno not in DISK_TROUBLE:
+            if error.errno not in DISK_ERRORS:
                 raise
             place = error.filename or train.run_dir
-            raise InputError(f"{place}: {error.strerror}; mend this and run the same command again") from error
+            raise InputError(f"{place}: {error.strerror}; fix this and run the same command to resume") from error
         finally:
             dist_util.cleanup(failed)
 

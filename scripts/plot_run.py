@@ -1,10 +1,10 @@
-"""A run's training curves as a picture and a page; with --traverse also what its model draws.
+"""Plots a run's training curves, and with --traverse counterfactuals of its model.
 
     python scripts/plot_run.py runs/pendulum_causaldae_mini
     python scripts/plot_run.py weights/pendulum_causaldae_mini --out plots --traverse True
 
-Writes curves.png and run.html (curves, causal graph) into RUN/plots or --out; with --traverse True also
-traversal_NAME.png for every variable and traversals.gif, on test images of --data_dir or, without it, on examples.
+Writes curves.png and run.html (curves, causal graph) to RUN/plots or --out; with --traverse True also
+traversal_NAME.png for every variable and traversals.gif, for test images of --data_dir or for example images.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", type=Path, help="run directory, or model folder with its log")
     parser.add_argument("--out", type=Path, help="folder to write to; default RUN/plots")
     parser.add_argument("--traverse", choices=("True", "False"), default="False", help="needs a checkpoint")
-    parser.add_argument("--data_dir", default="", help="images to turn; default: examples")
-    parser.add_argument("--images", type=int, default=4, help="how many; default %(default)s")
-    parser.add_argument(
-        "--steps", type=int, default=15, help="evaluations of the network each way; default %(default)s"
-    )
+    parser.add_argument("--data_dir", default="", help="data set of the traversed images; default: examples")
+    parser.add_argument("--images", type=int, default=4, help="number of traversed images; default %(default)s")
+    parser.add_argument("--steps", type=int, default=15, help="evaluations in each direction; default %(default)s")
     args = parser.parse_args(argv)
     if not 1 <= args.images <= 16:
-        raise InputError(f"images: {args.images} given, 1..16 are allowed")
+        raise InputError(f"images: expected 1 to 16, got {args.images}")
     model, images = None, None
     if args.traverse == "True":
         model = CounterfactualModel.from_pretrained(args.run, device=dist_util.dev(), steps=args.steps)

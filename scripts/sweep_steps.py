@@ -1,4 +1,4 @@
-"""How many evaluations a counterfactual needs: solvers and their steps against the published 250 DDIM steps.
+"""Compares solvers and numbers of steps with the published 250 DDIM steps.
 
     python scripts/sweep_steps.py --model_path RUN --data_dir DATA --out_dir OUT
     python scripts/sweep_steps.py ... --settings ddim:250,dpmpp2m:25,dpmpp2m:10 --do thickness=4 --num_images 500
@@ -9,7 +9,7 @@ The first setting is the reference. Writes steps.csv (means with intervals), ste
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from causaldiffae import dist_util
@@ -18,7 +18,7 @@ from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.image_test import default_interventions, find_measurement, parse_do
 from causaldiffae.evaluation.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
 from causaldiffae.logger import progress_bar
-from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
+from causaldiffae.script_util import load_model, parse_flags, run_cli
 from causaldiffae.visualization.image_grids import save_png
 
 SETTINGS = (
@@ -29,18 +29,18 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class StepSweepConfig:
-    """What to ask.
+    """Settings of the sweep.
 
     Attributes:
         model_path: run directory, step folder or model folder.
-        data_dir: folder of the data set, whose true counterfactuals must be known.
+        data_dir: folder of a data set whose true counterfactuals are known.
         out_dir: folder to write to.
         settings: SOLVER:STEPS, the reference first; solvers are dpmpp2m, obelm, and ddim for the published loops.
         do: interventions as "name=value" or "name=value,name=value"; by default one for each variable.
-        num_images: how many test images; 0 for all.
-        batch_size: images at a time.
+        num_images: number of test images; 0 uses all.
+        batch_size: images per batch.
         judge: as in image_causaldae_test.py.
-        ema: rate of the moving average to use; "" takes the first, "none" the trained weights.
+        ema: rate of the moving average to use; "" uses the first, "none" the trained weights.
     """
 
     model_path: str = ""
@@ -59,32 +59,31 @@ class StepSweepConfig:
 
 
 def main(argv: list[str]) -> None:
-    parser = argument_parser(__doc__ or "")
-    parser.add_class_arguments(StepSweepConfig, nested_key=None, skip={"do"}, instantiate=False)
-    parser.add_argument("--do", action="append", default=[], help="name=value[,name=value]; may be given several times")
-    values = parse_flat(parser, argv)
-    config = StepSweepConfig(**{item.name: values[item.name] for item in fields(StepSweepConfig)})
+    config = parse_flags(StepSweepConfig, argv, __doc__ or "", do="name=value[,name=value]; may be given several times")
     settings, device = parse_settings(config.settings), dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None)
     spec = loaded.spec
     dos = [parse_do(text, spec) for text in config.do] or default_interventions(spec)
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     if not truth_is_known(data):
-        raise InputError(f"{config.data_dir}: the true counterfactual images of these files are not known")
+        raise InputError(f"{config.data_dir}: expected a data set with known true counterfactuals")
     engines = {setting: loaded.engine(setting.steps, setting.solver) for setting in settings}
+    measurement = find_measurement(spec, config.judge, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:
-        eye = find_measurement(spec, config.judge, device)
-        rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, eye)
+        rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, measurement)
     heads, best = headings(dos, spec), recommend(rows)
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "steps.csv", rows)
     save_png(out / "steps.png", draw(rows, heads))
-    found = {str(row.setting): {name: asdict(figure) for name, figure in row.figures().items()} for row in rows}
-    report = {"model": loaded.path, "settings": asdict(config), "recommended": str(best.setting) if best else None}
-    (out / "steps.json").write_text(json.dumps(report | {"rows": found}, indent=2) + "\n", encoding="utf-8")
-    said = f"fewest evaluations that are nowhere worse than {settings[0]} by more than chance: "
-    print(f"{table(rows, heads)}\n\n{said}{best.setting if best else 'none of these'}\nwritten to {out}")
+    figures = {str(row.setting): {name: asdict(figure) for name, figure in row.figures().items()} for row in rows}
+    recommended = str(best.setting) if best else None
+    report = {"model": loaded.path, "settings": asdict(config), "recommended": recommended, "rows": figures}
+    (out / "steps.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{table(rows, heads)}\n\nfewest evaluations that are nowhere significantly worse than {settings[0]}: "
+        f"{recommended or 'none of these'}\nwritten to {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_a_folder_of_models_one_table_and_a_page(place: Path, tmp_path: Path) ->
     outcome = evaluate("--all", models, *where, *FAST, "--num_images=4")
     assert outcome.returncode == 0, outcome.stderr
     assert sorted(path.name for path in results.glob("*.json")) == ["first.json", "second.json"]
-    assert outcome.stderr.count("left out: ") == 1 and "third" in outcome.stderr
+    assert outcome.stderr.count("skipped: ") == 1 and "third" in outcome.stderr
     assert outcome.stdout.count("do(thickness)") >= 2 and "over 2 training seeds (first, second)" in outcome.stdout
     text = (tmp_path / "page.html").read_text()
     assert text.count("data:image/png;base64,") == 2 and "<svg" in text
@@ -218,10 +218,10 @@ def test_bad_input_is_one_line(place: Path, tmp_path: Path) -> None:
     assert_refused(asked(place, "causalvae", out, "--predictor", tmp_path), "no checkpoint")
     assert_refused(asked(place, "causalvae", out, "--inception_weights", tmp_path / "none.pt"), "none.pt is missing")
     assert_refused(asked(place, "causalvae", tmp_path / "found"), "NAME.json")
-    assert_refused(asked(place, "causalvae", out, "--workers=0"), "workers: 0 given")
+    assert_refused(asked(place, "causalvae", out, "--workers=0"), "workers: expected 1 or more, got 0")
     assert_refused(evaluate("--out", out), "model_path")
-    assert_refused(evaluate("--model_path", "x"), "out: it is not given")
-    assert_refused(evaluate("--out", out, "--model_path", "x"), "data_dir: it is not given")
+    assert_refused(evaluate("--model_path", "x"), "out: expected")
+    assert_refused(evaluate("--out", out, "--model_path", "x"), "data_dir: expected")
     assert_refused(evaluate("--out", tmp_path, "--all", tmp_path, "--data_dir", place), "holds no checkpoints")
     assert_refused(evaluate("--out", tmp_path, "--report", tmp_path / "x.html"), "holds no results")
     assert_refused(evaluate("--out", tmp_path, "--speed=1"), "speed")

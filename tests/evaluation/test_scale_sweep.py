@@ -140,9 +140,9 @@ def test_the_script(model_folder: Path, judges: Judges, tmp_path: Path) -> None:
     ]
     assert_refused(run(SCRIPT, *base, "--scales=a"), "scales: 'a' given, finite numbers")
     assert_refused(run(SCRIPT, *base, "--scales=1,inf"), "scales: '1,inf' given, finite numbers")
-    assert_refused(run(SCRIPT, *base, "--scales="), "scales: '' given, at least one")
+    assert_refused(run(SCRIPT, *base, "--scales="), "scales: expected at least one number, got ''")
     causal = REPO / "weights" / "pendulum_causaldae_mini"
-    assert_refused(run(SCRIPT, f"--model_path={causal}", *base[1:]), "a model of type causaldae, a Diff-SCM is needed")
+    assert_refused(run(SCRIPT, f"--model_path={causal}", *base[1:]), "expected a Diff-SCM, got a causaldae model")
 
 
 def test_other_data_sets_are_refused(judges: Judges) -> None:

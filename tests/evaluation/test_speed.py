@@ -101,7 +101,7 @@ def test_the_script(tmp_path: Path) -> None:
     assert wanted | {"composition_l1", "composition_l1_8bit"} <= set(found)
     assert abs(found["composition_l1"] - found["composition_l1_8bit"]) < 0.5, "rounding moves a pixel by half a level"
     assert found["counterfactual_speedup"] > 1 and "evaluations, 4 intervention(s)" in outcome.stdout
-    assert_refused(run(script, "--steps=1"), "steps: 1 given")
-    assert_refused(run(script, "--size=huge"), "there is no morphomnist_causaldae_huge.yaml")
+    assert_refused(run(script, "--steps=1"), "steps: expected 2 or more, got 1")
+    assert_refused(run(script, "--size=huge"), "no morphomnist_causaldae_huge.yaml")
     if not torch.cuda.is_available():
-        assert_refused(run(script, "--device=cuda"), "device: cuda given, and there is no GPU")
+        assert_refused(run(script, "--device=cuda"), "device: expected cpu, got cuda")

@@ -54,8 +54,8 @@ def test_what_the_script_refuses(tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, "--model_path", tmp_path), str(tmp_path), "it holds no model")
     assert_refused(run(SCRIPT, "--model_path", "nothing"), "there is no such folder", "shipped are")
     assert_refused(run(SCRIPT, "--model_path", REPO / "weights" / "pendulum_32_predictor"), "a predictor reads labels")
-    assert_refused(run(SCRIPT, "--threads", 0), "threads: 0 given")
-    assert_refused(run(SCRIPT, "--data_dir", tmp_path / "none"), "the folder is missing")
+    assert_refused(run(SCRIPT, "--threads", 0), "threads: expected 1 or more, got 0")
+    assert_refused(run(SCRIPT, "--data_dir", tmp_path / "none"), "data_dir: expected a folder")
     broken = tmp_path / "broken_model"
     shutil.copytree(REPO / "weights" / "circuit_causaldae_mini", broken)
     (broken / "model.safetensors").write_bytes(b"\x00" * 100)

@@ -294,7 +294,7 @@ def test_weak_supervision_from_the_command_line(digits: Path, tmp_path: Path) ->
     described = json.loads((tmp_path / "run" / "step_0000002" / "config.json").read_text())
     assert len(listed) == described["labelled_images"] == 2
     again = run(TRAIN_SCRIPT, *arguments, "--masking=True", "--label_fraction=0.5", "--total_steps=3")
-    assert_refused(again, "other training images had labels")
+    assert_refused(again, "expected the labelled images of this checkpoint")
 
 
 def test_the_reference_recipe_is_put_in_at_its_place(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_second_trainer_and_a_time_limit(digits: Path, tmp_path: Path) -> None
     assert not (run_dir / "progress.csv").exists()
     stopped = run(TRAIN_SCRIPT, *arguments, "--max_hours=1e-9")
     assert stopped.returncode == 0 and [path.name for path in run_dir.glob("step_*")] == ["step_0000001"]
-    assert "stopped after step 1 by max_hours = 1e-09; the same command goes on from there" in stopped.stderr
+    assert "stopped after step 1: max_hours 1e-09 reached; run the same command to resume" in stopped.stderr
     assert run(TRAIN_SCRIPT, *arguments).returncode == 0 and (run_dir / "step_0000003").is_dir()
 
 
@@ -370,5 +370,5 @@ def test_a_disk_that_is_full_is_one_line(digits: Path, tmp_path: Path, monkeypat
     outcome = run(TRAIN_SCRIPT, *arguments)
     assert outcome.returncode == 2
     assert outcome.stderr.splitlines()[-1].endswith(
-        "run: No space left on device; mend this and run the same command again"
+        "run: No space left on device; fix this and run the same command to resume"
     )
