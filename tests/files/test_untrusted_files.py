@@ -180,7 +180,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [{'*a, ' * 9}*a]\n" for i in r
         ("x: " + "y" * 70000 + "\n", "it has 70004 bytes, 65536 are allowed"),
         ("".join(f"k{i}: 1\n" for i in range(2000)), "it holds 4001 values, 2000 are allowed"),
         ("\udcff", "it is no UTF-8 text"),
-        ("ema_rate: ~\n", "ema_rate: null given, a value like '0.9999' is needed"),
+        ("ema_rate: ~\n", "ema_rate: expected a value such as '0.9999', got null"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--config {}", "--config={}", "--conf={}"])
@@ -316,8 +316,8 @@ def test_a_member_has_the_size_that_is_asked_for_or_a_limit(tmp_path: Path, monk
     monkeypatch.setattr("causaldiffae.files.npz.MAX_ARRAY_BYTES", 90)
     with NpzFile(tmp_path / "a.npz") as file:
         assert file.array("a", (3, 4)).shape == (3, 4), "the caller has room for what it names"
-        refuses(lambda: file.array("a", (None, 4)), "a: it declares 96 bytes, 90 are allowed")
-        refuses(lambda: file.arrays("fu", 200), "it unpacks to .* bytes, 200 are allowed")
+        refuses(lambda: file.array("a", (None, 4)), "a: expected at most 90 bytes, got 96")
+        refuses(lambda: file.arrays("fu", 200), "expected at most 200 bytes uncompressed, got ")
 
 
 def test_kept_interventional_images_are_checked(tmp_path: Path) -> None:
@@ -335,9 +335,9 @@ def test_kept_interventional_images_are_checked(tmp_path: Path) -> None:
     refuses(lambda: read(labels=labels + np.nan), f"it holds other images than its name says; {ending}")
     refuses(lambda: read(images=images.astype(np.uint16)), "it holds other images than its name says")
     refuses(
-        lambda: read(images=images[:3]), rf"images: its shape is \(3, 1, 8, 8\), \(4, 1, 8, 8\) is needed; {ending}"
+        lambda: read(images=images[:3]), rf"images: expected shape \(4, 1, 8, 8\), got \(3, 1, 8, 8\); {ending}"
     )
-    refuses(lambda: read(images=np.array([[[[{}]]]] * 4)), "images: its dtype is object, kind u is needed")
+    refuses(lambda: read(images=np.array([[[[{}]]]] * 4)), "images: expected a dtype of kind u, got object")
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
