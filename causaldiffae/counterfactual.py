@@ -1,11 +1,11 @@
 """Counterfactual images in Pearl's three steps.
 
-    abduction    what was the noise?          u = E q(u | x0),  x_T = ODE encoding of x0 under the factual z
-    action       set variables:               do(thickness = 4.5)
-    prediction   what would have been seen?   z' = scm(u, do),  x' = ODE decoding of x_T under z'
+    abduction    u = E q(u | x0),  x_T = ODE encoding of x0 under the factual z      `CounterfactualEngine.abduct`
+    action       do(thickness = 4.5)                                                 `CounterfactualEngine.act`
+    prediction   z' = scm(u, do),  x' = ODE decoding of x_T under z'                 `CounterfactualEngine.predict`
 
-(Pearl, Causality, 2009, theorem 7.1.7; CausalDiffAE, algorithm 2.) Everything that the intervention does not touch is
-in u and x_T, which are kept. One abduction serves any number of interventions.
+(Pearl, Causality, 2009, theorem 7.1.7; CausalDiffAE, algorithm 2.) Everything that the intervention does not change is
+contained in u and x_T, which are kept. One abduction serves any number of interventions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
 
 class AbductionKind(Enum):
-    """Where x_T comes from: the DDIM encoding of x0; the noised image of the printed algorithm; plain noise."""
+    """The source of x_T: the DDIM encoding of x0, the noised image of the printed algorithm, or plain noise."""
 
     DDIM = "ddim"
     NOISE = "noise"
@@ -37,10 +37,10 @@ class AbductionKind(Enum):
 
 
 class CausalModel(Protocol):
-    """What a model must offer to be asked counterfactual questions, beside a way to draw images.
+    """The causal part of a generative model.
 
-    `needs_labels`: whether `abduct` must be given the images' labels (B, n), normalised.
-    `unconditional_abduction`: whether x_T is encoded without the latents, which act in decoding alone (Diff-SCM).
+    `needs_labels`: `abduct` requires the normalised labels (B, n) of the images.
+    `unconditional_abduction`: x_T is encoded without the latents, which act in decoding only (Diff-SCM).
     """
 
     needs_labels: bool
@@ -53,15 +53,8 @@ class CausalModel(Protocol):
     def read_labels(self, z: Tensor) -> Tensor: ...
 
 
-class ImageCodec(Protocol):
-    """Another space in which a network works (`latent_space.LatentSpace`), and the way to it and back."""
-
-    def encode(self, images: Tensor) -> Tensor: ...
-    def decode(self, codes: Tensor) -> Tensor: ...
-
-
 class DiffusionModel(CausalModel, Protocol):
-    """Draws images by diffusion: what the latents leave open is in x_T."""
+    """Generates images by diffusion; x_T holds what the latents leave open."""
 
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
@@ -70,25 +63,28 @@ class DiffusionModel(CausalModel, Protocol):
 
 @runtime_checkable
 class DirectModel(CausalModel, Protocol):
-    """Draws images from the latents alone, in one step."""
+    """Generates images from the latents alone, in one step."""
 
     def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor: ...
 
 
-GenerativeModel = DiffusionModel | DirectModel
+class ImageCodec(Protocol):
+    """Maps images to another space in which the network works, and back (`published/autoencoder.py`)."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+    def decode(self, codes: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Abduction:
-    """The noise behind a batch of images.
+    """The noise of a batch of images.
 
     Attributes:
         u: (B, n, d) exogenous noise of the causal variables.
-        z: (B, n, d) the factual causal variables, which u implies.
-        state: x_T (B, C, H, W), what the causal variables leave open, as the solver left it; None for a model that
-            draws from them alone.
+        z: (B, n, d) factual causal variables, implied by u.
+        state: x_T (B, C, H, W) as the solver left it; None for a model that generates from the latents alone.
         classes: (B,) or None.
-        residual: (B, C, H, W) what the reconstruction misses of the image, where it is kept.
+        residual: (B, C, H, W) image minus reconstruction, if it is kept.
     """
 
     u: Tensor
@@ -103,7 +99,7 @@ class Abduction:
         return None if self.state is None else self.state.x_T
 
     def repeated(self, count: int) -> Abduction:
-        """The same noise for `count` interventions as one batch, all images of the first, then all of the second."""
+        """Repeats the batch `count` times, for as many interventions: all images for the first, then for the second."""
         if count == 1:
             return self
         state = self.state
@@ -116,12 +112,12 @@ class Abduction:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """What would have been seen.
+    """Counterfactual images.
 
     Attributes:
-        images: (B, C, H, W) in [-1, 1], NaN where the model drew no finite pixel.
+        images: (B, C, H, W) in [-1, 1]; NaN where the model generated a pixel that is not finite.
         labels: (B, n) in label units, as the structural model predicts them.
-        z: (B, n, d) the counterfactual causal variables.
+        z: (B, n, d) counterfactual causal variables.
     """
 
     images: Tensor
@@ -130,31 +126,30 @@ class Counterfactual:
 
 
 class CounterfactualEngine:
-    """Asks a model counterfactual questions.
+    """Computes counterfactuals with a trained model.
 
     Args:
         model: a generative model; used in evaluation mode, without gradients.
-        solver: how to encode and decode, an `OdeSolver`; a diffusion process, for instance `SpacedDiffusion` with 50
-            of 1000 steps, stands for its own DDIM loops.
-        spec: the data set's names, units and graph.
+        solver: encodes and decodes; a diffusion process stands for its own DDIM loops.
+        spec: names, units and graph of the variables.
         abduction: see `AbductionKind`.
-        guidance: grade of the intervention; by default none.
-        stop: encode and decode only up to this share of T (Diff-SCM's partial encoding): what is undone keeps more of
-            the factual image.
-        residual: what the reconstruction misses is added to every answer, so that the null intervention returns the
-            image itself (a decoding more per image).
-        rescale_quantile: dynamic thresholding while decoding an intervention, see `guidance.thresholded`; 0 for
-            none. The reconstruction is never thresholded.
-        autocast: dtype of the network's activations, None for float32.
-        pixel_range: what black and white are for the network; images here are in [-1, 1] in any case.
+        guidance: guidance weights of interventions; by default none.
+        stop: encode and decode only up to this fraction of T (partial encoding of Diff-SCM), which keeps more of the
+            factual image.
+        residual: add the reconstruction error to every result, so that the null intervention returns the image itself;
+            costs one more decoding per image.
+        rescale_quantile: quantile of dynamic thresholding while decoding an intervention, see `guidance.thresholded`;
+            0 for none. Reconstructions are never thresholded.
+        autocast: dtype of the activations, None for float32.
+        pixel_range: black and white as the network sees them; images here are always in [-1, 1].
         codec: the space in which the network works, None for pixels; a residual is kept in that space.
-        pixels: interventions on the same images are decoded as one batch as long as it has no more pixels, of the
-            network's space, than these; a batch of images is never divided.
+        pixels: interventions on the same images are decoded as one batch of at most this many pixels (of the space of
+            the network); a batch of images is never divided.
     """
 
     def __init__(
         self,
-        model: GenerativeModel,
+        model: DiffusionModel | DirectModel,
         solver: OdeSolver | DdimLoops | GaussianDiffusion,
         spec: DatasetSpec,
         abduction: AbductionKind = AbductionKind.DDIM,
@@ -168,16 +163,25 @@ class CounterfactualEngine:
         pixels: int = 2**16,
     ) -> None:
         if not 0.0 < stop <= 1.0:
-            raise InputError(f"stop: {stop} given, a share of T above 0 and at most 1 is needed")
+            raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
         if abduction is AbductionKind.NONE and stop < 1.0:
-            raise InputError(f"stop: {stop} given, but abduction 'none' draws plain noise, which only T has")
+            raise InputError(f"stop: expected 1 with abduction 'none', which draws plain noise, got {stop}")
         if not 0.0 <= rescale_quantile <= 1.0:
-            raise InputError(f"rescale_quantile: {rescale_quantile} given, a share between 0 and 1 is needed")
+            raise InputError(f"rescale_quantile: expected a number between 0 and 1, got {rescale_quantile}")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
-        self.pixel_range, self.rescale_quantile, self.codec = pixel_range, rescale_quantile, codec
-        self.pixels = pixels
+        self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
+
+    def counterfactual(
+        self,
+        x_start: Tensor,
+        do: Mapping[str, Any],
+        classes: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Counterfactual:
+        """All three steps for one intervention; see `abduct` and `predict` for the arguments."""
+        return self.predict(self.abduct(x_start, classes, labels=labels), [do])[0]
 
     @torch.inference_mode()
     def abduct(
@@ -187,17 +191,17 @@ class CounterfactualEngine:
         generator: torch.Generator | None = None,
         labels: Tensor | None = None,
     ) -> Abduction:
-        """Step one: infers the noise behind images (B, C, H, W) in [-1, 1].
+        """Abduction: infers the noise of images (B, C, H, W) in [-1, 1].
 
         Args:
-            classes: (B,), needed by a class-conditional model and ignored by others.
-            generator: draws x_T where it is random (`NOISE`, `NONE`); it lives on the images' device.
-            labels: (B, n) in label units, needed by a model without an encoder and ignored by others.
+            classes: (B,), required by a class-conditional model and ignored by others.
+            generator: draws x_T if it is random (`NOISE`, `NONE`), on the device of the images.
+            labels: (B, n) in label units, required by a model without an encoder and ignored by others.
         """
         if self.model.class_cond and classes is None:
-            raise InputError("classes: this model needs the images' classes")
+            raise InputError("classes: expected the classes of the images for this class-conditional model")
         if self.model.needs_labels and labels is None:
-            raise InputError("labels: this model has no encoder and needs the images' labels")
+            raise InputError("labels: expected the labels of the images for this model, which has no encoder")
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
         u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels))
@@ -205,35 +209,19 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._draw(z, abducted, self._undoing(Guidance()), False))
+        return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting(Guidance()), False))
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The factual causal variables z (B, n, d) behind images (B, C, H, W) in [-1, 1], without encoding x_T."""
+        """Returns the factual causal variables z (B, n, d) of images in [-1, 1], without encoding x_T."""
         normalised = None if labels is None else self.spec.normalise(labels)
         return self.model.predict(self.model.abduct(self._to_network(x_start), normalised))
 
-    def _encode(
-        self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
-    ) -> SolverState | None:
-        """x_T under the factual latents, without guidance; None for a model that has none."""
-        if isinstance(self.model, DirectModel):
-            return None
-        if self.abduction is AbductionKind.DDIM:
-            score = self._low_precision(
-                guided_model_output(self.model, None if self.model.unconditional_abduction else z, classes)
-            )
-            return self.solver.encode(score, x_start, self.stop)
-        noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
-        if self.abduction is AbductionKind.NOISE:
-            return self.solver.noised(x_start, noise, self.stop)
-        return SolverState(noise)
-
     def act(self, do: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
-        """Step two: an intervention in label units, checked and normalised.
+        """Action: validates an intervention in label units and normalises it.
 
         Args:
-            do: variable -> a number, or (count,) numbers, one for each image of the batch.
+            do: variable -> a number, or (count,) numbers, one per image.
         """
         return self.spec.normalise_do(self.spec.check_do(do, count))
 
@@ -244,71 +232,75 @@ class CounterfactualEngine:
         interventions: Sequence[Mapping[str, Any]],
         guidances: Sequence[Guidance] | None = None,
     ) -> list[Counterfactual]:
-        """Step three: the images under each intervention.
+        """Prediction: returns the images under each intervention.
 
         Args:
-            interventions: in label units, a number or (B,) numbers for each variable; an empty one asks for the
-                reconstruction.
-            guidances: one for each intervention; by default the engine's own.
+            interventions: in label units, a number or (B,) numbers per variable; empty for the reconstruction.
+            guidances: one per intervention; by default that of the engine.
         """
         count = len(abducted.u)
         latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
-        grades = guidances or [self.guidance] * len(latents)
+        settings = [
+            (bool(do), guidance if do else self._inverting(guidance))
+            for do, guidance in zip(interventions, guidances or [self.guidance] * len(latents), strict=True)
+        ]
         results = []
-        for z, drawn in zip(latents, self._draw_all(latents, abducted, interventions, grades), strict=True):
+        for z, decoded in zip(latents, self._decode_all(latents, settings, abducted), strict=True):
             labels = self.spec.denormalise(self.model.read_labels(z))
             if abducted.residual is not None:
-                drawn = drawn + abducted.residual
-            images = self._from_network(drawn.float())
-            # NaN stays NaN under clamp; infinity must not become white
+                decoded = decoded + abducted.residual
+            images = self._from_network(decoded.float())
+            # NaN stays NaN under clamp; infinity must not become white.
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
             results.append(Counterfactual(images, labels, z))
         return results
 
-    def _draw_all(
-        self,
-        latents: Sequence[Tensor],
-        abducted: Abduction,
-        interventions: Sequence[Mapping[str, Any]],
-        grades: Sequence[Guidance],
-    ) -> list[Tensor]:
-        """The decoded images of every intervention; neighbours of the same grade are decoded as one batch."""
-        kinds = [(bool(do), grade) for do, grade in zip(interventions, grades, strict=True)]
-        drawn: list[Tensor] = []
-        size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
-        together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
-        for (intervenes, grade), alike in groupby(zip(latents, kinds, strict=True), key=lambda pair: pair[1]):
-            wanted = [z for z, _ in alike]
-            for piece in (wanted[i : i + together] for i in range(0, len(wanted), together)):
-                of_all = abducted.repeated(len(piece))
-                found = self._draw(torch.cat(piece), of_all, grade if intervenes else self._undoing(grade), intervenes)
-                drawn += found.chunk(len(piece))
-        return drawn
+    # ------------------------------------------------------------------ encoding and decoding
 
-    def counterfactual(
-        self,
-        x_start: Tensor,
-        do: Mapping[str, float],
-        classes: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Counterfactual:
-        """All three steps for one intervention; the arguments are those of `abduct` and `predict`."""
-        return self.predict(self.abduct(x_start, classes, labels=labels), [do])[0]
+    def _encode(
+        self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
+    ) -> SolverState | None:
+        """x_T under the factual latents, without guidance; None for a model without x_T."""
+        if isinstance(self.model, DirectModel):
+            return None
+        if self.abduction is AbductionKind.DDIM:
+            condition = None if self.model.unconditional_abduction else z
+            model = self._autocast(guided_model_output(self.model, condition, classes))
+            return self.solver.encode(model, x_start, self.stop)
+        noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
+        if self.abduction is AbductionKind.NOISE:
+            return self.solver.noised(x_start, noise, self.stop)
+        return SolverState(noise)
 
-    def _undoing(self, guidance: Guidance) -> Guidance:
-        """The grade at which decoding undoes the encoding, where nothing is intervened on."""
+    def _inverting(self, guidance: Guidance) -> Guidance:
+        """The guidance with which decoding inverts the encoding, for reconstructions."""
         return Guidance(w=0.0) if self.model.unconditional_abduction else guidance
 
-    def _draw(self, z: Tensor, abducted: Abduction, guidance: Guidance, intervenes: bool) -> Tensor:
+    def _decode_all(
+        self, latents: Sequence[Tensor], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction
+    ) -> list[Tensor]:
+        """Decodes every intervention; consecutive ones with equal settings are decoded as one batch."""
+        decoded: list[Tensor] = []
+        size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
+        together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
+        for (intervenes, guidance), group in groupby(zip(latents, settings, strict=True), key=lambda pair: pair[1]):
+            alike = [z for z, _ in group]
+            for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
+                images = self._decode(torch.cat(batch), abducted.repeated(len(batch)), guidance, intervenes)
+                decoded += images.chunk(len(batch))
+        return decoded
+
+    def _decode(self, z: Tensor, abducted: Abduction, guidance: Guidance, intervenes: bool) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
-        score = self._low_precision(
-            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, self.solver.diffusion.max_timestep)
+        process = self.solver.diffusion
+        model = self._autocast(
+            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, process.max_timestep)
         )
         if self.rescale_quantile and intervenes:
-            score = thresholded(score, self.solver.diffusion.noise_schedule, self.rescale_quantile)
-        return self.solver.decode(score, abducted.state)
+            model = thresholded(model, process.noise_schedule, self.rescale_quantile)
+        return self.solver.decode(model, abducted.state)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range
@@ -320,12 +312,12 @@ class CounterfactualEngine:
         images = images if self.codec is None else self.codec.decode(images)
         return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
 
-    def _low_precision(self, score: ModelFn) -> ModelFn:
+    def _autocast(self, model: ModelFn) -> ModelFn:
         if self.autocast is None:
-            return score
+            return model
 
-        def low_precision(x_t: Tensor, t: Tensor) -> Tensor:
+        def in_low_precision(x_t: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(x_t.device.type, dtype=self.autocast):
-                return score(x_t, t).to(x_t.dtype)
+                return model(x_t, t).to(x_t.dtype)
 
-        return low_precision
+        return in_low_precision

@@ -1,67 +1,68 @@
 """Diff-SCM: counterfactuals by anti-causal guidance (Sanchez and Tsaftaris, CLeaR 2022, arXiv 2202.10166).
 
-A diffusion model of the images knows nothing of causes. An anti-causal predictor p(y | x_t) tells it, at every noise
-level, which way the labels lie. Algorithm 3 in the terms of `counterfactual.py`:
+A diffusion model of the images is guided by an anti-causal predictor p(y | x_t). Algorithm 3 in the terms of
+`counterfactual.py`:
 
-    abduction    x_T = ODE encoding of x0 under eps(x_t, t), unguided             (algorithm 2)
+    abduction    x_T = ODE encoding of x0 under eps(x_t, t), unguided                       (algorithm 2)
     action       y' = scm(u, do), the labels after the intervention
-    prediction   ODE decoding of x_T under eps - s sqrt(1 - abar_t) grad log p(y' | x_t)     (algorithm 1, guided)
+    prediction   ODE decoding of x_T under eps - s sqrt(1 - abar_t) grad log p(y' | x_t)    (algorithm 1, guided)
 
-The *explicit* predictor is a network of its own (`noised_predictor.py`). The *implicit* one is the score network
-itself, trained with and without labels: grad log p(y | x_t) ~ eps(x_t, t) - eps(x_t, t, y), so that its guidance is
-eps(null) + s [eps(y') - eps(null)] (Ho and Salimans, 2022). Either way eps under labels minus eps without them is what
-is scaled, and s is the weight w of `guidance.py`.
+The *explicit* predictor is a separate network (`predictors/noised_predictor.py`). The *implicit* one is the score
+network itself, trained with and without labels: grad log p(y | x_t) ~ eps(x_t, t) - eps(x_t, t, y), which gives
+eps(null) + s [eps(y') - eps(null)] (Ho and Salimans, 2022, arXiv 2207.12598). In both cases the guidance scale s is the
+weight w of `guidance.py`.
 
-The paper has one variable, the class. Here the labels may have a causal graph of their own: their noise is abducted
-and do() travels to descendants before the image is guided to all of them.
+The paper has one variable, the class. Here the labels may have a causal graph: their noise is abducted, and do() is
+propagated to descendants before the image is guided to all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from causaldiffae.config import ModelConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
-from causaldiffae.model import TrainingDraws, TrainingStep, label_scm, mechanism_nll, unet_from_config
+from causaldiffae.model import LabelModel, LabelTrainingStep, label_scm, unet_from_config
 from causaldiffae.nn import repeat_times
 from causaldiffae.noise_schedule import NoiseSchedule
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, label_heads
-from causaldiffae.scm import Do, LatentSCM
+from causaldiffae.scm import LatentSCM
 from causaldiffae.unet import UNetModel
 
+DiffScmTrainingStep = LabelTrainingStep
 
-class DiffScm(nn.Module):
-    """A structural model of the labels, a score network, and an anti-causal predictor.
+
+class DiffScm(LabelModel):
+    """A structural model of the labels, a score network and an anti-causal predictor.
 
     Args:
         scm: over blocks of one entry, the normalised labels.
-        network: the score network; conditional on the labels (`cond_dim`) where it is to be the implicit predictor.
-        spec: the data set's variables.
-        class_cond: whether it is also conditioned on a class that is no variable of the graph.
+        network: the score network; conditional on the labels (`cond_dim`) to serve as implicit predictor.
+        spec: the variables of the data set.
+        class_cond: whether the network is also conditioned on a class that is not a variable of the graph.
     """
 
     needs_labels = False
     unconditional_abduction = True
 
     def __init__(self, scm: LatentSCM, network: UNetModel | DiT, spec: DatasetSpec, class_cond: bool = False) -> None:
-        super().__init__()
+        super().__init__(scm)
         self.heads, self.class_cond = label_heads(spec), class_cond
         if scm.block_size != 1 or network.cond_dim not in (None, label_width(spec)):
-            raise InputError(f"model: {len(spec.graph)} labels and conditioning of width {network.cond_dim} do not fit")
-        self.scm, self.network = scm, network
+            raise InputError(f"model: expected conditioning of width {label_width(spec)}, got {network.cond_dim}")
+        self.network = network
         self.predictor: NoisedPredictor | None = None
         self.schedule: NoiseSchedule | None = None
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> DiffScm:
-        """Builds the model for a data set, without a predictor of its own."""
+        """Builds the model for a data set, without an explicit predictor."""
         width, scm = label_width(spec) if config.label_cond else None, label_scm(config, spec)
         if config.network == "dit":
             return cls(scm, dit_from_config(config, spec, learn_sigma, width), spec)
@@ -71,50 +72,37 @@ class DiffScm(nn.Module):
         """Guides decoding by an explicit predictor from now on.
 
         Args:
-            predictor: of the same labels and noise schedule (`load_noised_predictor` checks).
+            predictor: of the same labels and noise schedule (checked by `load_noised_predictor`).
             schedule: of the process of the score network.
         """
         self.predictor, self.schedule = predictor, schedule
 
     @property
     def has_labels(self) -> bool:
-        """Whether the score network can be asked under labels: whether it is an implicit predictor."""
+        """Whether the score network takes labels and can serve as implicit predictor."""
         return self.network.cond_dim is not None
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """n and 1: the labels."""
-        return len(self.scm.graph), 1
 
     # ------------------------------------------------------------------ the labels
 
     def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Exogenous noise of the images' labels, (B, n, 1).
+        """Returns the exogenous noise of the labels of images, (B, n, 1).
 
         Args:
             x_start: (B, C, H, W) in [-1, 1].
-            labels: (B, n) normalised; where they are not known, the explicit predictor reads them off the images.
+            labels: (B, n) normalised; if they are not given, the explicit predictor reads them from the images.
 
         Raises:
-            InputError: if neither is there.
+            InputError: if there are neither labels nor an explicit predictor.
         """
         if labels is None:
             if self.predictor is None:
-                raise InputError("labels: without an explicit predictor this model needs the images' labels")
+                raise InputError("labels: expected the labels of the images for a model without an explicit predictor")
             clean = torch.zeros(len(x_start), device=x_start.device)
             labels = self.predictor.read(self.predictor(x_start, clean))
-        return self.scm.abduct(labels.to(x_start.dtype)[:, :, None])
-
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Labels (B, n, 1) from their noise; `do` is in normalised label units."""
-        return self.scm.predict(u, do)
-
-    def read_labels(self, z: Tensor) -> Tensor:
-        """(B, n, 1) -> (B, n)."""
-        return z[:, :, 0]
+        return super().abduct(x_start, labels)
 
     def embed_labels(self, z: Tensor) -> Tensor:
-        """Labels (B, n, 1) as the score network takes them: categories as one of K, numbers as they are, (B, width)."""
+        """Returns labels (B, n, 1) as network input (B, width): categories one-hot, numbers as they are."""
         columns = []
         for i, head in enumerate(self.heads):
             column = z[:, i, 0]
@@ -124,12 +112,12 @@ class DiffScm(nn.Module):
                 columns.append(column[:, None])
         return torch.cat(columns, dim=1)
 
-    # ------------------------------------------------------------------ the score
+    # ------------------------------------------------------------------ the model output
 
     def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """The score network's output (B, C, H, W), under labels z (B, n, 1) where it takes any and `keep` is True."""
+        """Returns the output (B, C, H, W), given labels z (B, n, 1) if the network takes any and `keep` is True."""
         if z is None or not self.has_labels:
             return self.network(x_t, t, classes)
         return self.network(x_t, t, classes, self.embed_labels(z), keep)
@@ -137,28 +125,28 @@ class DiffScm(nn.Module):
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
-        """The network's output (B, C, H, W) under each of several labels (B, n, 1), None being no guidance (s = 0).
+        """Returns the output (B, C, H, W) under each of several labels (B, n, 1); None is no guidance (s = 0).
 
         Raises:
-            InputError: for labels where there is neither an explicit nor an implicit predictor.
+            InputError: for labels without an explicit or implicit predictor.
         """
-        asked = [condition for condition in conditions if condition is not None]
-        if not asked:
+        labels = [condition for condition in conditions if condition is not None]
+        if not labels:
             return [self.model_output(x_t, t, None, classes)] * len(conditions)
         if self.predictor is None and not self.has_labels:
             raise InputError(
-                "predictor: this score network was trained without labels; --predictor_path must name a noised "
-                "predictor (classifiers/noised_classifier.py trains one)"
+                "predictor_path: expected a noised predictor for a score network trained without labels; "
+                "classifiers/noised_classifier.py trains one"
             )
         if self.predictor is None:
             return self._implicit(x_t, t, conditions, classes)
         free = self.model_output(x_t, t, None, classes)
-        changes = self._explicit(x_t, t, torch.cat(asked), len(asked))
+        changes = self._explicit(x_t, t, torch.cat(labels), len(labels))
         guided = iter([_add_to_mean(free, change) for change in changes])
         return [free if condition is None else next(guided) for condition in conditions]
 
     def _explicit(self, x_t: Tensor, t: Tensor, z: Tensor, count: int) -> tuple[Tensor, ...]:
-        """How labels change the output: what -sqrt(1 - abar_t) grad log p(y | x_t) on eps amounts to."""
+        """The change of the output that adds -sqrt(1 - abar_t) grad log p(y | x_t) to eps."""
         assert self.predictor is not None and self.schedule is not None
         gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z[:, :, 0])
         level = self.schedule.level(repeat_times(t, count), gradient)
@@ -167,7 +155,7 @@ class DiffScm(nn.Module):
     def _implicit(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
     ) -> list[Tensor]:
-        """All conditions as one batch."""
+        """The outputs under all conditions, evaluated as one batch."""
         count, batch = len(conditions), len(x_t)
         some = next(condition for condition in conditions if condition is not None)
         z = torch.cat([some if condition is None else condition for condition in conditions])
@@ -180,11 +168,11 @@ class DiffScm(nn.Module):
 
 
 def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, width: int | None) -> DiT:
-    """The transformer of a configuration, whose classes are the categories of the data set's one variable."""
+    """Builds the transformer; its classes are the categories of the only variable of the data set."""
     if config.class_cond:
-        raise InputError("class_cond: a transformer takes no class beside its labels; network unet does")
+        raise InputError("class_cond: expected False for network dit, got True; --network unet takes a class")
     if width is not None and (len(spec.graph) != 1 or not spec.category_values(0)):
-        raise InputError(f"label_cond: a transformer takes one categorical variable, {spec.name} has other labels")
+        raise InputError(f"label_cond: expected one categorical variable for network dit, got those of {spec.name}")
     return DiT(
         image_size=spec.image_size,
         patch_size=config.patch_size,
@@ -198,24 +186,12 @@ def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, w
 
 
 def label_width(spec: DatasetSpec) -> int:
-    """Width of a data set's labels as the score network takes them: one for a number, one for each category."""
+    """Returns the width of the labels as input of the score network: 1 per number, 1 per category."""
     return sum(len(head.values) or 1 for head in label_heads(spec))
 
 
 def _add_to_mean(output: Tensor, change: Tensor) -> Tensor:
-    """Adds to the first C channels, behind which a learned variance may stand."""
+    """Adds to the first C channels and keeps those of a learned variance."""
     channels = change.shape[1]
     moved = output[:, :channels] + change.to(output.dtype)
     return moved if output.shape[1] == channels else torch.cat([moved, output[:, channels:]], dim=1)
-
-
-class DiffScmTrainingStep(TrainingStep):
-    """The diffusion loss, with labels where the network takes them, and the labels' likelihood under their graph."""
-
-    def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The labels themselves as z; nothing is encoded, so no divergence is to be paid."""
-        none = torch.zeros_like(labels[:, 0])
-        nll = mechanism_nll(cast(DiffScm, self.model).scm, labels, labelled, share)
-        return labels[:, :, None], {"prior_kl": none, "label_kl": none, "mechanism_nll": nll, "label_mse": none}

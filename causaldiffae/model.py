@@ -1,6 +1,6 @@
 """CausalDiffAE: a causal encoder, a structural causal model over its latents, and a diffusion decoder.
 
-    x0 (B,C,H,W) -> encoder -> q(u | x0), u (B,n,d) -> structural model -> z (B,n,d) -> U-Net: eps(x_t, t, z)
+    x0 (B,C,H,W) -> encoder -> q(u | x0), u (B,n,d) -> structural model -> z (B,n,d) -> U-Net: output(x_t, t, z)
 
 (Komanduri et al., ECAI 2024, arXiv 2404.17735.) Training minimises the diffusion loss plus gamma times two divergences:
 q(z | x0, y) from a prior tied to the labels, and q(u | x0) from the exogenous prior; see `losses.py`.
@@ -27,75 +27,62 @@ from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
 MAX_NAMED = 16
-"""Variables whose share of the label term is logged by name."""
+"""Variables whose label term is logged by name."""
 
 
 def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
-    """The score network of a configuration; attention resolutions are sides of feature maps, as in guided-diffusion."""
+    """Builds the score network; attention resolutions are sides of feature maps, as in guided-diffusion."""
     multipliers = parse_ints("channel_mult", config.channel_mult)
     sides = parse_ints("attention_resolutions", config.attention_resolutions)
     map_sizes = [spec.image_size // config.patch_size // 2**level for level in range(len(multipliers))]
     for side in set(sides) - set(map_sizes):
-        meant = [size for level, size in enumerate(map_sizes) if map_sizes[0] // side == 2**level]
-        effect = f"as published, it stands for {meant[0]}" if meant else "it has no effect"
-        warnings.warn(f"attention_resolutions: {side} is none of the sides {map_sizes}; {effect}", stacklevel=2)
-    factors = {map_sizes[0] // side for side in sides}
+        same = [size for level, size in enumerate(map_sizes) if map_sizes[0] // side == 2**level]
+        effect = f"attention is applied at {same[0]}, as in the published code" if same else "it has no effect"
+        warnings.warn(f"attention_resolutions: expected sides among {map_sizes}, got {side}; {effect}", stacklevel=2)
     return UNetModel(
         image_size=spec.image_size,
         in_channels=spec.channels,
         model_channels=config.num_channels,
         out_channels=spec.channels * (2 if learn_sigma else 1),
+        num_classes=spec.num_classes if config.class_cond else None,
+        cond_dim=cond_dim,
+        cond_hidden=config.cond_hidden,
+        learned_null=config.learned_null,
+        patch_size=config.patch_size,
         num_res_blocks=config.num_res_blocks,
-        attention_resolutions=factors,
+        attention_resolutions={map_sizes[0] // side for side in sides},
         dropout=config.dropout,
         channel_mult=multipliers,
         conv_resample=config.conv_resample,
-        num_classes=spec.num_classes if config.class_cond else None,
-        use_checkpoint=config.use_checkpoint,
         num_heads=config.num_heads,
         num_head_channels=config.num_head_channels,
         use_scale_shift_norm=config.use_scale_shift_norm,
         resblock_updown=config.resblock_updown,
         use_new_attention_order=config.use_new_attention_order,
-        cond_dim=cond_dim,
-        cond_hidden=config.cond_hidden,
-        learned_null=config.learned_null,
-        patch_size=config.patch_size,
+        use_checkpoint=config.use_checkpoint,
     )
 
 
 def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncoder, LatentSCM]:
-    """The encoder and structural model of a configuration, over the same latents."""
-    n = len(spec.graph)
-    block_size = config.block_size_for(n)
-    encoder = CausalEncoder(
-        spec.image_size,
-        spec.channels,
-        n,
-        block_size,
-        parse_ints("encoder_channels", config.encoder_channels),
-        config.encoder_norm,
-    )
-    scm = LatentSCM(
-        spec.graph,
-        block_size,
-        config.mechanism,
-        config.mechanism_width or n * block_size,
-        config.mechanism_depth,
-        config.min_scale,
-    )
-    return encoder, scm
+    """Builds the encoder and the structural model over the same latents."""
+    n, block_size = len(spec.graph), config.block_size_for(len(spec.graph))
+    widths = parse_ints("encoder_channels", config.encoder_channels)
+    encoder = CausalEncoder(spec.image_size, spec.channels, n, block_size, widths, config.encoder_norm)
+    return encoder, _scm(config, spec, block_size)
 
 
 def label_scm(config: ModelConfig, spec: DatasetSpec) -> LatentSCM:
-    """The structural model of a configuration over the labels themselves, blocks of one entry."""
-    n = len(spec.graph)
-    width = config.mechanism_width or n * config.block_size_for(n)
-    return LatentSCM(spec.graph, 1, config.mechanism, width, config.mechanism_depth, config.min_scale)
+    """Builds the structural model over the labels themselves, with blocks of one entry."""
+    return _scm(config, spec, 1)
+
+
+def _scm(config: ModelConfig, spec: DatasetSpec, block_size: int) -> LatentSCM:
+    width = config.mechanism_width or len(spec.graph) * config.block_size_for(len(spec.graph))
+    return LatentSCM(spec.graph, block_size, config.mechanism, width, config.mechanism_depth, config.min_scale)
 
 
 class CausalAutoencoder(nn.Module):
-    """Encoder and structural causal model: from images to causal variables, whatever draws the images again.
+    """Encoder and structural causal model: from images to causal variables, with any decoder.
 
     Args:
         encoder, scm: over the same (B, n, d) latents.
@@ -106,11 +93,9 @@ class CausalAutoencoder(nn.Module):
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM) -> None:
         super().__init__()
-        if (len(scm.graph), scm.block_size) != (encoder.num_variables, encoder.block_size):
-            raise InputError(
-                f"model: encoder {encoder.num_variables} x {encoder.block_size} and structural model "
-                f"{len(scm.graph)} x {scm.block_size} do not fit"
-            )
+        of_encoder, of_scm = (encoder.num_variables, encoder.block_size), (len(scm.graph), scm.block_size)
+        if of_encoder != of_scm:
+            raise InputError(f"model: expected an encoder of {of_scm[0]} x {of_scm[1]} latents, got {of_encoder}")
         self.encoder, self.scm = encoder, scm
 
     @property
@@ -119,20 +104,20 @@ class CausalAutoencoder(nn.Module):
         return len(self.scm.graph), self.scm.block_size
 
     def encode(self, x_start: Tensor) -> Posterior:
-        """q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
-        with torch.autocast(x_start.device.type, enabled=False):  # labels are read here: full precision
+        """Returns q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
+        with torch.autocast(x_start.device.type, enabled=False):  # labels are read from it: full precision
             return self.encoder(x_start.float())
 
     def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Exogenous noise of images: the posterior's mean, (B, n, d). Labels are not looked at."""
+        """Returns the exogenous noise of images, (B, n, d): the mean of the posterior. Labels are not used."""
         return self.encode(x_start).mean
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Causal variables z from exogenous noise, (B, n, d) each; `do` is in normalised label units."""
+        """Maps exogenous noise to causal variables, (B, n, d) each; `do` is in normalised label units."""
         return self.scm.predict(u, do)
 
     def read_labels(self, z: Tensor) -> Tensor:
-        """Normalised labels (B, n) that blocks z (B, n, d) stand for: the mean over the block, whose prior is y_i 1."""
+        """Returns the normalised labels (B, n) of blocks z (B, n, d): the block means, as the prior mean is y_i 1."""
         return z.mean(dim=-1)
 
 
@@ -141,14 +126,14 @@ class CausalDiffAE(CausalAutoencoder):
 
     Args:
         encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
-        block_null: whether every block has a learned null vector, so that variables can be dropped one by one.
+        block_null: give every block a learned null vector, so that variables can be dropped one by one.
     """
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel, block_null: bool = False) -> None:
         super().__init__(encoder, scm)
         n, d = self.latent_shape
         if unet.cond_dim != n * d:
-            raise InputError(f"model: {n} x {d} latents and U-Net conditioning {unet.cond_dim} do not fit")
+            raise InputError(f"model: expected a U-Net conditioned on {n} x {d} latents, got width {unet.cond_dim}")
         self.unet = unet
         self.null_blocks = nn.Parameter(torch.randn(n, d)) if block_null else None
 
@@ -165,50 +150,81 @@ class CausalDiffAE(CausalAutoencoder):
         return self.unet.num_classes is not None
 
     def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
-        """Latents (B, n, d) with the blocks where `keep_blocks` (B, n) or (n,) is False replaced by their null vectors.
+        """Replaces the blocks of z (B, n, d) where `keep_blocks` (B, n) or (n,) is False by their null vectors.
 
         Raises:
             InputError: if the model was built without null vectors.
         """
         if self.null_blocks is None:
-            raise InputError("block_null: this model was trained without null vectors for single variables")
+            raise InputError("block_null: expected a model with null vectors of single variables, got one without")
         return torch.where(keep_blocks[..., None], z, self.null_blocks.to(z.dtype))
 
     def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """eps_theta(x_t, t, y, z) for latents (B, n, d), or under the null token where z is None or `keep` is False."""
+        """Returns the model output under latents z (B, n, d), or the null token if z is None or `keep` is False."""
         return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
 
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
-        """eps under each of several latents (B, n, d), None being the null token, evaluated as one batch."""
+        """Returns the output under each of several latents (B, n, d), None for the null token, as one batch."""
         return batched_model_outputs(self.unet, x_t, t, conditions, classes)
+
+
+class LabelModel(nn.Module):
+    """A structural model of the labels for models without an encoder; the labels (B, n, 1) take the place of z."""
+
+    def __init__(self, scm: LatentSCM) -> None:
+        super().__init__()
+        self.scm = scm
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """n and 1: the labels."""
+        return len(self.scm.graph), 1
+
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Returns the exogenous noise (B, n, 1) of normalised labels (B, n). Images are not used."""
+        if labels is None:
+            raise InputError("labels: expected the labels of the images for this model, which has no encoder")
+        return self.scm.abduct(labels.to(x_start.dtype)[:, :, None])
+
+    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+        """Maps noise to labels, (B, n, 1) each; `do` is in normalised label units."""
+        return self.scm.predict(u, do)
+
+    def read_labels(self, z: Tensor) -> Tensor:
+        """(B, n, 1) -> (B, n)."""
+        return z[:, :, 0]
 
 
 def batched_model_outputs(
     unet: UNetModel, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
 ) -> list[Tensor]:
-    """The U-Net's output under each condition (B, n, d) or None, in one call on all of them."""
+    """Evaluates a U-Net once for all conditions (B, n, d) or None; returns its output under each."""
     if len(conditions) == 1:
         return [unet(x_t, t, classes, None if conditions[0] is None else conditions[0].flatten(1))]
     count, batch = len(conditions), x_t.shape[0]
     null = x_t.new_zeros((batch, unet.cond_dim or 0))
     z = torch.cat([null if condition is None else condition.flatten(1) for condition in conditions])
     keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
-    several = None if classes is None else classes.repeat(count)
-    output = unet(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), several, z, keep.repeat_interleave(batch))
+    repeated = None if classes is None else classes.repeat(count)
+    output = unet(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), repeated, z, keep.repeat_interleave(batch))
     return list(output.chunk(count))
 
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """The random numbers of one training step.
+    """The random numbers of one training step, each of batch length B.
 
-    All of batch length B: steps and their weights, noise on images (B, C, H, W) and on latents (B, n, d), which images
-    keep their latents, which of the blocks (B, n) are kept, and which images are drawn from latents of the label prior
-    (`LossConfig.label_forcing`).
+    Attributes:
+        t, weights: (B,) steps and the weights of their losses.
+        noise: (B, C, H, W) noise on the images.
+        latent_noise: (B, n, d) noise on the latents.
+        keep: (B,) bool, images that keep their latents; the others are trained with the null token.
+        keep_blocks: (B, n) bool, blocks that are kept.
+        forced: (B,) bool, images that are decoded from latents of the label prior (`LossConfig.label_forcing`).
     """
 
     t: Tensor
@@ -221,7 +237,7 @@ class TrainingDraws:
 
 
 def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:
-    """Draws for images (B, C, H, W) that nothing is learned from, at steps t (B,): every image keeps its latents."""
+    """Returns draws for a trial step on images (B, C, H, W) at steps t (B,), with all latents kept."""
     everything = torch.ones(len(x_start), dtype=torch.bool, device=x_start.device)
     return TrainingDraws(
         t=t,
@@ -235,15 +251,15 @@ def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> Tr
 
 
 class TrainingStep(nn.Module):
-    """The loss of one batch as a module, so that everything that is trained goes through one forward.
+    """The loss of one batch as a module, so that all trained parts are used in one forward pass.
 
-    Its two halves, `represent` and `image_terms`, are what the models it is compared with replace.
+    Other models override its two parts, `represent` and `image_terms`.
     """
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig) -> None:
         super().__init__()
         if config.block_drop_prob and getattr(model, "null_blocks", None) is None:
-            raise InputError("block_drop_prob: the model's blocks have no null vectors; add --block_null True")
+            raise InputError("block_drop_prob: expected a model with null blocks; add --block_null True")
         self.model, self.diffusion, self.config = model, diffusion, config
 
     def forward(
@@ -256,19 +272,20 @@ class TrainingStep(nn.Module):
         kl_weight: float,
         labelled_share: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise, and its named parts.
+        """Returns the loss and its parts.
 
         Args:
-            x_start: (B, C, H, W) in [-1, 1]; labels: (B, n) normalised; classes: (B,) or None.
-            labelled: (B,) bool; images without labels train encoder and decoder under the null token and enter neither
-                `label_kl` nor `mechanism_nll`.
+            x_start: (B, C, H, W) in [-1, 1].
+            labels: (B, n) normalised.
+            classes: (B,) or None.
+            labelled: (B,) bool. Images without labels train encoder and decoder under the null token; they are left
+                out of `label_kl` and `mechanism_nll`.
             kl_weight: gamma of this step.
-            labelled_share: the labelled images' share of the whole batch that this is a piece of; by default this piece
-                is the whole.
+            labelled_share: fraction of labelled images in the whole batch, if this is a microbatch of it.
 
         Returns:
-            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and its
-            share of each of the first variables, `label_kl_NAME`), `label_mse`, and the scalar `mechanism_nll`.
+            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and
+            `label_kl_NAME` of the first variables), `label_mse`, and the scalar `mechanism_nll`.
         """
         z, terms = self.represent(x_start, labels, labelled, draws, labelled_share)
         terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
@@ -280,15 +297,15 @@ class TrainingStep(nn.Module):
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Causal variables z (B, n, d) sampled from q(z | x0), and the terms that shape them.
+        """Samples causal variables z (B, n, d) from q(z | x0); returns them and the loss terms of the latents.
 
-        Where an image is `forced`, z is drawn from the label prior p(z | y) in place of q(z | x0), which training pulls
-        towards it: the image is then drawn from its labels alone, whatever else the encoder hides in the blocks.
+        If an image is `forced`, z is sampled from the label prior p(z | y) instead, so that the decoder learns to
+        follow the labels alone.
         """
         model, config = cast(CausalAutoencoder, self.model), self.config
         posterior = model.encode(x_start)
-        spread = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
-        u = posterior.mean + spread * draws.latent_noise
+        std = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
+        u = posterior.mean + std * draws.latent_noise
         z, stretch = model.scm.predict_with_stretch(u)
         # Given its parents, block i is Gaussian with this mean and log-variance.
         z_mean = z - torch.exp(stretch) * (u - posterior.mean)
@@ -296,8 +313,8 @@ class TrainingStep(nn.Module):
         if config.label_forcing:
             from_labels = labels[:, :, None] + config.label_std * draws.latent_noise
             z = torch.where((draws.forced & labelled)[:, None, None], from_labels, z)
-        summands = label_kl_by_variable(z_mean, z_logvar, labels, config.label_std, labelled)
-        named = zip(model.scm.graph.names[:MAX_NAMED], summands.unbind(1), strict=False)
+        by_variable = label_kl_by_variable(z_mean, z_logvar, labels, config.label_std, labelled)
+        named = zip(model.scm.graph.names[:MAX_NAMED], by_variable.unbind(1), strict=False)
         return z, {
             **({f"label_kl_{name}": kl for name, kl in named} if labels.shape[1] > 1 else {}),
             "prior_kl": prior_kl(posterior, model.scm.log_scale),
@@ -309,7 +326,7 @@ class TrainingStep(nn.Module):
     def image_terms(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
     ) -> dict[str, Tensor]:
-        """How well the image is drawn from z, or from the null token where `keep` is False: `loss` and `mse` (B,)."""
+        """Returns `loss` and `mse` (B,) of the image given z, or given the null token where `keep` is False."""
         model = cast(CausalDiffAE, self.model)
         if self.config.block_drop_prob:
             z = model.drop_blocks(z, draws.keep_blocks)
@@ -318,17 +335,28 @@ class TrainingStep(nn.Module):
         )
 
 
+class LabelTrainingStep(TrainingStep):
+    """The diffusion loss given the labels, and the likelihood of the labels under the structural model."""
+
+    def represent(
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the labels as z; without an encoder there are no divergences."""
+        zero = torch.zeros_like(labels[:, 0])
+        nll = mechanism_nll(cast(LabelModel, self.model).scm, labels, labelled, share)
+        return labels[:, :, None], {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
+
+
 def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Mean squared error of labels (B, n) per image, 0 for images without labels."""
+    """Returns the mean squared error of labels (B, n) per image, 0 for images without labels."""
     error = ((read - labels) ** 2).mean(dim=1)
     return torch.where(labelled, error, torch.zeros_like(error))
 
 
 def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
-    """-log p(y_i | y_pa(i)) per block entry under the mechanisms, summed over children and averaged over labelled
-    images.
+    """Returns -log p(y_i | y_pa(i)) per block entry, summed over children and averaged over labelled images.
 
-    The labels' blocks y_i 1 are known exactly, so the mechanisms can be fitted on them without the encoder's noise.
+    The blocks of the labels, y_i 1, are known exactly, so the mechanisms are fitted without the noise of the encoder.
     """
     if scm.mechanism == "one_hop" or not scm.graph.edges:
         return labels.new_zeros(())

@@ -191,7 +191,7 @@ def test_encoding_is_not_guided_and_decoding_is() -> None:
 
 def test_labels_are_needed_exactly_where_the_model_takes_them() -> None:
     x, oracle = images(), Oracle(needs_labels=True)
-    with pytest.raises(InputError, match="labels: this model has no encoder and needs"):
+    with pytest.raises(InputError, match="labels: expected the labels of the images"):
         engine(5, oracle).abduct(x)
     engine(5, oracle).counterfactual(x, {"a": 12.0}, labels=torch.tensor([[10.0, -3.0], [12.0, 1.0], [8.0, -7.0]]))
     assert oracle.labels is not None
@@ -202,7 +202,7 @@ def test_classes_are_needed_exactly_where_the_model_takes_them() -> None:
     oracle = Oracle()
     engine(5, oracle).counterfactual(images(), {"a": 12.0}, torch.tensor([0, 1, 2]))
     assert oracle.classes == [None] * 10
-    with pytest.raises(InputError, match="classes: this model needs"):
+    with pytest.raises(InputError, match="classes: expected the classes of the images"):
         engine(5, Oracle(class_cond=True)).abduct(images())
 
 
@@ -264,9 +264,9 @@ def test_partial_encoding_keeps_more_of_the_image() -> None:
     level = float(engine(100).solver.diffusion.alphas_cumprod[29])
     torch.testing.assert_close(noised.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
     for stop in (0.0, -1.0, 1.5, float("nan")):
-        with pytest.raises(InputError, match="stop: .* a share of T above 0 and at most 1"):
+        with pytest.raises(InputError, match="stop: expected a fraction in \(0, 1\]"):
             engine(5, stop=stop)
-    with pytest.raises(InputError, match="stop: 0.5 given, but abduction 'none' draws plain noise"):
+    with pytest.raises(InputError, match="stop: expected 1 with abduction 'none'"):
         engine(5, stop=0.5, abduction=AbductionKind.NONE)
 
 
@@ -338,9 +338,9 @@ def test_low_precision_is_near() -> None:
 def test_refused_interventions() -> None:
     asked = engine(5)
     abducted = asked.abduct(images())
-    with pytest.raises(InputError, match="do: unknown variable 'c', known are a, b"):
+    with pytest.raises(InputError, match="do: unknown variable 'c'"):
         asked.predict(abducted, [{"a": 12.0}, {"c": 1.0}])
-    with pytest.raises(InputError, match="do: a is nan, a finite number is needed"):
+    with pytest.raises(InputError, match="do: "):
         asked.predict(abducted, [{"a": float("nan")}])
     with pytest.warns(UserWarning, match="do: a=99 is outside the training labels' range 4..16"):
         asked.act({"a": 99.0})
@@ -402,7 +402,7 @@ def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> 
     levels: list[float] = []
 
     class Watcher(Oracle):
-        """eps under the null token says whether it counted."""
+        """The output under the null token shows whether it was used."""
 
         def model_outputs(
             self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
@@ -410,18 +410,12 @@ def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> 
             levels.append(float(t[0]) / (1000.0 if rescaled else 500.0))
             return [torch.full_like(x_t, 0.0 if z is not None else 1.0) for z in conditions]
 
-    asked = CounterfactualEngine(
-        Watcher(),  # type: ignore[arg-type]
-        diffusion,
-        SPEC,
-        guidance=Guidance(0.0, low=0.4, high=0.6),
-    )
-    abducted = asked.abduct(x)
-    score = asked._draw  # the score is what decoding asks; a constant eps of 1 inside and of 0 outside
-    drawn = score(abducted.z, abducted, asked.guidance, False)
-    outside = score(abducted.z, abducted, Guidance(), False)
-    inside = score(abducted.z, abducted, Guidance(0.0), False)
-    assert not torch.equal(drawn, outside) and not torch.equal(drawn, inside)
+    # Decoding a constant output: the null token's inside of the interval, that of z outside.
+    engine = CounterfactualEngine(Watcher(), diffusion, SPEC)  # type: ignore[arg-type]
+    abducted = engine.abduct(x)
+    guidances = [Guidance(0.0, low=0.4, high=0.6), Guidance(), Guidance(0.0)]
+    part, none, everywhere = (each.images for each in engine.predict(abducted, [{"b": 5.0}] * 3, guidances))
+    assert not torch.equal(part, none) and not torch.equal(part, everywhere)
     assert max(levels) > 0.9 and min(levels) < 0.1
-    share = float((drawn - outside).abs().mean() / (inside - outside).abs().mean())
+    share = float((part - none).abs().mean() / (everywhere - none).abs().mean())
     assert 0.02 < share < 0.6

@@ -159,9 +159,13 @@ def test_a_learned_variance_is_left_alone() -> None:
 def test_without_any_predictor_it_says_what_to_do() -> None:
     spec = two_classes()
     model = DiffScm(LatentSCM(spec.graph, 1), ExactUNet(KINDS[0]), spec)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="predictor: this score network was trained without labels; --predictor_path"):
+    with pytest.raises(
+        InputError, match="predictor_path: expected a noised predictor for a score network trained without labels"
+    ):
         model.model_outputs(exact_images([0]), torch.tensor([3.0]), [as_z(1)])
-    with pytest.raises(InputError, match="labels: without an explicit predictor this model needs the images' labels"):
+    with pytest.raises(
+        InputError, match="labels: expected the labels of the images for a model without an explicit predictor"
+    ):
         model.abduct(exact_images([0]))
 
 
@@ -222,7 +226,7 @@ def test_thresholding_acts_on_interventions_alone() -> None:
     for do, same in (({}, True), ({"kind": 1}, False)):
         answers = [asked.counterfactual(factual, do, labels=labels).images for asked in (plain, rescaled)]
         assert torch.equal(*answers) == same
-    with pytest.raises(InputError, match="rescale_quantile: 1.5 given"):
+    with pytest.raises(InputError, match="rescale_quantile: expected a number between 0 and 1, got 1.5"):
         engine(KINDS[0], True, rescale_quantile=1.5)
 
 
@@ -258,8 +262,8 @@ def test_labels_as_the_network_takes_them() -> None:
     labels = spec.normalise(torch.tensor([[3.0, 2.0], [5.0, 0.0]]))
     expected = torch.tensor([[-0.5, 0.0, 0.0, 1.0], [0.5, 1.0, 0.0, 0.0]])
     torch.testing.assert_close(model.embed_labels(labels[:, :, None]), expected)
-    with pytest.raises(InputError, match="2 labels and conditioning of width 3 do not fit"):
-        DiffScm(model.scm, UNetModel(8, 1, 32, 1, 1, (), cond_dim=3), spec)
+    with pytest.raises(InputError, match="model: expected conditioning of width 2, got 3"):
+        DiffScm(model.scm, UNetModel(8, 1, 32, 1, num_res_blocks=1, attention_resolutions=(), cond_dim=3), spec)
 
 
 @pytest.mark.parametrize("label_cond", [False, True])
@@ -340,7 +344,7 @@ def test_the_test_script_refuses(model_folder: Path, tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, *base, f"--predictor_path={tmp_path / 'none'}"), "none")
     causal = REPO / "weights" / "pendulum_causaldae_mini"
     assert_refused(run(SCRIPT, f"--model_path={causal}", *base[1:]), "a model of type causaldae")
-    with pytest.raises(InputError, match="is no Diff-SCM, which alone takes one"):
+    with pytest.raises(InputError, match="predictor_path: expected none for a model of type causaldae"):
         load_model(str(causal), predictor="somewhere")
 
 
@@ -355,11 +359,11 @@ def test_the_score_network_may_be_a_transformer() -> None:
         torch.testing.assert_close(bright, model.model_output(x, t, as_z(1, 1, 1).float()))
     assert not torch.equal(dark, bright) and not torch.equal(dark, free)
     assert built(spec, **changes).network.cond_dim is None
-    with pytest.raises(InputError, match="label_cond: a transformer takes one categorical variable"):
+    with pytest.raises(InputError, match="label_cond: expected one categorical variable for network dit"):
         built(squares_spec(), label_cond=True, **changes)
-    with pytest.raises(InputError, match="network: dit given, a causaldae has a U-Net"):
+    with pytest.raises(InputError, match="network: expected unet for model_type causaldae, got dit"):
         small_config(network="dit")
-    with pytest.raises(InputError, match="network: 'mlp' given, allowed are unet, dit"):
+    with pytest.raises(InputError, match="network: expected unet or dit, got 'mlp'"):
         small_config(network="mlp")
 
 

@@ -3,7 +3,7 @@ convolutional decoder in place of diffusion.
 
     x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0          loss = mse + gamma (kl_u + label_prior_kl)
 
-There is no x_T: what z does not carry is lost. Images without labels are drawn from their own z.
+There is no x_T: information that z does not carry is lost. Images without labels are decoded from their own z.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from causaldiffae.scm import LatentSCM
 
 
 class ConvDecoder(nn.Module):
-    """Latents (and a class) -> image: a linear map to a small feature map, then nearest up-sampling and convolutions.
+    """Maps latents (and a class) to an image: a linear map, then nearest-neighbour upsampling and convolutions.
 
     Args:
-        latents: number of latents in all.
+        latents: total number of latents.
         image_size, out_channels: of the images.
-        channels: widths, from the smallest map on; each step doubles the resolution.
-        num_classes: with it, a class embedding is added to the features.
+        channels: widths, starting at the smallest feature map; each step doubles the resolution.
+        num_classes: number of classes, whose embedding is added to the features; None for no classes.
     """
 
     def __init__(
@@ -47,13 +47,14 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(channels, (*channels[1:], channels[-1]), strict=True):
             layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
-        # No squashing: a tanh that has learnt the background's -1 has no gradient left.
+        # No tanh: where it has learned a background of -1, its gradient vanishes.
         self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out_channels, 3, padding=1))
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """(B, n d) and, where the decoder has classes, (B,) -> (B, C, H, W), near [-1, 1]."""
+        """Maps latents (B, n d) and classes (B,), if any, to images (B, C, H, W) near [-1, 1]."""
         if (classes is None) != (self.label_emb is None):
-            raise InputError("y: class labels are needed exactly where the network is class-conditional")
+            expected = "none for a decoder without classes" if self.label_emb is None else "class labels"
+            raise InputError(f"y: expected {expected}")
         h = self.expand(z)
         if self.label_emb is not None:
             h = h + self.label_emb(classes).reshape(h.shape)
@@ -69,9 +70,9 @@ class CausalVAE(CausalAutoencoder):
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> CausalVAE:
-        """The encoder and structural model that a CausalDiffAE of this configuration would have, and a decoder."""
+        """Builds the encoder and structural model of a CausalDiffAE of this configuration, and a decoder."""
         if learn_sigma:
-            raise InputError("learn_sigma: a model without diffusion has no variance to learn")
+            raise InputError("learn_sigma: expected False for model_type causalvae, which has no diffusion process")
         encoder, scm = encoder_and_scm(config, spec)
         channels = parse_ints("decoder_channels", config.decoder_channels)
         classes = spec.num_classes if config.class_cond else None
@@ -84,11 +85,11 @@ class CausalVAE(CausalAutoencoder):
         return self.decoder.label_emb is not None
 
     def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] from latents (B, n, d)."""
-        return self.decode_freely(z, classes).clamp(-1, 1)
+        """Maps latents (B, n, d) to images (B, C, H, W) in [-1, 1]."""
+        return self.decode_unclipped(z, classes).clamp(-1, 1)
 
-    def decode_freely(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
-        """As `decode`, without limits, which training needs."""
+    def decode_unclipped(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
+        """As `decode`, without clipping, for training."""
         return self.decoder(z.flatten(1), classes if self.class_cond else None)
 
 
@@ -98,6 +99,6 @@ class CausalVAETrainingStep(TrainingStep):
     def image_terms(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
     ) -> dict[str, Tensor]:
-        """Squared error of the decoded image, (B,)."""
-        mse = mean_flat((cast(CausalVAE, self.model).decode_freely(z, classes) - x_start) ** 2)
+        """Returns the squared error of the decoded image, (B,)."""
+        mse = mean_flat((cast(CausalVAE, self.model).decode_unclipped(z, classes) - x_start) ** 2)
         return {"mse": mse, "loss": mse}

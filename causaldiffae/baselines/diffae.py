@@ -1,9 +1,9 @@
 """Diffusion autoencoders without a graph (Preechakul et al., CVPR 2022): an encoder, free latents, a diffusion decoder.
 
-*Aligned*: block i of the latents is tied to label i as in CausalDiffAE, and an intervention sets its block; nothing
-else can move. *Unaligned*: the latents know no labels. A linear probe reads the labels off them (it is fitted while
-training and sends no gradient into the encoder), and an intervention takes the shortest step in latent space to where
-the probe reads the wanted value: the attribute manipulation of that paper's section 5.2, solved for a value.
+*Aligned*: block i of the latents is tied to label i as in CausalDiffAE, and an intervention sets its block; no other
+block changes. *Unaligned*: the latents are trained without labels. A linear probe predicts the labels from them (fitted
+during training, without a gradient into the encoder), and an intervention takes the shortest step in latent space to
+the requested value of the probe: the attribute manipulation of section 5.2 of the paper, solved for a value.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from causaldiffae.unet import UNetModel
 
 
 class DiffAE(CausalDiffAE):
-    """CausalDiffAE over a graph without edges; unaligned, with a probe in place of labelled blocks.
+    """CausalDiffAE over a graph without edges; if unaligned, with a probe in place of labelled blocks.
 
     Args:
-        encoder, scm, unet: as `CausalDiffAE`; `scm.graph` has the variables' names and no edges.
-        aligned: whether blocks stand for labels.
+        encoder, scm, unet: as in `CausalDiffAE`; `scm.graph` has the names of the variables and no edges.
+        aligned: whether blocks are tied to labels.
     """
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel, aligned: bool = False) -> None:
@@ -39,38 +39,38 @@ class DiffAE(CausalDiffAE):
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> DiffAE:
-        """The encoder and U-Net that a CausalDiffAE of this configuration would have."""
+        """Builds the encoder and U-Net of a CausalDiffAE of this configuration."""
         built = super().from_config(config, spec, learn_sigma)
         scm = LatentSCM(CausalGraph(spec.graph.names, ()), built.scm.block_size)
         return cls(built.encoder, scm, built.unet, config.aligned)
 
     @property
     def aligned(self) -> bool:
-        """Whether blocks stand for labels."""
+        """Whether blocks are tied to labels."""
         return self.probe is None
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Latents (B, n, d) under an intervention; without one, u itself."""
+        """Returns the latents (B, n, d) under an intervention; without one, u itself."""
         if self.probe is None or not do:
             return self.scm.predict(u, do)
-        places = [self.scm.graph.index(name) for name in do]
-        wanted = torch.stack([torch.as_tensor(do[name], dtype=u.dtype, device=u.device) for name in do], dim=-1)
-        missing = wanted - self.read_labels(u)[:, places]
-        shortest = torch.linalg.pinv(self.probe.weight[places])  # (n d, k)
-        return u + (missing @ shortest.T).reshape(u.shape)
+        indices = [self.scm.graph.index(name) for name in do]
+        values = torch.stack([torch.as_tensor(do[name], dtype=u.dtype, device=u.device) for name in do], dim=-1)
+        change = values - self.read_labels(u)[:, indices]
+        inverse = torch.linalg.pinv(self.probe.weight[indices])  # (n d, k)
+        return u + (change @ inverse.T).reshape(u.shape)
 
     def read_labels(self, z: Tensor) -> Tensor:
-        """Normalised labels (B, n): the blocks' means or what the probe reads."""
+        """Returns normalised labels (B, n): the block means or the output of the probe."""
         return super().read_labels(z) if self.probe is None else self.probe(z.flatten(1))
 
 
 class DiffAETrainingStep(TrainingStep):
-    """As CausalDiffAE's; unaligned, without the label term, and with the probe's own error beside the loss."""
+    """The loss of CausalDiffAE; if unaligned, without the label term and with the error of the probe."""
 
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sampled latents, their divergence, and either the label term or the probe's error."""
+        """Returns sampled latents, their divergence, and either the label term or the error of the probe."""
         model = cast(DiffAE, self.model)
         if not model.aligned:  # its latents have no label prior
             draws = replace(draws, forced=torch.zeros_like(draws.forced))
@@ -83,6 +83,6 @@ class DiffAETrainingStep(TrainingStep):
         return z, terms
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TrainingStep`, with the probe's error added, whose gradient ends at the probe."""
+        """As `TrainingStep`, with the error of the probe added, whose gradient ends at the probe."""
         loss, terms = super().forward(*args, **kwargs)  # type: ignore[arg-type]
         return (loss + terms["probe_mse"] if "probe_mse" in terms else loss), terms
