@@ -189,18 +189,18 @@ def check_diffusion(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
 
 
 def check_morphometrics(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
-    from causaldiffae.generators.morphology import measure_image
+    from causaldiffae.generators.morphology import measure_batch
 
-    ours = np.array([measure_image(image) for image in arrays["images"]], dtype=np.float64)
+    ours = measure_batch(arrays["images"])
     for j, column in enumerate(meta["columns"]):
         yield compare(column, ours[:, j], arrays["metrics"][:, j])
 
 
 def check_set_thickness(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
-    from causaldiffae.generators.morphology import set_thickness
+    from causaldiffae.generators.morphology import redraw, strokes_of
 
-    rows = zip(arrays["images"], arrays["thickness"], arrays["intensity"], strict=True)
-    ours = np.array([set_thickness(image, float(t), float(i)) for image, t, i in rows])
+    rows = zip(strokes_of(arrays["images"]), arrays["thickness"], arrays["intensity"], strict=True)
+    ours = np.array([redraw(base, float(t), float(i)) for base, t, i in rows])
     line = compare("out (mean grey levels)", ours, arrays["out"])
     grey = float(np.abs(ours.astype(np.float64) - arrays["out"]).mean())
     yield line._replace(error=grey)

@@ -24,7 +24,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
 from causaldiffae.files.npz import NpzFile
 from causaldiffae.files.reading import replace_file
-from causaldiffae.generators import parallel_map
+from causaldiffae.generators.workers import parallel_map
 
 VERSION: Final = 1
 _CHUNK: Final = 32

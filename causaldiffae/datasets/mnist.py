@@ -20,7 +20,7 @@ from causaldiffae.datasets.images import ImageData, resize_area
 from causaldiffae.datasets.spec import DatasetSpec, check_size
 from causaldiffae.errors import DataError
 from causaldiffae.files.idx import SPLIT_FILES, find_file, read_digits
-from causaldiffae.generators import complete_folder, is_finished
+from causaldiffae.generators.common import complete_folder, is_finished
 from causaldiffae.graphs import CausalGraph
 
 CLASSES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {

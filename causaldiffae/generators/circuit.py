@@ -1,16 +1,16 @@
-"""CausalCircuit: a robot finger presses buttons and lights respond (Brehmer et al. 2022) - our own stand-in for it.
+"""CausalCircuit: a robot finger presses buttons, lights respond (Brehmer et al., 2022). Our own stand-in for it.
 
-Four variables: `arm` is where the finger is along its sweep, `blue`, `green` and `red` are how bright the lights are,
-all in 0..1. b_k is how far the finger presses button k (`circuit_scene.pressed`), and
+Four variables: `arm` is the position of the finger along its sweep; `blue`, `green` and `red` are the brightness of the
+lights; all in 0..1. b_k is how far the finger presses button k (`circuit_scene.pressed`), and
 
     v_blue = 1/5 + 3/5 b_blue    v_green = 1/5 + 3/5 b_green    v_red = 1/5 + 3/5 clip(green + blue + b_red, 0, 1)
 
     arm = e_arm        light = F^-1(e; 5 v, 5 (1 - v)),   e ~ U(0, 1),   F the distribution function of a Beta variable
 
-F is invertible, so an image's exogenous noise e = F(light) is known from its labels, and with it the true
-counterfactual labels and, through the renderer, the true counterfactual picture.
+F is invertible, so the labels determine the exogenous noise e = F(light), and with it the true counterfactual labels
+and, through the renderer, the true counterfactual image.
 
-The published files are by Qualcomm AI Research and look different. Whatever is drawn here says that it is a stand-in.
+The published files are by Qualcomm AI Research and look different. Everything drawn here is marked as a stand-in.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from typing import Any, Final
 import numpy as np
 from scipy import ndimage, special
 
-from causaldiffae.errors import InputError
-from causaldiffae.generators import check_labels, do_columns
 from causaldiffae.generators.circuit_scene import lamp_shares, pressed, render, tip_column
+from causaldiffae.generators.common import Generator, check_labels, do_columns, measure_in_blocks
 from causaldiffae.graphs import CausalGraph
 
 GRAPH: Final = CausalGraph(
     ("arm", "blue", "green", "red"),
     (("arm", "blue"), ("arm", "green"), ("arm", "red"), ("blue", "red"), ("green", "red")),
 )
-FILE_ORDER: Final = ("red", "green", "blue", "arm")  # of the columns in the files; ours backwards
+FILE_ORDER: Final = ("red", "green", "blue", "arm")  # of the columns in the files
 IMAGE_SIZE: Final = 128
 
+_UNIT: Final = (0.0, 1.0)
 _ARM, _BLUE, _GREEN, _RED = range(4)
-# Mean colour of a lamp's inner part, unlit and fully lit (red, green, blue lamp), and of the bare table: what
-# `render` gives at 128 px. `measure` compares with them.
+# Mean colour of a lamp's inner part, unlit and fully lit (red, green, blue lamp), and of the bare table, as `render`
+# draws them at 128 px.
 _UNLIT: Final = np.array([(56.0, 12.4, 12.5), (9.3, 43.4, 14.2), (14.4, 18.7, 73.0)])
 _LIT: Final = np.array([(242.0, 21.7, 17.7), (21.6, 238.5, 30.3), (30.3, 64.1, 241.7)])
 _TABLE: Final = np.array([67.0, 71.0, 80.0])
-_OFF_COLOUR: Final = 60.0  # grey levels; further from the line between unlit and lit, it is no lamp of ours
-_TIP_ROWS: Final = (0.42, 0.64)  # where the fingertip may be, as shares of the picture
+_OFF_COLOUR: Final = 60.0  # grey levels; a colour further from the line between unlit and lit is not a lamp's
+_TIP_ROWS: Final = (0.42, 0.64)  # rows in which the fingertip may be, as shares of the image
 
 
 def strength(name: str, labels: np.ndarray) -> np.ndarray:
@@ -55,13 +55,13 @@ def strength(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def predict(noise: Any, do: Mapping[str, Any]) -> np.ndarray:
-    """Labels (N, 4) float64 of exogenous noise (N, 4) under an intervention: variable -> a number or (N,) numbers.
+    """Labels (N, 4) float64 for exogenous noise (N, 4) under an intervention: variable -> a number or (N,) numbers.
 
     Raises:
         InputError: for noise outside 0..1, an unknown variable, a value outside 0..1, or wrong shapes.
     """
-    noise = _in_unit_interval("noise", check_labels(GRAPH, noise))
-    columns = _columns(do, len(noise))
+    noise = check_labels(GRAPH, noise, _UNIT, "noise")
+    columns = do_columns(GRAPH, do, len(noise), _UNIT)
     labels = np.empty_like(noise)
     for i, name in enumerate(GRAPH.names):  # causes come first in this order
         if name in columns:
@@ -69,8 +69,7 @@ def predict(noise: Any, do: Mapping[str, Any]) -> np.ndarray:
         elif i == _ARM:
             labels[:, i] = noise[:, i]
         else:
-            v = strength(name, labels)
-            labels[:, i] = special.betaincinv(5.0 * v, 5.0 * (1.0 - v), noise[:, i])
+            labels[:, i] = special.betaincinv(*_beta(strength(name, labels)), noise[:, i])
     return labels
 
 
@@ -80,12 +79,11 @@ def abduct(labels: Any) -> np.ndarray:
     Raises:
         InputError: for labels outside 0..1 or of another shape.
     """
-    labels = _in_unit_interval("labels", check_labels(GRAPH, labels))
+    labels = check_labels(GRAPH, labels, _UNIT)
     noise = labels.copy()
     for i, name in enumerate(GRAPH.names):
         if i != _ARM:
-            v = strength(name, labels)
-            noise[:, i] = special.betainc(5.0 * v, 5.0 * (1.0 - v), labels[:, i])
+            noise[:, i] = special.betainc(*_beta(strength(name, labels)), labels[:, i])
     return noise
 
 
@@ -94,97 +92,62 @@ def sample_noise(count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.random((count, len(GRAPH)))
 
 
-def _in_unit_interval(what: str, values: np.ndarray) -> np.ndarray:
-    inside = (values >= 0) & (values <= 1)
-    if not inside.all():
-        row, column = np.argwhere(~inside)[0]
-        given = f"{GRAPH.names[column]} of row {row} is {values[row, column]:g}"
-        raise InputError(f"{what}: {given}, a number in 0..1 is needed")
-    return values
+def _beta(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return 5.0 * v, 5.0 * (1.0 - v)
 
 
-def _columns(do: Mapping[str, Any], count: int) -> dict[str, np.ndarray]:
-    columns = do_columns(GRAPH, do, count)
-    for name, column in columns.items():
-        outside = column[(column < 0) | (column > 1)]
-        if len(outside):
-            raise InputError(f"do: {name} is {outside[0]:g}, a number in 0..1 is needed")
-    return columns
+class CircuitGenerator(Generator):
+    """The structural causal model of the stand-in: counterfactual labels, counterfactual images and measurement.
 
+    A light whose expected brightness the intervention does not change keeps its label bit for bit.
+    """
 
-class CircuitGenerator:
-    """The truth behind the stand-in: counterfactual labels, counterfactual pictures, and a measuring eye."""
+    graph = GRAPH
+    within = _UNIT
 
-    graph: CausalGraph = GRAPH
-
-    def counterfactual_labels(self, labels: Any, do: Mapping[str, Any]) -> np.ndarray:
-        """True labels (N, 4) float64 after the intervention.
-
-        A light whose expected brightness the intervention leaves as it was keeps its label bit for bit.
-
-        Args:
-            labels: (N, 4) factual labels in 0..1.
-            do: variable -> a number or (N,) numbers, in 0..1.
-
-        Raises:
-            InputError: for an unknown variable, a value or label outside 0..1, or wrong shapes.
-        """
-        factual = _in_unit_interval("labels", check_labels(self.graph, labels))
-        columns = _columns(do, len(factual))
-        noise, result = abduct(factual), factual.copy()
-        touched = self.graph.descendants(*columns) - set(columns)
-        for i, name in enumerate(self.graph.names):
-            if name in columns:
-                result[:, i] = columns[name]
-            elif name in touched:
-                before, v = strength(name, factual), strength(name, result)
-                moved = special.betaincinv(5.0 * v, 5.0 * (1.0 - v), noise[:, i])
-                result[:, i] = np.where(v == before, factual[:, i], moved)
-        return result
+    def _update_effects(self, factual: np.ndarray, result: np.ndarray, effects: list[str]) -> None:
+        noise = abduct(factual)
+        for name in effects:
+            i = self.graph.index(name)
+            before, v = strength(name, factual), strength(name, result)
+            moved = special.betaincinv(*_beta(v), noise[:, i])
+            result[:, i] = np.where(v == before, factual[:, i], moved)
 
     def counterfactual_images(self, labels: Any, do: Mapping[str, Any], image_size: int = IMAGE_SIZE) -> np.ndarray:
-        """The true counterfactual pictures, (N, image_size, image_size, 3) uint8, as `circuit_scene.render` draws them.
+        """The true counterfactual images, (N, image_size, image_size, 3) uint8, as `circuit_scene.render` draws them.
 
         Raises:
             InputError: as `counterfactual_labels`, for a size that cannot be drawn, or where MuJoCo is missing.
         """
-        target = self.counterfactual_labels(labels, do)
-        images = [render(row, image_size) for row in target]
+        images = [render(row, image_size) for row in self.counterfactual_labels(labels, do)]
         return np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
 
     def measure(self, images: np.ndarray) -> np.ndarray:
-        """Reads arm, blue, green and red off pictures of our scene by colour and geometry; needs no MuJoCo.
+        """Reads arm, blue, green and red off images of the stand-in's scene, by colour and geometry; needs no MuJoCo.
 
-        A lamp's brightness is where its inner part's mean colour lies between unlit and lit; the arm follows from the
-        column of the yellow fingertip's centroid.
+        A lamp's brightness is the position of its inner part's mean colour between unlit and lit; the arm follows from
+        the column of the yellow fingertip's centroid.
 
         Args:
-            images: (N, S, S, C) uint8 with C >= 3 (RGB first), S from 16.
+            images: (N, S, S, C) uint8 with C >= 3 (RGB first), S at least 16.
 
         Returns:
-            (N, 4) float64 in label units; NaN where the thing is not found, or the picture is not of our scene.
+            (N, 4) float64 in label units; NaN where an object is not found, or the image is not of this scene.
         """
-        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] < 3 or images.dtype != np.uint8:
-            raise InputError(f"images: {images.dtype} {images.shape} given, uint8 (N, S, S, 3 or more) is needed")
-        if images.shape[1] < 16:
-            raise InputError(f"images: {images.shape[1]} pixels a side given, 16 or more are needed")
-        measured = np.empty((len(images), len(GRAPH)))
-        for start in range(0, len(images), 256):  # bounds the memory
-            block = images[start : start + 256, :, :, :3].astype(np.float32)
-            found = np.column_stack([_measure_arm(block), _measure_lamps(block)[:, ::-1]])
-            found[~_shows_table(block)] = np.nan
-            measured[start : start + 256] = found
-        return measured
+        return measure_in_blocks(_measure, images, len(GRAPH), smallest=16)
 
 
-def _shows_table(images: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the lowest strip, where our pictures have only the table, has the table's colour."""
+def _measure(images: np.ndarray) -> np.ndarray:
+    images = images[..., :3].astype(np.float32)
+    found = np.column_stack([_measure_arm(images), _measure_lamps(images)[:, ::-1]])
+    # The lowest strip of this scene's images shows only the table.
     strip = images[:, -max(images.shape[1] // 24, 1) :]
-    return np.abs(strip.mean(axis=(1, 2)) - _TABLE).max(axis=1) < 25.0
+    found[np.abs(strip.mean(axis=(1, 2)) - _TABLE).max(axis=1) >= 25.0] = np.nan
+    return found
 
 
 def _measure_lamps(images: np.ndarray) -> np.ndarray:
-    """Brightness (N, 3) of the red, green and blue lamp; NaN where a colour is no lamp's."""
+    """Brightness (N, 3) of the red, green and blue lamp; NaN where the colour is not a lamp's."""
     shares = lamp_shares(images.shape[1])
     found = np.empty((len(images), 3))
     for i in range(3):
@@ -216,7 +179,7 @@ def _measure_arm(images: np.ndarray) -> np.ndarray:
 
 @cache
 def _arm_table() -> tuple[np.ndarray, np.ndarray]:
-    """Columns, rising, at which the fingertip's centroid is seen, and the arm's place for each."""
+    """Columns of the fingertip's centroid in the image, in rising order, and the arm for each."""
     arms = np.linspace(-0.02, 1.02, 1041)
-    # Light falls from the left, so the tip's bright side, and with it the centroid, moves with the place.
+    # Light falls from the left, so the tip's bright side, and with it the centroid, moves with the arm.
     return tip_column(arms) - 0.0019 + 0.0036 * arms, arms

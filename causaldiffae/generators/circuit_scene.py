@@ -1,16 +1,15 @@
-"""The CausalCircuit stand-in's scene: a three-joint finger over three buttons, a lamp in front of each (MuJoCo).
+"""The scene of the CausalCircuit stand-in: a three-joint finger over three buttons, a lamp in front of each (MuJoCo).
 
-Lengths are in metres; x runs to the right, y away from the camera, z up. The finger stands behind the buttons and
-reaches forward, the lamps stand before them, so the finger never hides a lamp. Its pose follows from `arm` alone: the
-fingertip sweeps along x from left (0) to right (1), over the red, the green and the blue button, and dips where it
-meets one. With d the tip's distance from a button's middle, the button is pressed by
+Lengths are in metres; x runs to the right, y away from the camera, z up. The finger stands behind the buttons and the
+lamps stand in front of them, so the finger never hides a lamp. `arm` alone determines the pose: the fingertip moves
+along x from left (0) to right (1), over the red, the green and the blue button, and dips at each of them. With d the
+distance of the tip from a button's centre, the button is pressed by
 
     b = max(0, 1 - (d / r)^2),      r = 0.05, the button's radius
 
-A lamp's colour runs linearly from dark (0) to bright (1), and so does the opacity of the pool of light around it; what
-falls on the camera is linear too, which is how `measure` reads it off a picture.
-
-MuJoCo and the off-screen GL libraries are wanted only where something is rendered.
+A lamp's colour is linear in its brightness, from dark (0) to bright (1), and so is the opacity of the light around it.
+The image is linear in both, so `measure` can read the brightness off it. Only rendering needs MuJoCo and the
+off-screen GL libraries.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LIBRARIES: Final = "Debian packages libegl1 libegl-mesa0 libgl1-mesa-dri"
 
 _BUTTON_X: Final = np.array([-0.12, 0.0, 0.12])
 _BUTTON_RADIUS: Final = 0.05
-_SWEEP: Final = 0.18  # the fingertip runs from -_SWEEP to _SWEEP
+_SWEEP: Final = 0.18  # the fingertip moves from -_SWEEP to _SWEEP
 _TIP_Y, _TIP_REST, _TIP_DIP = 0.06, 0.056, 0.016
 _BASE: Final = np.array([0.0, 0.30, 0.13])
 _UPPER, _LOWER = 0.19, 0.21
@@ -42,14 +41,14 @@ _CAP_Z, _CAP_TRAVEL = 0.022, 0.012
 _LAMP_Y, _LAMP_RADIUS, _LAMP_HEIGHT = -0.06, 0.042, 0.026
 _CAMERA: Final = np.array([0.0, -0.46, 0.50])
 _LOOK_AT: Final = np.array([0.0, 0.089, 0.045])
-_FIELD: Final = 37.0  # degrees, of the whole picture's height
+_FIELD: Final = 37.0  # degrees, of the whole image's height
 
 _DARK: Final = np.array([(0.13, 0.025, 0.025), (0.02, 0.10, 0.03), (0.03, 0.04, 0.17)])
 _BRIGHT: Final = np.array([(0.57, 0.05, 0.04), (0.05, 0.56, 0.07), (0.07, 0.15, 0.57)])
 
 
 def tip_x(arm: Any) -> np.ndarray:
-    """Where the fingertip is along x, in metres, for `arm` in 0..1; any shape."""
+    """The fingertip's x in metres, for `arm` in 0..1 of any shape."""
     return _SWEEP * (2.0 * np.asarray(arm, np.float64) - 1.0)
 
 
@@ -60,7 +59,7 @@ def pressed(arm: Any) -> np.ndarray:
 
 
 def joint_angles(arm: float) -> tuple[float, float, float]:
-    """The finger's joints in radians, sideways, shoulder and elbow, that bring the tip to its place."""
+    """The joint angles (sideways, shoulder, elbow) in radians that put the tip at its position for `arm`."""
     x = float(tip_x(arm))
     z = _TIP_REST - _TIP_DIP * float(pressed(arm).max())
     across, forward, up = x - _BASE[0], _BASE[1] - _TIP_Y, z - _BASE[2]
@@ -73,7 +72,7 @@ def joint_angles(arm: float) -> tuple[float, float, float]:
 
 
 def _scene(size: int) -> str:
-    """The MuJoCo model. The finger at rest points towards the camera, level and straight."""
+    """The MuJoCo model. With all joints at 0, the finger is straight and level and points towards the camera."""
     stations = ""
     r = _LAMP_RADIUS
     for name, x in zip(COLOURS, _BUTTON_X, strict=True):
@@ -130,7 +129,7 @@ def _scene(size: int) -> str:
 
 
 def _pool(name: str, x: float) -> str:
-    """The light on the table around a lamp: thin transparent disks of falling size, so that it fades outwards."""
+    """The light on the table around a lamp: thin transparent disks of decreasing size, so that it fades outwards."""
     return "".join(
         f'\n    <geom type="cylinder" pos="{x} {_LAMP_Y} {height}" size="{radius} 0.0002" material="pool_{name}"/>'
         for radius, height in ((0.0595, 0.0005), (0.0555, 0.0010), (0.0515, 0.0015))
@@ -142,14 +141,14 @@ def _text(vector: np.ndarray) -> str:
 
 
 class _Renderer:
-    """One scene whose parts move; building a scene anew for each picture takes ten times as long."""
+    """One scene whose parts move; building a new scene for each image takes ten times as long."""
 
     def __init__(self, size: int) -> None:
-        # Through EGL no screen is needed. Mesa's software renderer: at these sizes its threads only wait.
+        # EGL needs no screen. At these sizes, more threads of Mesa's software renderer only wait for each other.
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")
-        # Mesa shows its LLVM's symbols to every library that is loaded after it. Triton, which torch loads when it
-        # pleases, brings an LLVM of its own and crashes on them; loaded first, it keeps to its own.
+        # Mesa exposes its LLVM's symbols to every library loaded after it. Triton, which torch loads lazily, has an
+        # LLVM of its own and crashes with them, unless it is loaded first.
         with suppress(ImportError):
             importlib.import_module("triton._C.libtriton")
         try:
@@ -159,13 +158,11 @@ class _Renderer:
             self.data = mujoco.MjData(self.model)
             self.renderer = mujoco.Renderer(self.model, size, size)
         except ModuleNotFoundError as error:
-            raise InputError(f"circuit: MuJoCo cannot be loaded ({_reason(error)}); {INSTALL}") from None
-        except (
-            Exception
-        ) as error:  # whatever GL's bindings raise, some at the import: AttributeError, their own classes
-            platform = os.environ["MUJOCO_GL"]
+            raise InputError(f"circuit: cannot load MuJoCo ({_reason(error)}); {INSTALL}") from None
+        except Exception as error:  # GL's bindings raise AttributeError and classes of their own, some when imported
+            platform = f"MUJOCO_GL={os.environ['MUJOCO_GL']}"
             raise InputError(
-                f"circuit: MuJoCo cannot draw off screen (MUJOCO_GL={platform}: {_reason(error)}); install {LIBRARIES}"
+                f"circuit: MuJoCo cannot render off screen ({platform}: {_reason(error)}); install {LIBRARIES}"
             ) from None
 
     def __call__(self, arm: float, lights: np.ndarray) -> np.ndarray:
@@ -187,31 +184,36 @@ def _reason(error: BaseException) -> str:
 
 @cache
 def _renderer(size: int, thread: int) -> _Renderer:
-    """One for each size and thread: a GL context belongs to the thread that made it."""
+    """One renderer per size and thread: a GL context belongs to the thread that created it."""
     return _Renderer(size)
 
 
 def render(labels: Any, size: int) -> np.ndarray:
-    """The picture, (size, size, 3) uint8 RGB, of one row of labels. The same machine draws the same picture each time.
+    """Renders one row of labels as (size, size, 3) uint8 RGB; deterministic on one machine.
 
     Args:
-        labels: arm, blue, green, red, each in 0..1; rounded to float32, as data sets hold them, before drawing.
-        size: pixels a side.
+        labels: arm, blue, green, red, each in 0..1; rounded to float32 first, as data sets hold them.
+        size: pixels per side.
 
     Raises:
-        InputError: for other values or shapes, or where MuJoCo or the libraries it draws with are missing.
+        InputError: for other values or shapes, or where MuJoCo or the libraries it renders with are missing.
     """
     row = np.asarray(labels, np.float32).astype(np.float64)
     if row.shape != (4,) or not ((row >= 0) & (row <= 1)).all():
-        raise InputError(f"circuit: labels {row.tolist()} given, arm, blue, green, red in 0..1 are needed")
-    if not SIZES[0] <= size <= SIZES[1]:
-        raise InputError(f"image_size: {size} given, {SIZES[0]}..{SIZES[1]} can be drawn")
+        raise InputError(f"circuit: labels: expected arm, blue, green, red in 0..1, got {row.tolist()}")
+    check_size(size)
     return _renderer(size, threading.get_ident())(row[0], row[:0:-1])
+
+
+def check_size(size: int) -> None:
+    """`InputError` for a number of pixels per side that cannot be rendered."""
+    if not SIZES[0] <= size <= SIZES[1]:
+        raise InputError(f"image_size: expected {SIZES[0]}..{SIZES[1]}, got {size}")
 
 
 @cache
 def can_render() -> bool:
-    """Whether this machine can draw the scene; tried once."""
+    """Whether this machine can render the scene; tried once."""
     try:
         render(np.zeros(4), SIZES[0])
     except InputError:
@@ -219,30 +221,24 @@ def can_render() -> bool:
     return True
 
 
-def view_of(points: Any) -> np.ndarray:
-    """Where points (..., 3) in metres appear: (..., 2), row and column as shares of the picture's side."""
-    right, up, back = _camera_axes()
-    offset = np.asarray(points, np.float64) - _CAMERA
-    scale = 1.0 / (2.0 * math.tan(math.radians(_FIELD) / 2.0))
-    depth = -(offset @ back)
-    return np.stack([0.5 - scale * (offset @ up) / depth, 0.5 + scale * (offset @ right) / depth], axis=-1)
-
-
 def tip_column(arm: Any) -> np.ndarray:
-    """The column, as a share of the picture's width, at which the fingertip's middle appears; any shape."""
+    """The column, as a share of the image's width, at which the fingertip's centre appears; any shape."""
     arm = np.asarray(arm, np.float64)
     z = _TIP_REST - _TIP_DIP * pressed(arm).max(axis=-1)
-    return view_of(np.stack([tip_x(arm), np.full(arm.shape, _TIP_Y), z], axis=-1))[..., 1]
+    right, _, back = _camera_axes()
+    offset = np.stack([tip_x(arm), np.full(arm.shape, _TIP_Y), z], axis=-1) - _CAMERA
+    scale = 1.0 / (2.0 * math.tan(math.radians(_FIELD) / 2.0))
+    return 0.5 + scale * (offset @ right) / -(offset @ back)
 
 
 @cache
 def lamp_shares(size: int) -> np.ndarray:
-    """(3, size, size) float64: how much of each pixel the inner part of the red, green and blue lamp covers."""
+    """(3, size, size) float64: the share of each pixel that the inner part of the red, green and blue lamp covers."""
     right, up, back = _camera_axes()
     fine = 4 * size
-    place = (np.arange(fine) + 0.5) / fine - 0.5
+    centres = (np.arange(fine) + 0.5) / fine - 0.5
     span = 2.0 * math.tan(math.radians(_FIELD) / 2.0)
-    rays = -back + span * (place[None, :, None] * right - place[:, None, None] * up)
+    rays = -back + span * (centres[None, :, None] * right - centres[:, None, None] * up)
     floor = _CAMERA[:2] + rays[..., :2] * ((_LAMP_HEIGHT - _CAMERA[2]) / rays[..., 2])[..., None]
     shares = np.empty((3, size, size))
     for i, x in enumerate(_BUTTON_X):

@@ -1,4 +1,4 @@
-"""Pendulum: a swinging ball, a light, and the shadow they cast (Yang et al. 2021, CausalVAE).
+"""Pendulum: a swinging ball, a light, and the shadow they cast (Yang et al., 2021, CausalVAE).
 
 Four variables: `angle` and `light` are causes, `shadow_length` and `shadow_position` their effects. Angle i and light j
 are in grid units of pi/200 rad: theta = i pi/200, phi = j pi/200. Lengths are in axes units (x 0..20, y -1..21).
@@ -7,8 +7,8 @@ pivot (10, 10.5) and of the pendulum's tip (10 + 9.5 sin theta, 10.5 - 9.5 cos t
 
     shadow_position = (p0 + p1) / 2          shadow_length = max(3, |p0 - p1|)
 
-Nothing is random: the shadow has no exogenous noise. The data set is the whole grid i = -40..43, j = 60..147 without
-100 (a light straight overhead). Its labels are read back from the file names, so there the shadow's are truncated.
+The model is deterministic: the shadow has no exogenous noise. The data set is the whole grid i = -40..43, j = 60..147
+without 100 (a light straight overhead). Its labels come from the file names, where those of the shadow are truncated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from PIL import Image
 from scipy import ndimage
 
 from causaldiffae.errors import InputError
-from causaldiffae.generators import check_labels, complete_folder, do_columns, is_finished, parallel_map
+from causaldiffae.generators.common import Generator, complete_folder, is_finished, measure_in_blocks
+from causaldiffae.generators.workers import parallel_map
 from causaldiffae.graphs import CausalGraph
 
 GRAPH: Final = CausalGraph(
@@ -37,34 +38,36 @@ GRAPH: Final = CausalGraph(
     ),
 )
 IMAGE_SIZE: Final = 96
-RECIPE: Final = {"dataset": "pendulum", "version": 1}
 
+_RECIPE: Final = {"dataset": "pendulum", "version": 1}
 _UNIT: Final = np.pi / 200.0
 _PIVOT: Final = (10.0, 10.5)
 _FLOOR_Y: Final = -0.5
 _SUN_Y: Final = 20.5
 _SHORTEST: Final = 3.0
 _BALL_RADIUS, _SUN_RADIUS = 1.5, 3.0
-# matplotlib's default place of the axes in the figure, as shares of it: left, bottom, width, height.
+# matplotlib's default position of the axes, as shares of the figure: left, bottom, width, height.
 _AXES: Final = (0.125, 0.11, 0.775, 0.77)
 _X_RANGE, _Y_RANGE = (0.0, 20.0), (-1.0, 21.0)
-_COLOURS: Final = {"ball": (178, 34, 34), "sun": (255, 165, 0)}  # firebrick, orange
+_COLOURS: Final = ((255, 255, 255), (178, 34, 34), (255, 165, 0))  # background, ball (firebrick), sun (orange)
+_SHADOW_THICKNESS: Final = 3.0 / 72.0  # as a share of the image
 
 
 def true_labels(angle: Any, light: Any) -> np.ndarray:
     """Labels (N, 4) float64 of N pendulums, shadows not truncated.
 
     Args:
-        angle, light: numbers or (N,) arrays, in grid units (light strictly between 0 and 200).
+        angle, light: numbers or (N,) arrays, in grid units.
 
     Raises:
-        InputError: if a light is at or below the floor.
+        InputError: if a light is not strictly between 0 and 200, that is, at or below the floor.
     """
     angle, light = np.broadcast_arrays(
         np.atleast_1d(np.asarray(angle, np.float64)), np.atleast_1d(np.asarray(light, np.float64))
     )
-    if not ((light > 0) & (light < 200)).all():
-        raise InputError(f"light: {light.min():g}..{light.max():g} given, values strictly between 0 and 200 are needed")
+    inside = (light > 0) & (light < 200)
+    if not inside.all():
+        raise InputError(f"light: expected a number strictly between 0 and 200, got {light[~inside][0]:g}")
     theta = angle * _UNIT
     tip = _shadow_of(_PIVOT[0] + 9.5 * np.sin(theta), _PIVOT[1] - 9.5 * np.cos(theta), light)
     pivot = _shadow_of(*_PIVOT, light)
@@ -73,7 +76,7 @@ def true_labels(angle: Any, light: Any) -> np.ndarray:
 
 
 def file_labels(angle: Any, light: Any) -> np.ndarray:
-    """Labels (N, 4) float64 as the data set's file names hold them: the shadow's two are truncated towards zero."""
+    """Labels (N, 4) float64 as in the data set's file names: the two of the shadow are truncated towards zero."""
     labels = true_labels(angle, light)
     labels[:, 2:] = np.trunc(labels[:, 2:])
     return labels
@@ -84,7 +87,7 @@ def _shadow_of(x: Any, y: Any, light: np.ndarray) -> np.ndarray:
 
 
 class _Renderer:
-    """One figure whose artists move; building a figure anew for each picture takes ten times as long."""
+    """One figure whose artists move; building a new figure for each image takes ten times as long."""
 
     def __init__(self) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -97,12 +100,12 @@ class _Renderer:
         axes.set_xlim(_X_RANGE)
         axes.set_ylim(_Y_RANGE)
         axes.set_axis_off()
-        nowhere = np.zeros((2, 2))
-        self.rod = Polygon(nowhere, closed=True, color="black", linewidth=3)
+        empty = np.zeros((2, 2))
+        self.rod = Polygon(empty, closed=True, color="black", linewidth=3)
         self.ball = Circle((0, 0), _BALL_RADIUS, color="firebrick", linewidth=1)
         self.sun = Circle((0, 0), _SUN_RADIUS, color="orange", linewidth=1)
-        self.shadow = Polygon(nowhere, closed=True, color="black", linewidth=3)
-        for artist in (self.rod, self.ball, self.sun, self.shadow):  # in the order of drawing
+        self.shadow = Polygon(empty, closed=True, color="black", linewidth=3)
+        for artist in (self.rod, self.ball, self.sun, self.shadow):  # drawn in this order
             artist.set_antialiased(True)
             axes.add_artist(artist)
 
@@ -125,12 +128,12 @@ def _renderer() -> _Renderer:
 def render(
     angle: float, light: float, shadow_length: float | None = None, shadow_position: float | None = None
 ) -> np.ndarray:
-    """The picture, (96, 96, 4) uint8 RGBA, of one pendulum.
+    """Renders one pendulum as (96, 96, 4) uint8 RGBA.
 
     Args:
         angle, light: grid units.
-        shadow_length, shadow_position: axes units; left out, they follow from angle and light. A value given is an
-            intervention on the shadow: it is drawn so, whatever the light says.
+        shadow_length, shadow_position: axes units; None takes the value that follows from angle and light. Any other
+            value is an intervention on the shadow.
 
     Raises:
         InputError: if a value is not finite, the length is negative or the light is at or below the floor.
@@ -140,82 +143,51 @@ def render(
     position = position if shadow_position is None else float(shadow_position)
     for name, value in (("angle", angle), ("shadow_length", length), ("shadow_position", position)):
         if not np.isfinite(value):
-            raise InputError(f"{name}: {value} given, a finite number is needed")
+            raise InputError(f"{name}: expected a finite number, got {value}")
     if length < 0:
-        raise InputError(f"shadow_length: {length:g} given, 0 or more is needed")
+        raise InputError(f"shadow_length: expected 0 or more, got {length:g}")
     return _renderer()(float(angle), float(light), length, position)
 
 
-class PendulumGenerator:
-    """The truth behind Pendulum: counterfactual labels, counterfactual pictures, and a measuring eye."""
+class PendulumGenerator(Generator):
+    """The structural causal model of Pendulum: counterfactual labels, counterfactual images and measurement.
 
-    graph: CausalGraph = GRAPH
+    The shadow is recomputed, and not truncated, where a cause is intervened on; otherwise it keeps its label.
+    """
 
-    def counterfactual_labels(self, labels: Any, do: Mapping[str, Any]) -> np.ndarray:
-        """True labels (N, 4) float64 after the intervention, shadows not truncated where they are recomputed.
+    graph = GRAPH
 
-        Roots keep their factual value unless intervened on; the shadow is recomputed where a cause is intervened on
-        and keeps the given label where none is.
-
-        Args:
-            labels: (N, 4) factual labels, label units.
-            do: variable -> a number or (N,) numbers.
-
-        Raises:
-            InputError: for an unknown variable, a value that is no finite number, or wrong shapes.
-        """
-        result = check_labels(self.graph, labels).copy()
-        columns = do_columns(self.graph, do, len(result))
-        for name in self.graph.roots:
-            if name in columns:
-                result[:, self.graph.index(name)] = columns[name]
-        for name in self.graph.descendants(*columns):
-            i = self.graph.index(name)
-            result[:, i] = true_labels(result[:, 0], result[:, 1])[:, i]
-        for name, column in columns.items():
-            result[:, self.graph.index(name)] = column
-        return result
+    def _update_effects(self, factual: np.ndarray, result: np.ndarray, effects: list[str]) -> None:
+        if effects:
+            columns = [self.graph.index(name) for name in effects]
+            result[:, columns] = true_labels(result[:, 0], result[:, 1])[:, columns]
 
     def counterfactual_images(self, labels: Any, do: Mapping[str, Any]) -> np.ndarray:
-        """The true counterfactual pictures, (N, 96, 96, 4) uint8; arguments and errors as `counterfactual_labels`.
+        """The true counterfactual images, (N, 96, 96, 4) uint8; arguments and errors as `counterfactual_labels`.
 
         The factual shadow labels are not used: the shadow follows from angle and light unless intervened on.
         """
         target = self.counterfactual_labels(labels, do)
-        shadows = [target[:, i] if self.graph.names[i] in do else [None] * len(target) for i in (2, 3)]
         images = np.empty((len(target), IMAGE_SIZE, IMAGE_SIZE, 4), np.uint8)
-        for i, (row, length, position) in enumerate(zip(target, *shadows, strict=True)):
-            images[i] = render(row[0], row[1], length, position)
+        for i, row in enumerate(target):
+            shadow = {name: row[self.graph.index(name)] for name in ("shadow_length", "shadow_position") if name in do}
+            images[i] = render(row[0], row[1], **shadow)
         return images
 
     def measure(self, images: np.ndarray) -> np.ndarray:
-        """Reads angle, light, shadow length and shadow position off pictures by geometry.
+        """Reads angle, light, shadow length and shadow position off images by geometry.
 
-        Every pixel is a mixture of white, firebrick, orange and black; three channels give the three shares. The
-        ball's and the sun's centroids give the angles, the black share near the floor gives the shadow's ends.
-        What lies outside the axes is cut off, so a shadow that leaves the picture reads too short.
+        Every pixel is a mixture of white, firebrick, orange and black, whose shares follow from the three channels.
+        The centroids of ball and sun give the angles, the black share near the floor gives the ends of the shadow.
+        The part of a shadow that lies outside the image is not counted in its length.
 
         Args:
             images: (N, S, S, C) uint8 with C >= 3 (RGB first), any square size S.
 
         Returns:
-            (N, 4) float64 in label units; NaN where the thing is not found.
+            (N, 4) float64 in label units; NaN where an object is not found.
         """
-        if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] < 3 or images.dtype != np.uint8:
-            raise InputError(f"images: {images.dtype} {images.shape} given, uint8 (N, S, S, 3 or more) is needed")
-        measured = np.empty((len(images), 4))
-        for start in range(0, len(images), 256):  # bounds the memory
-            measured[start : start + 256] = _measure(images[start : start + 256])
-        return measured
-
-
-def _shares(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares of firebrick, orange and black in every pixel, each (N, S, S) in 0..1; faint traces count as none."""
-    mixing = np.array([(255, 255, 255), _COLOURS["ball"], _COLOURS["sun"]], np.float64).T / 255.0
-    shares = (images[..., :3].astype(np.float64) / 255.0) @ np.linalg.inv(mixing).T
-    ball, sun, black = shares[..., 1], shares[..., 2], 1.0 - shares.sum(axis=-1)
-    ball, sun, black = (np.where(share > 0.15, np.minimum(share, 1.0), 0.0) for share in (ball, sun, black))
-    return ball, sun, black
+        return measure_in_blocks(_measure, images, len(GRAPH))
 
 
 def _measure(images: np.ndarray) -> np.ndarray:
@@ -231,55 +203,57 @@ def _measure(images: np.ndarray) -> np.ndarray:
     sun_x = np.interp(_centroid(sun, x, y, np.pi * _SUN_RADIUS**2 / 2)[0], *_clipped_sun())
     angle = np.arctan2(ball_x - _PIVOT[0], _PIVOT[1] - ball_y) / _UNIT
     light = np.arctan2(_SUN_Y - _PIVOT[1], sun_x - _PIVOT[0]) / _UNIT
-    # The line is 3/72 inch thick: 1.2 axes units about the floor. A pixel of slack takes in what down-scaling blurs.
+    # The line is 3/72 inch thick: 1.2 axes units around the floor. One more pixel covers the blur of down-scaling.
     band = np.abs(y - _FLOOR_Y) < 0.6 + 22.0 / (height * size)
     return np.stack([angle, light, *_shadow_ends(black[:, band].sum(axis=1), x)], axis=1)
 
 
-def _near_densest(share: np.ndarray, diameter: float) -> np.ndarray:
-    """`share` (N, S, S) near the place where a disk of this diameter (axes units) finds most of it, 0 elsewhere.
+def _shares(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares of firebrick, orange and black in every pixel, each (N, S, S) in 0..1; faint ones become 0."""
+    mixing = np.array(_COLOURS, np.float64).T / 255.0
+    shares = (images[..., :3].astype(np.float64) / 255.0) @ np.linalg.inv(mixing).T
+    ball, sun, black = shares[..., 1], shares[..., 2], 1.0 - shares.sum(axis=-1)
+    ball, sun, black = (np.where(share > 0.15, np.minimum(share, 1.0), 0.0) for share in (ball, sun, black))
+    return ball, sun, black
 
-    Keeps stray pixels, as generated pictures have, out of the centroid.
+
+def _near_densest(share: np.ndarray, diameter: float) -> np.ndarray:
+    """`share` (N, S, S) around the disk of this diameter (axes units) that contains most of it, 0 elsewhere.
+
+    This excludes stray pixels of generated images from the centroid.
     """
     size = share.shape[1]
     pixels = diameter * _AXES[2] * size / 20.0
-    density = ndimage.uniform_filter(share, (0, max(int(pixels), 1), max(int(pixels), 1)), mode="constant")
+    window = max(int(pixels), 1)
+    density = ndimage.uniform_filter(share, (0, window, window), mode="constant")
     row, column = np.divmod(density.reshape(len(share), -1).argmax(axis=1), size)
-    places, reach = np.arange(size), 0.75 * pixels + 1.0
-    near_row = np.abs(places - row[:, None]) <= reach
-    near_column = np.abs(places - column[:, None]) <= reach
+    indices, reach = np.arange(size), 0.75 * pixels + 1.0
+    near_row = np.abs(indices - row[:, None]) <= reach
+    near_column = np.abs(indices - column[:, None]) <= reach
     return share * (near_row[:, :, None] & near_column[:, None, :])
 
 
 def _centroid(share: np.ndarray, x: np.ndarray, y: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centroid (x, y), each (N,), of `share`; NaN where it holds less than a quarter of `area` (axes units)."""
-    mass = share.sum(axis=(1, 2))
-    mass = np.where(mass > 0.25 * _pixels(area, share.shape[1]), mass, np.nan)
+    """Centroid (x, y), each (N,), of `share`; NaN where it covers less than a quarter of `area` (axes units)."""
+    size, mass = share.shape[1], share.sum(axis=(1, 2))
+    pixels = area * (_AXES[2] * size / 20.0) * (_AXES[3] * size / 22.0)
+    mass = np.where(mass > 0.25 * pixels, mass, np.nan)
     return share.sum(axis=1) @ x / mass, share.sum(axis=2) @ y / mass
 
 
-def _pixels(area: float, size: int) -> float:
-    """Pixels that an area in axes units covers in a picture of this size."""
-    return area * (_AXES[2] * size / 20.0) * (_AXES[3] * size / 22.0)
-
-
 def _shadow_ends(profile: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Length and centre of the dark stretch in column profiles (N, S); NaN where it is nearly empty."""
-    pixel = x[1] - x[0]
+    """Length and centre of the dark interval in column profiles (N, S); NaN where it is nearly empty."""
     level = np.quantile(profile, 0.95, axis=1, keepdims=True)  # full coverage: a shadow takes a tenth of the columns
     share = np.minimum(profile / np.maximum(level, 1e-9), 1.0)
     total = share.sum(axis=1)
-    found = (level[:, 0] > 0.2 * _THICKNESS * len(x)) & (total > 0)
+    found = (level[:, 0] > 0.2 * _SHADOW_THICKNESS * len(x)) & (total > 0)
     total = np.where(found, total, np.nan)
-    return total * pixel, (share * x).sum(axis=1) / total
-
-
-_THICKNESS: Final = 3.0 / 72.0  # of the shadow, as a share of the picture
+    return total * (x[1] - x[0]), (share * x).sum(axis=1) / total
 
 
 @cache
 def _clipped_sun() -> tuple[np.ndarray, np.ndarray]:
-    """Table: the x centroid of the part of the sun that lies inside the axes, for the sun's true centre."""
+    """Table: the x centroid of the part of the sun inside the axes, and the x of the sun's true centre."""
     stroke = 0.5 / 72.0  # half the outline's width adds to the radius, as a share of the figure
     radius_x = _SUN_RADIUS + stroke / _AXES[2] * 20.0
     radius_y = _SUN_RADIUS + stroke / _AXES[3] * 22.0
@@ -292,27 +266,24 @@ def _clipped_sun() -> tuple[np.ndarray, np.ndarray]:
 
 def grid() -> tuple[np.ndarray, np.ndarray]:
     """Angle and light, (7308,) int64 each, of the whole data set in its order."""
-    pairs = [(i, j) for i, j in itertools.product(range(-40, 44), range(60, 148)) if j != 100]
-    return np.array([i for i, _ in pairs]), np.array([j for _, j in pairs])
+    pairs = np.array([(i, j) for i, j in itertools.product(range(-40, 44), range(60, 148)) if j != 100])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def held_out_rows() -> np.ndarray:
-    """(7308,) bool: which rows of the grid are the test set: every fourth, the first of all excepted (1,826)."""
+    """(7308,) bool: the rows of the grid that are the test set, every fourth except the first row (1,826)."""
     rows = np.arange(len(grid()[0]))
     return (rows % 4 == 0) & (rows > 0)
 
 
 def file_name(labels: np.ndarray) -> str:
-    """`a_{angle}_{light}_{length}_{position}.png` of one row of labels, truncated to integers."""
+    """`a_{angle}_{light}_{length}_{position}.png` for one row of labels, truncated to integers."""
     return "a_" + "_".join(str(int(value)) for value in labels) + ".png"
 
 
-def _write_chunk(chunk: tuple[Path, list[tuple[str, int, int]]]) -> int:
-    folder, rows = chunk
-    for split, angle, light in rows:
-        name = file_name(true_labels(angle, light)[0])
-        Image.fromarray(render(angle, light)).save(folder / split / name)
-    return len(rows)
+def _write_chunk(chunk: list[tuple[Path, int, int]]) -> None:
+    for folder, angle, light in chunk:
+        Image.fromarray(render(angle, light)).save(folder / file_name(true_labels(angle, light)[0]))
 
 
 def write_dataset(out: str | Path, workers: int = 2, progress: bool = True) -> Path:
@@ -324,15 +295,14 @@ def write_dataset(out: str | Path, workers: int = 2, progress: bool = True) -> P
         InputError: if `out` is a file or holds anything else, or cannot be created.
     """
     out = Path(out)
-    if is_finished(out, RECIPE):
+    if is_finished(out, _RECIPE):
         return out
-    angle, light = grid()
-    split = np.where(held_out_rows(), "test", "train")
-    rows = [(str(s), int(i), int(j)) for s, i, j in zip(split, angle, light, strict=True)]
-    with complete_folder(out, RECIPE) as folder:
-        for name in ("train", "test"):
-            (folder / name).mkdir()
-        chunks = [(folder, rows[start : start + 87]) for start in range(0, len(rows), 87)]
+    with complete_folder(out, _RECIPE) as folder:
+        for split in ("train", "test"):
+            (folder / split).mkdir()
+        splits = np.where(held_out_rows(), "test", "train")
+        rows = [(folder / str(s), int(i), int(j)) for s, i, j in zip(splits, *grid(), strict=True)]
+        chunks = [rows[start : start + 87] for start in range(0, len(rows), 87)]
         for _ in parallel_map(_write_chunk, chunks, workers=workers, description="pendulum", progress=progress):
             pass
     return out

@@ -1,34 +1,75 @@
-"""Processes that share work: started afresh, one thread of linear algebra each, gone when their starter is gone."""
+"""Worker processes: spawned, limited to one thread of linear algebra each, and ended with the process they serve."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
-import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
-PATIENCE = 1.0
+from causaldiffae.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of so many processes.
+    """A pool of `workers` processes.
 
-    They are spawned, since a forked child would inherit locks that other threads hold. Where the process that started
-    them is killed they end within a second or so: a pool's own would wait for work for ever.
+    They are spawned, because a forked child inherits locks that other threads hold. They exit when the parent process
+    is killed; those of a plain `ProcessPoolExecutor` would wait for work forever.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise)
 
 
-def _begin(starter: int) -> None:
+def _initialise() -> None:
     threadpool_limits(1)
-    threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with(starter: int) -> None:
-    while os.getppid() == starter:
-        time.sleep(PATIENCE)
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    description: str,
+    progress: bool,
+    unit: str = "batch",
+) -> Iterator[Result]:
+    """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar.
+
+    Raises:
+        InputError: if `workers` is below 1.
+    """
+    work = list(items)
+    if workers < 1:
+        raise InputError(f"workers: expected 1 or more, got {workers}")
+    with tqdm(total=len(work), desc=description, unit=unit, disable=not progress) as bar:
+        if workers == 1 or len(work) < 2:
+            for item in work:
+                with threadpool_limits(1):  # the matrices are small: more threads only wait for each other
+                    result = function(item)
+                yield result
+                bar.update()
+            return
+        with worker_pool(min(workers, len(work))) as pool:
+            try:
+                for result in pool.map(function, work):
+                    yield result
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise

@@ -1,4 +1,4 @@
-"""Morphometry against Morpho-MNIST's figures, and the parts against the plain library calls they replace."""
+"""Morphometry against Morpho-MNIST's figures, and its steps against the library calls they replace."""
 
 import json
 
@@ -11,10 +11,14 @@ from skimage.transform import pyramid_expand, pyramid_reduce
 
 from causaldiffae.errors import InputError
 from causaldiffae.generators import morphology
-from causaldiffae.generators.morphology import Morphometrics, measure_batch, measure_image, measure_intensity
+from causaldiffae.generators.morphology import Morphometrics, measure_batch, measure_intensity, redraw, strokes_of
 
 GOLDEN = SHARED / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden figures (../shared/golden) are not here")
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared/golden is missing")
+
+
+def measured(image: np.ndarray) -> Morphometrics:
+    return Morphometrics(*measure_batch(image[None])[0])
 
 
 def bar(thickness: int = 4, length: int = 16, level: int = 255) -> np.ndarray:
@@ -32,26 +36,24 @@ def ring(level: int = 200) -> np.ndarray:
 def test_golden_morphometrics() -> None:
     golden = np.load(GOLDEN / "morphometrics_a.npz", allow_pickle=False)
     assert json.loads(str(golden["meta"]))["columns"] == list(Morphometrics._fields)
-    measured, reference = measure_batch(golden["images"]), golden["metrics"]
+    found, reference = measure_batch(golden["images"]), golden["metrics"]
     for i, name in enumerate(Morphometrics._fields):
-        error = np.linalg.norm(measured[:, i] - reference[:, i]) / np.linalg.norm(reference[:, i])
+        error = np.linalg.norm(found[:, i] - reference[:, i]) / np.linalg.norm(reference[:, i])
         assert error < 1e-9, (name, error)
-    np.testing.assert_array_equal(morphology.mean_thickness(golden["images"][:5]), measured[:5, 2])
+    np.testing.assert_array_equal(morphology.mean_thickness(golden["images"][:5]), found[:5, 2])
 
 
 @needs_golden
-def test_golden_set_thickness() -> None:
+def test_golden_redrawn_digits() -> None:
     golden = np.load(GOLDEN / "set_thickness_a.npz", allow_pickle=False)
-    rows = zip(morphology.strokes_of(golden["images"]), golden["thickness"], golden["intensity"], strict=True)
-    drawn = np.stack([morphology.redraw(base, float(t), float(i)) for base, t, i in rows])
-    one = morphology.set_thickness(golden["images"][0], golden["thickness"][0], golden["intensity"][0])
-    np.testing.assert_array_equal(one, drawn[0])
+    rows = zip(strokes_of(golden["images"]), golden["thickness"], golden["intensity"], strict=True)
+    drawn = np.stack([redraw(base, float(t), float(i)) for base, t, i in rows])
     error = np.abs(drawn.astype(float) - golden["out"]).mean()
     assert error < 0.01, error
 
 
 def test_a_bar_measures_as_a_bar() -> None:
-    metrics = measure_image(bar())
+    metrics = measured(bar())
     assert metrics.area == pytest.approx(64, rel=0.05)
     assert metrics.thickness == pytest.approx(3.8, abs=0.2)  # rounded, with axes into the corners
     assert metrics.length == pytest.approx(20.6, abs=0.5)  # 12 along the middle, the rest into the corners
@@ -59,20 +61,23 @@ def test_a_bar_measures_as_a_bar() -> None:
     assert metrics.width == pytest.approx(5, abs=0.2) and metrics.height == pytest.approx(16.3, abs=0.3)  # blurred
 
 
-def test_slant_has_its_sign() -> None:
+def test_slant_to_the_right_is_positive() -> None:
     image = np.zeros((28, 28), np.uint8)
     for row in range(5, 23):
         column = 8 + (22 - row) // 2
         image[row, column : column + 3] = 255  # leans to the right
-    assert measure_image(image).slant > 0.3
+    assert measured(image).slant > 0.3
 
 
-def test_a_picture_of_one_grey_level_measures_as_nan() -> None:
-    for level in (0, 90):
-        image = np.full((28, 28), level, np.uint8)
-        assert np.isnan(measure_image(image)).all() and np.isnan(measure_intensity(image))
-        assert not morphology.set_thickness(image, 3.0, 100.0).any()
-    assert np.isnan(morphology.mean_thickness(np.zeros((1, 28, 28), np.uint8))).all()
+@pytest.mark.parametrize("level", [0, 90])
+def test_an_image_of_one_grey_level_measures_as_nan(level: int) -> None:
+    image = np.full((28, 28), level, np.uint8)
+    assert np.isnan(measured(image)).all() and np.isnan(measure_intensity(image))
+    assert np.isnan(morphology.mean_thickness(image[None])).all()
+    assert not redraw(strokes_of(image[None])[0], 3.0, 100.0).any()
+
+
+def test_no_images_are_measured_as_none() -> None:
     assert measure_batch(np.zeros((0, 28, 28), np.uint8)).shape == (0, 6)
 
 
@@ -91,7 +96,7 @@ def test_upscale_is_pyramid_expand(scale: int) -> None:
         assert difference.max() <= 1 and difference.mean() < 1e-3
 
 
-def test_many_medial_axes_are_those_of_each_alone() -> None:
+def test_medial_axes_are_those_of_each_stroke_alone() -> None:
     edge = np.zeros((40, 40), bool)
     edge[:30, 10:20] = True
     y, x = np.mgrid[:40, :40] - 20
@@ -106,28 +111,29 @@ def test_many_medial_axes_are_those_of_each_alone() -> None:
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 4, 9])
-def test_dilate_is_the_library_s_with_the_anti_aliased_disk(radius: int) -> None:
+def test_dilate_is_grey_dilation_by_the_anti_aliased_disk(radius: int) -> None:
     stroke = np.random.default_rng(radius).random((60, 50)) > 0.99
     footprint = pyramid_reduce(disk(16 * radius).astype(float), downscale=16, order=1) > 0
     expected = ndimage.grey_dilation(stroke.astype(np.uint8), footprint=footprint, mode="constant").astype(bool)
     np.testing.assert_array_equal(morphology.dilate(stroke, radius), expected)
 
 
-def test_redrawing_goes_where_it_is_told() -> None:
-    base = morphology.strokes_of(ring()[None])[0]
-    measured = []
-    for thickness, intensity in ((1.5, 80.0), (3.0, 150.0), (5.0, 240.0)):
-        image = morphology.redraw(base, thickness, intensity)
-        assert measure_intensity(image) == pytest.approx(intensity, abs=3)
-        measured.append(measure_image(image).thickness)
-    np.testing.assert_allclose(measured, (1.5, 3.0, 5.0), atol=0.4)
-    assert morphology.redraw(base, 0.05, 100.0).any()  # an erosion leaves something
+@pytest.mark.parametrize(("thickness", "intensity"), [(1.5, 80.0), (3.0, 150.0), (5.0, 240.0)])
+def test_a_redrawn_digit_has_its_thickness_and_intensity(thickness: float, intensity: float) -> None:
+    image = redraw(strokes_of(ring()[None])[0], thickness, intensity)
+    assert measure_intensity(image) == pytest.approx(intensity, abs=3)
+    assert measured(image).thickness == pytest.approx(thickness, abs=0.4)
 
 
-def test_refusals_say_what_is_allowed() -> None:
-    with pytest.raises(InputError, match=r"images: float64 \(1, 28, 28\) given, uint8 \(N, 28, 28\) is needed"):
-        measure_image(np.zeros((28, 28)))
-    with pytest.raises(InputError, match=r"thickness: 0.0 given, a number in \(0, 28\] is needed"):
-        morphology.set_thickness(bar(), 0.0, 100.0)
-    with pytest.raises(InputError, match="intensity: 256.0 given, a number in 0..255 is needed"):
-        morphology.set_thickness(bar(), 3.0, 256.0)
+def test_erosion_never_removes_the_whole_stroke() -> None:
+    assert redraw(strokes_of(ring()[None])[0], 0.05, 100.0).any()
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match=r"images: expected uint8 \(N, 28, 28\), got float64 \(1, 28, 28\)"):
+        measure_batch(np.zeros((1, 28, 28)))
+    base = strokes_of(bar()[None])[0]
+    with pytest.raises(InputError, match=r"thickness: expected a number in \(0, 28\], got 0.0"):
+        redraw(base, 0.0, 100.0)
+    with pytest.raises(InputError, match="intensity: expected a number in 0..255, got 256.0"):
+        redraw(base, 3.0, 256.0)

@@ -1,18 +1,13 @@
-"""MorphoMNIST: the mechanisms invert, pictures show their labels, IDX and CSV files are not trusted."""
+"""MorphoMNIST: invertible mechanisms, images that show their labels, untrusted CSV files."""
 
 import gzip
-import hashlib
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from paths import SHARED
 
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files import idx
 from causaldiffae.files.idx import read_idx, write_idx
 from causaldiffae.generators.morphomnist import (
     MorphoMnistGenerator,
@@ -24,12 +19,11 @@ from causaldiffae.generators.morphomnist import (
 )
 
 SHARED = SHARED / "data"
-needs_mnist = pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="MNIST (../shared/data/mnist) is not here")
-in_tmp_path = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+needs_mnist = pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="../shared/data/mnist is missing")
 
 
 def digits(count: int) -> np.ndarray:
-    """(count, 28, 28) uint8: rings and slanted bars that stand in for MNIST."""
+    """(count, 28, 28) uint8: rings and slanted bars in place of MNIST."""
     y, x = np.mgrid[:28, :28] - 13.5
     images = []
     for i in range(count):
@@ -53,28 +47,23 @@ def test_drawn_labels_have_the_published_statistics() -> None:
     assert np.corrcoef(labels.T)[0, 1] == pytest.approx(0.908, abs=0.004)
 
 
-def test_abduction_inverts_prediction() -> None:
+def test_abduction_is_the_inverse_of_prediction() -> None:
     labels = sample_labels(1000, np.random.default_rng(1))
     np.testing.assert_allclose(predict(abduct(labels), {}), labels, rtol=1e-12)
     noise = np.random.default_rng(2).normal(size=(50, 2)) * 0.5
     np.testing.assert_allclose(abduct(predict(noise, {})), noise, atol=1e-10)
 
 
-def test_do_moves_descendants_and_nothing_else() -> None:
-    labels, generator = sample_labels(20, np.random.default_rng(3)), MorphoMnistGenerator()
-    np.testing.assert_array_equal(generator.counterfactual_labels(labels, {}), labels)
-    dimmed = generator.counterfactual_labels(labels, {"intensity": 80.0})
-    np.testing.assert_array_equal(dimmed, np.stack([labels[:, 0], np.full(20, 80.0)], axis=1))
-    same = generator.counterfactual_labels(labels, {"thickness": labels[:, 0]})
-    np.testing.assert_allclose(same, labels, rtol=1e-12)
-    thicker = generator.counterfactual_labels(labels, {"thickness": labels[:, 0] + 0.5})
+def test_counterfactuals_keep_the_noise() -> None:
+    labels = sample_labels(20, np.random.default_rng(3))
+    thicker = MorphoMnistGenerator().counterfactual_labels(labels, {"thickness": labels[:, 0] + 0.5})
     assert (thicker[:, 1] > labels[:, 1]).all()
     np.testing.assert_allclose(abduct(thicker)[:, 1], abduct(labels)[:, 1], atol=1e-7)
-    both = generator.counterfactual_labels(labels, {"thickness": 3.0, "intensity": 90.0})
-    np.testing.assert_array_equal(both, [[3.0, 90.0]] * 20)
+    dimmed = MorphoMnistGenerator().counterfactual_labels(labels, {"intensity": 80.0})
+    np.testing.assert_array_equal(dimmed[:, 0], labels[:, 0])
 
 
-def test_counterfactual_pictures_show_their_labels() -> None:
+def test_counterfactual_images_show_their_labels() -> None:
     generator, bases = MorphoMnistGenerator(), digits(6)
     labels = np.array([[2.0, 120.0]] * 6)
     do = {"thickness": 3.5}
@@ -92,107 +81,41 @@ def test_counterfactual_pictures_show_their_labels() -> None:
 @pytest.mark.parametrize(
     ("labels", "do", "message"),
     [
-        ([[2.0, 64.0]], {"thickness": 1.0}, "intensity: 64 given, a factual label strictly between 64 and 255"),
-        ([[2.0, 99.0]], {"colour": 1.0}, "unknown variable 'colour', known are thickness, intensity"),
-        ([[2.0, 99.0]], {"thickness": None}, "do: thickness is not finite|do: thickness is None"),
-        ([[2.0, 99.0]], {"thickness": -1.0}, r"thickness: -1.0 given, a number in \(0, 28\] is needed"),
-        ([[2.0]], {}, r"labels: shape \(1, 1\), \(images, 2\) is needed"),
-        ([[2.0, 99.0]] * 2, {}, "base_images: 1 given for 2 rows of labels"),
+        ([[2.0, 64.0]], {"thickness": 1.0}, "intensity: expected a factual label strictly between 64 and 255, got 64"),
+        ([[2.0, 99.0]], {"thickness": -1.0}, r"thickness: expected a number in \(0, 28\], got -1.0"),
+        ([[2.0, 99.0]] * 2, {}, "base_images: expected 2, one per row of labels, got 1"),
     ],
 )
-def test_refusals_say_what_is_allowed(labels: list[list[float]], do: dict[str, float], message: str) -> None:
+def test_refusals(labels: list[list[float]], do: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MorphoMnistGenerator().counterfactual_images(digits(1), np.array(labels), do)
 
 
-@in_tmp_path
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.booleans(), st.integers(0, 2**32 - 1))
-def test_idx_round_trip(tmp_path: Path, shape: list[int], zipped: bool, seed: int) -> None:
-    array = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    write_idx(tmp_path / "a.gz", array)
-    if not zipped:
-        (tmp_path / "a.gz").write_bytes(gzip.decompress((tmp_path / "a.gz").read_bytes()))
-    result = read_idx(tmp_path / "a.gz")
-    np.testing.assert_array_equal(result, array)
-    assert result.dtype == np.uint8 and result.flags.writeable
-
-
-@in_tmp_path
-@given(st.binary(max_size=60), st.sampled_from([b"", b"\0\0\x08\x01", b"\0\0\x08\x03", b"\x1f\x8b"]))
-def test_idx_of_any_bytes_is_read_or_refused(tmp_path: Path, content: bytes, start: bytes) -> None:
-    path = tmp_path / "any"
-    path.write_bytes(start + content)
-    try:
-        array = read_idx(path)
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert array.size <= 60
-
-
-def idx_file(shape: tuple[int, ...], content: bytes, kind: int = 8) -> bytes:
-    return bytes((0, 0, kind, len(shape))) + struct.pack(f">{len(shape)}I", *shape) + content
+CSV_HEADER = "index,thickness,intensity\n"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it starts with nothing, an IDX file is needed"),
-        (b"PK\x03\x04", "it starts with 504b0304, an IDX file is needed"),
-        (idx_file((1,), b"1234", kind=0x0D), r"its values are of IDX type 0x0d, 0x08 \(unsigned bytes\) is needed"),
-        (idx_file((1, 1, 1, 1), b"1"), "it has 4 dimensions, 1 to 3 are allowed"),
-        (idx_file((2, 2), b"")[:6], "it ends within its header"),
-        (idx_file((2, 2), b"123"), "its header declares 4 bytes, it holds 3 bytes"),
-        (idx_file((2, 2), b"12345"), "its header declares 4 bytes, it holds more"),
-        (idx_file((60000, 28000, 28000), b"1"), "its header declares 47040000000000 bytes, 536870912 are allowed"),
-        (gzip.compress(idx_file((2,), b"12"), mtime=0)[:-9], "it cannot be read"),
-        (b"\x1f\x8bnonsense", "it cannot be read"),
+        (None, "the file is missing"),
+        (b"index\xff\xfe", "UTF-8"),
+        (b"\x1f\x8bnonsense", "cannot be read|cannot read"),
+        ("", "header: expected column 'index' once, got nothing"),
+        ("index,thickness\n0,1\n", "header: expected column 'intensity' once, got index, thickness"),
+        ("index,thickness,intensity,index\n", "header: expected column 'index' once"),
+        (CSV_HEADER + "0,1\n", "line 2: expected 3 or more cells, got 2"),
+        (CSV_HEADER + "0,fat,100\n", "line 2: thickness: expected a finite number, got 'fat'"),
+        (CSV_HEADER + "0,2,nan\n", "line 2: intensity: expected a finite number, got 'nan'"),
+        (CSV_HEADER + "0.5,2,3\n", "line 2: index: expected an integer of 0 or more, got '0.5'"),
+        (CSV_HEADER + "1,2,3\n1,2,3\n", "index: expected different values, got one twice"),
     ],
 )
-def test_idx_refusals_name_the_file(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "bad-idx"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=f"bad-idx: {message}"):
-        read_idx(path)
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    for read in (read_idx, read_morpho_csv):
-        with pytest.raises(DataError, match="absent: the file is missing"):
-            read(tmp_path / "absent")
-    with pytest.raises(DataError, match="train-images-idx3-ubyte or train-images-idx3-ubyte.gz is missing"):
-        idx.read_digits(tmp_path, "train")
-    with pytest.raises(DataError, match="nowhere: the folder is missing"):
-        idx.read_digits(tmp_path / "nowhere", "train")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "column 'index' must be there once, the header has nothing"),
-        ("index,thickness\n0,1\n", "column 'intensity' must be there once, the header has index, thickness"),
-        ("index,thickness,intensity,index\n", "column 'index' must be there once"),
-        ("index,thickness,intensity\n0,1\n", "line 2 has 2 cells, 3 or more are needed"),
-        ("index,thickness,intensity\n0,fat,100\n", "line 2, thickness is 'fat', a finite number is needed"),
-        ("index,thickness,intensity\n0,2,nan\n", "line 2, intensity is 'nan', a finite number is needed"),
-        ("index,thickness,intensity\n0.5,2,3\n", "line 2, index is '0.5', a whole number of 0 or more is needed"),
-        ("index,thickness,intensity\n1,2,3\n1,2,3\n", "column 'index' holds a value twice"),
-    ],
-)
-def test_csv_refusals_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+def test_csv_refusals_name_file_and_line(tmp_path: Path, content: str | bytes | None, message: str) -> None:
     path = tmp_path / "bad.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=f"bad.csv: {message}"):
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=f"bad.csv: .*({message})"):
         read_morpho_csv(path)
-
-
-def test_csv_of_bytes_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_bytes(b"index\xff\xfe")
-    with pytest.raises(DataError, match="x.csv: it is no UTF-8 text"):
-        read_morpho_csv(tmp_path / "x.csv")
-    (tmp_path / "y.csv").write_bytes(b"\x1f\x8bnonsense")
-    with pytest.raises(DataError, match="y.csv: it cannot be read"):
-        read_morpho_csv(tmp_path / "y.csv")
 
 
 def test_csv_takes_other_columns_and_gzip(tmp_path: Path) -> None:
@@ -201,16 +124,17 @@ def test_csv_takes_other_columns_and_gzip(tmp_path: Path) -> None:
     assert index.tolist() == [4, 2] and labels.tolist() == [[2.25, 100.5], [1.0, 90.0]]
 
 
-def digest(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     mnist = write_mnist(tmp_path / "mnist")
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         write_dataset(mnist, tmp_path / name, seed=seed, workers=1, progress=False)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b") and len(digest(tmp_path / "a")) == 9
-    assert digest(tmp_path / "a")["train-morpho.csv"] != digest(tmp_path / "c")["train-morpho.csv"]
+    written = {name: content(tmp_path / name) for name in "abc"}
+    assert written["a"] == written["b"] and len(written["a"]) == 9
+    assert written["a"]["train-morpho.csv"] != written["c"]["train-morpho.csv"]
     share = write_dataset(mnist, tmp_path / "share", seed=5, num_train=2, num_test=0, workers=1, progress=False)
     whole = read_idx(tmp_path / "a/train-images-idx3-ubyte.gz")
     np.testing.assert_array_equal(read_idx(share / "train-images-idx3-ubyte.gz"), whole[:2])
@@ -232,19 +156,19 @@ def test_given_labels_choose_the_digits(tmp_path: Path) -> None:
     assert (out / "train-morpho.csv").read_text() == "index,thickness,intensity\n2,2.5,140.25\n0,1.5,90.0\n"
     one_file = tmp_path / "labels/train-morpho.csv"
     other = write_dataset(mnist, tmp_path / "b", labels=one_file, workers=1, progress=False)
-    assert digest(out) == digest(other)
+    assert content(out) == content(other)
 
 
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (None, {"num_train": 7}, "num_train: 7 given, 0..6 are there"),
-        (None, {"seed": -1}, "seed: -1 given, 0 or more is needed"),
-        ("9,2,100", {}, "train-morpho.csv: it names index 9, MNIST's train has 0..5"),
-        ("0,2,256", {}, r"train-morpho.csv: thickness must be in \(0, 28\] and intensity in \(0, 255\]"),
+        (None, {"num_train": 7}, "num_train: expected 0..6, got 7"),
+        (None, {"seed": -1}, "seed: expected 0 or more, got -1"),
+        ("9,2,100", {}, "train-morpho.csv: index: expected 0..5, the digits of MNIST's train, got 9"),
+        ("0,2,256", {}, r"train-morpho.csv: expected thickness in \(0, 28\], intensity in \(0, 255\], got"),
     ],
 )
-def test_a_refused_request_writes_nothing(
+def test_refused_arguments_write_nothing(
     tmp_path: Path, table: str | None, options: dict[str, int], message: str
 ) -> None:
     mnist = write_mnist(tmp_path / "mnist")
@@ -256,7 +180,7 @@ def test_a_refused_request_writes_nothing(
 
 
 @needs_mnist
-def test_published_labels_are_measured_on_redrawn_digits(tmp_path: Path) -> None:
+def test_redrawn_digits_show_the_published_labels(tmp_path: Path) -> None:
     options = {"num_train": 0, "num_test": 48, "workers": 1, "progress": False}
     out = write_dataset(SHARED / "mnist", tmp_path / "a", labels=SHARED / "morphomnist_labels", **options)  # type: ignore[arg-type]
     published = gzip.decompress((SHARED / "morphomnist_labels/t10k-morpho.csv.gz").read_bytes()).decode()
