@@ -209,7 +209,7 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting(Guidance()), False))
+        return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting, False))
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -241,7 +241,7 @@ class CounterfactualEngine:
         count = len(abducted.u)
         latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
         settings = [
-            (bool(do), guidance if do else self._inverting(guidance))
+            (bool(do), guidance if do else self._inverting)
             for do, guidance in zip(interventions, guidances or [self.guidance] * len(latents), strict=True)
         ]
         results = []
@@ -272,9 +272,10 @@ class CounterfactualEngine:
             return self.solver.noised(x_start, noise, self.stop)
         return SolverState(noise)
 
-    def _inverting(self, guidance: Guidance) -> Guidance:
+    @property
+    def _inverting(self) -> Guidance:
         """The guidance with which decoding inverts the encoding, for reconstructions."""
-        return Guidance(w=0.0) if self.model.unconditional_abduction else guidance
+        return Guidance(w=0.0) if self.model.unconditional_abduction else Guidance()
 
     def _decode_all(
         self, latents: Sequence[Tensor], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction

@@ -1,18 +1,26 @@
 """Guided model output: how strongly the latents act on the image.
 
-    output = out(null) + w_invariant [out(z_factual) - out(null)] + w_affected [out(z) - out(z_factual)]
+With one weight w this is CausalDiffAE's w out(z) + (1 - w) out(null) (section 4.4; Ho and Salimans, 2022, arXiv
+2207.12598). With separate weights for the *affected* blocks of an intervention (the intervened variables and their
+descendants) and the *invariant* ones, there are two forms:
 
-z and z_factual differ exactly in the blocks that an intervention changes: the intervened variables and their
-descendants. w_affected scales this change, from the factual image (0) to the counterfactual one (1) and beyond, and
-w_invariant the hold on everything else. With one weight w for both, this is CausalDiffAE's
-eps = w eps(z) + (1 - w) eps(null) (section 4.4; Ho and Salimans, 2022, arXiv 2207.12598). Guidance may be limited to an
-interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside of it the output is out(z).
+decoupled   out(z) + (w_affected - 1) [out(z affected) - out(null)] + (w_invariant - 1) [out(z invariant) - out(null)]
+change      out(null) + w_invariant [out(z_factual) - out(null)] + w_affected [out(z) - out(z_factual)]
+
+"z affected" keeps the affected blocks and drops the others. The decoupled form (after arXiv 2506.14399, with weights of
+1 giving exactly out(z)) needs a model that was trained with single blocks dropped (`block_null`), and is used for such
+a model. The change form serves all others: w_affected scales the change from the factual (0) to the counterfactual
+image (1) and beyond. There w_invariant also holds the *factual* values of affected blocks; if all blocks are affected,
+nothing is invariant and w_invariant is ignored.
+
+Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside of it the
+output is out(z).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,11 +70,15 @@ class Guidance:
                 f"got {self.low:g},{self.high:g}"
             )
 
-    def weights(self) -> tuple[float, float, float]:
-        """Weights of the outputs under z, z_factual and the null token; they sum to 1."""
-        affected = self.w if self.w_affected is None else self.w_affected
-        invariant = self.w if self.w_invariant is None else self.w_invariant
-        return affected, invariant - affected, 1.0 - invariant
+    @property
+    def affected(self) -> float:
+        """The weight of the affected blocks."""
+        return self.w if self.w_affected is None else self.w_affected
+
+    @property
+    def invariant(self) -> float:
+        """The weight of the invariant blocks."""
+        return self.w if self.w_invariant is None else self.w_invariant
 
 
 def guided_model_output(
@@ -84,22 +96,19 @@ def guided_model_output(
 
     Args:
         z: (B, n, d) latents, None for the null token.
-        z_factual: (B, n, d) latents before the intervention, by default z.
+        z_factual: (B, n, d) latents before the intervention, by default z. Blocks that differ are affected.
         max_timestep: T in the units in which the network sees t.
     """
     guidance = guidance or Guidance()
-    of_z, of_factual, of_null = guidance.weights()
-    if z_factual is None:
-        of_z, of_factual = of_z + of_factual, 0.0
     everywhere = guidance.low == 0.0 and guidance.high == 1.0
-    terms: list[tuple[Tensor | None, float]] = [(z, of_z), (z_factual, of_factual), (None, of_null)]
+    terms = _terms(model, z, guidance, z_factual)
     # The output under z itself is needed outside of the interval.
-    terms = [term for i, term in enumerate(terms) if term[1] != 0.0 or (i == 0 and not everywhere)]
+    terms = [term for i, term in enumerate(terms) if torch.any(torch.as_tensor(term[1])) or (i == 0 and not everywhere)]
     conditions, weights = [condition for condition, _ in terms], [weight for _, weight in terms]
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         outputs = model.model_outputs(x_t, t, conditions, classes)
-        if weights == [1.0]:
+        if len(weights) == 1 and isinstance(weights[0], float) and weights[0] == 1.0:
             return outputs[0]
         outputs = [output.to(torch.promote_types(output.dtype, torch.float32)) for output in outputs]
         mixed = torch.stack([weight * output for weight, output in zip(weights, outputs, strict=True)]).sum(dim=0)
@@ -110,6 +119,24 @@ def guided_model_output(
         return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), mixed, outputs[0])
 
     return guided
+
+
+def _terms(
+    model: ConditionalModel, z: Tensor | None, guidance: Guidance, z_factual: Tensor | None
+) -> list[tuple[Tensor | None, float | Tensor]]:
+    """The conditions, z first, and their weights, numbers or (B, 1, 1, 1), which sum to 1."""
+    of_affected, of_invariant = guidance.affected, guidance.invariant
+    if z is None or z_factual is None or of_affected == of_invariant:
+        return [(z, of_invariant), (None, 1.0 - of_invariant)]
+    affected = (z != z_factual).any(dim=2)  # (B, n)
+    if getattr(model, "null_blocks", None) is not None:
+        drop: Callable[[Tensor, Tensor], Tensor] = model.drop_blocks  # type: ignore[attr-defined]
+        parts = [(drop(z, affected), of_affected - 1.0), (drop(z, ~affected), of_invariant - 1.0)]
+        return [(z, 1.0), *parts, (None, 2.0 - of_affected - of_invariant)]
+    both = z.new_tensor([of_affected, of_invariant])[:, None]
+    affected_weight = torch.where(affected.any(dim=1), both[0], both[1]).reshape(-1, 1, 1, 1)
+    invariant_weight = torch.where(affected.all(dim=1), both[0], both[1]).reshape(-1, 1, 1, 1)
+    return [(z, affected_weight), (z_factual, invariant_weight - affected_weight), (None, 1.0 - invariant_weight)]
 
 
 def thresholded(model: ModelFn, schedule: NoiseSchedule, quantile: float) -> ModelFn:

@@ -109,8 +109,9 @@ def conversion(given: ModelMeanType, wanted: ModelMeanType, a: Any, sigma: Any) 
 def min_snr_weights(alphas_cumprod: np.ndarray, mean_type: ModelMeanType, gamma: float) -> np.ndarray:
     """Returns the (T,) weights of the squared error of the prediction that weight x_0 by min(SNR, gamma).
 
-    Hang et al., 2023, arXiv 2303.09556. The weights are scaled to a mean of 1, so that other loss terms keep their
-    weight; a gamma of 0 gives 1 everywhere.
+    Hang et al., 2023, arXiv 2303.09556. A last step without signal, whose weight would be 0, keeps weight 1, since
+    sampling starts there. The weights are scaled to a mean of 1, so that other loss terms keep their weight; a gamma of
+    0 gives 1 everywhere.
     """
     if not gamma:
         return np.ones(len(alphas_cumprod))
@@ -122,6 +123,7 @@ def min_snr_weights(alphas_cumprod: np.ndarray, mean_type: ModelMeanType, gamma:
             ModelMeanType.EPSILON: of_xstart / snr,
             ModelMeanType.VELOCITY: of_xstart / (snr + 1.0),
         }[mean_type]
+    weights = np.where(snr > 0, weights, 1.0)
     return weights / weights.mean()
 
 

@@ -498,6 +498,7 @@ def test_zero_terminal_snr_has_every_table_it_needs(mean_type: ModelMeanType) ->
     torch.testing.assert_close(step.eps, noise)
     assert step.mean.isfinite().all() and step.variance.isfinite().all()
     assert process.training_losses(lambda x, t: 0.9 * output, x_start, t, noise=noise)["loss"].isfinite().all()
+    assert (process.loss_weights > 0).all(), "sampling starts at the last step, so that it is trained too"
 
 
 def test_zero_terminal_round_trip() -> None:

@@ -10,7 +10,8 @@ from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance, guided_model_output
 
 B = 3
-Z, FACTUAL = (torch.randn(B, 2, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+Z = torch.randn(B, 2, 2, generator=torch.Generator().manual_seed(0))
+FACTUAL = torch.stack([Z[:, 0] - 1.5, Z[:, 1]], dim=1)  # the first block is affected
 X, T = torch.zeros(B, 1, 4, 4), torch.tensor([0, 500, 999])
 
 
@@ -67,10 +68,48 @@ def test_two_weights(affected: float, invariant: float) -> None:
     assert ("z" in asked) == (affected != 0.0)
 
 
-def test_the_weights_that_are_not_named_are_w() -> None:
-    assert Guidance(2.0, w_affected=3.0).weights() == (3.0, -1.0, -1.0)
-    assert Guidance(2.0, w_invariant=1.0).weights() == (2.0, -1.0, 0.0)
-    assert sum(Guidance(0.3, 1.7, -0.4).weights()) == pytest.approx(1.0)
+def test_weights_that_are_not_given_are_w() -> None:
+    assert (Guidance(2.0, w_affected=3.0).affected, Guidance(2.0, w_affected=3.0).invariant) == (3.0, 2.0)
+    assert (Guidance(2.0, w_invariant=1.0).affected, Guidance(2.0, w_invariant=1.0).invariant) == (2.0, 1.0)
+
+
+def test_the_invariant_weight_is_ignored_if_all_blocks_are_affected() -> None:
+    guidance = Guidance(w_affected=1.5, w_invariant=0.3)
+    z, factual = torch.ones(B, 2, 1), torch.zeros(B, 2, 1)
+    found = guided_model_output(Sums(), z, None, guidance, factual)(X, T)
+    torch.testing.assert_close(found, guided_model_output(Sums(), z, None, Guidance(1.5))(X, T))
+
+
+def test_the_affected_weight_is_ignored_if_nothing_is_affected() -> None:
+    z = torch.ones(B, 2, 1)
+    found = guided_model_output(Sums(), z, None, Guidance(w_affected=1.5, w_invariant=0.3), z)(X, T)
+    torch.testing.assert_close(found, guided_model_output(Sums(), z, None, Guidance(0.3))(X, T))
+
+
+@pytest.mark.parametrize(("affected", "invariant"), [(1.0, 1.0), (2.0, 1.0), (1.0, 3.0), (2.0, 0.5)])
+def test_decoupled_weights_scale_each_part(affected: float, invariant: float) -> None:
+    """For an output that is a sum over blocks, each part is scaled by its own weight, whatever the factual values."""
+    model = Sums(null_blocks=torch.zeros(2, 1))
+    z, factual = torch.tensor([[[3.0], [10.0]]] * B), torch.tensor([[[1.0], [10.0]]] * B)
+    guidance = Guidance(w_affected=affected, w_invariant=invariant)
+    found = guided_model_output(model, z, None, guidance, factual)(X, T)
+    torch.testing.assert_close(found, torch.full_like(X, affected * 3.0 + invariant * 10.0))
+
+
+class Sums:
+    """The output is the sum of the latents, and 0 under the null token."""
+
+    def __init__(self, null_blocks: Tensor | None = None) -> None:
+        self.null_blocks = null_blocks
+
+    def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
+        return torch.where(keep_blocks[..., None], z, self.null_blocks)
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        sums = [torch.zeros(len(x_t)) if z is None else z.sum(dim=(1, 2)) for z in conditions]
+        return [each.reshape(-1, 1, 1, 1).expand(x_t.shape) for each in sums]
 
 
 def test_an_interval_of_noise_levels() -> None:
