@@ -26,12 +26,16 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["causaldiffae", "causaldiffae.*"]),
-    package_data={"causaldiffae.evaluation": ["templates/*.html"], "causaldiffae.explorer": ["page.css"]},
+    package_data={
+        "causaldiffae.evaluation": ["templates/*.html"],
+        "causaldiffae.explorer": ["page.css", "templates/*.html"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",
         "numpy",
         "blobfile",
+        "filelock>=3.20.1",
         "tqdm",
         "pillow",
         "networkx",
@@ -62,7 +66,9 @@ setup(
         "app": ["gradio>=6", "fastapi", "starlette", "uvicorn"],
         # Models from the Hugging Face Hub by name.
         "hub": ["huggingface_hub"],
-        # Coverage-guided fuzzing, see docs/fuzzing.md; wheels are for Linux.
+        # The documentation as a site: mkdocs.yml.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"],
+        # Coverage-guided fuzzing, see docs/untrusted_files.md; wheels are for Linux.
         "fuzz": ["atheris>=3.0; platform_system == 'Linux' and python_version >= '3.11'"],
         # The formatter's version is held, because another minor version may lay out the same code differently.
         "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18", *PAGE],

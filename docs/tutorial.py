@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Counterfactual images in Python
 #
-# Runs as it is (`python docs/tutorial.py`), cell by cell in an editor that knows `# %%`, or as a notebook
-# (`jupytext --to notebook docs/tutorial.py`). It needs a clone of the repository: weights and examples come with it.
+# Run it as a script (`python docs/tutorial.py`), cell by cell in an editor that supports `# %%`, or as a notebook
+# (`jupytext --to notebook docs/tutorial.py`). It requires a clone of the repository, which holds weights and examples.
 
 # %% [markdown]
 # ## A model and its causal graph
@@ -21,19 +21,20 @@ print(model)
 print(model.graph.parents["shadow_length"])
 
 # %% [markdown]
-# ## What if the pendulum had swung to the left?
+# ## An intervention
 #
-# `do` speaks in the labels' own units. The shadow must follow, the light must stay.
+# `do` is in the labels' own units. The angle changes, the shadow follows, and the light stays.
 
 # %%
-pictures = model.examples(4)
-cf = model.counterfactual(pictures, do={"angle": -20.0})
+images = model.examples(4)
+cf = model.counterfactual(images, do={"angle": -20.0})
 cf.save(out / "angle.png")  # in a notebook: cf.show()
 for name in model.graph.names:
     print(f"{name:16s} {cf.factual_labels[name].round(1)} -> {cf.labels[name].round(1)}")
 
 # %% [markdown]
-# The truth is known here, so the answer can be scored: mean pixel error, 0..255, against doing nothing.
+# The true counterfactual is known here, so the result can be scored: mean pixel error on 0..255, beside that of the
+# factual image.
 
 
 # %%
@@ -42,35 +43,35 @@ def error(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first.astype(float) - second).mean())
 
 
-print(f"counterfactual {error(cf.images, cf.truth):.2f}, doing nothing {error(pictures.images, cf.truth):.2f}")
-assert error(cf.images, cf.truth) < 0.5 * error(pictures.images, cf.truth)
+print(f"counterfactual {error(cf.images, cf.truth):.2f}, factual image {error(images.images, cf.truth):.2f}")
+assert error(cf.images, cf.truth) < 0.5 * error(images.images, cf.truth)
 
 # %% [markdown]
 # ## Abduction, action, prediction
 #
-# One abduction serves any number of interventions. Without one, the images come back: the null intervention.
+# One abduction serves any number of interventions. The null intervention, without `do`, reconstructs the images.
 
 # %%
-noise = model.abduct(pictures)
+noise = model.abduct(images)
 print("u", tuple(noise.u.shape), "x_T", tuple(noise.x_T.shape))
-back = model.predict(noise)
-print(f"reconstruction {error(back.images, pictures.images):.2f}")
+reconstruction = model.predict(noise)
+print(f"reconstruction {error(reconstruction.images, images.images):.2f}")
 for light in (80.0, 125.0):
     model.predict(noise, do={"light": light}).save(out / f"light_{light:.0f}.png")
 
 # %% [markdown]
-# ## An intervention on an effect leaves its causes where they are
+# ## An intervention on an effect leaves its causes unchanged
 #
-# In the structural model's labels that is exact; how well the picture obeys is another matter (README, "Weak spots").
+# This is exact for the labels of the structural model; for the image see "Weak spots" in `docs/results.md`.
 
 # %%
 shadow = model.predict(noise, do={"shadow_length": 6.0})
-assert np.array_equal(shadow.labels["angle"], back.labels["angle"])
+assert np.array_equal(shadow.labels["angle"], reconstruction.labels["angle"])
 
 # %% [markdown]
 # ## New images
 #
-# u from its prior, z by the structural model, under an intervention or none; x_T is plain noise.
+# u is drawn from its prior and x_T from N(0, I); z follows from the structural model, with or without an intervention.
 
 # %%
 model.sample(6, seed=1).save(out / "samples.png")
@@ -78,12 +79,12 @@ steep = model.sample(6, do={"light": 100.0}, seed=1)
 print("light", steep.labels["light"])
 
 # %% [markdown]
-# ## Your own pictures, your own folder
+# ## Your own images and model folders
 #
-# Arrays, tensors in [-1, 1], PIL images and files are all taken; what a model needs beside the image (a digit's
-# class) is read off it. `save_pretrained` writes weights, configuration and a model card; `from_pretrained` opens the
+# Images are arrays, tensors in [-1, 1], PIL images or files. What a model needs beside the image (a digit's class) is
+# read by a predictor. `save_pretrained` writes weights, configuration and a model card. `from_pretrained` opens the
 # folder, or the same files on the Hugging Face Hub (`pip install -e '.[hub]'`), where `digits.push_to_hub("me/digits")`
-# puts them.
+# uploads them.
 
 # %%
 from PIL import Image

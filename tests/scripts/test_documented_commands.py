@@ -1,7 +1,7 @@
-"""Every command that README.md and docs/*.md print is run, in a copy of the repository, on a few images, for few steps.
+"""Every command printed in the documents is run in a copy of the repository, on a few images, for a few steps.
 
-What cannot be run there is in `ELSEWHERE` with the reason; a command in neither place fails the first test. Data sets
-are made first, then models are trained, then the rest; `forms` says what DATA, RUN and the like stand for.
+Commands that cannot be run there are listed in `ELSEWHERE` with the reason; a command in neither place fails the first
+test. Data sets are made first, then models are trained, then the rest; `forms` replaces DATA, RUN and the like.
 """
 
 import os
@@ -24,24 +24,34 @@ from paths import REPO
 from causaldiffae.datasets.mnist import copy_files
 from causaldiffae.generators import circuit_scene
 
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAM = re.compile(
     r"(?:[A-Z_]+=\S+ )*(?:\./|(?:python3?|pip|conda|mamba|pytest|docker|git|mpiexec|mpirun|srun|sbatch|torchrun"
     r"|jupytext|jupyter|sha256sum|apt|bash|sh|curl|wget|gsutil|huggingface-cli|hf) )"
 )
-NO_COMMANDS = ("my_images/photos/1.jpg", "@inproceedings{")
-"""How the blocks begin that show something else: a folder, a citation."""
+SHELL = ("bash", "sh", "console", "")
+"""The languages of blocks whose lines are commands."""
 
 CI = "`.ci/run` runs it"
 SUITE = "the suite runs it: "
 NETWORK = "needs the network"
-WEIGHTS = "needs weights of gigabytes; tests/test_imagenet.py runs the script on small ones"
+WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
-    "./scripts/demo.sh": SUITE + "tests/test_demo.py (slow)",
+    "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
-    "python scripts/benchmark.py": SUITE + "tests/test_speed.py",
-    "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/test_speed.py",
+    "./scripts/test.sh -m slow": CI,
+    "./.ci/run": "runs everything",
+    "ruff check . && ruff format --check . && mypy": CI,
+    "mkdocs build --strict": CI,
+    "pytest tests/test_scm.py": CI,
+    "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
+    "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
+    "python docs/tutorial.py": SUITE + "tests/test_docs.py",
+    "pip install -e .": NETWORK,
+    "pip install -e '.[dev,app,docs]'": NETWORK,
+    "python scripts/benchmark.py": SUITE + "tests/evaluation/test_speed.py",
+    "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/evaluation/test_speed.py",
     "pytest tests/fuzz": CI,
     "python tests/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
     "pip install -e .[fuzz]": NETWORK,
@@ -92,7 +102,7 @@ TINY = {
     "mutate.py": ["--inputs=100"],
     "explore.py": ["--port=0"],
 }  # fmt: skip
-"""Behind the arguments of every script, however it is started."""
+"""Appended to the arguments of a script, however it is started."""
 
 _FEW_PENDULUMS = """
 from causaldiffae.generators import pendulum
@@ -100,31 +110,27 @@ whole = pendulum.grid
 pendulum.grid = lambda: tuple(values[::37] for values in whole())
 """
 _FEW_PICTURES = """
-from causaldiffae.training import previews as training_pictures
-training_pictures.PICTURE_STEPS = training_pictures.PICTURE_IMAGES = 2
+from causaldiffae.training import previews
+previews.PREVIEW_STEPS = previews.PREVIEW_IMAGES = 2
 """
 BEFORE = {
     "make_dataset.py pendulum": _FEW_PENDULUMS,
     "image_train.py": _FEW_PICTURES,
 }
 
-MADE = ["make_dataset.py", "measured_digits.py"], ["train"], [""]
-"""The stages: a command belongs to the first that has a word of it."""
-PATIENCE = 400  # seconds for a command
+STAGES = ["make_dataset.py", "measured_digits.py"], ["train"], [""]
+"""A command belongs to the first stage of which it contains a word."""
+TIMEOUT = 400  # seconds for a command
 
 
 def printed_commands(text: str) -> list[str]:
-    """The commands of a Markdown text: lines of its blocks, and spans in running text that begin with a program."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """The commands of a Markdown text: lines of its shell blocks, and spans that begin with a program."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    indented = re.findall(r"(?:^|\n)\n((?: {4}.*\n|\n)+)", text)
-    text = re.sub(r"(?:^|\n)\n(?: {4}.*\n|\n)+", "\n\n", text)
-    blocks = [body for language, body in fenced if language != "python"]
-    blocks += [part for body in indented for part in body.split("\n\n")]
     lines = []
-    for block in blocks:
-        if block.strip() and not block.strip().startswith(NO_COMMANDS):
-            lines += re.sub(r"\\\n\s*", "", block).splitlines()
+    for language, body in blocks:
+        if language in SHELL:
+            lines += re.sub(r"\\\n\s*", "", body).splitlines()
     found = [re.sub(r"(?:^|\s+)#\s.*$", "", line).strip() for line in lines]
     comments = [part for line in lines for part in re.findall(r"#\s+needs (pip .*?) and ", line)]
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
@@ -139,13 +145,13 @@ PRINTED = sorted({each for path in DOCUMENTS for each in printed_commands(path.r
 
 
 def forms(printed: str) -> list[str]:
-    """One command for every name in {braces}, with the places of the copy for what the document leaves open."""
+    """One command for every name in {braces}, with folders of the copy in place of the placeholders."""
     braces = re.search(r"\{([\w,]+)\}", printed)
     if braces:
         names = {"dataset": ["morphomnist", "pendulum"]}.get(braces[1], braces[1].split(","))
         return [form for name in names for form in forms(printed.replace(braces[0], name))]
     dataset = next((name for name in ("morphomnist", "circuit", "mnist") if f"{name}_" in printed), "pendulum")
-    places = {
+    folders = {
         "MNIST_DIR": "assets/mnist_share",
         "DATA": f"data/{dataset}",
         "RUN": f"runs/{dataset}_causaldae_mini",
@@ -153,17 +159,17 @@ def forms(printed: str) -> list[str]:
         "DIR": f"out/{dataset}_predictor",
         "NAME": dataset,
     }
-    return [re.sub(r"\b(" + "|".join(places) + r")\b", lambda found: places[found[0]], printed)]
+    return [re.sub(r"\b(" + "|".join(folders) + r")\b", lambda found: folders[found[0]], printed)]
 
 
 COMMANDS = sorted({form for printed in PRINTED if printed not in ELSEWHERE for form in forms(printed)})
 
 
-def of_stage(number: int) -> list[list[str]]:
-    """The commands of a stage; those of one script, which may write to one folder, in one list."""
+def commands_of_stage(number: int) -> list[list[str]]:
+    """The commands of a stage. Those of one script are one list, since they may write to the same folder."""
     lists: dict[str, list[str]] = {}
     for command in COMMANDS:
-        if number == next(i for i, words in enumerate(MADE) if any(word in command for word in words)):
+        if number == next(i for i, words in enumerate(STAGES) if any(word in command for word in words)):
             script = re.search(r"\S+\.(?:sh|py)", command)
             assert script is not None, command
             lists.setdefault(script[0], []).append(command)
@@ -171,7 +177,7 @@ def of_stage(number: int) -> list[list[str]]:
 
 
 def why_unknown(printed: str) -> str:
-    """What is missing for a command to be run by this file or excused; "" if nothing is."""
+    """Why a command is neither run by this file nor listed in ELSEWHERE; "" if it is."""
     if printed in ELSEWHERE:
         return ""
     for form in forms(printed):
@@ -187,11 +193,11 @@ def why_unknown(printed: str) -> str:
 
 
 @pytest.mark.parametrize("printed", PRINTED)
-def test_every_command_is_run_or_excused(printed: str) -> None:
-    assert not why_unknown(printed), f"`{printed}` is neither run here nor excused in ELSEWHERE: {why_unknown(printed)}"
+def test_every_command_is_run_or_an_exception(printed: str) -> None:
+    assert not why_unknown(printed), f"`{printed}` is neither run here nor listed in ELSEWHERE: {why_unknown(printed)}"
 
 
-def test_the_list_of_excuses_is_true() -> None:
+def test_exceptions_are_printed_and_run_elsewhere() -> None:
     assert set(ELSEWHERE) <= set(PRINTED), f"no document prints {set(ELSEWHERE) - set(PRINTED)}"
     run_by_ci = (REPO / ".ci" / "run").read_text(encoding="utf-8")
     assert "./scripts/test.sh" in run_by_ci and "tests/fuzz/atheris_targets.py" in run_by_ci
@@ -200,28 +206,27 @@ def test_the_list_of_excuses_is_true() -> None:
     assert len(COMMANDS) > 30
 
 
-def test_a_new_command_is_seen() -> None:
+def test_a_new_command_is_found() -> None:
     text = "Say `python new.py` or\n`SIZE=mini ./scripts/new.sh\n--do a=1`, not `--do`:\n\n"
-    text += (
-        "    ./new.sh   # comment\n    foo \\\n     bar\n\n```bash\npip install this\n```\n\n```python\nx = 1\n```\n"
-    )
+    text += "```bash\n./new.sh   # comment\nfoo \\\n bar\n\npip install this\n```\n\n```text\nx0 -> u\n```\n\n"
+    text += "```python\nx = 1\n```\n"
     found = printed_commands(text)
-    assert found == ["pip install this", "./new.sh", "foo bar", "python new.py", "SIZE=mini ./scripts/new.sh --do a=1"]
+    assert found == ["./new.sh", "foo bar", "pip install this", "python new.py", "SIZE=mini ./scripts/new.sh --do a=1"]
     assert python_blocks(text) == ["x = 1\n"]
 
 
-# ------------------------------------------------------------------------------------------------ running them
+# ------------------------------------------------------------------------------------------------ running
 
 
-class Workshop:
-    """A copy of the repository with an environment in which commands run; `outcomes` by command."""
+class CommandRunner:
+    """Runs commands in a copy of the repository; `errors` maps a command to its output if it failed, else to ""."""
 
     def __init__(self, folder: Path, python: ForkedPython) -> None:
         self.clone = folder / "causaldiffae"
-        left = shutil.ignore_patterns(
+        ignored = shutil.ignore_patterns(
             ".*", "data", "runs", "out", "demo_out", "build", "dist", "__pycache__", "*.egg-info"
         )
-        shutil.copytree(REPO, self.clone, ignore=left)
+        shutil.copytree(REPO, self.clone, ignore=ignored)
         self.environment = {
             **{name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")},
             "PATH": os.pathsep.join([str(python.folder / "bin"), str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
@@ -230,72 +235,72 @@ class Workshop:
             "XDG_CACHE_HOME": str(folder / "cache"),
             "MNIST": "assets/mnist_share",
             "OMP_NUM_THREADS": "1",
-            "https_proxy": "http://127.0.0.1:9",  # nobody: what wants the network fails at once
+            "https_proxy": "http://127.0.0.1:9",  # nothing listens: network access fails at once
             "http_proxy": "http://127.0.0.1:9",
             "HF_HUB_OFFLINE": "1",
         }
-        self.outcomes: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
 
-    def do(self, command: str) -> None:
-        """Runs a command; its outcome is "" or what went wrong."""
+    def run(self, command: str) -> None:
+        """Runs a command and records its error."""
         if "explore.sh" in command:
-            self.outcomes[command] = self._serve(command)
+            self.errors[command] = self._serve(command)
             return
-        began, run = time.perf_counter(), re.sub(r"\bNPROC=\d+", "NPROC=2", command)
-        if "train_pendulum" in run:
-            run += " --image_size=32"
+        started, line = time.perf_counter(), re.sub(r"\bNPROC=\d+", "NPROC=2", command)
+        if "train_pendulum" in line:
+            line += " --image_size=32"
         process = subprocess.Popen(
-            ["bash", "-c", run], cwd=self.clone, env=self.environment, stdin=subprocess.DEVNULL, text=True,
+            ["bash", "-c", line], cwd=self.clone, env=self.environment, stdin=subprocess.DEVNULL, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            said = process.communicate(timeout=PATIENCE)[0]
+            output = process.communicate(timeout=TIMEOUT)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            said = process.communicate()[0] + f"\nnot done after {PATIENCE} s"
-        print(f"{time.perf_counter() - began:6.1f} s {run}")
-        self.outcomes[command] = "" if process.returncode == 0 else said or f"exit code {process.returncode}"
+            output = process.communicate()[0] + f"\nno exit within {TIMEOUT} s"
+        print(f"{time.perf_counter() - started:6.1f} s {line}")
+        self.errors[command] = "" if process.returncode == 0 else output or f"exit code {process.returncode}"
 
     def _serve(self, command: str) -> str:
-        """A server is asked for its page and ended by Ctrl-C."""
+        """Starts a server, fetches its page and ends it by Ctrl-C; returns an error or ""."""
         process = subprocess.Popen(
             ["bash", "-c", "exec " + command], cwd=self.clone, env=self.environment, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
         found = re.match(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
-        said = "it printed no address"
+        error = "no address printed"
         if found:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(found[0], timeout=60) as page:
-                said = "" if "causaldiffae" in page.read().decode() else "the page is another one"
+                error = "" if "causaldiffae" in page.read().decode() else "unexpected page"
         process.send_signal(signal.SIGINT)
         process.wait(60)
-        return said
+        return error
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRunner]:
     folder = tmp_path_factory.mktemp("documented")
     with ForkedPython(folder / "env", TINY, BEFORE, unforked=["explore.py"]) as python:
-        shop = Workshop(folder, python)
-        for name in ("mnist", "fashion_mnist"):  # what --download would have fetched
-            copy_files(name, REPO / "assets" / "mnist_share", shop.clone / "data" / name)
-        make_folder(shop.clone / "my_images")
+        runner = CommandRunner(folder, python)
+        for name in ("mnist", "fashion_mnist"):  # in place of --download
+            copy_files(name, REPO / "assets" / "mnist_share", runner.clone / "data" / name)
+        make_folder(runner.clone / "my_images")
         with ThreadPoolExecutor(2) as pool:
-            for number in range(len(MADE)):
-                list(pool.map(lambda commands: [shop.do(each) for each in commands], of_stage(number)))
-        yield shop
+            for number in range(len(STAGES)):
+                list(pool.map(lambda commands: [runner.run(each) for each in commands], commands_of_stage(number)))
+        yield runner
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)  # the first waits for all commands
 @pytest.mark.xdist_group("documented commands")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(workshop: Workshop, command: str) -> None:
+def test_commands_run(runner: CommandRunner, command: str) -> None:
     if "make_dataset.py circuit" in command and not circuit_scene.can_render():
         pytest.skip("MuJoCo or the EGL libraries it draws with are missing")
-    said = workshop.outcomes[command]
-    assert not said, f"{command}\n{said[-3000:]}"
+    error = runner.errors[command]
+    assert not error, f"{command}\n{error[-3000:]}"
 
 
 @pytest.mark.slow
@@ -303,10 +308,10 @@ def test_commands_run(workshop: Workshop, command: str) -> None:
 @pytest.mark.xdist_group("documented commands")
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if python_blocks(path.read_text(encoding="utf-8"))],
                          ids=lambda path: path.name)  # fmt: skip
-def test_python_blocks_run(workshop: Workshop, path: Path) -> None:
+def test_python_blocks_run(runner: CommandRunner, path: Path) -> None:
     """The blocks of a document one after the other, as in one session."""
-    script = workshop.clone / f"blocks_{path.stem}.py"
+    script = runner.clone / f"blocks_{path.stem}.py"
     script.write_text("\n".join(python_blocks(path.read_text(encoding="utf-8"))), encoding="utf-8")
     command = f"python {script.name}"
-    workshop.do(command)
-    assert not workshop.outcomes[command], workshop.outcomes[command]
+    runner.run(command)
+    assert not runner.errors[command], runner.errors[command]
