@@ -1,4 +1,6 @@
-"""Choosing steps, and the process over the chosen ones."""
+"""Choosing steps, and the diffusion process over the chosen steps."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,64 +15,58 @@ from causaldiffae.respace import SpacedDiffusion, space_timesteps
 BETAS = get_named_beta_schedule("linear", 100)
 
 
-def test_known_spacings() -> None:
-    assert space_timesteps(10, "10") == set(range(10))
-    assert space_timesteps(10, [10]) == set(range(10))
-    assert space_timesteps(10, "3") == {0, 4, 9}
-    assert space_timesteps(100, "ddim25") == set(range(0, 100, 4))
-    assert space_timesteps(10, "1") == {0}
-    assert sorted(space_timesteps(300, "10,15,20"))[:3] == [0, 11, 22]
-    assert len(space_timesteps(300, "10,15,20")) == 45
+@pytest.mark.parametrize(
+    ("steps", "counts", "expected"),
+    [
+        (10, "10", set(range(10))),
+        (10, [10], set(range(10))),
+        (10, "3", {0, 4, 9}),
+        (10, "1", {0}),
+        (100, "ddim25", set(range(0, 100, 4))),
+        (6, "2,3", {0, 2, 3, 4, 5}),
+    ],
+)
+def test_counts_are_spread_as_in_guided_diffusion(steps: int, counts: str | Sequence[int], expected: set[int]) -> None:
+    assert space_timesteps(steps, counts) == expected
 
 
-@given(st.integers(1, 400), st.data())
-def test_spacing_has_the_count_and_both_ends(steps: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, steps))
-    chosen = space_timesteps(steps, str(count))
-    assert len(chosen) == count
-    assert min(chosen) == 0
-    assert max(chosen) == (steps - 1 if count > 1 else 0)
-
-
-@given(st.lists(st.integers(1, 10), min_size=1, max_size=6), st.integers(0, 30))
-def test_each_section_has_its_count(counts: list[int], more: int) -> None:
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=6), st.integers(0, 300))
+def test_each_section_has_its_count_and_both_of_its_ends(counts: list[int], more: int) -> None:
     steps = 10 * len(counts) + more
-    chosen = space_timesteps(steps, counts)
+    chosen = space_timesteps(steps, ",".join(map(str, counts)))
     base, extra = divmod(steps, len(counts))
     start = 0
     for i, count in enumerate(counts):
-        size = base + (i < extra)
-        assert len(chosen & set(range(start, start + size))) == count
-        start += size
+        end = start + base + (i < extra)
+        section = chosen & set(range(start, end))
+        assert len(section) == count and min(section) == start and max(section) == (end - 1 if count > 1 else start)
+        start = end
     assert len(chosen) == sum(counts)
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ("ddim99", "timestep_respacing: no integer stride over 100 steps gives 99 steps"),
-        ("101", "timestep_respacing: expected 1 to 100 steps in a section, got 101"),
-        ("60,60", "timestep_respacing: expected 1 to 50 steps in a section, got 60"),
-        ("0", "timestep_respacing: expected counts like '10,10,25', or 'ddim50', got '0'"),
-        ("ddim", "or 'ddim50', got 'ddim'"),
-        ("ddim-5", "or 'ddim50', got 'ddim-5'"),
-        ("ten", "or 'ddim50', got 'ten'"),
-        ("", "or 'ddim50', got ''"),
-        ([0], "timestep_respacing: expected 1 to 100 steps in a section, got 0"),
+        ("ddim99", "no integer stride over 100 steps gives 99 steps"),
+        ("101", "expected 1 to 100 steps in a section, got 101"),
+        ("60,60", "expected 1 to 50 steps in a section, got 60"),
+        ([0], "expected 1 to 100 steps in a section, got 0"),
+        ([], "expected counts like '10,10,25', or 'ddim50', got none"),
+        *((text, f"or 'ddim50', got '{text}'") for text in ("0", "ddim", "ddim-5", "ten", "")),
     ],
 )
-def test_refused_spacings(counts: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        space_timesteps(100, counts)  # type: ignore[arg-type]
+def test_counts_that_do_not_fit_are_refused(counts: str | Sequence[int], message: str) -> None:
+    with pytest.raises(InputError, match=f"timestep_respacing: .*{message}"):
+        space_timesteps(100, counts)
 
 
-def test_refused_steps() -> None:
-    for steps in ([], [100], [-1, 3]):
-        with pytest.raises(InputError, match="use_timesteps: expected at least one index between 0 and 99"):
-            SpacedDiffusion(steps, betas=BETAS)
+@pytest.mark.parametrize("steps", [[], [100], [-1, 3]])
+def test_steps_outside_the_base_process_are_refused(steps: list[int]) -> None:
+    with pytest.raises(InputError, match="use_timesteps: expected at least one index between 0 and 99"):
+        SpacedDiffusion(steps, betas=BETAS)
 
 
-def test_all_steps_are_the_base_process() -> None:
+def test_all_steps_give_the_base_process() -> None:
     base, whole = GaussianDiffusion(betas=BETAS), SpacedDiffusion(range(100), betas=BETAS)
     np.testing.assert_allclose(whole.betas, base.betas, rtol=1e-10)
     np.testing.assert_allclose(whole.posterior_variance, base.posterior_variance, rtol=1e-9, atol=1e-18)
@@ -79,7 +75,7 @@ def test_all_steps_are_the_base_process() -> None:
 
 @given(st.sets(st.integers(0, 99), min_size=1))
 @example({1, 95})
-def test_alpha_bars_are_kept(steps: set[int]) -> None:
+def test_alpha_bar_of_the_chosen_steps_is_kept(steps: set[int]) -> None:
     """beta = 1 - r and alpha = 1 - beta lose one rounding unit each: 2 eps / r for a ratio r of neighbours, summed."""
     spaced = SpacedDiffusion(steps, betas=BETAS)
     expected = np.cumprod(1 - BETAS)[sorted(steps)]
@@ -89,9 +85,9 @@ def test_alpha_bars_are_kept(steps: set[int]) -> None:
     assert (spaced.num_timesteps, spaced.original_num_steps) == (len(steps), 100)
 
 
-@pytest.mark.parametrize("rescale", [False, True])
-def test_network_sees_original_steps(rescale: bool) -> None:
+@pytest.mark.parametrize(("rescale", "expected"), [(False, [99, 50, 3]), (True, [990.0, 500.0, 30.0])])
+def test_network_sees_the_original_steps(rescale: bool, expected: list[float]) -> None:
     spaced = SpacedDiffusion([3, 50, 99], betas=BETAS, rescale_timesteps=rescale)
     seen: list[float] = []
     spaced.ddim_sample_loop(lambda x, t: (seen.append(float(t)), x)[1], torch.zeros(1, 1, 2, 2))
-    assert seen == ([990.0, 500.0, 30.0] if rescale else [99, 50, 3])
+    assert seen == expected
