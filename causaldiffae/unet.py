@@ -359,7 +359,7 @@ class EncoderUNetModel(_DownwardPath):
         super().__init__(in_channels, model_channels, **backbone)
         if pool not in self.POOLS:
             raise InputError(f"pool: expected one of {', '.join(self.POOLS)}, got {pool!r}")
-        self.pool = pool
+        self.pool, self.out_channels = pool, out_channels
         ch, features = self.middle_channels, sum(self.skip_channels) + self.middle_channels
         if pool == "adaptive":
             self.out = nn.Sequential(

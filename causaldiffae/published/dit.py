@@ -1,9 +1,9 @@
-"""Opens published transformers: facebookresearch/DiT's `.pt` state dict, and diffusers' folder of the same weights.
+"""Opens published transformers: facebookresearch/DiT's `.pt` state dicts, and diffusers' folders of the same weights.
 
-Sizes come from the tensors' shapes; what shapes do not tell, the number of heads, comes from the folder's config.json
-or from the published widths. Diffusers keeps a copy of the embeddings of time and class in every block, and splits q, k
-and v; here they are put together again. Diffusers also spaces its 128 time frequencies as exp(-log(10000) i / 127),
-where the weights were trained with i / 128: here they are asked as they were trained. No pickled code is run.
+Sizes come from the tensors' shapes. The number of heads comes from the folder's config.json or from the published
+widths. diffusers repeats the embeddings of time and class in every block and splits q, k and v; here they are joined
+again. It also spaces its 128 time frequencies as exp(-log(10000) i / 127), where the weights were trained with i / 128;
+here the trained spacing is used. No pickled code is run.
 """
 
 from __future__ import annotations
@@ -22,38 +22,40 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import StateDict, load_torch_state_dict, read_json, read_tensors
 
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
-"""Heads of the published widths: DiT-XL, -L, -B, -S."""
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-DIFFUSERS_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+"""Attention heads by width, as published: DiT-XL, -L, -B, -S."""
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+_FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
 _BLOCK = re.compile(r"blocks\.\d{1,4}\.attn\.qkv\.weight")
-DIFFUSERS_FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
 
 
 def load_dit(path: str | Path, num_heads: int = 0) -> DiT:
     """Opens a transformer, on the CPU in float32 and evaluation mode.
 
     Args:
-        path: a `.pt` state dict of facebookresearch/DiT; or a diffusers folder with config.json and weights, or one
-            with such a folder `transformer` in it.
-        num_heads: of a `.pt` whose width is none of the published ones; 0 takes the published number.
+        path: a `.pt` state dict of facebookresearch/DiT, or a diffusers folder with config.json and weights, or a
+            folder that has one as its subfolder `transformer`.
+        num_heads: attention heads of a `.pt` of an unpublished width; 0 for the published number.
 
     Raises:
-        DataError: if it is neither, or damaged.
-        InputError: if the number of heads is needed, or does not fit.
+        DataError: if it is another model, or damaged.
+        InputError: if the number of heads is not known.
     """
     path = Path(path)
     if not path.is_dir():
         return build_dit(load_torch_state_dict(path), num_heads, str(path))
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     config = _diffusers_config(folder)
-    state = from_diffusers(_diffusers_weights(folder), config["num_layers"], str(folder))
+    path = find_weights(folder)
+    theirs = read_tensors(path) if path.suffix == ".safetensors" else load_torch_state_dict(path)
+    state = from_diffusers(theirs, config["num_layers"], str(folder))
     side, hidden_size = config["sample_size"] // config["patch_size"], state["x_embedder.proj.weight"].shape[0]
-    state["pos_embed"] = position_embedding(side, hidden_size)[None]  # fixed, and not in the folder
+    state["pos_embed"] = position_embedding(side, hidden_size)[None]  # constant, not in the folder
     return build_dit(state, config["num_attention_heads"], str(folder))
 
 
 def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -> DiT:
-    """The network whose sizes a state dict's shapes tell, with these weights; the arguments are those of `load_dit`."""
+    """The network of a state dict with its weights; arguments and errors as for `load_dit`."""
     try:
         hidden_size, in_channels, patch_size, _ = state["x_embedder.proj.weight"].shape
         classes, _ = state["y_embedder.embedding_table.weight"].shape
@@ -61,11 +63,13 @@ def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -
         out_width, _ = state["final_layer.linear.weight"].shape
         _, tokens, _ = state["pos_embed"].shape
     except (KeyError, ValueError) as error:
-        raise DataError(f"{where}: no state dict of a DiT ({error})") from error
+        raise DataError(f"{where}: expected a state dict of a DiT ({error})") from error
     heads = num_heads or HEADS.get(hidden_size, 0)
     if not heads:
-        known = ", ".join(str(width) for width in HEADS)
-        raise InputError(f"num_heads: not given, and {where} has width {hidden_size}, none of the published {known}")
+        known = ", ".join(map(str, HEADS))
+        raise InputError(
+            f"num_heads: expected a number for width {hidden_size} of {where}; only {known} have a default"
+        )
     sizes: dict[str, Any] = {
         "image_size": math.isqrt(tokens) * patch_size,
         "patch_size": patch_size,
@@ -81,41 +85,43 @@ def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -
 
 
 def _diffusers_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, checked to be of a transformer that this one can stand for."""
     path = folder / "config.json"
     config = read_json(path)
-    if config.get("_class_name") not in DIFFUSERS_CLASSES:
-        found = str(config.get("_class_name"))[:60]
-        raise DataError(f"{path}: a {found!r}, one of {', '.join(DIFFUSERS_CLASSES)} is needed")
-    for name, needed in DIFFUSERS_FIXED.items():
-        if config.get(name, needed) != needed:
-            raise DataError(f"{path}: {name} is {str(config[name])[:60]!r}, {needed!r} is needed")
+
+    def refuse(name: str, expected: str) -> DataError:
+        return DataError(f"{path}: {name}: expected {expected}, got {str(config.get(name))[:60]!r}")
+
+    if config.get("_class_name") not in _CLASSES:
+        raise refuse("_class_name", " or ".join(_CLASSES))
+    for name, expected in _FIXED.items():
+        if config.get(name, expected) != expected:
+            raise refuse(name, repr(expected))
     for name in ("num_layers", "num_attention_heads", "sample_size", "patch_size"):
         if type(config.get(name)) is not int or not 0 < config[name] <= 4096:
-            raise DataError(f"{path}: {name} is {str(config.get(name))[:60]}, a positive whole number is needed")
+            raise refuse(name, "an integer in 1..4096")
     return config
 
 
-def _diffusers_weights(folder: Path) -> StateDict:
-    for name in WEIGHTS:
-        path = folder / name
-        if path.is_file():
-            return read_tensors(path) if path.suffix == ".safetensors" else load_torch_state_dict(path)
-    raise DataError(f"{folder}: it holds no weights; {' or '.join(WEIGHTS)} is needed")
+def find_weights(folder: Path) -> Path:
+    """The file of weights in a diffusers folder; `DataError` if there is none."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: expected weights, {' or '.join(_WEIGHTS)}, got neither")
 
 
 def from_diffusers(state: StateDict, depth: int, where: str = "state dict") -> StateDict:
-    """A `DiTTransformer2DModel`'s state dict under facebookresearch/DiT's keys, without the fixed positions.
+    """A `DiTTransformer2DModel`'s state dict under facebookresearch/DiT's keys, without the position embedding.
 
     Raises:
-        DataError: for a tensor that is missing or not known, or where the blocks embed time or class differently.
+        DataError: for a tensor that is missing or unknown, or if the blocks' embeddings of time or class differ.
     """
     left = dict(state)
-    left.pop("pos_embed.pos_embed", None)  # fixed; only older versions stored it
+    left.pop("pos_embed.pos_embed", None)  # constant; only older versions store it
 
     def take(key: str) -> Tensor:
         if key not in left:
-            raise DataError(f"{where}: no DiT of diffusers, tensor {key} is missing")
+            raise DataError(f"{where}: expected a DiT of diffusers, tensor {key} is missing")
         return left.pop(key)
 
     renamed: StateDict = {}
@@ -138,8 +144,8 @@ def from_diffusers(state: StateDict, depth: int, where: str = "state dict") -> S
     for key, theirs in shared.items():
         first, *others = (take(f"transformer_blocks.{i}.norm1.emb.{theirs}") for i in range(depth))
         if not all(torch.equal(first, other) for other in others):
-            raise DataError(f"{where}: its blocks embed {theirs} differently; this network has one embedding for all")
+            raise DataError(f"{where}: expected one {theirs} for all blocks, got different ones")
         renamed[key] = first
     if left:
-        raise DataError(f"{where}: no DiT of diffusers, tensor {min(left)[:80]!r} is not known")
+        raise DataError(f"{where}: expected a DiT of diffusers, tensor {min(left)[:80]!r} is unknown")
     return renamed

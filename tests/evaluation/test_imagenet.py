@@ -363,7 +363,7 @@ def test_other_autoencoders_are_refused(vae: Path, tmp_path: Path, monkeypatch: 
     with pytest.raises(DataError, match=r"there is no config\.json; the folder of an AutoencoderKL"):
         load_latent_space(tmp_path)
     (tmp_path / "config.json").write_bytes((vae / "config.json").read_bytes())
-    with pytest.raises(DataError, match="it holds no weights; diffusion_pytorch_model"):
+    with pytest.raises(DataError, match="expected weights, diffusion_pytorch_model"):
         load_latent_space(tmp_path)
     state = load_file(vae / "diffusion_pytorch_model.safetensors")
     del state["quant_conv.bias"]
@@ -423,15 +423,15 @@ REFUSED: dict[str, Refusal] = {
     "no classifier": (other("adm.pt"), ("predictor_path: not given",)),
     "a classifier of other classes": (
         other("adm.pt", "--predictor_path", "classifier10.pt"),
-        ("classifier10.pt tells 10 classes apart, 1000 are needed",),
+        ("classifier10.pt: expected 1000 classes, got 10",),
     ),
     "a U-Net as its classifier": (
         other("adm.pt", "--predictor_path", "adm.pt"),
-        ("adm.pt: no classifier of guided-diffusion",),
+        ("adm.pt: expected guided-diffusion's classifier",),
     ),
     "a classifier as its U-Net": (
         other("classifier.pt", "--predictor_path", "classifier.pt"),
-        ("no U-Net of guided-diffusion",),
+        ("expected guided-diffusion's U-Net",),
     ),
     "a class-conditional U-Net": (
         other("adm_classes.pt", "--predictor_path", "classifier.pt"),
@@ -476,6 +476,6 @@ def test_a_predictor_of_our_own(steps: int, words: str, files: Path, tmp_path: P
 
 def test_a_classifier_of_another_size(files: Path) -> None:
     state = small_classifier().state_dict()
-    with pytest.raises(InputError, match=r"reads images of 3x16 \(channels x pixels\), 3x32 is needed"):
+    with pytest.raises(InputError, match=r"expected a classifier of images 3x32 \(channels x pixels\), got 3x16"):
         build_adm_classifier(state, SIZES, imagenet_spec(32), "classifier.pt")
     assert math.isfinite(float(next(iter(state.values())).sum()))

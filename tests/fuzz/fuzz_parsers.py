@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "published"))
 
-from test_causaldiffae import published
+from support import published_causaldiffae
 from tiny import small_config, squares, squares_spec
 
 from causaldiffae.checkpoints.checkpoint import export_weights, load_checkpoint, save_checkpoint
@@ -275,7 +274,7 @@ def _write_predictor(folder: Path) -> None:
 
 
 def _published_seeds() -> list[Files]:
-    state = published(num_classes=None)[0]
+    state = published_causaldiffae(num_classes=None)[0]
     legacy = io.BytesIO()
     torch.save(state, legacy)
     return [{"model.pt": legacy.getvalue()}]
