@@ -12,7 +12,7 @@ import pytest
 from paths import REPO
 
 from causaldiffae.config import COMPONENTS, RECIPES
-from causaldiffae.evaluation.image_test import TestConfig as Settings
+from causaldiffae.evaluation.settings import TestConfig as Settings
 
 PAGES = [
     REPO / "README.md",
@@ -24,7 +24,7 @@ DOCS = [*(path for path in PAGES if path.name != "CHANGELOG.md"), REPO / "docs" 
 """The documents of the present state; the change log names what is gone."""
 MARKDOWN = [path for path in DOCS if path.suffix == ".md"]
 CODE = re.compile(r"`([^`\n]+)`")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|<img src=\")([^)\"\s]+)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 THEIRS = {"image_causaldae_train.py", "model014000.pt", "ema_0.9999_014000.pt"}  # of the published code
 OTHER_FLAGS = {"to", "signal", "mpi"}  # jupytext, sbatch, srun
@@ -162,7 +162,7 @@ def test_the_architecture_names_every_module_of_the_top_level_and_every_folder()
 
 def test_values_of_the_recipe_are_those_the_table_marks() -> None:
     """Where an R stands, --recipe reference says the same in training or in testing."""
-    from causaldiffae.evaluation.image_test import RECIPES as TEST_RECIPES
+    from causaldiffae.evaluation.settings import RECIPES as TEST_RECIPES
 
     recipe = {**RECIPES["reference"], **TEST_RECIPES["reference"]}
     marked = [line for line in text_of(REPO / "docs" / "from_the_reference.md").splitlines() if "(R)" in line]
