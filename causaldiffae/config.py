@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from causaldiffae.errors import DataError, InputError
 
@@ -364,11 +364,11 @@ class Config:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-COMPONENTS: dict[str, type] = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+COMPONENTS: dict[str, type] = get_type_hints(Config)
 
 
 def _build(component: type, values: Mapping[str, Any]) -> Any:
-    defaults = {f.name: f.default for f in dataclasses.fields(component)}
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(component)}
     checked = {}
     for key, value in values.items():
         if key not in defaults:
@@ -377,7 +377,7 @@ def _build(component: type, values: Mapping[str, Any]) -> Any:
         allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
             raise DataError(f"config: {key}: expected {kind.__name__}, got {value!r}")
-        checked[key] = kind(value)
+        checked[key] = float(value) if kind is float else value
     return component(**checked)
 
 

@@ -1,4 +1,4 @@
-"""What scripts share: the command line, building models from configurations, and opening checkpoints."""
+"""Shared by scripts: command line, models and diffusion processes from configurations, and loading of checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
-from causaldiffae.checkpoints.checkpoint import build_with_weights, load_checkpoint, load_torch_state_dict
+from causaldiffae.checkpoints.checkpoint import build_with_weights, load_checkpoint
 from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
@@ -27,6 +27,7 @@ from causaldiffae.datasets.registry import DATASETS, dataset_spec, find_dataset
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
+from causaldiffae.files.reading import load_torch_state_dict
 from causaldiffae.files.storage import is_remote
 from causaldiffae.files.yaml import check_config_file
 from causaldiffae.gaussian_diffusion import (
@@ -38,7 +39,6 @@ from causaldiffae.gaussian_diffusion import (
     get_named_beta_schedule,
 )
 from causaldiffae.model import CausalDiffAE, TrainingStep
-from causaldiffae.noise_schedule import NoiseLevels
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
@@ -48,13 +48,16 @@ SettingsT = TypeVar("SettingsT")
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Runs a script's main: what a user can mend becomes one line and exit code 2, warnings become one line each."""
+    """Runs the main function of a script.
 
-    def on_one_line(message: Any, category: type[Warning], *_: Any) -> None:
+    An `InputError` becomes one line on standard error and exit code 2; warnings become one line each.
+    """
+
+    def show_warning(message: Any, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):
             sys.stderr.write(f"warning: {' '.join(one_line(message).split())}\n")
 
-    warnings.showwarning = on_one_line  # type: ignore[assignment]
+    warnings.showwarning = show_warning  # type: ignore[assignment]
     try:
         main(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
@@ -69,7 +72,7 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
 
 
 def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Parses a command line; whatever is wrong with it, or with a configuration file it names, is an `InputError`."""
+    """Parses a command line; all errors in it and in its configuration files become an `InputError`."""
     for path in _config_files(argv):
         check_config_file(path)
     try:
@@ -79,7 +82,7 @@ def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
-    """What stands behind `--config`, or behind what the parser takes for it: "--c" to "--conf", with = or without."""
+    """Values of `--config` and of the abbreviations that argparse accepts for it, "--c" to "--confi"."""
     found: list[str] = []
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, equals, value = argument.partition("=")
@@ -89,17 +92,24 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 
 
 def argument_parser(description: str) -> ArgumentParser:
-    """A parser that raises instead of exiting, and takes `--config FILE.yaml`."""
+    """A parser that raises instead of exiting, with the flag `--config FILE.yaml`."""
     parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file of the same names as the flags")
+    parser.add_argument("--config", action="config", help="YAML file with flag names as keys")
     return parser
 
 
-def parse_flags(settings: type[SettingsT], argv: Sequence[str], description: str = "", **repeated: str) -> SettingsT:
+def parse_flags(
+    settings: type[SettingsT],
+    argv: Sequence[str],
+    description: str = "",
+    defaults: Mapping[str, Any] | None = None,
+    **repeated: str,
+) -> SettingsT:
     """Fills a settings dataclass from `--config FILE` and one flag per field.
 
     Args:
         settings: the dataclass; its docstring is the flags' help.
+        defaults: values that replace the defaults of the dataclass.
         repeated: list fields whose flag may be given several times, with their help texts.
 
     Raises:
@@ -109,55 +119,49 @@ def parse_flags(settings: type[SettingsT], argv: Sequence[str], description: str
     parser.add_class_arguments(settings, nested_key=None, skip=set(repeated), instantiate=False)
     for name, text in repeated.items():
         parser.add_argument(f"--{name}", action="append", default=[], help=text)
+    parser.set_defaults(dict(defaults or {}))
     values = parse_flat(parser, argv)
     return settings(**{name: values[name] for name in settings.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
 def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Puts the flags that `--recipe NAME` stands for in its place."""
+    """Replaces `--recipe NAME` by the flags of that recipe."""
     expanded: list[str] = []
-    given = iter(argv)
-    for argument in given:
+    remaining = iter(argv)
+    for argument in remaining:
         if argument != "--recipe" and not argument.startswith("--recipe="):
             expanded.append(argument)
             continue
-        name = next(given, "") if argument == "--recipe" else argument.partition("=")[2]
+        name = next(remaining, "") if argument == "--recipe" else argument.partition("=")[2]
         if name not in recipes:
-            raise InputError(f"recipe: {name!r} given, known are {', '.join(recipes)}")
+            raise InputError(f"recipe: expected {', '.join(recipes)}, got {name!r}")
         expanded += [f"--{key}={value}" for key, value in recipes[name].items()]
     return expanded
 
 
 def parse_config(argv: Sequence[str], description: str = "") -> Config:
-    """The configuration from `--config FILE`, `--recipe NAME` and flags; later ones override earlier ones."""
-    argv = expand_recipes(argv, RECIPES)
+    """Parses `--config FILE`, `--recipe NAME` and flags; later values override earlier ones."""
     parser = argument_parser(description)
-    parser.add_argument("--recipe", help=f"a named set of values, put in at its place: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", help=f"named set of values: {', '.join(RECIPES)}")
     for component in COMPONENTS.values():
         parser.add_class_arguments(component, nested_key=None)
-    values = parse_flat(parser, argv)
-    for component in COMPONENTS.values():
-        for field in dataclasses.fields(component):
-            if values[field.name] is None:  # `lr: null`; the parser lets it pass
-                raise InputError(f"{field.name}: null given, a value like {field.default!r} is needed")
-    parts = {
-        name: component(**{f.name: values[f.name] for f in dataclasses.fields(component)})
-        for name, component in COMPONENTS.items()
-    }
+    values = parse_flat(parser, expand_recipes(argv, RECIPES))
+    parts = {}
+    for name, component in COMPONENTS.items():
+        fields = dataclasses.fields(component)
+        for field in fields:
+            if values[field.name] is None:  # `lr: null` passes the parser
+                raise InputError(f"{field.name}: expected a value such as {field.default!r}, got null")
+        parts[name] = component(**{field.name: values[field.name] for field in fields})
     return Config(**parts)
 
 
-def model_and_diffusion_defaults() -> dict[str, Any]:
-    """Default values of every field of the model and the diffusion process, by name."""
-    return {**dataclasses.asdict(ModelConfig()), **dataclasses.asdict(DiffusionConfig())}
-
-
 def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str = "") -> SpacedDiffusion:
-    """The diffusion process of a configuration, over all its steps or those that `timestep_respacing` keeps.
+    """Creates the diffusion process of a configuration.
 
     Args:
-        timestep_respacing: "" for all, "250" for evenly spaced ones, "10,10,25" by section, "ddim50" for a fixed
-            stride.
+        timestep_respacing: steps to keep: "" for all, "250" for evenly spaced ones, "10,10,25" by section, "ddim50"
+            for a fixed stride.
     """
     betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
     if config.zero_terminal_snr:
@@ -167,7 +171,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     else:
         loss_type = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
     if config.predict_xstart and config.predict_v:
-        raise InputError("predict_xstart, predict_v: the network can predict one of them only")
+        raise InputError("predict_xstart, predict_v: expected at most one of them")
     mean_type = ModelMeanType.START_X if config.predict_xstart else ModelMeanType.EPSILON
     fixed = ModelVarType.FIXED_SMALL if config.sigma_small else ModelVarType.FIXED_LARGE
     return SpacedDiffusion(
@@ -185,7 +189,7 @@ Model = CausalDiffAE | LabelConditional | CausalVAE | DiffScm
 
 
 class ModelEntry(NamedTuple):
-    """How one type of model is built and trained."""
+    """Constructor and training step of a model type."""
 
     build: Callable[[ModelConfig, DatasetSpec, bool], Model]
     training_step: type[TrainingStep]
@@ -201,16 +205,16 @@ MODELS: Final[dict[str, ModelEntry]] = {
 
 
 def model_entry(model_type: str) -> ModelEntry:
-    """The entry of a model type; an unknown one is an `InputError`."""
+    """The entry of a model type; raises `InputError` for an unknown one."""
     if model_type not in MODELS:
-        raise InputError(f"model_type: {model_type!r} given, allowed are {', '.join(MODELS)}")
+        raise InputError(f"model_type: expected {', '.join(MODELS)}, got {model_type!r}")
     return MODELS[model_type]
 
 
 def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model, GaussianDiffusion]:
-    """A freshly initialised model and its training process."""
+    """Creates an initialised model and its diffusion process."""
     if config.model.class_cond and spec.num_classes is None:
-        raise InputError(f"class_cond: data set {spec.name} has no classes")
+        raise InputError(f"class_cond: expected a data set with classes, got {spec.name}")
     model = model_entry(config.model.model_type).build(config.model, spec, config.diffusion.learn_sigma)
     return model, create_gaussian_diffusion(config.diffusion)
 
@@ -222,14 +226,11 @@ GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
 def create_solver(
     config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = "", timestep_respacing: str = ""
 ) -> OdeSolver | DdimLoops:
-    """A solver by name, over a configuration's process.
-
-    "ddim" without a grid stands for the published loops, and so does `timestep_respacing`, whatever else is named.
-    """
+    """Creates a solver by name; "ddim" without a grid, or any `timestep_respacing`, selects the published loops."""
     if timestep_respacing:
         return DdimLoops(create_gaussian_diffusion(config, timestep_respacing))
     if solver not in GRIDS:
-        raise InputError(f"solver: {solver!r} given, allowed are {', '.join(GRIDS)}")
+        raise InputError(f"solver: expected {', '.join(GRIDS)}, got {solver!r}")
     chosen = grid or GRIDS[solver]
     if not chosen:
         return DdimLoops(create_gaussian_diffusion(config, str(steps)))
@@ -238,9 +239,9 @@ def create_solver(
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model with all that its checkpoint knows.
+    """A trained model with the configuration and data set of its checkpoint.
 
-    `pixel_range` is what the network's images span; ours span -1..1, the published CausalDiffAE's 0..1.
+    `pixel_range` is the range of the network's images: -1..1, or 0..1 for the published CausalDiffAE.
     """
 
     model: Model
@@ -251,32 +252,27 @@ class LoadedModel:
     pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     def diffusion(self, timestep_respacing: str = "") -> SpacedDiffusion:
-        """Its diffusion process, respaced."""
+        """The diffusion process of the model, respaced."""
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
     def engine(
-        self,
-        steps: int = STEPS,
-        solver: str = SOLVER,
-        grid: str = "",
-        timestep_respacing: str = "",
-        **options: Any,
+        self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", timestep_respacing: str = "", **options: Any
     ) -> CounterfactualEngine:
-        """Asks it counterfactual questions.
+        """Creates a counterfactual engine.
 
         Args:
-            steps: evaluations of the network each way.
+            steps: network evaluations for encoding, and for decoding.
             solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
-            grid: of the noise levels; by default the solver's own.
-            timestep_respacing: steps of the published loops, which then take the solver's place.
-            options: those of `CounterfactualEngine`.
+            grid: grid of the noise levels; by default that of the solver.
+            timestep_respacing: steps of the published loops, which then replace the solver.
+            options: keyword arguments of `CounterfactualEngine`.
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         return CounterfactualEngine(self.model, chosen, self.spec, pixel_range=self.pixel_range, **options)
 
 
 def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
-    """What a checkpoint says about itself; `load_model` reads it."""
+    """Description stored in a checkpoint, from which `load_model` rebuilds the model."""
     return {
         "model_type": config.model.model_type,
         "config": config.to_dict(),
@@ -290,84 +286,72 @@ def load_model(
 ) -> LoadedModel:
     """Opens a run directory, a step folder, a model folder, or a state dict (.pt) of the published CausalDiffAE code.
 
-    A run directory and a step folder may also be at an address, like gs://BUCKET/RUN.
+    A run directory and a step folder may also be remote, such as gs://BUCKET/RUN.
 
     Args:
         ema: rate of the moving average, or "none" for the trained weights; by default the first moving average.
-        dataset: of a published state dict, which does not name it; by default the one with so many variables.
-        predictor: folder of the noised predictor that guides a Diff-SCM, "none" for its implicit one; by default the
-            folder `predictor` beside its weights or checkpoints, if there is one.
+        dataset: data set of a published state dict; by default the one that matches its variables and channels.
+        predictor: folder of the noised predictor that guides a Diff-SCM, or "none" for its implicit predictor; by
+            default the folder `predictor` next to the weights or checkpoints, if it exists.
 
     Raises:
-        InputError: if there is no such checkpoint, it is damaged, or is of another model.
+        InputError: if there is no checkpoint, or it is damaged or does not match its description.
     """
     if is_remote(path):
         path = str(local_checkpoint(path))
     if Path(path).is_file():
         return _load_published(path, device, dataset)
-    probe = load_checkpoint(path)
-    described = probe.config
-    model_type = described.get("model_type")
-    if model_type not in (*MODELS, "causaldiffae"):  # the latter before there were several
-        raise DataError(f"{path}: a checkpoint of a {model_type!r} model, one of {', '.join(MODELS)} is needed")
-    config, spec = Config.from_dict(described.get("config")), DatasetSpec.from_dict(described.get("dataset"))
+    checkpoint = load_checkpoint(path)
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in (*MODELS, "causaldiffae"):  # the name before there were several model types
+        raise DataError(f"{path}: expected a model of type {', '.join(MODELS)}, got {model_type!r}")
+    config = Config.from_dict(checkpoint.config.get("config"))
+    spec = DatasetSpec.from_dict(checkpoint.config.get("dataset"))
     if dataset and dataset != spec.name:
-        raise InputError(f"dataset: {dataset!r} given, {path} was trained on {spec.name!r}")
+        raise InputError(f"dataset: expected {spec.name!r}, which {path} was trained on, got {dataset!r}")
     rate = config.ema_rates()[0] if ema is None else ema
-    wanted = probe if rate == "none" or probe.step is None else load_checkpoint(probe.path, ema=rate)
-    model = build_with_weights(lambda: create_model_and_diffusion(config, spec)[0], wanted.model_state, path).to(device)
+    if rate != "none" and checkpoint.step is not None:
+        checkpoint = load_checkpoint(checkpoint.path, ema=rate)
+    model = build_with_weights(lambda: create_model_and_diffusion(config, spec)[0], checkpoint.model_state, path)
+    model.to(device)
     if isinstance(model, DiffScm):
-        beside = [
-            folder / NOISED_PREDICTOR_FOLDER
-            for folder in (Path(path), probe.path.parent)
-            if (folder / NOISED_PREDICTOR_FOLDER).is_dir()
-        ]
-        chosen = predictor or (str(beside[0]) if beside else "none")
-        if chosen != "none":
-            guide = load_noised_predictor(chosen, spec, config.diffusion, device)
-            model.set_predictor(guide, NoiseLevels(create_gaussian_diffusion(config.diffusion)))
+        folders = [folder / NOISED_PREDICTOR_FOLDER for folder in (Path(path), checkpoint.path.parent)]
+        predictor = predictor or next((str(folder) for folder in folders if folder.is_dir()), "none")
+        if predictor != "none":
+            loaded = load_noised_predictor(predictor, spec, config.diffusion, device)
+            model.set_predictor(loaded, create_gaussian_diffusion(config.diffusion).noise_schedule)
     elif predictor:
-        raise InputError(f"predictor_path: {predictor} given, but {path} is no Diff-SCM, which alone takes one")
-    return LoadedModel(model, config, spec, wanted.step, str(wanted.path))
-
-
-def _published_dataset(variables: int, channels: int | None) -> str:
-    """The data set whose published networks have so many variables and channels, "" if there is none."""
-    for name, entry in DATASETS.items():
-        published = channels is not None and entry.published_channels == channels
-        if published and len(entry.spec(None, None).graph) == variables:
-            return name
-    return ""
+        raise InputError(f"predictor_path: expected none for a model of type {model_type}, got {predictor}")
+    return LoadedModel(model, config, spec, checkpoint.step, str(checkpoint.path))
 
 
 def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:
-    """A published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction over a linear schedule."""
+    """Loads a published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction, linear schedule."""
     state = load_torch_state_dict(path)
     variables, weight = reference.count_variables(state), state.get("input_blocks.0.0.weight")
     channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
-    known = dataset or _published_dataset(variables, channels)
-    if not known:
+    matching = [
+        name
+        for name, entry in DATASETS.items()
+        if channels is not None and entry.published_channels == channels and len(dataset_spec(name).graph) == variables
+    ]
+    if not dataset and not matching:
         raise InputError(
-            f"{path}: it has {variables} mechanisms and images of {channels} channels, so it is of none of the "
-            "published data sets; --dataset must name one"
+            f"{path}: expected the network of a published data set, got {variables} mechanisms and {channels} "
+            "channels; set --dataset"
         )
+    name = dataset or matching[0]
     try:
-        spec = dataset_spec(known)
+        spec = dataset_spec(name)
         model = reference.load_model(state, spec.graph)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
-    model_config = ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape))
-    diffusion_config = DiffusionConfig(
-        diffusion_steps=find_dataset(known).published_steps,
-        learn_sigma=model.unet.out_channels == 2 * model.unet.in_channels,
+    unet, n = model.unet, len(spec.graph)
+    config = Config(
+        model=ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape)),
+        diffusion=DiffusionConfig(
+            diffusion_steps=find_dataset(name).published_steps, learn_sigma=unet.out_channels == 2 * unet.in_channels
+        ),
     )
-    n = len(spec.graph)
-    raw = replace(
-        spec,
-        image_size=model.unet.image_size,
-        channels=model.unet.in_channels,
-        shift=(0.0,) * n,
-        scale=(1.0,) * n,
-    )
-    config = Config(model=model_config, diffusion=diffusion_config)
+    raw = replace(spec, image_size=unet.image_size, channels=unet.in_channels, shift=(0.0,) * n, scale=(1.0,) * n)
     return LoadedModel(model.to(device).eval(), config, raw, None, path, pixel_range=(0.0, 1.0))

@@ -147,7 +147,7 @@ def test_what_is_refused() -> None:
         conditional.abduct(squares(2).images, labels=[[1], [2]])
     with pytest.raises(InputError, match="a model of type 'conditional'; CausalDiffAE is for 'causaldae'"):
         CausalDiffAE(tiny_model(model_type="conditional"))
-    with pytest.raises(InputError, match="solver: 'euler' given"):
+    with pytest.raises(InputError, match="solver: expected"):
         CounterfactualModel(loaded, solver="euler")
     with pytest.raises(InputError, match="sample: 0 images asked for"):
         model.sample(0)

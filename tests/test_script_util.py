@@ -22,7 +22,6 @@ from causaldiffae.script_util import (
     create_model_and_diffusion,
     describe_checkpoint,
     load_model,
-    model_and_diffusion_defaults,
     parse_config,
     run_cli,
 )
@@ -170,13 +169,6 @@ def test_warnings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------------- building
 
 
-def test_defaults_by_name() -> None:
-    defaults = model_and_diffusion_defaults()
-    assert defaults["num_channels"] == 128
-    assert defaults["diffusion_steps"] == 1000
-    assert "lr" not in defaults
-
-
 def test_diffusion_of_a_configuration() -> None:
     def build(respacing: str = "", **changes: object):
         return create_gaussian_diffusion(small_config(**changes).diffusion, respacing)
@@ -240,7 +232,7 @@ def test_load_model_takes_the_moving_average(tmp_path: Path) -> None:
 
 
 def test_load_model_of_what_is_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="folder not found"):
         load_model(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="it holds no checkpoint"):
         load_model(str(tmp_path))
