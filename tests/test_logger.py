@@ -1,4 +1,4 @@
-"""The table of a run: means, growing columns, resuming, and what other ranks do not write."""
+"""The table of a run: means, new columns, resuming, and processes other than the main one."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL import Image
 
 from causaldiffae import dist_util
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.logger import Logger, progress_bar, read_progress, write_line
+from causaldiffae.logger import Logger, progress_bar, read_progress
 
 
 def table(run_dir: Path) -> list[dict[str, str]]:
@@ -20,8 +20,12 @@ def table(run_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_means_between_dumps(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, use_tensorboard=False)
+@pytest.fixture
+def logger(tmp_path: Path) -> Logger:
+    return Logger(tmp_path, use_tensorboard=False)
+
+
+def test_means_between_dumps(logger: Logger) -> None:
     for value in (1.0, torch.tensor(2.0), np.float32(6.0)):
         logger.logkv_mean("loss", value)
     logger.logkv_mean("mse", 1.0, count=3)
@@ -31,39 +35,34 @@ def test_means_between_dumps(tmp_path: Path) -> None:
     assert logger.dumpkvs(10) == {"loss": 3.0, "mse": 2.0, "lr": 0.2, "gamma": 1.0}
     logger.logkv_mean("loss", 0.1)
     logger.dumpkvs(20)
-    assert [(row["step"], float(row["loss"]), row["lr"]) for row in table(tmp_path)] == [
-        ("10", 3.0, "0.2"),
-        ("20", 0.1, ""),
-    ]
+    rows = [(row["step"], float(row["loss"]), row["lr"]) for row in table(logger.run_dir)]
+    assert rows == [("10", 3.0, "0.2"), ("20", 0.1, "")]
 
 
-def test_columns_grow(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, use_tensorboard=False)
+def test_new_columns_are_added(logger: Logger) -> None:
     logger.logkv("a", 1)
     logger.dumpkvs(1)
     logger.logkvs({"b, with comma": 2, "a": float("nan")})
     logger.dumpkvs(2)
-    assert table(tmp_path) == [
+    assert table(logger.run_dir) == [
         {"step": "1", "a": "1.0", "b, with comma": ""},
         {"step": "2", "a": "nan", "b, with comma": "2.0"},
     ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["progress.csv"]
+    assert [path.name for path in logger.run_dir.iterdir()] == ["progress.csv"]
 
 
-def test_resume_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, use_tensorboard=False)
+def test_resuming_drops_later_rows_and_a_truncated_line(logger: Logger) -> None:
     for step in (10, 20, 30):
         logger.logkv("loss", step)
         logger.dumpkvs(step)
-    with (tmp_path / "progress.csv").open("a") as file:
-        file.write("40,0.")  # killed in the middle of a line
-    logger = Logger(tmp_path, use_tensorboard=False, resume_step=20)
-    assert [row["step"] for row in table(tmp_path)] == ["10", "20"]
-    logger.logkv("loss", 3)
-    logger.dumpkvs(30)
-    assert [row["step"] for row in table(tmp_path)] == ["10", "20", "30"]
-    Logger(tmp_path, use_tensorboard=False)  # without a step everything stays
-    assert len(table(tmp_path)) == 3
+    with (logger.run_dir / "progress.csv").open("a") as file:
+        file.write("40,0.")
+    resumed = Logger(logger.run_dir, use_tensorboard=False, resume_step=20)
+    assert [row["step"] for row in table(logger.run_dir)] == ["10", "20"]
+    resumed.logkv("loss", 3)
+    resumed.dumpkvs(30)
+    Logger(logger.run_dir, use_tensorboard=False)  # without a step all rows are kept
+    assert [row["step"] for row in table(logger.run_dir)] == ["10", "20", "30"]
 
 
 def test_tensorboard_and_images(tmp_path: Path) -> None:
@@ -72,11 +71,11 @@ def test_tensorboard_and_images(tmp_path: Path) -> None:
     logger = Logger(tmp_path)
     logger.logkv("loss/total", 0.5)
     logger.dumpkvs(7)
-    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    path = logger.log_image("../samples of x", picture, 7)
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    path = logger.log_image("../samples of x", image, 7)
     assert path == tmp_path / "images" / "_samples_of_x_0000007.png"
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
-    assert logger.log_image("grey", picture[:, :, :1], 7) is not None
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), image)
+    assert logger.log_image("grey", image[:, :, :1], 7) is not None
     logger.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(7, 0.5)]
@@ -84,55 +83,52 @@ def test_tensorboard_and_images(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dist_util, "rank", lambda: 1)
     logger = Logger(tmp_path / "run")
     logger.logkv_mean("loss", 1.0)
     assert logger.dumpkvs(1) == {"loss": 1.0}
     assert logger.log_image("x", np.zeros((2, 2, 3), np.uint8), 1) is None
-    logger.info("nobody hears this")
+    logger.info("not shown")
     logger.close()
-    assert list(progress_bar(range(3))) == [0, 1, 2]
+    progress_bar(total=3).update(3)
     assert not (tmp_path / "run").exists()
     assert capsys.readouterr() == ("", "")
 
 
-def test_console(capsys: pytest.CaptureFixture) -> None:
-    write_line("step 3 of 5")
-    with progress_bar(range(2), desc="training") as bar:
-        assert list(bar) == [0, 1]
+def test_console(logger: Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    logger.info("step 3 of 5")
+    with progress_bar(total=2, desc="training") as bar:
+        bar.update(2)
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("step 3 of 5\n")
-    assert "training: 100%" in err
+    assert out == "" and err.startswith("step 3 of 5\n") and "training: 100%" in err
 
 
 @pytest.mark.parametrize("value", ["x", None, torch.zeros(2), [1.0]])
-def test_what_is_no_number_is_named(tmp_path: Path, value: object) -> None:
-    with pytest.raises(InputError, match="logger: loss needs a single number, got"):
-        Logger(tmp_path, use_tensorboard=False).logkv("loss", value)
+def test_values_must_be_numbers(logger: Logger, value: object) -> None:
+    with pytest.raises(InputError, match="logger: loss: expected a single number, got"):
+        logger.logkv("loss", value)
 
 
-def test_messages(tmp_path: Path) -> None:
-    logger = Logger(tmp_path, use_tensorboard=False)
-    with pytest.raises(InputError, match="'step' is no name for a value"):
+def test_names_and_images_are_checked(logger: Logger) -> None:
+    with pytest.raises(InputError, match="logger: expected a printable name other than `step`, got 'step'"):
         logger.logkv("step", 1)
-    with pytest.raises(InputError, match=r"image 'x': an array \(H, W, 1, 3 or 4\) of uint8 is needed, got \(2, 2\)"):
+    with pytest.raises(InputError, match=r"image 'x': expected an array \(H, W, 1, 3 or 4\) of uint8, got \(2, 2\)"):
         logger.log_image("x", np.zeros((2, 2), np.uint8), 1)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loss\n1\n", "must name each column once, `step` among them"),
-        ("step,a,a\n", "must name each column once"),
-        ("step,a\n1,2,3\n", "line 2 has 3 of 2 columns"),
-        ("step,a\nx,2\n", "no whole number as step"),
-        ('step,a\n"1,2\n', "is no CSV table"),
+        ("loss\n1\n", "expected a first line of unique column names including `step`"),
+        ("step,a,a\n", "expected a first line of unique column names"),
+        ("step,a\n1,2,3\n", "line 2: expected 2 columns and an integer step, got 3 columns"),
+        ("step,a\nx,2\n", "line 2: expected 2 columns and an integer step"),
+        ('step,a\n"1,2\n', "expected a CSV table"),
     ],
 )
-def test_a_file_that_is_no_progress_table(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "progress.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         Logger(tmp_path, use_tensorboard=False)
