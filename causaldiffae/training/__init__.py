@@ -1,1 +1,1 @@
-"""What a training run needs beside the loop: run directory, resuming, stopping, previews, checks, predictors."""
+"""Parts of a training run besides the loop: run directory, resuming, stopping, previews, checks; predictor training."""

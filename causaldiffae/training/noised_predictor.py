@@ -1,8 +1,8 @@
 """Trains the anti-causal predictor on noised images: -log p(y | x_t), x_t ~ q(x_t | x_0), t uniform.
 
-A share of the training images is cut off for validation, and the weights that do best there are kept. Test images are
-looked at for the figures at the end, which are given by noise level: a predictor that reads x_0 well may be blind
-where decoding begins, or the other way round.
+Part of the training images is held out for validation, and the weights with the lowest validation loss are kept. The
+final figures are measured on test images at several noise levels: a predictor that is accurate on x_0 may be useless
+where decoding begins, and the other way round.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from causaldiffae import dist_util
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import check_given, check_least
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.logger import progress_bar
@@ -33,28 +33,29 @@ from causaldiffae.predictors.noised_predictor import (
     save_noised_predictor,
 )
 from causaldiffae.script_util import argument_parser, create_gaussian_diffusion, parse_config, parse_flat
-from causaldiffae.training.predictor import cut_validation
+from causaldiffae.training.fitting import fit, split_validation
 
-SHOWN_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
-_CHECKS: Final = 20
+NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _NOISE_SEED: Final = 0x6E6F
 
 
 @dataclass(frozen=True)
 class NoisedTraining:
-    """A training run.
+    """Settings of a training run.
 
     Attributes:
-        dataset, data_dir: the data set and its folder.
-        out: the model folder to write, RUN/predictor of the run whose score network it is to guide.
-        image_size, channels: as the score network has them; 0 keeps the data set's own.
-        num_images: use only the first so many training images; 0 for all.
-        num_test: how many test images the figures at the end are of; 0 for all.
+        dataset: name of the data set.
+        data_dir: folder of the data set.
+        out: model folder to write; RUN/predictor for the score network in RUN.
+        image_size: image size of the score network; 0 uses that of the data set.
+        channels: number of channels of the score network; 0 uses that of the data set.
+        num_images: use only the first num_images training images; 0 for all.
+        num_test: number of test images for the final figures; 0 for all.
         iterations: training steps.
-        batch_size: images a step.
-        lr: the highest learning rate; it warms up over a twentieth of the run and falls to 0 by a cosine.
-        weight_decay: of AdamW.
-        seed: of everything that is drawn.
+        batch_size: images per step.
+        lr: peak learning rate, reached after a twentieth of the run and annealed to 0 by a cosine.
+        weight_decay: weight decay of AdamW.
+        seed: random seed.
     """
 
     dataset: str = ""
@@ -78,7 +79,7 @@ class NoisedTraining:
 def negative_log_likelihood(
     predictor: NoisedPredictor, diffusion: GaussianDiffusion, x_start: Tensor, labels: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """-log p(y | x_t) of a batch, a mean over images in nats; labels (B, n) are normalised."""
+    """-log p(y | x_t) in nats, averaged over a batch; labels (B, n) are normalised."""
     x_t = diffusion.q_sample(x_start, t, noise)
     return -predictor.log_prob(predictor(x_t, diffusion.model_timesteps(t)), labels).sum(dim=1).mean()
 
@@ -92,40 +93,28 @@ def train_noised_predictor(
     on_step: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[NoisedPredictor, float]:
-    """Returns the predictor as it was best on the validation images, and its loss there."""
+    """Returns the predictor with the lowest validation loss, and that loss."""
     torch.manual_seed(config.seed)
     predictor = NoisedPredictor(train.spec, network).to(device)
     source = BatchSource(train, config.batch_size, seed=config.seed, device=device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, config.iterations, pct_start=0.05)
     generator = torch.Generator(device).manual_seed(config.seed)
-    best, best_state = float("inf"), {k: v.clone() for k, v in predictor.state_dict().items()}
-    for step in range(config.iterations):
-        predictor.train()
+
+    def loss(step: int) -> Tensor:
         batch = source.batch(step)
         t = torch.randint(diffusion.num_timesteps, (len(batch.images),), generator=generator, device=device)
         noise = torch.randn(batch.images.shape, generator=generator, device=device)
-        loss = negative_log_likelihood(predictor, diffusion, batch.images, batch.labels, t, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(predictor.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % max(config.iterations // _CHECKS, 1) == 0 or step + 1 == config.iterations:
-            score = validation_loss(predictor, diffusion, validation)
-            if score < best:
-                best, best_state = score, {k: v.clone() for k, v in predictor.state_dict().items()}
-        if on_step is not None:
-            on_step()
-    if not np.isfinite(best):
-        raise InputError(f"lr: {config.lr} given, the loss is not finite; a smaller one may help")
-    predictor.load_state_dict(best_state)
-    return predictor.eval(), best
+        return negative_log_likelihood(predictor, diffusion, batch.images, batch.labels, t, noise)
+
+    def score() -> float:
+        return validation_loss(predictor, diffusion, validation)
+
+    best = fit(predictor, optimizer, loss, score, steps=config.iterations, warmup=0.05, on_step=on_step)
+    return predictor, best
 
 
-@torch.inference_mode()
 def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData) -> float:
-    """-log p(y | x_t) at evenly spread steps, each image at one, always the same noise."""
+    """-log p(y | x_t), with the steps t spread evenly over each batch and the same noise in every call."""
     predictor.eval()
     device = next(predictor.parameters()).device
     source = BatchSource(data, min(256, len(data)), shuffle=False, device=device)
@@ -141,11 +130,12 @@ def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, da
 
 @torch.inference_mode()
 def figures_by_level(
-    predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData, levels: tuple[float, ...] = SHOWN_LEVELS
+    predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData, levels: tuple[float, ...] = NOISE_LEVELS
 ) -> list[dict[str, float]]:
-    """How well labels are read at each noise level t / T, a row each.
+    """Accuracy of the predictor at each noise level t / T, one row per level.
 
-    Accuracy of a categorical variable, mean absolute error in label units of a continuous one, and log p(y | x_t).
+    A row has the accuracy of each categorical variable, the mean absolute error of each continuous one in label units,
+    and log p(y | x_t).
     """
     predictor.eval()
     spec, device = data.spec, next(predictor.parameters()).device
@@ -173,34 +163,18 @@ def figures_by_level(
 
 
 def run_training(argv: list[str], description: str) -> str:
-    """The script's main: trains, saves, and returns the table to print."""
-    parser = argument_parser(description)
-    parts = (NoisedTraining, NoisedPredictorConfig)
-    for part in parts:
-        parser.add_class_arguments(part, nested_key=None, instantiate=False)
-    skipped = {field.name for field in fields(DiffusionConfig)} - set(SCHEDULE)
-    parser.add_class_arguments(DiffusionConfig, nested_key=None, skip=skipped, instantiate=False)
-    text = "a configuration of the score network: data set, image size, channels and schedule are read from it"
-    parser.add_argument("--score_config", action="append", default=[], help=text)
-    values = parse_flat(parser, argv)
-    if values.score_config:
-        score = parse_config([part for path in values.score_config for part in ("--config", path)])
-        parser.set_defaults({name: getattr(score.train, name) for name in ("dataset", "image_size", "channels")})
-        parser.set_defaults({name: getattr(score.diffusion, name) for name in SCHEDULE})
-        values = parse_flat(parser, argv)
-    config = NoisedTraining(**{field.name: values[field.name] for field in fields(NoisedTraining)})
-    network = NoisedPredictorConfig(**{field.name: values[field.name] for field in fields(NoisedPredictorConfig)})
-    diffusion_config = DiffusionConfig(**{name: values[name] for name in SCHEDULE})
+    """Main function of the script: trains, saves, and returns the table to print."""
+    config, network, diffusion_config = _parse(argv, description)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None
     whole = read_split(config.dataset, config.data_dir, "train", size, channels, config.num_images or None)
     test = read_split(config.dataset, config.data_dir, "test", limit=config.num_test or None, spec=whole.spec)
-    NoisedPredictor(whole.spec, network)  # refuses at once what cannot be built
-    places, held = cut_validation(len(whole), config.seed)
-    begin = time.monotonic()
+    NoisedPredictor(whole.spec, network)  # raises for invalid sizes before training starts
+    train, validation = map(whole.subset, split_validation(len(whole), config.seed))
+    start = time.monotonic()
     with progress_bar(total=config.iterations, desc="noised predictor", unit="step") as bar:
         predictor, best = train_noised_predictor(
-            config, network, diffusion, whole.subset(places), whole.subset(held), bar.update, dist_util.dev()
+            config, network, diffusion, train, validation, bar.update, dist_util.dev()
         )
     by_level = figures_by_level(predictor, diffusion, test)
     figures = {
@@ -208,14 +182,35 @@ def run_training(argv: list[str], description: str) -> str:
         "by_level": by_level,
         "test_images": len(test),
         "training": {key: value for key, value in asdict(config).items() if key != "data_dir"},
-        "training_seconds": round(time.monotonic() - begin, 1),
+        "training_seconds": round(time.monotonic() - start, 1),
     }
     folder = save_noised_predictor(Path(config.out), predictor, diffusion_config, figures)
     return f"{levels_table(by_level, whole.spec)}\n\nwritten to {folder}"
 
 
+def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPredictorConfig, DiffusionConfig]:
+    parser = argument_parser(description)
+    for part in (NoisedTraining, NoisedPredictorConfig):
+        parser.add_class_arguments(part, nested_key=None, instantiate=False)
+    skipped = {field.name for field in fields(DiffusionConfig)} - set(SCHEDULE)
+    parser.add_class_arguments(DiffusionConfig, nested_key=None, skip=skipped, instantiate=False)
+    text = "configuration of the score network, from which data set, image size, channels and schedule are taken"
+    parser.add_argument("--score_config", action="append", default=[], help=text)
+    values = parse_flat(parser, argv)
+    if values.score_config:
+        score = parse_config([part for path in values.score_config for part in ("--config", path)])
+        parser.set_defaults({name: getattr(score.train, name) for name in ("dataset", "image_size", "channels")})
+        parser.set_defaults({name: getattr(score.diffusion, name) for name in SCHEDULE})
+        values = parse_flat(parser, argv)
+    return (
+        NoisedTraining(**{field.name: values[field.name] for field in fields(NoisedTraining)}),
+        NoisedPredictorConfig(**{field.name: values[field.name] for field in fields(NoisedPredictorConfig)}),
+        DiffusionConfig(**{name: values[name] for name in SCHEDULE}),
+    )
+
+
 def levels_table(rows: list[dict[str, float]], spec: DatasetSpec) -> str:
-    """One row for each noise level."""
+    """The rows of `figures_by_level` as text."""
     names = [name for name in rows[0] if name != "level"]
     lines = [
         f"test images at noise levels t/T, data set {spec.name}",

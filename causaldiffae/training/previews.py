@@ -1,7 +1,7 @@
-"""What is shown while training: test images, what interventions make of them, and how near they come to what was asked.
+"""Previews during training: test images, their counterfactuals, and a rough effectiveness.
 
-Effectiveness here is a quick figure on a few images, measured on the pictures where the data set can do that: the mean
-absolute error of the variable that was set, in label units. `scripts/evaluate.py` is the one to quote.
+Effectiveness is the mean absolute error of the intervened variable, in label units, measured on a few images where the
+data set supports it. Report the figures of `scripts/evaluate.py` instead.
 """
 
 from __future__ import annotations
@@ -19,50 +19,43 @@ from causaldiffae.diff_scm import DiffScm
 from causaldiffae.script_util import Model, create_gaussian_diffusion
 from causaldiffae.visualization.image_grids import tile
 
-PICTURE_STEPS = 25
-PICTURE_IMAGES = 6
+PREVIEW_STEPS = 25
+PREVIEW_IMAGES = 6
 
 
-class TrainingPicture(NamedTuple):
-    """The picture (H, W, C) uint8, and by variable the mean absolute error of what it was set to, in label units."""
+class Preview(NamedTuple):
+    """Image grid (H, W, C) uint8, and the effectiveness by variable."""
 
-    picture: np.ndarray
+    image: np.ndarray
     effectiveness: dict[str, float]
 
 
-def draw_counterfactuals(
-    model: Model, config: DiffusionConfig, test: ImageData, device: torch.device
-) -> TrainingPicture:
-    """Test images, their reconstructions, and each variable set near both ends of its range.
+def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> Preview:
+    """Test images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
-    A Diff-SCM that has no predictor yet can only be asked for the reconstruction.
+    A Diff-SCM without a predictor only yields reconstructions.
     """
-    diffusion = create_gaussian_diffusion(config, str(min(PICTURE_STEPS, config.diffusion_steps)))
+    diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
     engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
-    few = test.subset(list(range(min(PICTURE_IMAGES, len(test)))))
+    few = test.subset(range(min(PREVIEW_IMAGES, len(test))))
     x_start, classes, labels = model_inputs(few, device)
-    asked: list[dict[str, Any]] = [{}]
+    interventions: list[dict[str, Any]] = [{}]
     if not isinstance(model, DiffScm) or model.has_labels or model.predictor is not None:
-        asked += [{name: value} for i, name in enumerate(test.spec.graph.names) for value in _ends(test, i)]
-    results = engine.predict(engine.abduct(x_start, classes, labels=labels), asked)
-    drawn = [to_uint8(result.images.cpu().numpy()) for result in results]
+        interventions += [{name: value} for i, name in enumerate(test.spec.graph.names) for value in _ends(test, i)]
+    results = engine.predict(engine.abduct(x_start, classes, labels=labels), interventions)
+    images = [to_uint8(result.images.cpu().numpy()) for result in results]
     errors: dict[str, list[float]] = {}
-    if known_to_measure(test):
-        for do, images in zip(asked[1:], drawn[1:], strict=True):
+    if test.spec.name in DATASETS and can_measure(test.spec):
+        for do, counterfactuals in zip(interventions[1:], images[1:], strict=True):
             for name, value in do.items():
-                measured = measure(test.spec, images)[:, test.spec.graph.index(name)]
+                measured = measure(test.spec, counterfactuals)[:, test.spec.graph.index(name)]
                 errors.setdefault(name, []).append(float(np.abs(measured - value).mean()))
-    found = {name: float(np.mean(values)) for name, values in errors.items() if np.isfinite(values).all()}
-    return TrainingPicture(tile(np.stack([few.images, *drawn], axis=1)), found)
-
-
-def known_to_measure(test: ImageData) -> bool:
-    """Whether labels can be measured on this data set's pictures; tests have sets that are not registered."""
-    return test.spec.name in DATASETS and can_measure(test.spec)
+    effectiveness = {name: float(np.mean(values)) for name, values in errors.items() if np.isfinite(values).all()}
+    return Preview(tile(np.stack([few.images, *images], axis=1)), effectiveness)
 
 
 def _ends(test: ImageData, i: int) -> tuple[float, float]:
-    """A tenth inside the range of variable i: the very ends are seen once in training; all of a category's range."""
+    """Both ends of the range of variable i, moved inside by a tenth unless it is a category: the ends are rare."""
     low, high = test.spec.low[i], test.spec.high[i]
     margin = 0.0 if test.spec.category_values(i) else 0.1 * (high - low)
     return low + margin, high - margin

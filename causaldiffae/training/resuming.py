@@ -1,8 +1,8 @@
-"""Where a run goes on from, and what must be the same for that.
+"""Finding the checkpoint to resume from, and checking that it belongs to the run.
 
 The networks, the diffusion process, the data set, its graph and the choice of labelled images must be those of the
-checkpoint. The seed and the number of images of a step decide which batch comes next: another one is allowed, with a
-warning, because the run is then no longer the one that was interrupted.
+checkpoint. The seed and the number of images per step may differ, with a warning: the resumed run then sees other
+batches than the uninterrupted run would have seen.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from causaldiffae.image_datasets import BatchSource
 
 
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
-    """The step folder that a run goes on from: the explicit one, or else the newest whole one in its directory.
+    """The explicit step folder, or else the newest intact one in the run directory; `None` if there is none.
 
     Raises:
-        DataError: if there are checkpoints and none is whole.
+        DataError: if there are checkpoints but all are damaged.
     """
     if explicit:
         return local_checkpoint(explicit)
@@ -33,26 +33,28 @@ def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
 
 
 def batch_order(source: BatchSource) -> dict[str, int]:
-    """What decides which images a step sees."""
+    """The settings that determine which images a step sees."""
     return {"seed": source.seed, "images of a step": source.batch_size}
 
 
 def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) -> None:
-    """Compares a checkpoint that has its training state with the run that is to go on from it.
+    """Checks that a run can resume from a checkpoint, which must include its training state.
 
     Raises:
-        InputError: if it is of another network, diffusion process, data set, graph or choice of labelled images.
+        InputError: if network, diffusion process, data set, graph or the choice of labelled images differ.
     """
     path, described, state = checkpoint.path, checkpoint.config, checkpoint.training_state
-    theirs = Config.from_dict(described.get("config"))
-    if (theirs.model, theirs.diffusion) != (config.model, config.diffusion):
-        raise InputError(f"{path}: a checkpoint of another configuration; give another run_dir, or the same flags")
+    saved = Config.from_dict(described.get("config"))
+    if (saved.model, saved.diffusion) != (config.model, config.diffusion):
+        raise InputError(f"{path}: expected the flags of this checkpoint; restore them or choose another run_dir")
     if described.get("dataset") != source.spec.to_dict():
-        raise InputError(f"{path}: a checkpoint of another data set or graph; give another run_dir")
+        raise InputError(f"{path}: expected the data set and graph of this checkpoint; choose another run_dir")
     labelled = state.get("labelled")
     if labelled is not None and not torch.equal(labelled, source.labelled.cpu()):
-        raise InputError(f"{path}: other training images had labels; give another run_dir, or the same label_seed")
-    ours = batch_order(source)
-    for name, before in state.get("order", ours).items():
-        if before != ours[name] and dist_util.is_main():
-            warnings.warn(f"{path}: {name}: {before} before, {ours[name]} now: the batches are others", stacklevel=2)
+        raise InputError(
+            f"{path}: expected the labelled images of this checkpoint; restore label_seed or choose another run_dir"
+        )
+    now = batch_order(source)
+    for name, before in state.get("order", now).items():
+        if before != now[name] and dist_util.is_main():
+            warnings.warn(f"{path}: {name}: was {before}, now {now[name]}; the batches will differ", stacklevel=2)

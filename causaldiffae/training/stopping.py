@@ -1,8 +1,7 @@
-"""When to stop early: a signal, or a time limit, noticed between two steps.
+"""Stopping early on a signal or a time limit.
 
-Queues announce the end of a job by a signal (SIGTERM; Slurm also SIGUSR1 with `--signal`) and kill it some time later.
-A handler may run in the middle of anything, so it only takes a note; the training loop asks between steps, tells the
-other processes, saves and leaves.
+Job schedulers announce the end of a job by a signal (SIGTERM; Slurm also SIGUSR1 with `--signal`) and kill it later.
+The handler only records the signal; the training loop reads it between steps, saves a checkpoint and returns.
 """
 
 from __future__ import annotations
@@ -17,37 +16,37 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Notes signals while it is entered, and watches the clock from its making on.
+    """Context manager that records signals; its time limit counts from construction.
+
+    Outside the main thread, where Python allows no signal handlers, only the time limit applies.
 
     Args:
         max_hours: time limit; 0 for none.
-
-    Outside the main thread, where Python takes no handlers, only the clock counts.
     """
 
     def __init__(self, max_hours: float = 0.0) -> None:
         self.max_hours = max_hours
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def reason(self) -> str:
-        """What asks for the end, in words; empty while nothing does."""
+        """Why to stop; empty to continue."""
         if self._signal is not None:
-            return self._signal.name
-        if self.max_hours and time.monotonic() - self._begun >= 3600 * self.max_hours:
-            return f"max_hours = {self.max_hours:g}"
+            return f"{self._signal.name} received"
+        if self.max_hours and time.monotonic() - self._start >= 3600 * self.max_hours:
+            return f"max_hours {self.max_hours:g} reached"
         return ""
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number)

@@ -143,5 +143,5 @@ def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path) -> None:
     data = squares(8)
     loop(tmp_path, replace(data, labelled=np.arange(8) < 4), total_steps=1).run()
     loop(tmp_path, replace(data, labelled=np.arange(8) < 4))
-    with pytest.raises(InputError, match="other training images had labels; give another run_dir"):
+    with pytest.raises(InputError, match="expected the labelled images of this checkpoint"):
         loop(tmp_path, replace(data, labelled=np.arange(8) >= 4))

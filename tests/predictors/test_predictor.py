@@ -167,11 +167,11 @@ def test_drawn_images_are_kept(tmp_path: Path) -> None:
 
 
 def test_validation_is_cut_from_training() -> None:
-    train, held = training.cut_validation(100, 0)
+    train, held = training.split_validation(100, 0)
     assert len(held) == 6 and not set(train) & set(held) and len(train) == 94
-    np.testing.assert_array_equal(training.cut_validation(100, 0)[1], held)
+    np.testing.assert_array_equal(training.split_validation(100, 0)[1], held)
     with pytest.raises(InputError, match="2 or more"):
-        training.cut_validation(1, 0)
+        training.split_validation(1, 0)
 
 
 def test_augmentation_moves_and_blurs_no_label() -> None:

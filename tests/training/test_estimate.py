@@ -1,4 +1,4 @@
-"""What a run is said to need before it starts."""
+"""Resources of a training run."""
 
 import pytest
 from tiny import small_config, squares_spec
@@ -13,8 +13,7 @@ def test_every_model_is_estimated(kind: str) -> None:
     config = small_config(model_type=kind, ema_rate="0.9,0.99", num_images=4096, total_steps=1000)
     found = estimate(config, squares_spec())
     parameters = count_parameters(create_model_and_diffusion(config, squares_spec())[0])
-    assert found.parameters == parameters
-    assert found.state_mib == pytest.approx(parameters * 24 / 2**20), "four numbers a parameter, and two averages"
+    assert found.state_mib == pytest.approx(parameters * 24 / 2**20), "weight, gradient, two moments, two averages"
     assert found.data_mib == pytest.approx(4096 * 64 / 2**20)
     assert found.hours == pytest.approx(1000 * 8 / found.images_per_second / 3600)
     assert len(found.lines()) == 2 and "MiB" in found.lines()[0]

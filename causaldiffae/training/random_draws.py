@@ -1,0 +1,51 @@
+"""Random numbers of a training step, determined by (seed, step) alone.
+
+Every process draws the numbers of the whole batch and keeps its share. They depend neither on interruptions nor on the
+number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from causaldiffae import dist_util
+from causaldiffae.config import LossConfig
+from causaldiffae.model import TrainingDraws
+from causaldiffae.resample import UniformSampler
+
+
+def stream_seed(seed: int, step: int, stream: str) -> int:
+    """Seed (63 bits) of one stream of random numbers in one step."""
+    digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw_for_step(
+    seed: int, step: int, images: Tensor, latent_shape: tuple[int, ...], sampler: UniformSampler, config: LossConfig
+) -> TrainingDraws:
+    """This process's share of the batch's random numbers, on the device of its images (B, C, H, W)."""
+    device, local = images.device, len(images)
+    total = local * dist_util.world_size()
+    share = slice(dist_util.rank() * local, (dist_util.rank() + 1) * local)
+
+    def normal(stream: str, *shape: int) -> Tensor:
+        generator = torch.Generator(device).manual_seed(stream_seed(seed, step, stream))
+        return torch.randn(total, *shape, generator=generator, device=device)[share]
+
+    generator = torch.Generator().manual_seed(stream_seed(seed, step, "steps"))
+    drawn = sampler.sample(total, generator)
+    keep = torch.rand(total, generator=generator) >= config.drop_prob
+    forced = torch.rand(total, generator=generator) < config.label_forcing
+    keep_blocks = torch.rand(total, latent_shape[0], generator=generator) >= config.block_drop_prob
+    return TrainingDraws(
+        t=drawn.t[share].to(device),
+        weights=drawn.weights[share].to(device),
+        noise=normal("image", *images.shape[1:]),
+        latent_noise=normal("latent", *latent_shape),
+        keep=keep[share].to(device),
+        keep_blocks=keep_blocks[share].to(device),
+        forced=forced[share].to(device),
+    )
