@@ -1,7 +1,6 @@
 """What the documents name exists: files, functions, flags, links; prose is wrapped; the tutorial runs."""
 
 import ast
-import dataclasses
 import re
 import subprocess
 import sys
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 from paths import REPO
 
-from causaldiffae.config import COMPONENTS, RECIPES
-from causaldiffae.evaluation.settings import TestConfig as Settings
+from causaldiffae.config import RECIPES
 
 PAGES = [
     REPO / "README.md",
@@ -47,7 +45,7 @@ def spans(path: Path) -> list[str]:
 @cache
 def known_flags() -> set[str]:
     """Every field of a class `...Config` or `...Settings`, and every flag that a script adds to its parser."""
-    flags = {field.name for part in [*COMPONENTS.values(), Settings] for field in dataclasses.fields(part)} | {"help"}
+    flags = {"help"}
     folders = ("scripts", "classifiers", "causaldiffae", "tests/fuzz", "tools")
     for path in (path for folder in folders for path in (REPO / folder).rglob("*.py")):
         text = text_of(path)
