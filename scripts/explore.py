@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"data_dir: expected a folder, got {args.data_dir} (it is missing)")
     torch.set_num_threads(args.threads)
     registry = ModelRegistry(find_models(find_model(args.model_path)), args.data_dir, dist_util.dev())
-    registry.pictures(registry.titles[0])  # refuses a damaged model before the server starts
+    registry.images(registry.titles[0])  # refuses a damaged model before the server starts
     serve(registry, args.port, lambda address: print(f"{address}   (press Ctrl-C to stop)", flush=True))
 
 

@@ -1,7 +1,7 @@
-"""The page's address: this machine only, no telemetry, nothing loaded from elsewhere.
+"""Serves the page on this machine only, without telemetry.
 
-The server listens on 127.0.0.1, answers only requests that name this machine (so that no foreign page can reach it
-through a name of its own), and tells the browser by its content policy to load from nowhere else.
+The server listens on 127.0.0.1 and accepts only requests for that host, which prevents DNS rebinding. Its content
+security policy keeps the browser from loading anything from other servers.
 """
 
 from __future__ import annotations
@@ -27,32 +27,25 @@ _POLICY: Final = (
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket on this machine: on `port`, or where it is None on the first free one from 7860 on.
+    """Opens a socket on this machine: on `port`, or by default on the first free port from 7860 on.
 
     Raises:
-        InputError: if the port is taken or no port.
+        InputError: if the port is in use or out of range.
     """
     if port is not None and not 0 <= port <= 65535:
-        raise InputError(f"port: {port} given, 0..65535 are allowed (0 takes any free one)")
-    wanted = range(PORT, PORT + _TRIED) if port is None else [port]
-    for number in wanted:
-        found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        raise InputError(f"port: expected 0..65535 (0 picks a free one), got {port}")
+    candidates = range(PORT, PORT + _TRIED) if port is None else [port]
+    for number in candidates:
         try:
-            found.bind((HOST, number))
-            found.listen(128)
-            return found
+            return socket.create_server((HOST, number))
         except OSError as error:
-            found.close()
-            reason = error.strerror
-    which = (
-        f"port: {port} is not to be had" if port is not None else f"port: none of {PORT}..{PORT + _TRIED - 1} is free"
-    )
-    raise InputError(f"{which} ({reason}); another one may be named with --port")
+            reason = os.strerror(error.errno or 0)
+    tried = f"{PORT}..{PORT + _TRIED - 1}" if port is None else port
+    raise InputError(f"port: expected a free port, got {tried} ({reason}); choose another with --port")
 
 
 def make_app(registry: ModelRegistry) -> Any:
-    """The web application (FastAPI) with the page at "/".
+    """Builds the web application (FastAPI) with the page at "/".
 
     Raises:
         InputError: if gradio is not installed.
@@ -65,11 +58,13 @@ def make_app(registry: ModelRegistry) -> Any:
         from fastapi import FastAPI, Request, Response
         from starlette.middleware.trustedhost import TrustedHostMiddleware
     except ImportError as error:
-        raise InputError(f"the explorer needs gradio ({error}): pip install 'causaldiffae[app]'") from None
+        raise InputError(
+            f"explorer: expected gradio to be installed ({error}); run pip install 'causaldiffae[app]'"
+        ) from None
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
-    async def from_here_only(request: Request, call_next: Callable[[Request], Any]) -> Response:
+    async def set_policy(request: Request, call_next: Callable[[Request], Any]) -> Response:
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         return response
@@ -85,7 +80,7 @@ def make_app(registry: ModelRegistry) -> Any:
 
 
 def serve(registry: ModelRegistry, port: int | None = None, on_ready: Callable[[str], object] | None = None) -> None:
-    """Serves the page until it is interrupted; `on_ready` is told its address. Uploads are gone afterwards."""
+    """Serves the page until it is interrupted, and deletes uploads then; `on_ready` is called with the address."""
     listening = listen(port)
     with listening, tempfile.TemporaryDirectory(prefix="causaldiffae-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads

@@ -1,8 +1,7 @@
-"""One question to one model about one picture, and its answer.
+"""Counterfactuals of one image by one model, as the page requests them.
 
-Abduction (u and x_T of a picture) does not depend on the intervention, so it is remembered for every picture, class,
-model and number of steps: moving a slider runs only the prediction. With DPM-Solver++(2M) and 12 evaluations that is
-12 passes of the network; `STEPS` costs 1.2 grey levels more in the null intervention than 25 would (README, "Steps").
+Abduction (u and x_T of an image) does not depend on the intervention, so it is cached for every image, class and number
+of steps, and moving a slider costs only the prediction: 12 network evaluations with the default DPM-Solver++(2M).
 """
 
 from __future__ import annotations
@@ -10,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from causaldiffae.counterfactual import Abduction, CounterfactualEngine
+from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, to_model_range, to_uint8
-from causaldiffae.datasets.registry import measure, true_counterfactual
-from causaldiffae.datasets.registry import truth_is_known as split_knows_truth
+from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
@@ -33,25 +30,22 @@ from causaldiffae.script_util import LoadedModel
 
 STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
-_GRADES: Final = {"graded": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
-"""The weight to begin with and the largest, by what it does: grade an intervention or scale Diff-SCM's guidance."""
+_WEIGHTS: Final = {"latents": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
+"""Initial and largest guidance weight, for guidance by latents and by Diff-SCM's two kinds of predictor."""
 _CACHE_SIZE: Final = 64
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
-
-@dataclass(frozen=True)
-class Picture:
-    """An image under study.
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """A factual image. Two are equal if their pixels and labels are.
 
     Attributes:
         image: (C, S, S) uint8, as the model sees it.
-        name: for people.
-        labels: (n,) in label units where they are known.
-        digit: its class where it is known.
-        source: the split of this one image where the truth can be drawn, else None.
-        note: what was done to a file to make it an image of this kind.
+        name: shown on the page.
+        labels: (n,) in label units, if they are known.
+        digit: its class, if it is known.
+        source: a split of this one image, from which true counterfactuals can be drawn; None for an upload.
+        note: how an uploaded file was converted.
     """
 
     image: np.ndarray
@@ -61,24 +55,32 @@ class Picture:
     source: ImageData | None = None
     note: str = ""
 
-    @property
-    def key(self) -> str:
-        """Differs where pixels or known labels differ."""
-        known = b"" if self.labels is None else self.labels.tobytes()
-        return hashlib.sha256(self.image.tobytes() + known).hexdigest()
+    @cached_property
+    def digest(self) -> bytes:
+        """Hash of pixels and labels."""
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return hashlib.sha256(self.image.tobytes() + labels).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SourceImage) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What would `picture` have looked like under `do`?
+class Request:
+    """An intervention on an image.
 
     Attributes:
-        do: variable -> value in label units; empty asks for the reconstruction.
-        w: grade of the intervention, 0 to `Session.most_w`; steps: evaluations each way, in `STEP_RANGE`.
-        digit: the class that the picture is taken for; None for the picture's own, or what is read off it.
+        image: the factual image.
+        do: variable -> value in label units; empty for the reconstruction.
+        w: guidance weight, 0 to `Session.max_w`.
+        steps: network evaluations in each direction, in `STEP_RANGE`.
+        digit: class of the image; None for the known one, or the one that a predictor reads.
     """
 
-    picture: Picture
+    image: SourceImage
     do: Mapping[str, float] = field(default_factory=dict)
     w: float = 1.0
     steps: int = STEPS
@@ -86,20 +88,22 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What would have been seen. Images are (C, S, S) uint8, labels (n,) in label units.
+class Result:
+    """A counterfactual. Images are (C, S, S) uint8, labels (n,) in label units.
 
     Attributes:
-        counterfactual, predicted: the picture, and the labels that the structural model predicts for it (z').
-        encoded: the labels that the model reads off the factual picture (z).
-        measured: the labels read off the counterfactual picture by geometry, NaN where nothing is found.
+        counterfactual: the image under the intervention.
+        predicted: labels that the structural model predicts for it (z').
+        encoded: labels that the model reads from the factual image (z).
+        measured: labels measured on the counterfactual image; NaN where the data set cannot measure them.
         truth, true_labels: the true counterfactual, None where it is not known.
-        l1, do_nothing_l1: mean pixel error to the truth of the answer and of the factual picture, 0..255; or None.
-        digit: the class that was used.
-        seconds: it took, and of these `abduction_seconds` for the abduction (0 where it was remembered).
+        l1, do_nothing_l1: mean pixel error to the truth, 0..255, of the counterfactual and of the factual image.
+        digit: class that was used.
+        seconds: time of abduction and prediction.
+        abduction_cached: whether the abduction came from the cache.
     """
 
-    question: Question
+    request: Request
     spec: DatasetSpec
     counterfactual: np.ndarray
     predicted: np.ndarray
@@ -111,179 +115,150 @@ class Answer:
     do_nothing_l1: float | None
     digit: int | None
     seconds: float
-    abduction_seconds: float
-
-
-class Remembered(Generic[Key, Value]):
-    """The last values that were made, by key; the oldest is forgotten first. Not for several threads at once."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._kept: OrderedDict[Key, Value] = OrderedDict()
-
-    def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of `key`, made where it is not remembered."""
-        if key not in self._kept:
-            self._kept[key] = make()
-            if len(self._kept) > self.most:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def __len__(self) -> int:
-        return len(self._kept)
+    abduction_cached: bool
 
 
 class Session:
-    """Asks one model; safe to be called from several threads, which wait for each other.
-
-    Args:
-        loaded: the model.
+    """Runs one model. Calls from several threads wait for each other.
 
     Attributes:
-        first_w, most_w: the weight of the guidance to begin with, and the largest.
-        scales_guidance: the weight is Diff-SCM's scale s, no grade of an intervention.
+        first_w, max_w: initial and largest guidance weight.
+        is_diff_scm: whether the weight is the guidance scale s of Diff-SCM.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded, self.spec = loaded, loaded.spec
         self.device = next(loaded.model.parameters()).device
-        guide = "explicit" if getattr(loaded.model, "predictor", None) is not None else "implicit"
-        self.scales_guidance = isinstance(loaded.model, DiffScm)
-        self.first_w, self.most_w = _GRADES[guide if self.scales_guidance else "graded"]
-        self._abductions: Remembered[tuple[str, int | None, int], Abduction] = Remembered(_CACHE_SIZE)
+        self.is_diff_scm = isinstance(loaded.model, DiffScm)
+        predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
+        self.first_w, self.max_w = _WEIGHTS[predictor if self.is_diff_scm else "latents"]
         self._lock = threading.Lock()
-        self._read = lru_cache(maxsize=_CACHE_SIZE)(self._read_bytes)
-
-    @property
-    def remembered(self) -> int:
-        """How many abductions are kept."""
-        return len(self._abductions)
+        self._cached_abduction = lru_cache(_CACHE_SIZE)(self._abduct)
+        self._cached_readings = lru_cache(_CACHE_SIZE)(self._read)
 
     @torch.inference_mode()
-    def answer(self, question: Question) -> Answer:
-        """The answer to a question.
+    def run(self, request: Request) -> Result:
+        """Computes a counterfactual.
 
         Raises:
-            InputError: for a value out of range, an unknown variable, a picture of another kind, or a class or labels
-                that the model needs and nobody knows.
+            InputError: for a value out of range, an unknown variable, an image of another size, or a class or labels
+                that the model needs and that are neither known nor readable.
         """
-        do = self.check(question)
+        do = self.check(request)
+        factual = request.image
         with self._lock:
             started = time.perf_counter()
-            digit = self.digit_of(question)
-            engine = self.loaded.engine(question.steps, guidance=Guidance(question.w))
-            key = (question.picture.key, digit, question.steps)
-            abducted = self._abductions.get(key, lambda: self._abduct(engine, question.picture, digit))
-            abducted_at = time.perf_counter()
-            result = engine.predict(abducted, [do])[0]
+            digit = self._digit(request)
+            hits = self._cached_abduction.cache_info().hits
+            abducted = self._cached_abduction(factual, digit, request.steps)
+            cached = self._cached_abduction.cache_info().hits > hits
+            prediction = self.loaded.engine(request.steps, guidance=Guidance(request.w)).predict(abducted, [do])[0]
             encoded = self.spec.denormalise(self.loaded.model.read_labels(abducted.z))[0].cpu().numpy()
-            image = to_uint8(result.images.nan_to_num())[0].cpu().numpy()
+            image = to_uint8(prediction.images.nan_to_num())[0].cpu().numpy()
             seconds = time.perf_counter() - started
-            true_labels, truth = self._truth(question.picture, do)
-        factual = question.picture.image
-        return Answer(
-            question=question,
+            true_labels, truth = _truth(factual, do)
+        return Result(
+            request=request,
             spec=self.spec,
             counterfactual=image,
-            predicted=result.labels[0].cpu().numpy(),
+            predicted=prediction.labels[0].cpu().numpy(),
             encoded=encoded,
             measured=measure(self.spec, image[None])[0],
             truth=truth,
             true_labels=true_labels,
             l1=None if truth is None else float(l1_errors(image[None], truth[None])[0]),
-            do_nothing_l1=None if truth is None else float(l1_errors(factual[None], truth[None])[0]),
+            do_nothing_l1=None if truth is None else float(l1_errors(factual.image[None], truth[None])[0]),
             digit=digit,
             seconds=seconds,
-            abduction_seconds=abducted_at - started,
+            abduction_cached=cached,
         )
 
-    def check(self, question: Question) -> dict[str, float]:
-        """The intervention, checked; `InputError` for whatever else is out of range."""
-        shape = (self.spec.channels, self.spec.image_size, self.spec.image_size)
-        if question.picture.image.shape != shape or question.picture.image.dtype != np.uint8:
-            raise InputError(f"picture: {question.picture.image.shape} given, this model needs {shape}")
-        if not (isinstance(question.steps, int) and STEP_RANGE[0] <= question.steps <= STEP_RANGE[1]):
-            raise InputError(f"steps: {question.steps} given, {STEP_RANGE[0]}..{STEP_RANGE[1]} are allowed")
-        if not 0.0 <= question.w <= self.most_w:
-            raise InputError(f"guidance: {question.w:g} given, 0..{self.most_w:g} is allowed")
-        do = self.spec.check_do(question.do, warn=False)  # out of range is refused below, in this page's words
+    def check(self, request: Request) -> dict[str, float]:
+        """Validates a request and returns its intervention."""
+        image, shape = request.image.image, (self.spec.channels, self.spec.image_size, self.spec.image_size)
+        if image.shape != shape or image.dtype != np.uint8:
+            raise InputError(f"image: expected uint8 of shape {shape}, got {image.dtype} of shape {image.shape}")
+        low, high = STEP_RANGE
+        if not (isinstance(request.steps, int) and low <= request.steps <= high):
+            raise InputError(f"steps: expected a whole number in {low}..{high}, got {request.steps}")
+        if not 0.0 <= request.w <= self.max_w:
+            raise InputError(f"guidance: expected a weight in 0..{self.max_w:g}, got {request.w:g}")
+        do = self.spec.check_do(request.do, warn=False)
         for name, value in do.items():
             i = self.spec.graph.index(name)
-            low, high = self.spec.low[i], self.spec.high[i]
-            if not low <= value <= high:
-                raise InputError(f"{name}: {value:g} given, the model has seen {low:g}..{high:g}")
-        most = self.spec.num_classes
-        if question.digit is not None and not (most and 0 <= question.digit < most):
-            raise InputError(f"class: {question.digit} given, 0..{(most or 1) - 1} are allowed")
+            if not self.spec.low[i] <= value <= self.spec.high[i]:
+                trained = f"{self.spec.low[i]:g}..{self.spec.high[i]:g} (the range of the training data)"
+                raise InputError(f"{name}: expected a value in {trained}, got {value:g}")
+        classes = self.spec.num_classes or 0
+        if request.digit is not None and not 0 <= request.digit < classes:
+            expected = f"0..{classes - 1}" if classes else "none (the data set has no classes)"
+            raise InputError(f"class: expected {expected}, got {request.digit}")
         return do
 
-    def digit_of(self, question: Question) -> int | None:
-        """The class a picture is taken for: as asked, as known, or as read off it; None where the model needs none."""
+    def _digit(self, request: Request) -> int | None:
+        """The class as requested, known or read from the image; None for a model that needs none."""
         if not self.loaded.model.class_cond:
             return None
-        for given in (question.digit, question.picture.digit):
-            if given is not None:
-                return given
-        classes = self._readings(question.picture, "class").classes
+        for known in (request.digit, request.image.digit):
+            if known is not None:
+                return known
+        classes = self._readings(request.image, "class").classes
         assert classes is not None
         return int(classes[0])
 
-    def _abduct(self, engine: CounterfactualEngine, picture: Picture, digit: int | None) -> Abduction:
-        x_start = to_model_range(picture.image[None]).to(self.device)
-        classes = None if digit is None else torch.tensor([digit], device=self.device)
-        known = picture.labels
-        if known is None and self.loaded.model.needs_labels:
-            known = self._readings(picture, "labels").labels[0]
-        labels = None if known is None else torch.tensor(known[None], dtype=torch.float32, device=self.device)
-        generator = torch.Generator(self.device).manual_seed(0)
-        return engine.abduct(x_start, classes, generator, labels)
+    def _abduct(self, image: SourceImage, digit: int | None, steps: int) -> Abduction:
+        labels = image.labels
+        if labels is None and self.loaded.model.needs_labels:
+            labels = self._readings(image, "labels").labels[0]
+        return self.loaded.engine(steps).abduct(
+            to_model_range(image.image[None]).to(self.device),
+            None if digit is None else torch.tensor([digit], device=self.device),
+            torch.Generator(self.device).manual_seed(0),
+            None if labels is None else torch.tensor(labels[None], dtype=torch.float32, device=self.device),
+        )
 
-    def _readings(self, picture: Picture, what: str) -> Readings:
+    def _readings(self, image: SourceImage, name: str) -> Readings:
         try:
-            return self._read(picture.image.tobytes())
+            return self._cached_readings(image)
         except InputError as error:
-            raise InputError(f"{what}: this model needs it and it is not known; to read it off, {error}") from None
+            raise InputError(f"{name}: this model needs it and it cannot be read from the image: {error}") from None
 
-    def _read_bytes(self, pixels: bytes) -> Readings:
+    def _read(self, image: SourceImage) -> Readings:
         path = find_predictor(self.spec)
         predictor = load_predictor(path, self.device).predictor
         check_fits(predictor, self.spec, path)
-        shape = (1, self.spec.channels, self.spec.image_size, self.spec.image_size)
-        return predictor.read(np.frombuffer(pixels, np.uint8).reshape(shape).copy())
-
-    def _truth(self, picture: Picture, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        if picture.source is None or not split_knows_truth(picture.source):
-            return None, None
-        try:
-            labels, images = true_counterfactual(picture.source, do)
-        except InputError:  # the generator cannot draw this one; the model's answer stands by itself
-            return None, None
-        return labels[0], images[0]
+        return predictor.read(image.image[None])
 
 
-def opening_do(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, float]:
-    """A first intervention that shows something: the first root, at 28 % or 48 % of its range, whichever is farther."""
+def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    if image.source is None or not truth_is_known(image.source):
+        return None, None
+    try:
+        labels, images = true_counterfactual(image.source, do)
+    except InputError:  # the generator cannot draw this intervention; the model can
+        return None, None
+    return labels[0], images[0]
+
+
+def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, float]:
+    """A visible intervention: the first root, set to 28 % or 48 % of its range, whichever is farther from its value."""
     name = spec.graph.roots[0]
     i = spec.graph.index(name)
     if spec.kinds and spec.kinds[i] != "continuous":
         return {name: spec.high[i] if encoded[i] < (spec.low[i] + spec.high[i]) / 2 else spec.low[i]}
-    values = [spec.low[i] + share * (spec.high[i] - spec.low[i]) for share in (0.28, 0.48)]
+    values = [spec.low[i] + fraction * (spec.high[i] - spec.low[i]) for fraction in (0.28, 0.48)]
     return {name: float(f"{max(values, key=lambda value: abs(value - encoded[i])):.3g}")}
 
 
-def pictures_of(data: ImageData) -> list[Picture]:
-    """Every image of a split as a picture, with the truth where it is known."""
-    found = []
-    for i in range(len(data)):
-        labelled = data.labelled is None or bool(data.labelled[i])
-        found.append(
-            Picture(
-                image=data.images[i],
-                name=data.ids[i],
-                labels=data.labels[i] if labelled else None,
-                digit=None if data.classes is None else int(data.classes[i]),
-                source=data.subset([i]),
-            )
+def images_of(data: ImageData) -> list[SourceImage]:
+    """The images of a split, with their labels and classes."""
+    return [
+        SourceImage(
+            image=data.images[i],
+            name=data.ids[i],
+            labels=data.labels[i] if data.labelled is None or data.labelled[i] else None,
+            digit=None if data.classes is None else int(data.classes[i]),
+            source=data.subset([i]),
         )
-    return found
+        for i in range(len(data))
+    ]

@@ -1,4 +1,4 @@
-"""The explorer's server and page: its address, what it refuses, and a real browser that moves a slider."""
+"""The explorer's server and page: its address, what it refuses, and a browser that moves a slider."""
 
 import importlib.util
 import json
@@ -6,10 +6,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from PIL import Image
 from running import assert_refused, run
 
 from causaldiffae.errors import InputError
-from causaldiffae.explorer.server import HOST, listen
+from causaldiffae.explorer.registry import ModelRegistry, find_models
+from causaldiffae.explorer.server import HOST, listen, make_app
 
 SCRIPT = REPO / "scripts" / "explore.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -31,28 +30,29 @@ needs_browser = pytest.mark.skipif(
     bool(MISSING) or CHROMIUM is None,
     reason=f"not installed: {', '.join([*MISSING, *([] if CHROMIUM else ['chromium'])])}",
 )
-UPLOAD = "input[type=file]"
-PATIENCE = 120_000  # milliseconds: cores may be shared
+IMAGE = "#cd-pictures figure.answer img"
+THUMBNAILS = "#cd-gallery .grid-container button"
+TIMEOUT = 120_000  # milliseconds
 
 
-def test_a_port_in_use_and_a_port_that_is_none() -> None:
+def test_ports_in_use_and_out_of_range_are_refused() -> None:
     with listen(0) as taken:
         number = taken.getsockname()[1]
         assert taken.getsockname()[0] == HOST == "127.0.0.1"
-        with pytest.raises(InputError, match=rf"port: {number} is not to be had \(Address already in use\)"):
+        with pytest.raises(InputError, match=rf"port: expected a free port, got {number} \(Address already in use\)"):
             listen(number)
-    with pytest.raises(InputError, match=r"port: 70000 given, 0\.\.65535 are allowed"):
+    with pytest.raises(InputError, match=r"port: expected 0\.\.65535 .*, got 70000"):
         listen(70000)
 
 
-def test_the_next_free_port_is_taken() -> None:
+def test_the_default_is_the_next_free_port() -> None:
     with listen(None) as first, listen(None) as second:
         assert second.getsockname()[1] > first.getsockname()[1]
 
 
-def test_what_the_script_refuses(tmp_path: Path) -> None:
-    assert_refused(run(SCRIPT, "--model_path", tmp_path), str(tmp_path), "it holds no model")
-    assert_refused(run(SCRIPT, "--model_path", "nothing"), "there is no such folder", "shipped are")
+def test_the_script_refuses_bad_models_folders_and_ports(tmp_path: Path) -> None:
+    assert_refused(run(SCRIPT, "--model_path", tmp_path), "model_path: expected", str(tmp_path))
+    assert_refused(run(SCRIPT, "--model_path", "nothing"), "'nothing'", "shipped")
     assert_refused(run(SCRIPT, "--model_path", REPO / "weights" / "pendulum_32_predictor"), "a predictor reads labels")
     assert_refused(run(SCRIPT, "--threads", 0), "threads: expected 1 or more, got 0")
     assert_refused(run(SCRIPT, "--data_dir", tmp_path / "none"), "data_dir: expected a folder")
@@ -62,16 +62,13 @@ def test_what_the_script_refuses(tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, "--model_path", broken), "model.safetensors")
     with listen(0) as taken:
         outcome = run(SCRIPT, "--model_path", "circuit-mini", "--port", taken.getsockname()[1])
-    assert_refused(outcome, "port:", "is not to be had", "--port")
+    assert_refused(outcome, "port: expected a free port", "--port")
 
 
 @needs_gradio
 @pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 200), ("localhost", 200), ("elsewhere.example", 400)])
 def test_only_this_machine_is_answered(host: str, code: int) -> None:
     from fastapi.testclient import TestClient
-
-    from causaldiffae.explorer.registry import ModelRegistry, find_models
-    from causaldiffae.explorer.server import make_app
 
     app = make_app(ModelRegistry(find_models(REPO / "weights" / "circuit_causaldae_mini")[:1]))
     with TestClient(app, base_url=f"http://{host}") as client:
@@ -84,59 +81,74 @@ def test_only_this_machine_is_answered(host: str, code: int) -> None:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A server of its own process, as a user starts it."""
+    """The address of a server in its own process, which lives until the last test."""
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SCRIPT), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.match(r"http://127\.0\.0\.1:\d+/", line)
-    assert found, line
+    found = re.match(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    assert found
     yield found[0]
-    assert process.poll() is None, "the server did not live to the end"
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.wait(60)
 
 
+class Browser:
+    """A browser on the page, and what the tests read from it."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.foreign_requests: list[str] = []
+
+    @property
+    def counterfactual(self) -> str:
+        return self.page.get_attribute(IMAGE, "src")
+
+    @property
+    def graph(self) -> str:
+        return self.page.get_attribute("#cd-graph svg", "aria-label")
+
+    def value(self, i: int) -> float:
+        return float(self.page.input_value(f"#cd-slider-{i} input[type=number]"))
+
+    def type(self, i: int, value: str) -> None:
+        number = self.page.locator(f"#cd-slider-{i} input[type=number]")
+        number.fill(value)
+        number.press("Tab")
+
+    def choose_model(self, title: str) -> None:
+        self.page.click("#cd-model input")
+        self.page.click(f"[role=option]:has-text('{title}')")
+
+    def wait_for_change(self, before: str) -> None:
+        self.page.wait_for_function(f"old => document.querySelector('{IMAGE}').src !== old", arg=before)
+
+    def wait_for_graph(self, text: str) -> None:
+        label = "document.querySelector('#cd-graph svg').getAttribute('aria-label')"
+        self.page.wait_for_function(f"text => {label}.includes(text)", arg=text)
+
+    def wait_for_message(self, text: str) -> None:
+        message = "document.querySelector('.cd-status.wrong')?.textContent"
+        self.page.wait_for_function(f"text => {message}.includes(text)", arg=text)
+
+
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
+def browser(address: str) -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(PATIENCE)
-        page.elsewhere = []
-        page.on(
-            "request",
-            lambda r: page.elsewhere.append(r.url) if not r.url.startswith((address, "data:", "blob:")) else 0,
-        )
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(TIMEOUT)
+        opened = Browser(page)
+        own = (address, "data:", "blob:")
+        page.on("request", lambda r: r.url.startswith(own) or opened.foreign_requests.append(r.url))
         page.goto(address)
-        page.wait_for_selector("#cd-pictures figure.answer img")
-        page.wait_for_selector("#cd-gallery .grid-container button")
-        yield page
-        browser.close()
-
-
-def answer_of(page: Any) -> str:
-    return page.get_attribute("#cd-pictures figure.answer img", "src")
-
-
-def graph_of(page: Any) -> str:
-    return page.get_attribute("#cd-graph svg", "aria-label")
-
-
-def number_of(page: Any, place: int) -> float:
-    return float(page.input_value(f"#cd-slider-{place} input[type=number]"))
-
-
-def wait_for_change(page: Any, before: str) -> None:
-    page.wait_for_function("old => document.querySelector('#cd-pictures figure.answer img').src !== old", arg=before)
-
-
-def wait_for_graph(page: Any, words: str) -> None:
-    said = "w => document.querySelector('#cd-graph svg').getAttribute('aria-label').includes(w)"
-    page.wait_for_function(said, arg=words)
+        page.wait_for_selector(IMAGE)
+        page.wait_for_selector(THUMBNAILS)
+        yield opened
+        chromium.close()
 
 
 @pytest.mark.slow
@@ -144,109 +156,89 @@ def wait_for_graph(page: Any, words: str) -> None:
 @needs_browser
 @pytest.mark.timeout(600)
 class TestInTheBrowser:
-    def test_a_slider_moves_the_picture_its_effect_and_nothing_else(self, page: Any) -> None:
+    def test_a_slider_changes_the_image_and_the_effects_only(self, browser: Browser) -> None:
+        page = browser.page
         page.click("#cd-reset")
-        page.wait_for_function(
-            "() => document.querySelector('#cd-graph svg').getAttribute('aria-label').includes('thickness stays')"
-        )
-        picture, intensity = answer_of(page), number_of(page, 1)
+        browser.wait_for_graph("thickness stays")
+        image, intensity = browser.counterfactual, browser.value(1)
         slider = page.locator("#cd-slider-0 input[type=range]")
         slider.focus()
-        started = time.perf_counter()
         for _ in range(3):
             slider.press("PageUp")  # by keyboard alone
-        wait_for_change(page, picture)
-        print(f"from the slider to the picture: {time.perf_counter() - started:.2f} s")
+        browser.wait_for_change(image)
         page.wait_for_function("() => document.querySelector('#cd-do-0 input').checked")
-        assert "thickness set" in graph_of(page) and "intensity follows" in graph_of(page)
-        page.wait_for_function(
-            f"() => document.querySelector('#cd-slider-1 input[type=number]').value != '{intensity:g}'"
-        )
+        assert "thickness set" in browser.graph and "intensity follows" in browser.graph
+        number = "document.querySelector('#cd-slider-1 input[type=number]').value"
+        page.wait_for_function(f"() => {number} != '{intensity:g}'")
         # the effect's own slider: its cause stays
         page.locator("#cd-do-0 input").uncheck()
-        wait_for_graph(page, "thickness stays")
-        thickness, picture = number_of(page, 0), answer_of(page)
-        page.locator("#cd-slider-1 input[type=number]").fill("100")
-        page.locator("#cd-slider-1 input[type=number]").press("Tab")
-        wait_for_graph(page, "intensity set")
-        assert answer_of(page) != picture
-        assert "thickness stays" in graph_of(page) and number_of(page, 0) == thickness
+        browser.wait_for_graph("thickness stays")
+        thickness, image = browser.value(0), browser.counterfactual
+        browser.type(1, "100")
+        browser.wait_for_graph("intensity set")
+        assert browser.counterfactual != image
+        assert "thickness stays" in browser.graph and browser.value(0) == thickness
 
-    def test_nothing_is_loaded_from_elsewhere(self, page: Any) -> None:
-        assert page.elsewhere == []
+    def test_nothing_is_loaded_from_elsewhere(self, browser: Browser) -> None:
+        assert browser.foreign_requests == []
 
-    def test_bad_uploads_get_a_message_and_good_ones_an_answer(self, page: Any, tmp_path: Path) -> None:
-        (tmp_path / "text.png").write_text("no picture")
+    def test_bad_uploads_get_a_message_and_good_ones_a_result(self, browser: Browser, tmp_path: Path) -> None:
+        page, before = browser.page, browser.counterfactual
+        (tmp_path / "text.png").write_text("no image")
         Image.new("1", (10_000, 5_000)).save(tmp_path / "huge.png")
-        before = answer_of(page)
-        for name, words in (("text.png", "cannot be read"), ("huge.png", "50 megapixels")):
-            page.set_input_files(UPLOAD, str(tmp_path / name))
-            page.wait_for_function(
-                "w => document.querySelector('.cd-status.wrong')?.textContent.includes(w)", arg=words
-            )
-            assert answer_of(page) == before
+        for name in ("text.png", "huge.png"):
+            page.set_input_files("input[type=file]", str(tmp_path / name))
+            browser.wait_for_message(name)
+            assert browser.counterfactual == before
         image = np.zeros((200, 200), np.uint8)
         image[40:160, 90:110] = 230
         Image.fromarray(image).save(tmp_path / "one.png")
-        page.set_input_files(UPLOAD, str(tmp_path / "one.png"))
-        wait_for_change(page, before)
+        page.set_input_files("input[type=file]", str(tmp_path / "one.png"))
+        browser.wait_for_change(before)
         assert "200x200 pixels became 28x28" in page.inner_text("#cd-status")
-        assert "The truth" not in page.inner_text("#cd-pictures")
+        assert "True counterfactual" not in page.inner_text("#cd-pictures")
 
-    def test_a_value_out_of_range_gets_a_message(self, page: Any) -> None:
-        before, number = answer_of(page), page.locator("#cd-slider-0 input[type=number]")
-        number.fill("9999")
-        number.press("Tab")
-        words = "thickness: 9999 given, the model has seen 0.875..6.256"
-        page.wait_for_function("w => document.querySelector('.cd-status.wrong')?.textContent.includes(w)", arg=words)
-        assert answer_of(page) == before
-        number.fill("3")
-        number.press("Tab")
-        wait_for_graph(page, "thickness set")
-        wait_for_change(page, before)
+    def test_a_value_out_of_range_gets_a_message(self, browser: Browser) -> None:
+        before = browser.counterfactual
+        browser.type(0, "9999")
+        browser.wait_for_message("thickness: expected a value in 0.875..6.256")
+        assert browser.counterfactual == before
+        browser.type(0, "3")
+        browser.wait_for_graph("thickness set")
+        browser.wait_for_change(before)
 
-    def test_one_thumbnail_is_marked(self, page: Any) -> None:
-        """The chosen one; the one under the pointer looks like the rest."""
-        buttons = page.locator("#cd-gallery .grid-container button")
+    def test_only_the_selected_thumbnail_is_marked(self, browser: Browser) -> None:
+        buttons = browser.page.locator(THUMBNAILS)
         buttons.nth(3).hover()
-        page.wait_for_timeout(500)
-        rims = [buttons.nth(i).evaluate("b => getComputedStyle(b).borderTopColor") for i in range(buttons.count())]
-        assert rims[0] not in rims[1:] and len(set(rims[1:])) == 1
+        browser.page.wait_for_timeout(500)
+        colours = [buttons.nth(i).evaluate("b => getComputedStyle(b).borderTopColor") for i in range(buttons.count())]
+        assert colours[0] not in colours[1:] and len(set(colours[1:])) == 1
 
-    def test_another_model_brings_its_own_sliders(self, page: Any) -> None:
-        page.click("#cd-model input")
-        page.click("[role=option]:has-text('pendulum')")
-        page.wait_for_function(
-            "() => document.querySelector('#cd-graph svg').getAttribute('aria-label').includes('shadow')"
-        )
+    def test_another_model_has_its_own_sliders(self, browser: Browser) -> None:
+        page = browser.page
+        browser.choose_model("pendulum")
+        browser.wait_for_graph("shadow")
         page.wait_for_selector("#cd-slider-3 input[type=range]")
-        assert "light stays" in graph_of(page) and "shadow_length follows" in graph_of(page)
-        picture = answer_of(page)
-        page.locator("#cd-gallery .grid-container button").nth(2).press("Enter")
-        wait_for_change(page, picture)
+        assert "light stays" in browser.graph and "shadow_length follows" in browser.graph
+        image = browser.counterfactual
+        page.locator(THUMBNAILS).nth(2).press("Enter")
+        browser.wait_for_change(image)
         assert "nothing set" in page.inner_text("#cd-pictures")
         with page.expect_download() as download:
             page.click("#cd-downloads a[download='counterfactual.json']")
-        said = json.loads(Path(download.value.path()).read_text())
-        assert said["dataset"] == "pendulum" and said["do"] == {}
+        values = json.loads(Path(download.value.path()).read_text())
+        assert values["dataset"] == "pendulum" and values["do"] == {}
         assert page.get_attribute("#cd-guidance input[type=range]", "max") == "3"
-        page.click("#cd-model input")
-        page.click("[role=option]:has-text('mnist · Diff-SCM · mini')")
-        wait_for_graph(page, "digit")
+        browser.choose_model("mnist · Diff-SCM · mini")
+        browser.wait_for_graph("digit")
         page.wait_for_function("() => document.querySelector('#cd-guidance input[type=range]').max === '10'")
         assert page.input_value("#cd-guidance input[type=number]") == "4.5"
 
     @pytest.mark.parametrize("width", [1280, 420])
-    def test_the_page_fits_its_window(self, page: Any, width: int) -> None:
+    def test_the_page_fits_its_window(self, browser: Browser, width: int) -> None:
+        page = browser.page
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         top = page.locator("#cd-pictures figure.answer").bounding_box()["y"]
-        assert page.locator("#cd-slider-0").bounding_box()["y"] - top < 700  # the slider and what it moves in one view
-
-
-def test_a_port_is_free_again_after_the_server(tmp_path: Path) -> None:
-    with listen(0) as found:
-        number = found.getsockname()[1]
-    with listen(number) as again:
-        assert isinstance(again, socket.socket)
+        assert page.locator("#cd-slider-0").bounding_box()["y"] - top < 700  # slider and image are visible together

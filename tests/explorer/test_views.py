@@ -1,0 +1,124 @@
+"""What the page shows of a result: graph, images, table, downloads, texts of sliders."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import squares_spec
+
+from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.explorer import views
+from causaldiffae.explorer.graph_drawing import roles
+from causaldiffae.explorer.session import Result
+from causaldiffae.graphs import CausalGraph
+
+PENDULUM = dataset_spec("pendulum", 32, 3)
+HATS = replace(squares_spec(), kinds=("categorical", "continuous"), low=(0.0, 50.0), high=(2.0, 250.0),
+               categories=(("none", "straw", "felt"), ()))  # fmt: skip
+
+
+def png(uri: str) -> np.ndarray:
+    with Image.open(io.BytesIO(base64.b64decode(uri))) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("do", "expected"),
+    [
+        (["b"], {"a": "stays", "b": "set", "c": "follows", "d": "stays"}),
+        (["a", "b"], {"a": "set", "b": "set", "c": "follows", "d": "stays"}),
+        ([], dict.fromkeys("abcd", "stays")),
+    ],
+)
+def test_descendants_follow(do: list[str], expected: dict[str, str]) -> None:
+    assert roles(CausalGraph(("a", "b", "c", "d"), (("a", "b"), ("b", "c"))), do) == expected
+
+
+def test_the_graph_shows_cut_edges_inside_its_frame() -> None:
+    graph = CausalGraph(("a", "b", "c"), (("a", "b"), ("b", "c"), ("a", "c")))
+    drawn = views.graph_svg(graph, ["b"], {"a": "1.0", "b": "2.0 → 3.0", "c": "<4>"})
+    assert re.findall(r'<path class="edge (\w+)"', drawn) == ["cut", "idle", "live"]  # a -> b, a -> c, b -> c
+    assert re.findall(r'<g class="node (\w+)"', drawn) == ["stays", "set", "follows"]
+    assert 'aria-label="causal graph: a stays: 1.0; b set: 2.0 → 3.0; c follows: &lt;4&gt;"' in drawn
+    assert "<4>" not in drawn
+    number = r'="([\d.-]+)"'
+    boxes = re.findall(rf"<rect x{number} y{number} width{number} height{number}", drawn)
+    frame = re.search(r'viewBox="0 0 (\d+) (\d+)"', drawn)
+    assert frame is not None and len(boxes) == 3
+    for x, y, width, height in (map(float, box) for box in boxes):
+        assert x >= 0 and y >= 0 and x + width <= int(frame[1]) and y + height <= int(frame[2])
+
+
+def test_the_difference_map_has_a_sign_and_a_scale() -> None:
+    factual = np.full((3, 2, 2), 100, np.uint8)
+    other = factual.copy()
+    other[:, 0, 0], other[:, 1, 1] = 200, 50
+    drawn, scale = views.difference_map(factual, other)
+    assert scale == 100.0
+    assert tuple(drawn[:, 0, 0]) == views.BRIGHTER and tuple(drawn[:, 0, 1]) == (255, 255, 255)
+    assert drawn[2, 1, 1] > drawn[0, 1, 1]  # blue, half as strong
+    faint, scale = views.difference_map(factual, factual + np.uint8(2))
+    assert scale == 48.0 and faint.min() > 240  # noise does not look like a change
+    np.testing.assert_array_equal(views.difference_map(factual[:1], factual[:1])[0], 255)
+
+
+def test_images_and_table_show_all_that_is_known(pendulum_result: Result) -> None:
+    images, table = views.images_html(pendulum_result), views.table_html(pendulum_result)
+    titles = ["Factual", "Counterfactual", "True counterfactual", "Difference"]
+    assert re.findall(r"<figcaption><b>([^<]+)</b>", images) == titles
+    assert "do(angle=25)" in images and images.count('alt="') == 4
+    heads = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", table)
+    assert heads == ["variable", "role", "encoded", "predicted", "measured", "true"]
+    assert re.findall(r'<tr class="(\w+)"', table) == ["set", "stays", "follows", "follows"]
+    cells = re.findall(r"<td>([^<]*)</td>", table)[:5]
+    assert cells[:3] == ["set", views.value_text(PENDULUM, 0, pendulum_result.encoded[0]), "25.0"]
+    assert cells[4] == "25.0"
+    assert 'aria-label="causal graph: angle set: ' in views.graph_html(pendulum_result)
+    first = re.search(r'src="data:image/png;base64,([^"]+)"', images)
+    assert first is not None
+    np.testing.assert_array_equal(png(first[1]).transpose(2, 0, 1), pendulum_result.request.image.image)
+
+
+def test_downloads_hold_the_result(pendulum_result: Result) -> None:
+    html = views.downloads_html(pendulum_result, "a model")
+    links = dict(re.findall(r'<a download="([^"]+)" href="data:[^,]+,([^"]+)"', html))
+    assert set(links) == {"counterfactual.png", "all_pictures.png", "counterfactual.json"}
+    np.testing.assert_array_equal(png(links["counterfactual.png"]).transpose(2, 0, 1), pendulum_result.counterfactual)
+    height, width, _ = png(links["all_pictures.png"]).shape
+    assert width > 4 * 6 * 32 > height
+    values = json.loads(base64.b64decode(links["counterfactual.json"]))
+    assert values["do"] == {"angle": 25.0} and values["steps"] == 8 and values["model"] == "a model"
+    assert values["roles"] == dict(zip(PENDULUM.graph.names, ("set", "stays", "follows", "follows"), strict=True))
+    assert values["predicted"]["angle"] == pytest.approx(25.0, abs=1e-4) and values["true"]["angle"] == 25.0
+    assert values["l1_to_truth"] == pendulum_result.l1
+
+
+def test_text_of_users_is_escaped(pendulum_result: Result) -> None:
+    nasty = '<img src=x onerror="alert(1)">'
+    request = pendulum_result.request
+    request = replace(request, image=replace(request.image, name=nasty, note=nasty))
+    result = replace(pendulum_result, request=request, truth=None, true_labels=None, l1=None)
+    for text in (views.images_html(result), views.status_html(result), views.message_html(nasty)):
+        assert "<img src=x" not in text and "onerror=&#34;" in text
+    assert "True counterfactual" not in views.images_html(result) and ">true<" not in views.table_html(result)
+
+
+def test_values_have_the_decimals_of_their_range_and_names_of_their_categories() -> None:
+    assert [views.value_text(PENDULUM, i, 3.14159) for i in range(4)] == ["3.1", "3.1", "3.14", "3.1"]
+    assert views.value_text(PENDULUM, 0, float("nan")) == "-"
+    assert views.value_text(HATS, 0, 1.2) == "straw"
+    assert views.change_text(PENDULUM, 2, 1.999, 2.001) == "2.00"
+    assert views.change_text(PENDULUM, 0, float("nan"), 1.0) == "- → 1.0"
+    assert views.change_text(HATS, 0, 0.2, 0.8) == "none → straw"
+
+
+def test_sliders_name_role_causes_and_categories() -> None:
+    assert views.slider_label(PENDULUM, 2) == "shadow length (axes units)"
+    assert views.slider_info(PENDULUM, 2, {"angle": 1.0}) == "follows · caused by angle, light"
+    assert views.slider_info(PENDULUM, 0, {"angle": 1.0}) == "set · no causes"
+    assert views.slider_info(HATS, 0, {}) == "no causes · 0 = none, 1 = straw, 2 = felt"
