@@ -2,10 +2,8 @@
 
     python tests/parity.py FILE.npz ...
 
-prints one line per array (name, largest absolute difference, relative difference = norm of the difference over norm
-of the reference) and exits 1 if one exceeds its kind's tolerance. A file holds `meta`, a JSON string with `kind`,
-`config` and `state_dict` (key -> shape), inputs, and what the reference returned. Weights are not stored: both sides
-draw them by one rule (`rule_weights`).
+A file contains `meta`, a JSON string with `kind`, `config` and `state_dict` (key -> shape), inputs, and the outputs of
+the reference. Weights are not stored: both sides draw them by the same rule (`rule_weights`).
 """
 
 from __future__ import annotations
@@ -30,19 +28,10 @@ from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.unet import EncoderUNetModel, UNetModel
 
 Arrays = dict[str, np.ndarray]
-TOLERANCES = {
-    "causaldiffae": 1e-4,
-    "adm_unet": 1e-4,
-    "adm_classifier": 1e-4,
-    "dit": 1e-4,
-    "diffusion": 1e-6,
-    "morphometrics": 1e-9,
-    "set_thickness": 1.0,
-}
 
 
 class Line(NamedTuple):
-    """One compared array; `error` is what the tolerance applies to."""
+    """One compared array: name, largest and relative difference, and the error to which the tolerance applies."""
 
     name: str
     max_abs: float
@@ -62,7 +51,7 @@ def compare(name: str, ours: Tensor | np.ndarray, theirs: np.ndarray) -> Line:
 
 
 def rule_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """The weights that both sides draw: a normal draw seeded by the key's CRC-32, scaled by its kind."""
+    """Weights that both sides draw: normal, seeded by the CRC-32 of the key, scaled by its kind."""
     state = {}
     for key, shape in shapes.items():
         if key.endswith("num_batches_tracked"):
@@ -73,22 +62,20 @@ def rule_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
             a = 0.5 + rng.random(shape)
         elif len(shape) >= 2:
             a = a / np.sqrt(np.prod(shape[1:]))
-        elif key.endswith("weight"):
-            a = 1 + 0.1 * a
         else:
-            a = 0.1 * a
+            a = 1 + 0.1 * a if key.endswith("weight") else 0.1 * a
         state[key] = torch.from_numpy(np.asarray(a, dtype=np.float32))
     return state
 
 
 def load_rule_weights(network: nn.Module, shapes: dict[str, list[int]]) -> nn.Module:
-    """Loads the rule's weights into a network whose keys and shapes must be exactly the reference's."""
+    """Loads these weights into a network whose keys and shapes must be exactly those of the reference."""
     state = network.state_dict()
     expected = {key: tuple(shape) for key, shape in shapes.items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     if expected != found:
-        odd = sorted(set(expected.items()) ^ set(found.items()))[:5]
-        raise DataError(f"state dict: keys or shapes differ, for instance {odd}")
+        different = sorted(set(expected.items()) ^ set(found.items()))[:5]
+        raise DataError(f"state dict: expected the keys and shapes of the reference, got differences in {different}")
     network.load_state_dict({**state, **rule_weights(shapes)})
     return network.eval()
 
@@ -134,8 +121,8 @@ def check_causaldiffae(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
     yield compare("var", posterior.logvar.exp(), arrays["var"].reshape(posterior.mean.shape))
     yield compare("z_pre", torch.cat(summed, dim=1), arrays["z_pre"].reshape(len(z), -1))
     yield compare("z_post", z.flatten(1), arrays["z_post"].reshape(len(z), -1))
-    for name, latent in (("eps", z), ("eps_null", torch.zeros_like(z))):
-        yield compare(name, model.model_output(inputs["xt"], inputs["t"], latent, classes), arrays[name])
+    for name, latents in (("eps", z), ("eps_null", torch.zeros_like(z))):
+        yield compare(name, model.model_output(inputs["xt"], inputs["t"], latents, classes), arrays[name])
     prior, label = prior_kl(posterior), label_kl(z, 0.0, inputs["c"], 1.0)
     labelled = torch.arange(len(z)) == 0
     yield compare("kl", prior + label, arrays["kl"].reshape(-1))
@@ -154,38 +141,38 @@ def closed_form_model(diffusion: GaussianDiffusion) -> Callable[..., Tensor]:
 
 
 def check_diffusion(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
-    steps = meta["steps"]
     kwargs = {
-        "use_timesteps": space_timesteps(steps, meta["respacing"]),
-        "betas": get_named_beta_schedule(meta["schedule"], steps),
+        "use_timesteps": space_timesteps(meta["steps"], meta["respacing"]),
+        "betas": get_named_beta_schedule(meta["schedule"], meta["steps"]),
         "model_var_type": ModelVarType[meta["var"].split(".")[-1]],
         "rescale_timesteps": meta["rescale_timesteps"],
     }
-    diffusion = SpacedDiffusion(**kwargs)
-    rescaled = SpacedDiffusion(**kwargs, loss_type=LossType.RESCALED_MSE)
+    diffusion, rescaled = SpacedDiffusion(**kwargs), SpacedDiffusion(**kwargs, loss_type=LossType.RESCALED_MSE)
     model = closed_form_model(diffusion)
     x, x0, noise, t = (torch.from_numpy(arrays[key]) for key in ("x", "x0", "noise", "t"))
-    yield compare("timesteps", diffusion.timestep_map, arrays["timesteps"])
-    yield compare("betas", diffusion.betas, arrays["betas"])
-    yield compare("alphas_cumprod", diffusion.alphas_cumprod, arrays["alphas_cumprod"])
-    step = diffusion.p_mean_variance(model, x, t, clip_denoised=True)
-    for name in ("mean", "variance", "log_variance", "pred_xstart"):
-        yield compare(name, getattr(step, name), arrays[name])
-    yield compare("ddim", diffusion.ddim_sample(model, x, t), arrays["ddim"])
-    yield compare("ddim_reverse", diffusion.ddim_reverse_sample(model, x, t), arrays["ddim_reverse"])
     x_t = diffusion.q_sample(x0, t, noise)
-    yield compare("q_sample", x_t, arrays["q_sample"])
+    step = diffusion.p_mean_variance(model, x, t, clip_denoised=True)
     posterior = diffusion.q_posterior_mean_variance(x0, x, t)
-    yield compare("post_mean", posterior.mean, arrays["post_mean"])
-    yield compare("post_var", posterior.variance, arrays["post_var"])
     terms = rescaled.training_losses(model, x0, t, noise=noise)
-    yield compare("loss", terms["loss"], arrays["loss"])
-    yield compare("mse", terms["mse"], arrays["mse"])
-    if "vb_train" in arrays:
-        yield compare("vb_train", terms["vb"], arrays["vb_train"])
-    yield compare("vb", diffusion.vb_terms_bpd(model, x0, x_t, t, clip_denoised=True), arrays["vb"])
-    yield compare("ddim_loop", diffusion.ddim_sample_loop(model, x), arrays["ddim_loop"])
-    yield compare("ddim_inverted", diffusion.ddim_reverse_sample_loop(model, x0), arrays["ddim_inverted"])
+    found = {
+        "timesteps": diffusion.timestep_map,
+        "betas": diffusion.betas,
+        "alphas_cumprod": diffusion.alphas_cumprod,
+        **{name: getattr(step, name) for name in ("mean", "variance", "log_variance", "pred_xstart")},
+        "ddim": diffusion.ddim_sample(model, x, t),
+        "ddim_reverse": diffusion.ddim_reverse_sample(model, x, t),
+        "q_sample": x_t,
+        "post_mean": posterior.mean,
+        "post_var": posterior.variance,
+        "loss": terms["loss"],
+        "mse": terms["mse"],
+        **({"vb_train": terms["vb"]} if "vb_train" in arrays else {}),
+        "vb": diffusion.vb_terms_bpd(model, x0, x_t, t, clip_denoised=True),
+        "ddim_loop": diffusion.ddim_sample_loop(model, x),
+        "ddim_inverted": diffusion.ddim_reverse_sample_loop(model, x0),
+    }
+    for name, value in found.items():
+        yield compare(name, value, arrays[name])
 
 
 def check_morphometrics(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
@@ -201,62 +188,60 @@ def check_set_thickness(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
 
     rows = zip(strokes_of(arrays["images"]), arrays["thickness"], arrays["intensity"], strict=True)
     ours = np.array([redraw(base, float(t), float(i)) for base, t, i in rows])
-    line = compare("out (mean grey levels)", ours, arrays["out"])
-    grey = float(np.abs(ours.astype(np.float64) - arrays["out"]).mean())
-    yield line._replace(error=grey)
+    grey_levels = float(np.abs(ours.astype(np.float64) - arrays["out"]).mean())
+    yield compare("out (mean grey levels)", ours, arrays["out"])._replace(error=grey_levels)
 
 
-CHECKS: dict[str, Callable[[dict[str, Any], Arrays], Iterator[Line]]] = {
-    "causaldiffae": check_causaldiffae,
-    "adm_unet": check_adm_unet,
-    "adm_classifier": check_adm_classifier,
-    "dit": check_dit,
-    "diffusion": check_diffusion,
-    "morphometrics": check_morphometrics,
-    "set_thickness": check_set_thickness,
+CHECKS: dict[str, tuple[float, Callable[[dict[str, Any], Arrays], Iterator[Line]]]] = {
+    "causaldiffae": (1e-4, check_causaldiffae),
+    "adm_unet": (1e-4, check_adm_unet),
+    "adm_classifier": (1e-4, check_adm_classifier),
+    "dit": (1e-4, check_dit),
+    "diffusion": (1e-6, check_diffusion),
+    "morphometrics": (1e-9, check_morphometrics),
+    "set_thickness": (1.0, check_set_thickness),
 }
+"""Tolerance and comparison of every kind of file."""
 
 
 def read(path: str) -> tuple[dict[str, Any], Arrays]:
-    """Meta and arrays of a golden file; a file that is none is a DataError."""
+    """Meta and arrays of a golden file; raises a `DataError` for any other file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         meta = json.loads(str(arrays.pop("meta")))
         kind = meta["kind"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise DataError(f"{path}: no golden file ({error})") from error
+        raise DataError(f"{path}: expected a golden file, got {type(error).__name__}: {error}") from error
     if kind not in CHECKS:
-        raise DataError(f"{path}: kind {kind!r} is unknown, known are {', '.join(CHECKS)}")
+        raise DataError(f"{path}: kind: expected one of {', '.join(CHECKS)}, got {kind!r}")
     return meta, arrays
 
 
 @torch.no_grad()
-def check_file(path: str) -> list[Line]:
-    """Every compared array of one file."""
+def check_file(path: str) -> tuple[float, list[Line]]:
+    """The tolerance of one file, and every compared array."""
     meta, arrays = read(path)
-    return list(CHECKS[meta["kind"]](meta, arrays))
+    tolerance, check = CHECKS[meta["kind"]]
+    return tolerance, list(check(meta, arrays))
 
 
 def main(paths: list[str]) -> int:
+    """Prints one line per array; returns 0 if all agree, 1 if one does not, 2 for a file that cannot be compared."""
     if not paths:
         sys.stderr.write("error: usage: python tests/parity.py FILE.npz ...\n")
         return 2
     failed = False
     for path in paths:
         try:
-            tolerance = TOLERANCES[read(path)[0]["kind"]]
-            lines = check_file(path)
+            tolerance, lines = check_file(path)
         except InputError as error:
             sys.stderr.write(f"error: {error}\n")
             return 2
-        for line in lines:
-            ok = line.error <= tolerance
-            failed |= not ok
-            verdict = "ok" if ok else f"FAIL (tolerance {tolerance:g})"
-            sys.stdout.write(
-                f"{path}  {line.name:24s} max abs {line.max_abs:.3e}  relative {line.relative:.3e}  {verdict}\n"
-            )
+        for name, max_abs, relative, error in lines:
+            failed |= not error <= tolerance
+            verdict = "ok" if error <= tolerance else f"FAIL (tolerance {tolerance:g})"
+            sys.stdout.write(f"{path}  {name:24s} max abs {max_abs:.3e}  relative {relative:.3e}  {verdict}\n")
     return int(failed)
 
 
