@@ -27,7 +27,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["causaldiffae", "causaldiffae.*"]),
     package_data={
-        "causaldiffae.evaluation": ["templates/*.html"],
+        "causaldiffae.evaluation": ["templates/*.html", "*.json"],
         "causaldiffae.explorer": ["page.css", "templates/*.html"],
     },
     install_requires=[

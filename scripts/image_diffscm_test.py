@@ -6,7 +6,7 @@
     python scripts/image_diffscm_test.py ... --stop 0.75 --rescale_quantile 0.99 --timestep_respacing 100   # published
 
 --w is the paper's guidance scale s. The noised predictor is read from RUN/predictor or --predictor_path. Flags and
-output files are those of image_causaldae_test.py; an independent predictor (--judge) reads the labels of the
+output files are those of image_causaldae_test.py; an independent predictor (--label_predictor) reads the labels of the
 counterfactuals where the data set cannot measure them.
 """
 

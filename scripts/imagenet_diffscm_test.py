@@ -30,7 +30,7 @@ from causaldiffae.evaluation.imagenet import (
     class_names,
     find_class,
     load_imagenet_model,
-    read_picture,
+    read_image,
 )
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
     loaded = load_imagenet_model(
         config.model_path, config.vae_path, config.predictor_path, config.num_heads, sizes, dist_util.dev()
     )
-    factual = np.stack([read_picture(path, loaded.spec.image_size) for path in config.image])
+    factual = np.stack([read_image(path, loaded.spec.image_size) for path in config.image])
     names = ["factual", "reconstruction", *(f"do_{index}_{slug(class_names()[index])}" for index in classes)]
     columns = dict(zip(names, [factual, *predict(loaded, factual, classes, config)], strict=True))
     out = Path(config.out_dir)

@@ -21,11 +21,10 @@ from causaldiffae import dist_util
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
-from causaldiffae.evaluation.image_test import parse_numbers
 from causaldiffae.evaluation.scale_sweep import (
-    WANTED_ACCURACY,
-    Judges,
+    TARGET_ACCURACY,
     ScaleResult,
+    Scorers,
     check_classes,
     draw_sweep,
     other_classes,
@@ -34,6 +33,7 @@ from causaldiffae.evaluation.scale_sweep import (
     sweep_table,
     write_sweep,
 )
+from causaldiffae.evaluation.settings import parse_numbers, resolve_alias
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
 from causaldiffae.predictors.predictor import check_fits, find_predictor, find_shipped, load_predictor
@@ -57,9 +57,11 @@ class SweepConfig:
         batch_size: images per batch.
         predictor_path: the noised predictor; "none" for the implicit one; by default the folder "predictor" in
             model_path.
-        judge: folder of the predictor that reads the counterfactuals; by default the one in weights/.
+        label_predictor: folder of the predictor that reads the counterfactuals; by default the one in weights/.
+        judge: deprecated alias of label_predictor.
         autoencoders: folder of the class autoencoders of IM1 and IM2; by default the one in weights/.
-        wanted_accuracy: accuracy that the recommended scale must reach.
+        target_accuracy: accuracy that the recommended scale must reach.
+        wanted_accuracy: deprecated alias of target_accuracy.
         solver, steps, grid, timestep_respacing, stop, rescale_quantile, ema: as in image_diffscm_test.py.
         seed: seed of the target classes.
     """
@@ -72,9 +74,11 @@ class SweepConfig:
     num_reference: int = 2000
     batch_size: int = 100
     predictor_path: str = ""
+    label_predictor: str = ""
     judge: str = ""
     autoencoders: str = ""
-    wanted_accuracy: float = WANTED_ACCURACY
+    target_accuracy: float = TARGET_ACCURACY
+    wanted_accuracy: float = 0.0
     solver: str = SOLVER
     steps: int = STEPS
     grid: str = ""
@@ -87,6 +91,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
         check_least(self, num_images=0, num_reference=0, batch_size=1, seed=0)
+        resolve_alias(self, "judge", "label_predictor")
+        resolve_alias(self, "wanted_accuracy", "target_accuracy")
 
 
 def main(argv: list[str]) -> None:
@@ -100,13 +106,13 @@ def main(argv: list[str]) -> None:
     spec = loaded.spec
     test = read_split(spec.name, config.data_dir, "test", spec=spec)
     check_classes(test)
-    predictor = load_predictor(find_predictor(spec, config.judge), device)
+    predictor = load_predictor(find_predictor(spec, config.label_predictor), device)
     check_fits(predictor.predictor, spec, predictor.path)
     autoencoders = load_autoencoders(config.autoencoders or find_shipped(spec, "autoencoders"), device)
     reference, data = (
         test.subset(range(min(n or len(test), len(test)))) for n in (config.num_reference, config.num_images)
     )
-    scorers = Judges(predictor.predictor, autoencoders, reference)
+    scorers = Scorers(predictor.predictor, autoencoders, reference)
     engine = loaded.engine(
         config.steps,
         config.solver,
@@ -117,7 +123,7 @@ def main(argv: list[str]) -> None:
     )
     with progress_bar(total=len(data), desc="counterfactuals", unit="image") as bar:
         results = sweep_scale(engine, data, scales, scorers, config.batch_size, config.seed, device, bar.update)
-    best = recommend(results, config.wanted_accuracy)
+    best = recommend(results, config.target_accuracy)
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_sweep(out / "scale.csv", results)
@@ -127,8 +133,8 @@ def main(argv: list[str]) -> None:
     report = {"model": loaded.path, "settings": asdict(config), "recommended": best.scale, "scales": figures}
     (out / "scale.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{sweep_table(results, best)}\n\nrecommended: s = {best.scale:g}")
-    if float(best.values["accuracy"].mean()) < config.wanted_accuracy:
-        print(f"no scale reaches an accuracy of {config.wanted_accuracy:g}")
+    if float(best.values["accuracy"].mean()) < config.target_accuracy:
+        print(f"no scale reaches an accuracy of {config.target_accuracy:g}")
     print(f"written to {out}")
 
 

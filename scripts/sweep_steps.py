@@ -15,7 +15,8 @@ from pathlib import Path
 from causaldiffae import dist_util
 from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
-from causaldiffae.evaluation.image_test import default_interventions, find_measurement, parse_do
+from causaldiffae.evaluation.image_test import find_measurement
+from causaldiffae.evaluation.settings import default_interventions, parse_do, resolve_alias
 from causaldiffae.evaluation.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import load_model, parse_flags, run_cli
@@ -39,7 +40,8 @@ class StepSweepConfig:
         do: interventions as "name=value" or "name=value,name=value"; by default one for each variable.
         num_images: number of test images; 0 uses all.
         batch_size: images per batch.
-        judge: as in image_causaldae_test.py.
+        label_predictor: as in image_causaldae_test.py.
+        judge: deprecated alias of label_predictor.
         ema: rate of the moving average to use; "" uses the first, "none" the trained weights.
     """
 
@@ -50,12 +52,14 @@ class StepSweepConfig:
     do: list[str] = field(default_factory=list)
     num_images: int = 100
     batch_size: int = 100
+    label_predictor: str = ""
     judge: str = ""
     ema: str = ""
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
         check_least(self, num_images=0, batch_size=1)
+        resolve_alias(self, "judge", "label_predictor")
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> None:
     if not truth_is_known(data):
         raise InputError(f"{config.data_dir}: expected a data set with known true counterfactuals")
     engines = {setting: loaded.engine(setting.steps, setting.solver) for setting in settings}
-    measurement = find_measurement(spec, config.judge, device)
+    measurement = find_measurement(spec, config.label_predictor, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:
         rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, measurement)
     heads, best = headings(dos, spec), recommend(rows)

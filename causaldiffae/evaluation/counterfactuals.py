@@ -1,4 +1,4 @@
-"""What a notebook gets back from a model: images, labels by name, and a picture of them side by side."""
+"""Counterfactual images with their labels, as `CounterfactualModel` returns them, and a grid to show them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SHOWN: Final = 8
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """What would have been seen, N images.
+    """N counterfactual images, or samples.
 
     Attributes:
         images: (N, C, S, S) uint8.
-        labels: every variable's (N,) values, label units, as the structural model predicts them.
+        labels: variable -> (N,) values in label units, predicted by the structural model.
         do: the intervention.
-        factual: (N, C, S, S) uint8 images that were asked about; None for samples.
-        factual_labels: every variable's (N,) values as the model reads them off the factual images; None for samples.
-        truth: (N, C, S, S) uint8 true counterfactuals, None where they are not known.
-        spec: the data set's names and units.
+        factual: (N, C, S, S) uint8 factual images; None for samples.
+        factual_labels: variable -> (N,) values that the model reads from the factual images; None for samples.
+        truth: (N, C, S, S) uint8 true counterfactuals; None if unknown.
+        spec: names and units of the data set.
     """
 
     images: np.ndarray
@@ -43,27 +43,27 @@ class Counterfactuals:
         return len(self.images)
 
     def grid(self, count: int = _SHOWN) -> np.ndarray:
-        """Up to `count` rows, factual, counterfactual and truth side by side with their labels: (H, W, 3) uint8."""
-        shown = min(count, len(self))
-        said = describe_do({k: v for k, v in self.do.items() if np.ndim(v) == 0}) if self.do else "reconstruction"
-        columns, captions = [(said if self.factual is not None else "sample", self.images[:shown])], []
-        captions.append(self._captions(self.labels, shown))
+        """Up to `count` rows of factual image, counterfactual and true image with their labels, (H, W, 3) uint8."""
+        count = min(count, len(self))
+        do = describe_do({k: v for k, v in self.do.items() if np.ndim(v) == 0}) if self.do else "reconstruction"
+        columns = [("sample" if self.factual is None else do, self.images[:count])]
+        captions = [self._captions(self.labels, count)]
         if self.factual is not None and self.factual_labels is not None:
-            columns.insert(0, ("factual", self.factual[:shown]))
-            captions.insert(0, self._captions(self.factual_labels, shown))
+            columns.insert(0, ("factual", self.factual[:count]))
+            captions.insert(0, self._captions(self.factual_labels, count))
         if self.truth is not None:
-            columns.append(("the truth", self.truth[:shown]))
-            captions.append([""] * shown)
+            columns.append(("true", self.truth[:count]))
+            captions.append([""] * count)
         return labelled_grid(columns, cell_captions=captions)
 
     def _captions(self, labels: Mapping[str, np.ndarray], count: int) -> list[str]:
         return ["\n".join(f"{name} {labels[name][i]:.3g}" for name in self.spec.graph.names) for i in range(count)]
 
     def show(self, count: int = _SHOWN) -> Image.Image:
-        """`grid` as a PIL image, which a notebook shows as a cell's last value."""
+        """`grid` as a PIL image, which notebooks display."""
         return Image.fromarray(self.grid(count))
 
     def save(self, path: str | Path, count: int = _SHOWN) -> Path:
-        """Writes `grid` to a picture file."""
+        """Writes `grid` to an image file."""
         self.show(count).save(path)
         return Path(path)

@@ -1,9 +1,8 @@
-"""ImageNet as a causal model of two variables: class -> image. Diff-SCM on published networks.
+"""ImageNet as a causal model of two variables, class -> image: Diff-SCM with published networks.
 
-A score network is a DiT, conditional on the class, in the latent space of an autoencoder: its own implicit predictor.
-Or it is guided-diffusion's unconditional U-Net in pixels, with the noised classifier as the explicit one. Both were
-trained with 1,000 steps of the linear schedule and a learned variance. The weights are the user's to download; nothing
-here downloads anything.
+The score network is a class-conditional DiT in the latent space of an autoencoder, which is its own implicit predictor,
+or guided-diffusion's unconditional U-Net in pixels, with its noised classifier as explicit predictor. Both were trained
+with 1,000 steps of the linear schedule and a learned variance. Weights are not downloaded here.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from causaldiffae.dit import DiT
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import load_torch_state_dict, read_file
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.noise_schedule import NoiseLevels
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published.autoencoder import LatentSpace, load_latent_space
 from causaldiffae.published.dit import build_dit, load_dit
@@ -35,39 +33,39 @@ from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import SOLVER, STEPS, create_gaussian_diffusion, create_solver
 
 CLASS = "class"
-NEAR_NAMES = 5
+SUGGESTIONS = 5
 
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """The 1,000 classes' names by index, as torchvision has them."""
+    """Names of the 1,000 classes by index, from torchvision."""
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
 def find_class(text: str) -> int:
-    """The index of a class given by its name, in any case, or by its index.
+    """Index of a class given by name, in any case, or by index.
 
     Raises:
-        InputError: if there is no such class; it lists names that are near.
+        InputError: for an unknown class, with similar names.
     """
     names = class_names()
-    wanted = " ".join(text.replace("_", " ").split()).casefold()
+    given = " ".join(text.replace("_", " ").split()).casefold()
     by_name = {name.casefold(): index for index, name in enumerate(names)}
-    if wanted in by_name:
-        return by_name[wanted]
-    if wanted.isascii() and wanted.isdigit() and int(wanted) < len(names):
-        return int(wanted)
-    holding = sorted((name for name in by_name if wanted and wanted in name), key=len)
-    found = list(dict.fromkeys([*holding, *difflib.get_close_matches(wanted, by_name, NEAR_NAMES)]))
-    near = ", ".join(f"{names[by_name[name]]} ({by_name[name]})" for name in found[:NEAR_NAMES])
-    hint = f"near it are {near}" if near else "a name like 'tiger' is needed"
-    raise InputError(f"do: {text[:80]!r} is no ImageNet class; {hint}, or an index in 0..{len(names) - 1}")
+    if given in by_name:
+        return by_name[given]
+    if given.isascii() and given.isdigit() and int(given) < len(names):
+        return int(given)
+    containing = sorted((name for name in by_name if given and given in name), key=len)
+    similar = list(dict.fromkeys([*containing, *difflib.get_close_matches(given, by_name, SUGGESTIONS)]))[:SUGGESTIONS]
+    hint = ", ".join(f"{names[by_name[name]]} ({by_name[name]})" for name in similar) or "tiger (292)"
+    last = len(names) - 1
+    raise InputError(f"do: expected an ImageNet class, like {hint}, or an index in 0..{last}, got {text[:80]!r}")
 
 
 def imagenet_spec(image_size: int = 256) -> DatasetSpec:
-    """Pictures (3, S, S) and their class, which has no causes."""
+    """RGB images with one variable, their class."""
     names = class_names()
     return DatasetSpec(
         name="imagenet",
@@ -83,11 +81,11 @@ def imagenet_spec(image_size: int = 256) -> DatasetSpec:
     )
 
 
-def read_picture(path: str | Path, image_size: int) -> np.ndarray:
-    """Any JPEG, PNG or WebP picture as (3, S, S) uint8: its short side resized to S pixels, the centre cropped.
+def read_image(path: str | Path, image_size: int) -> np.ndarray:
+    """Reads a JPEG, PNG or WebP image as (3, S, S) uint8: the short side resized to S pixels, the centre cropped.
 
     Raises:
-        DataError: naming the file, if it is missing, too large, or cannot be decoded.
+        DataError: if the file is missing, too large or cannot be decoded.
     """
     path = Path(path)
     content = read_file(path, MAX_FILE_BYTES)
@@ -99,13 +97,13 @@ def read_picture(path: str | Path, image_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImagenetModel:
-    """Published networks, put together.
+    """Published networks as a Diff-SCM.
 
     Attributes:
         model: the score network with its predictor.
-        config: of the diffusion process that it was trained with.
-        spec: sizes of the pictures, and the classes.
-        latent_space: where the network works, None for pixels.
+        config: the diffusion process it was trained with.
+        spec: image size and classes.
+        latent_space: the space of the score network; None for pixels.
     """
 
     model: DiffScm
@@ -119,14 +117,14 @@ class ImagenetModel:
         return self.model.predictor is None
 
     def engine(self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", **options: Any) -> CounterfactualEngine:
-        """Asks it counterfactual questions; the arguments are those of `LoadedModel.engine`."""
+        """The counterfactual engine; arguments as for `LoadedModel.engine`."""
         chosen = create_solver(self.config, solver, steps, grid)
         return CounterfactualEngine(self.model, chosen, self.spec, codec=self.latent_space, **options)
 
     def unknown_labels(self, count: int) -> torch.Tensor | None:
-        """What stands for the factual class of `count` pictures where no predictor reads it; it has no effect.
+        """Placeholders for factual classes that no predictor reads.
 
-        Encoding is unguided, and do() sets the only variable.
+        They have no effect, because encoding is unguided and do() sets the only variable.
         """
         return torch.zeros(count, 1) if self.is_implicit else None
 
@@ -139,37 +137,34 @@ def load_imagenet_model(
     sizes: AdmSizes | None = None,
     device: torch.device | str = "cpu",
 ) -> ImagenetModel:
-    """Opens published networks.
+    """Loads published networks.
 
     Args:
-        model_path: a DiT, as `.pt` state dict or diffusers folder; or a U-Net of guided-diffusion, `.pt`.
-        vae_path: of a DiT: the autoencoder's folder; by default the one in the pipeline folder `model_path`.
-        predictor_path: of a U-Net: guided-diffusion's noised classifier, `.pt`, or the folder of a noised predictor.
-        num_heads: of a DiT's `.pt` of an unpublished width.
-        sizes: of a U-Net and its classifier; by default those of 256 pixels.
+        model_path: a DiT as `.pt` state dict or diffusers folder, or a U-Net of guided-diffusion as `.pt`.
+        vae_path: for a DiT: folder of the autoencoder; by default the one in the pipeline folder `model_path`.
+        predictor_path: for a U-Net: guided-diffusion's noised classifier as `.pt`, or the folder of a noised predictor.
+        num_heads: for a DiT's `.pt` of unpublished width.
+        sizes: of a U-Net and its classifier; by default those for 256 pixels.
 
     Raises:
-        InputError: as `DataError` for a file that is not what it should be; if a part is missing or does not fit.
+        InputError: if a file is damaged, or a part is missing or does not fit.
     """
     path = Path(model_path)
-    if path.is_dir():
-        network: DiT | None = load_dit(path)
-    else:
-        state = load_torch_state_dict(path)
-        network = build_dit(state, num_heads, str(path)) if "x_embedder.proj.weight" in state else None
-    if network is not None:
+    state = {} if path.is_dir() else load_torch_state_dict(path)
+    if path.is_dir() or "x_embedder.proj.weight" in state:
+        network = build_dit(state, num_heads, str(path)) if state else load_dit(path)
         if predictor_path:
-            raise InputError("predictor_path: a DiT is its own predictor, and works where no classifier of pixels does")
+            raise InputError("predictor_path: expected none for a DiT, which is its own predictor in latent space")
         return _in_latent_space(network, model_path, vae_path, device)
     if vae_path:
-        raise InputError(f"vae_path: {model_path} works on pixels, an autoencoder is for a DiT")
+        raise InputError(f"vae_path: expected none, because {model_path} works on pixels; only a DiT needs one")
     if not predictor_path:
-        raise InputError(f"predictor_path: not given, and {model_path} needs a noised classifier")
+        raise InputError(f"predictor_path: expected a noised classifier for {model_path}, got none")
     unet = build_adm_unet(state, sizes or AdmSizes(), model_path)
     if unet.num_classes is not None:
         raise InputError(
-            f"model_path: {model_path} needs the class of every picture; the unconditional U-Net is needed "
-            "(256x256_diffusion_uncond.pt)"
+            f"model_path: expected the unconditional U-Net (256x256_diffusion_uncond.pt), got {model_path}, which "
+            "needs classes"
         )
     spec, config = imagenet_spec(unet.image_size), _process(unet.out_channels == 2 * unet.in_channels)
     if Path(predictor_path).is_dir():
@@ -178,21 +173,19 @@ def load_imagenet_model(
         classifier = load_torch_state_dict(predictor_path)
         predictor = build_adm_classifier(classifier, sizes or AdmSizes(), spec, predictor_path)
     model = DiffScm(LatentSCM(spec.graph, 1), unet, spec)
-    model.set_predictor(predictor, NoiseLevels(create_gaussian_diffusion(config)))
+    model.set_predictor(predictor, create_gaussian_diffusion(config).noise_schedule)
     return ImagenetModel(model.to(device).eval().requires_grad_(False), config, spec, None)
 
 
 def _in_latent_space(network: DiT, model_path: str, vae_path: str, device: torch.device | str) -> ImagenetModel:
-    if network.num_classes != len(class_names()):
-        raise InputError(
-            f"model_path: {model_path} knows {network.num_classes} classes, ImageNet's {len(class_names())} are needed"
-        )
+    classes = len(class_names())
+    if network.num_classes != classes:
+        raise InputError(f"model_path: expected {classes} classes, got {network.num_classes} in {model_path}")
     if not vae_path and not (Path(model_path) / "vae").is_dir():
-        raise InputError(f"vae_path: not given, and {model_path} works in the latent space of an autoencoder")
+        raise InputError(f"vae_path: expected the folder of the autoencoder of {model_path}, got none")
     latent_space = load_latent_space(vae_path or model_path, device)
     if latent_space.channels != network.in_channels:
-        given, needed = latent_space.channels, network.in_channels
-        raise InputError(f"vae_path: codes of {given} channels, {model_path} needs {needed}")
+        raise InputError(f"vae_path: expected latents of {network.in_channels} channels, got {latent_space.channels}")
     spec = imagenet_spec(network.image_size * latent_space.downsampling)
     model = DiffScm(LatentSCM(spec.graph, 1), network, spec).to(device).eval().requires_grad_(False)
     return ImagenetModel(model, _process(network.out_channels == 2 * network.in_channels), spec, latent_space)

@@ -1,51 +1,54 @@
-"""The benchmark's questions: what is asked of a model about every test image, and what it answers.
+"""The evaluation protocol: which interventions are applied to each test image, and the model's answers.
 
-For every variable v, every image is asked one do(v = value), the value uniform over the label's range in the test
-split. Values follow from (seed, the image's place in the split) alone, so they do not depend on how many images are
-asked about, nor on who asks. From one abduction come the reconstruction and all counterfactuals; the axioms ask on.
+For every variable v, every image gets one intervention do(v = value), with the value uniform over the label's range in
+the test split. Values depend on the seed and on the image's index in the split only, so they do not change with the
+number of images. One abduction yields the reconstruction and all counterfactuals; the axioms need further ones.
 
-Images are answered in chunks of fixed content, each by one process and one thread: whoever does it, the numbers are
-the same to the last bit. A chunk's answers are plain arrays with one row per image; they are averaged nowhere here.
+Images are processed in chunks of fixed content, each by one process and one thread, so that the numbers do not depend
+on the number of processes. Answers are arrays with one row per image; nothing is averaged here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import exact_labels, measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_least
+from causaldiffae.evaluation.settings import check_abduction
 from causaldiffae.metrics import axioms
 from causaldiffae.script_util import SOLVER, STEPS
 
-PROTOCOL: Final = "causaldiffae benchmark"
+PROTOCOL: Final = "causaldiffae benchmark"  # the name in results files
 VERSION: Final = 2
+
+Values = dict[str, Tensor]
+"""Variable -> (B,) values in label units."""
 
 
 @dataclass(frozen=True)
 class ProtocolSettings:
-    """What decides the numbers.
+    """Settings that determine the figures.
 
     Attributes:
-        num_images: test images, evenly spread over the split; 0 for all.
-        variables: those to intervene on; none stands for all.
-        solver, steps, grid, abduction, stop, w: as in `inference_util.TestConfig`.
-        seed: of the values, of the resamples, and of x_T where it is drawn.
-        chunk: images at a time.
-        back_images: how many images go there and back once.
-        cycles: of the long composition and reversibility; 1 leaves them out.
-        cycle_images: how many of these go through them.
-        dci_resamples: refits for the intervals of DCI; 0 leaves DCI out.
-        ema: rate of the moving average of the weights; "" takes the first.
+        num_images: number of test images, evenly spread over the split; 0 uses all.
+        variables: variables to intervene on; empty for all.
+        solver, steps, grid, abduction, stop, w: as in `settings.TestConfig`.
+        seed: seed of the values, of resampling, and of x_T where it is drawn.
+        chunk: images per batch.
+        back_images: number of images for reversibility over one cycle.
+        cycles: number of cycles of long composition and reversibility; 1 disables both.
+        cycle_images: number of images for long composition and reversibility.
+        dci_resamples: refits for the intervals of DCI; 0 disables DCI.
+        ema: rate of the moving average of the weights; "" uses the first.
     """
 
     num_images: int = 0
@@ -65,8 +68,7 @@ class ProtocolSettings:
     ema: str = ""
 
     def __post_init__(self) -> None:
-        if self.abduction not in [kind.value for kind in AbductionKind]:
-            raise InputError(f"abduction: {self.abduction!r} given, allowed are ddim, noise, none")
+        check_abduction(self.abduction)
         check_least(
             self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
         )
@@ -74,114 +76,103 @@ class ProtocolSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """The images and questions of one evaluation.
+    """Images and interventions of one evaluation.
 
     Attributes:
-        data: N test images with the labels on disk, which is what models learned from.
-        places: (N,) in the test split.
+        data: N test images with the labels on disk, as models saw them in training.
+        indices: (N,) in the test split.
         labels: (N, n) float32, exact.
-        variables: the ones intervened on.
-        values: variable -> (N,) float64, what it is set to.
+        variables: variables intervened on.
+        values: variable -> (N,) float64, the values it is set to.
         ranges: variable -> lowest and highest test label.
-        cycled: (N,) int64, the variable (by its place in `variables`) whose long cycle an image goes through, or -1.
-        returned: (N,) bool, the images that go there and back once.
+        long_cycle: (N,) int64, index into `variables` of the image's long reversibility cycle, or -1.
+        short_cycle: (N,) bool, images for reversibility over one cycle.
     """
 
     data: ImageData
-    places: np.ndarray
+    indices: np.ndarray
     labels: np.ndarray
     variables: tuple[str, ...]
     values: dict[str, np.ndarray]
     ranges: dict[str, tuple[float, float]]
-    cycled: np.ndarray
-    returned: np.ndarray
+    long_cycle: np.ndarray
+    short_cycle: np.ndarray
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
     def truth_is_known(self) -> bool:
-        """Whether the generator can draw the true counterfactual images."""
+        """Whether the true counterfactual images can be rendered."""
         return truth_is_known(self.data)
 
     def chunks(self, size: int) -> list[np.ndarray]:
-        """The rows of every chunk: images of which the same is asked are together, since large batches are fast.
-
-        Those with a long cycle come first, they take longest.
-        """
-        kinds = 2 * (self.cycled >= 0) + self.returned
-        sorts = [np.flatnonzero(kinds == kind) for kind in (3, 2, 1, 0)]
-        return [rows[start : start + size] for rows in sorts for start in range(0, len(rows), size)]
+        """Row indices of each chunk; images with the same cycles are together, those with long cycles first."""
+        kinds = 2 * (self.long_cycle >= 0) + self.short_cycle
+        groups = [np.flatnonzero(kinds == kind) for kind in (3, 2, 1, 0)]
+        return [rows[start : start + size] for rows in groups for start in range(0, len(rows), size)]
 
     def join(self, parts: Sequence[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-        """The answers of all chunks of `chunks(size)`, a row for each image in the images' order."""
+        """Joins the answers of all chunks of `chunks(size)`, in the order of the images."""
         order = np.argsort(np.concatenate(self.chunks(size)))
         return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
-def draw_values(spec: DatasetSpec, low: np.ndarray, high: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
-    """What every variable is set to, (N, n) float64: uniform in low..high, or over the values of a categorical one."""
-    values = np.empty((len(places), len(spec.graph)))
-    for row, place in zip(values, places, strict=True):
-        row[:] = np.random.Generator(np.random.Philox(key=[seed, int(place)])).random(len(spec.graph))
+def draw_values(spec: DatasetSpec, low: np.ndarray, high: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
+    """Values (N, n) float64: uniform in low..high for continuous variables, over the categories for others."""
+    values = np.empty((len(indices), len(spec.graph)))
+    for row, index in zip(values, indices, strict=True):
+        row[:] = np.random.Generator(np.random.Philox(key=[seed, int(index)])).random(len(spec.graph))
     for i in range(len(spec.graph)):
-        kind = spec.kinds[i] if spec.kinds else "continuous"
-        if kind == "continuous":
+        if spec.kind(i) == "continuous":
             values[:, i] = low[i] + values[:, i] * (high[i] - low[i])
         else:
-            named = len(spec.categories[i]) if spec.categories and spec.categories[i] else 0
-            allowed = np.arange(named, dtype=np.float64) if named else np.array([spec.low[i], spec.high[i]])
+            allowed = np.array(spec.category_values(i))
             values[:, i] = allowed[np.minimum((values[:, i] * len(allowed)).astype(int), len(allowed) - 1)]
     return values
 
 
 def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
-    """Chooses the images and draws the questions.
-
-    Args:
-        test: the whole test split.
+    """Chooses images of the whole test split and draws their interventions.
 
     Raises:
-        InputError: for more images than there are, or a variable that is not in the graph.
+        InputError: for more images than there are, or an unknown variable.
     """
     spec, total = test.spec, len(test)
-    wanted = settings.num_images or total
-    if wanted > total:
-        raise InputError(f"num_images: {wanted} given, the test split has {total}")
+    count = settings.num_images or total
+    if count > total:
+        raise InputError(f"num_images: expected at most {total}, the size of the test split, got {count}")
     unknown = [name for name in settings.variables if name not in spec.graph.names]
     if unknown:
-        raise InputError(f"variables: unknown variable {unknown[0]!r}, the model has {', '.join(spec.graph.names)}")
+        raise InputError(f"variables: unknown variable {unknown[0]!r}, expected some of {', '.join(spec.graph.names)}")
     variables = tuple(settings.variables) or spec.graph.names
     exact = exact_labels(test)
     low, high = exact.min(axis=0).astype(np.float64), exact.max(axis=0).astype(np.float64)
-    places = evenly_spread(wanted, total)
-    drawn = draw_values(spec, low, high, places, settings.seed)
-    index = spec.graph.index
-    back = evenly_spread(min(settings.back_images, wanted), wanted)
-    cycled = np.full(wanted, -1, np.int64)
+    indices = evenly_spread(count, total)
+    drawn = draw_values(spec, low, high, indices, settings.seed)
+    column = spec.graph.index
+    short = evenly_spread(min(settings.back_images, count), count)
+    long_cycle = np.full(count, -1, np.int64)
     if settings.cycles > 1:
-        long = back[evenly_spread(min(settings.cycle_images, len(back)), len(back))]
-        cycled[long] = np.arange(len(long)) % len(variables)
+        long = short[evenly_spread(min(settings.cycle_images, len(short)), len(short))]
+        long_cycle[long] = np.arange(len(long)) % len(variables)
     return Task(
-        data=test.subset(places),
-        places=places,
-        labels=exact[places],
+        data=test.subset(indices),
+        indices=indices,
+        labels=exact[indices],
         variables=variables,
-        values={name: drawn[:, index(name)] for name in variables},
-        ranges={name: (float(low[index(name)]), float(high[index(name)])) for name in variables},
-        cycled=cycled,
-        returned=np.isin(np.arange(wanted), back),
+        values={name: drawn[:, column(name)] for name in variables},
+        ranges={name: (float(low[column(name)]), float(high[column(name)])) for name in variables},
+        long_cycle=long_cycle,
+        short_cycle=np.isin(np.arange(count), short),
     )
 
 
 class TaskRunner:
-    """Asks a model about chunks of a task.
+    """Computes a model's answers to chunks of a task.
 
     Args:
-        engine: the model.
-        task: the questions.
-        settings: how long the cycles are.
-        device: where the model is.
+        engine: the model's engine; `device` is the model's.
     """
 
     def __init__(
@@ -195,117 +186,90 @@ class TaskRunner:
         self.generator = torch.Generator(self.device)
 
     def answer(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything that is asked about the images `rows`; every array has a row for each.
+        """Answers for the images `rows`, one row each.
 
-        Of variable v: `images/v` uint8, `labels/v` as the model predicts them, `broken/v` the number of pixels that
-        are not finite, `measured/v` and, NaN where it was not asked, `reverse/v`, `reverse_long/v`; where the truth is
-        known `true_images/v`, `true_labels/v`, `true_measured/v`. And `images`, `composition`, `composition_long`,
-        `broken` of the null intervention, `measured` of the factual images.
+        For variable v: `images/v` uint8, `labels/v` predicted, `measured/v`, `broken/v` the number of non-finite
+        pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle; if the truth is known also
+        `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`, `composition`
+        and `composition_long`. `measured` for the factual images.
         """
-        part = self.task.data.subset(rows)
-        stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(self.task.places[rows[0]])]))
+        task = self.task
+        part, spec = task.data.subset(rows), task.data.spec
+        stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(task.indices[rows[0]])]))
         self.generator.manual_seed(int(stream.integers(2**62)))
-        answers = self._ask_model(part, rows)
-        exact = replace(part, labels=self.task.labels[rows])
-        spec = part.spec
+        answers = self._model_answers(part, rows)
+        exact = replace(part, labels=task.labels[rows])
         answers["measured"] = measure(spec, part.images)
-        for name in self.task.variables:
+        for name in task.variables:
             answers[f"measured/{name}"] = measure(spec, answers[f"images/{name}"])
-            if self.task.truth_is_known:
-                do = spec.check_do({name: self.task.values[name][rows]}, len(rows), warn=False)
+            if task.truth_is_known:
+                do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
                 labels, images = true_counterfactual(exact, do)
                 answers |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
                 answers[f"true_measured/{name}"] = measure(spec, images)
         return answers
 
-    def _ask_model(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _model_answers(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
         x_start, classes, labels = model_inputs(part, self.device)
-        there = {name: self._column(self.task.values[name][rows]) for name in self.task.variables}
-        index = part.spec.graph.index
-        back = {name: self._column(part.labels[:, index(name)]) for name in self.task.variables}
-        check = partial(part.spec.check_do, count=len(part), warn=False)
-        questions = [check({}), *(check({name: there[name]}) for name in self.task.variables)]
-        abducted = self.engine.abduct(x_start, classes, self.generator, labels)
-        results = self.engine.predict(abducted, questions)
-        null = results[0].images
+        spec, count, cycles = part.spec, len(part), self.settings.cycles
+        forward = {name: self._tensor(self.task.values[name][rows]) for name in self.task.variables}
+        inverse = {name: self._tensor(part.labels[:, spec.graph.index(name)]) for name in self.task.variables}
+        dos = [spec.check_do(do, count, warn=False) for do in ({}, *({name: v} for name, v in forward.items()))]
+        null, *results = self.engine.predict(self.engine.abduct(x_start, classes, self.generator, labels), dos)
         answers = {
-            "images": as_uint8(null),
-            "broken": _array(axioms.broken(null)),
-            "composition": _array(axioms.distance(null, x_start)),
+            "images": as_uint8(null.images),
+            "broken": _array(axioms.broken(null.images)),
+            "composition": _array(axioms.distance(null.images, x_start)),
+            "composition_long": np.full(count, np.nan),
         }
-        for name, result in zip(self.task.variables, results[1:], strict=True):
+
+        def reversibility(name: str, chosen: np.ndarray, cycles: int, first: tuple[Tensor, Tensor] | None) -> None:
+            values = ({name: forward[name][chosen]}, {name: inverse[name][chosen]})
+            model = self._model(classes, chosen)
+            found = axioms.reversibility(model, x_start[chosen], labels[chosen], *values, cycles, first)
+            answers[f"reverse/{name}" if first else f"reverse_long/{name}"][chosen] = _array(found)
+
+        short = np.flatnonzero(self.task.short_cycle[rows])
+        for name, result in zip(self.task.variables, results, strict=True):
             answers |= {
                 f"images/{name}": as_uint8(result.images),
                 f"labels/{name}": _array(result.labels).astype(np.float64),
                 f"broken/{name}": _array(axioms.broken(result.images)),
-                f"reverse/{name}": np.full(len(rows), np.nan),
+                f"reverse/{name}": np.full(count, np.nan),
+                f"reverse_long/{name}": np.full(count, np.nan),
             }
-            mine = np.flatnonzero(self.task.returned[rows])
-            if len(mine):
-                first, ways = (
-                    (result.images[mine], result.labels[mine]),
-                    ({name: there[name][mine]}, {name: back[name][mine]}),
-                )
-                asked = self._asked(_rows(classes, mine))
-                answers[f"reverse/{name}"][mine] = _array(
-                    axioms.reversibility(asked, x_start[mine], labels[mine], *ways, 1, first)
-                )
-        return answers | self._long_cycles(x_start, labels, classes, there, back, self.task.cycled[rows])
-
-    def _long_cycles(
-        self,
-        x_start: Tensor,
-        labels: Tensor,
-        classes: Tensor | None,
-        there: dict[str, Tensor],
-        back: dict[str, Tensor],
-        cycled: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """Composition over many cycles, and reversibility of one variable for each image that is chosen for it."""
-        count, cycles = len(cycled), self.settings.cycles
-        answers = {"composition_long": np.full(count, np.nan)}
-        answers |= {f"reverse_long/{name}": np.full(count, np.nan) for name in self.task.variables}
-        chosen = np.flatnonzero(cycled >= 0)
-        if not len(chosen):
-            return answers
-        asked = self._asked(_rows(classes, chosen))
-        answers["composition_long"][chosen] = _array(axioms.composition(asked, x_start[chosen], labels[chosen], cycles))
+            if len(short):
+                reversibility(name, short, 1, (result.images[short], result.labels[short]))
+        long_cycle = self.task.long_cycle[rows]
+        long = np.flatnonzero(long_cycle >= 0)
+        if len(long):
+            found = axioms.composition(self._model(classes, long), x_start[long], labels[long], cycles)
+            answers["composition_long"][long] = _array(found)
         for k, name in enumerate(self.task.variables):
-            mine = np.flatnonzero(cycled == k)
-            if len(mine):
-                asked = self._asked(_rows(classes, mine))
-                ways = ({name: there[name][mine]}, {name: back[name][mine]})
-                answers[f"reverse_long/{name}"][mine] = _array(
-                    axioms.reversibility(asked, x_start[mine], labels[mine], *ways, cycles)
-                )
+            chosen = np.flatnonzero(long_cycle == k)
+            if len(chosen):
+                reversibility(name, chosen, cycles, None)
         return answers
 
-    def _asked(self, classes: Tensor | None) -> _Answers:
-        return _Answers(self.engine, classes, self.generator)
+    def _model(self, classes: Tensor | None, rows: np.ndarray) -> axioms.Model:
+        """One intervention on images of some classes, in the form of the axioms."""
+        classes = None if classes is None else classes[torch.from_numpy(rows).to(classes.device)]
 
-    def _column(self, values: np.ndarray) -> Tensor:
+        def apply(images: Tensor, labels: Tensor, do: Values) -> tuple[Tensor, Tensor]:
+            checked = self.engine.spec.check_do(do, len(images), warn=False)
+            abducted = self.engine.abduct(images, classes, self.generator, labels)
+            result = self.engine.predict(abducted, [checked])[0]
+            return result.images, result.labels
+
+        return apply
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(values, np.float64)).to(self.device)
 
 
-class _Answers:
-    """One question at a time, for the axioms: images and labels in, images and labels out."""
-
-    def __init__(self, engine: CounterfactualEngine, classes: Tensor | None, generator: torch.Generator) -> None:
-        self.engine, self.classes, self.generator = engine, classes, generator
-
-    def __call__(self, images: Tensor, labels: Tensor, do: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        checked = self.engine.spec.check_do(do, len(images), warn=False)
-        result = self.engine.predict(self.engine.abduct(images, self.classes, self.generator, labels), [checked])[0]
-        return result.images, result.labels
-
-
 def as_uint8(images: Tensor) -> np.ndarray:
-    """Images in [-1, 1] on 0..255; what is not finite becomes 0 and has been counted by then."""
+    """Images in [-1, 1] as 0..255; non-finite pixels become 0."""
     return to_uint8(torch.nan_to_num(images, nan=-1.0, posinf=-1.0, neginf=-1.0)).cpu().numpy()
-
-
-def _rows(values: Tensor | None, places: np.ndarray) -> Tensor | None:
-    return None if values is None else values[torch.from_numpy(places).to(values.device)]
 
 
 def _array(values: Tensor) -> np.ndarray:

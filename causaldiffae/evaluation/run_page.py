@@ -14,6 +14,7 @@ from PIL import Image
 
 from causaldiffae.checkpoints.model_folders import config_file
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.evaluation.interventions import traversal_values
 from causaldiffae.evaluation.pages import render_page
 from causaldiffae.files.reading import file_stem, read_json
 from causaldiffae.visualization.curves import draw_curves, read_curves
@@ -41,13 +42,8 @@ def traverse(model: TraversableModel, images: object) -> Traversals:
     """Sets each variable to values over its range, from one abduction of the images."""
     abducted = model.abduct(images)
     found = {}
-    for i, name in enumerate(model.spec.graph.names):
-        low, high = model.spec.low[i], model.spec.high[i]
-        if model.spec.kinds and model.spec.kinds[i] != "continuous":
-            values = [float(value) for value in range(int(low), int(high) + 1)]
-        else:
-            margin = 0.05 * (high - low)  # training data are sparse at the ends
-            values = [float(f"{value:.3g}") for value in np.linspace(low + margin, high - margin, VALUES)]
+    for name in model.spec.graph.names:
+        values = traversal_values(model.spec, name, VALUES, digits=3)
         found[name] = (values, [model.predict(abducted, {name: value}).images for value in values])
     return found
 
@@ -104,7 +100,6 @@ def write_run_page(run: Path, out: Path, model: TraversableModel | None = None, 
         files.append(write_gif(out / "traversals.gif", traversals))
     page = render_page(
         "run.html",
-        out / "run.html",
         name=name,
         metrics=len(curves),
         last_step=f"{max(float(steps[-1]) for steps, _ in curves.values()):.0f}",
@@ -113,4 +108,5 @@ def write_run_page(run: Path, out: Path, model: TraversableModel | None = None, 
         curves=data_uri(drawn_curves),
         traversals=grids,
     )
-    return [*files, page]
+    (out / "run.html").write_text(page, encoding="utf-8")
+    return [*files, out / "run.html"]

@@ -1,9 +1,9 @@
-"""The influence of the scale s on Diff-SCM's counterfactuals (Sanchez and Tsaftaris, 2022, section 4).
+"""Effect of the guidance scale s on Diff-SCM's counterfactuals (Sanchez and Tsaftaris, 2022, section 4).
 
-Every test image is asked for one other class, drawn from (seed, its place), at each of several scales, all from one
-abduction. Small scales leave the class as it was, large ones leave the image: accuracy of an independent predictor, IM1
-and IM2 say the one, the divergence from the factual image (CLD, L1) the other. The scale that is recommended has the
-lowest CLD among those that reach the wanted accuracy.
+Every test image is set to one other class, drawn from the seed and its index, at several scales from one abduction.
+Small scales keep the class, large ones leave the image. The first shows in the accuracy of an independent predictor,
+IM1 and IM2, the second in the distance to the factual image (CLD, L1). The recommended scale has the lowest CLD among
+those that reach the target accuracy.
 """
 
 from __future__ import annotations
@@ -17,28 +17,38 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.images import ImageData
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.interventions import predict_split
+from causaldiffae.evaluation.tables import shown, text_table
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.interpretability import ClassAutoencoders, class_numbers
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.realism import Posteriors, cld
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Predictor
+from causaldiffae.visualization.curves import plot_interval
+from causaldiffae.visualization.image_grids import render
 
-WANTED_ACCURACY: Final = 0.95
-METRICS: Final = ("accuracy", "cld", "im1", "im2", "im2_old", "l1")
-HEADS: Final = ("classifier accuracy", "CLD", "IM1", "IM2", "IM2, old class", "L1 to the factual image")
+TARGET_ACCURACY: Final = 0.95
+METRICS: Final = {
+    "accuracy": "classifier accuracy",
+    "cld": "CLD",
+    "im1": "IM1",
+    "im2": "IM2",
+    "im2_old": "IM2, old class",
+    "l1": "L1 to the factual image",
+}
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who judges: all trained on clean images, none of them has guided anything.
+class Scorers:
+    """Networks trained on clean images that score counterfactuals; none of them guides.
 
     Attributes:
         predictor: reads the class, and has the VAE of CLD.
-        autoencoders: of IM1 and IM2.
-        reference: images whose divergence from a factual one says what is near (`realism.cld`).
+        autoencoders: those of IM1 and IM2.
+        reference: images that define near and far for CLD (`realism.cld`).
     """
 
     predictor: Predictor
@@ -48,87 +58,77 @@ class Judges:
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """One scale: its counterfactuals (N, C, H, W) uint8, and each metric's values (N,) float64."""
+    """Counterfactuals (N, C, H, W) uint8 at one scale, and the values (N,) float64 of each metric."""
 
     scale: float
     images: np.ndarray
     values: dict[str, np.ndarray]
 
     def figures(self, seed: int = 0) -> dict[str, Figure]:
-        """Every metric's mean and interval over images."""
+        """Mean and interval of every metric."""
         return {name: mean_figure(self.values[name], seed) for name in METRICS}
 
 
 def other_classes(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """For each image (N,) one of the other `count` - 1 classes, from (seed, its place)."""
+    """For each class (N,) one of the other `count` - 1 classes, drawn from the seed and the index."""
     draws = [np.random.Generator(np.random.Philox(key=[seed, i])).integers(1, count) for i in range(len(classes))]
     return (classes + np.array(draws, dtype=np.int64)) % count
 
 
 def check_classes(data: ImageData) -> None:
-    """`InputError` unless the data set has one variable, which is categorical."""
+    """Raises `InputError` unless the data set has exactly one variable, a categorical one."""
     if len(data.spec.graph) != 1 or not data.spec.category_values(0):
-        raise InputError(f"data set {data.spec.name}: the sweep needs a graph of one variable, which is categorical")
+        raise InputError(f"data_dir: expected a data set of one categorical variable, got {data.spec.name}")
 
 
 def sweep_scale(
     engine: CounterfactualEngine,
     data: ImageData,
     scales: Sequence[float],
-    judges: Judges,
+    scorers: Scorers,
     batch_size: int = 100,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], object] | None = None,
 ) -> list[ScaleResult]:
-    """Asks every image for another class at each scale, and scores the answers.
+    """Sets every image to another class at each scale, and scores the counterfactuals.
 
     Args:
-        engine: of a Diff-SCM; its own guidance is not used.
-        data: test images.
-        scales: finite numbers, at least one.
-        on_batch: told the number of images after each batch.
+        engine: engine of a Diff-SCM; its own guidance is not used.
+        scales: at least one finite number.
+        on_batch: called with the number of images of each finished batch.
     """
     check_classes(data)
     if not scales:
-        raise InputError("scales: none is given, at least one is needed")
-    guidances = [Guidance(w=scale) for scale in scales]
+        raise InputError("scales: expected at least one number, got none")
     spec, values = data.spec, np.asarray(data.spec.category_values(0))
-    given = class_numbers(spec, data.labels)
-    wanted = other_classes(given, len(values), seed)
-    drawn: list[list[np.ndarray]] = [[] for _ in scales]
-    for start in range(0, len(data), batch_size):
-        part = data.subset(range(start, min(start + batch_size, len(data))))
-        x_start, classes, labels = model_inputs(part, device)
-        abducted = engine.abduct(x_start, classes, labels=labels)
-        do = {spec.graph.names[0]: values[wanted[start : start + len(part)]]}
-        for found, answer in zip(drawn, engine.predict(abducted, [do] * len(scales), guidances), strict=True):
-            found.append(to_uint8(answer.images.cpu().numpy()))
-        if on_batch is not None:
-            on_batch(len(part))
+    factual = class_numbers(spec, data.labels)
+    target = other_classes(factual, len(values), seed)
+    do = spec.check_do({spec.graph.names[0]: values[target]}, len(data))
+    guidances = [Guidance(w=scale) for scale in scales]
+    drawn = predict_split(engine, data, [do] * len(scales), guidances, batch_size, device, on_batch)
     return [
-        ScaleResult(scale, images, score(images, data, given, wanted, judges))
-        for scale, images in zip(scales, map(np.concatenate, drawn), strict=True)
+        ScaleResult(scale, images, score(images, data, factual, target, scorers))
+        for scale, (images, _) in zip(scales, drawn, strict=True)
     ]
 
 
 def score(
-    images: np.ndarray, data: ImageData, given: np.ndarray, wanted: np.ndarray, judges: Judges
+    images: np.ndarray, data: ImageData, factual: np.ndarray, target: np.ndarray, scorers: Scorers
 ) -> dict[str, np.ndarray]:
     """Every metric of counterfactuals (N, C, H, W) uint8, (N,) float64 each.
 
     Args:
-        given, wanted: (N,) numbers of the classes before and after.
+        factual, target: (N,) class numbers before and after the intervention.
     """
-    read = class_numbers(data.spec, judges.predictor.read(images).labels)
-    posteriors = [
-        Posteriors(*judges.predictor.posteriors(part)) for part in (images, data.images, judges.reference.images)
-    ]
-    of_reference = class_numbers(data.spec, judges.reference.labels)
-    rebuilt = judges.autoencoders.score(images, wanted, given)
+    predictor, reference = scorers.predictor, scorers.reference
+    parts = (images, data.images, reference.images)
+    of_images, of_factual, of_reference = (Posteriors(*predictor.posteriors(part)) for part in parts)
+    reference_classes = class_numbers(data.spec, reference.labels)
+    rebuilt = scorers.autoencoders.score(images, target, factual)
     return {
-        "accuracy": (read == wanted).astype(np.float64),
-        "cld": cld(posteriors[0], posteriors[1], posteriors[2], of_reference, wanted, given),
+        "accuracy": (class_numbers(data.spec, predictor.read(images).labels) == target).astype(np.float64),
+        "cld": cld(of_images, of_factual, of_reference, reference_classes, target, factual),
         "im1": rebuilt.im1,
         "im2": rebuilt.im2,
         "im2_old": rebuilt.im2_old,
@@ -136,49 +136,39 @@ def score(
     }
 
 
-def recommend(results: Sequence[ScaleResult], wanted_accuracy: float = WANTED_ACCURACY) -> ScaleResult:
-    """The scale of the lowest CLD among those of the wanted accuracy; without any, the one of the highest accuracy."""
-    accurate = [result for result in results if result.values["accuracy"].mean() >= wanted_accuracy]
+def recommend(results: Sequence[ScaleResult], target_accuracy: float = TARGET_ACCURACY) -> ScaleResult:
+    """The scale of lowest CLD among those that reach the target accuracy, else the scale of highest accuracy."""
+    accurate = [result for result in results if result.values["accuracy"].mean() >= target_accuracy]
     if not accurate:
         return max(results, key=lambda result: result.values["accuracy"].mean())
     return min(accurate, key=lambda result: float(np.nanmean(result.values["cld"])))
 
 
 def write_sweep(path: Path, results: Sequence[ScaleResult]) -> None:
-    """One row a scale: every metric's mean with its 95 % interval."""
+    """Writes a CSV with one row per scale: every metric's mean with its 95 % interval."""
     write_figures(path, ["scale"], [([f"{result.scale:g}"], result.figures()) for result in results])
 
 
 def sweep_table(results: Sequence[ScaleResult], best: ScaleResult) -> str:
-    """The same for people; the recommended scale is marked."""
-    lines = [f"{'s':>6s} " + "".join(f"{name:>26s}" for name in METRICS)]
+    """A text table with one row per scale; the recommended scale is marked."""
+    rows = []
     for result in results:
-        cells = []
-        for figure in result.figures().values():
-            known = figure.mean is not None and figure.low is not None
-            cells.append(f"{figure.mean:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if known else "-")
-        mark = "*" if result is best else " "
-        lines.append(f"{result.scale:6.2f}{mark}" + "".join(f"{cell:>26s}" for cell in cells))
-    return "\n".join(lines)
+        cells = [shown(figure.to_dict(), interval=True) for figure in result.figures().values()]
+        rows.append([f"{result.scale:.2f}{'*' if result is best else ' '}", *cells])
+    return text_table(["s", *METRICS.values()], rows)
 
 
 def draw_sweep(results: Sequence[ScaleResult], best: ScaleResult) -> np.ndarray:
-    """Six curves over s with their intervals, the recommended scale marked; (H, W, 3) uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Curves of the six metrics over s with intervals, the recommended scale marked; (H, W, 3) uint8."""
     from matplotlib.figure import Figure as Plot
 
     plot = Plot(figsize=(10, 5.6), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(plot)
-    scales = [result.scale for result in results]
     figures = [result.figures() for result in results]
-    for axis, name, head in zip(plot.subplots(2, 3).flat, METRICS, HEADS, strict=True):
-        rows = np.array([[row[name].mean, row[name].low, row[name].high] for row in figures], dtype=np.float64)
-        axis.fill_between(scales, rows[:, 1], rows[:, 2], color="tab:blue", alpha=0.2, linewidth=0)
-        axis.plot(scales, rows[:, 0], color="tab:blue", marker="o", markersize=3)
+    for axis, (name, heading) in zip(plot.subplots(2, 3).flat, METRICS.items(), strict=True):
+        plot_interval(axis, [result.scale for result in results], [row[name] for row in figures])
         axis.axvline(best.scale, color="tab:red", linewidth=1, linestyle=":")
-        axis.set_title(head, fontsize=9)
+        axis.set_title(heading, fontsize=9)
         axis.set_xlabel("scale s", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return render(plot)

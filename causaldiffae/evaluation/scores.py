@@ -1,13 +1,13 @@
-"""From answers to figures: every metric of the benchmark, each with its interval over images.
+"""From answers to figures: every metric of the evaluation, with its interval over images.
 
-Four answers to each question are scored in one and the same way: the model's; the truth, which shows what the judges
-cannot see (the floor); the factual image left as it is; and the training image with the nearest labels. Everything is
-reduced here, in image order, from the whole arrays, so it does not matter how the images were shared out.
+Four kinds of answers are scored alike: the model's; the true image, whose figures are the error of the predictor
+itself (the floor); the factual image (doing nothing); and the training image with the nearest labels. Reductions run
+over whole arrays in the order of the images, so figures do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,14 +31,14 @@ from causaldiffae.predictors.predictor import Predictor, Readings
 
 ANSWERS: Final = ("model", "truth", "do_nothing", "nearest")
 REFERENCES: Final = 1000
-"""Training images that CLD compares with, and that DCI is fitted on."""
+"""Number of training images that CLD compares with and that DCI is fitted on."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Who scores: a predictor, training images to compare with, and perhaps the Inception network's file."""
+class Scorer:
+    """The predictor, training images to compare with, and optionally the file of the Inception network."""
 
     predictor: Predictor
     train: ImageData
@@ -46,210 +46,189 @@ class Judge:
     seed: int = 0
 
     def references(self) -> ImageData:
-        """Some training images, evenly spread."""
+        """Up to `REFERENCES` training images, evenly spread."""
         count = min(REFERENCES, len(self.train))
         return self.train.subset(evenly_spread(count, len(self.train)))
 
 
 @dataclass(frozen=True)
-class _Question:
-    """One variable's intervention with all that its answers are compared with; what is not known is None."""
+class _Expected:
+    """What answers to the intervention on one variable are compared with; unknown images are None.
+
+    `bins` are the label bins of CLD: of the references, of the requested and of the factual values.
+    """
 
     name: str
-    true_labels: np.ndarray
-    true_images: np.ndarray | None
-    true_read: Readings | None
-    factual_read: Readings
-    factual_measured: np.ndarray
-    factual_posteriors: Posteriors
-    references: Posteriors
-    reference_bins: np.ndarray
-    wanted_bins: np.ndarray
-    given_bins: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray | None
+    readings: Readings | None
+    bins: list[np.ndarray]
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """One answer: images (N, C, H, W) uint8, those that are whole (N,), and labels measured on them (N, n)."""
+    """One kind of answer: images (N, C, H, W) uint8, which of them are finite (N,), and measured labels (N, n)."""
 
     images: np.ndarray
-    whole: np.ndarray
+    finite: np.ndarray
     measured: np.ndarray
 
 
-def score(task: Task, answers: Arrays, judge: Judge) -> dict[str, Any]:
-    """All figures of a task but DCI, as plain types."""
-    context = _Context(task, judge)
-    found: dict[str, Any] = {"interventions": {}, "broken": {}}
-    seed = judge.seed
-    whole = answers["broken"] == 0
-    found["broken"]["null"] = _broken(answers["broken"])
+def score(task: Task, answers: Arrays, scorer: Scorer) -> dict[str, Any]:
+    """All figures of a task except DCI, as plain types."""
+    context = _Context(task, answers, scorer)
+    found: dict[str, Any] = {"interventions": {}, "broken": {"null": _count_broken(answers["broken"])}}
+    composition = np.where(answers["broken"] == 0, answers["composition"], np.nan)
     found["composition"] = {
-        "1": mean_figure(np.where(whole, answers["composition"], np.nan), seed).to_dict(),
-        "long": _asked(answers["composition_long"], task.cycled >= 0, seed).to_dict(),
+        "1": context.figure(composition),
+        "long": context.figure(answers["composition_long"][task.long_cycle >= 0]),
     }
     for k, name in enumerate(task.variables):
-        found["broken"][name] = _broken(answers[f"broken/{name}"])
-        question = context.question(name, answers)
+        found["broken"][name] = _count_broken(answers[f"broken/{name}"])
+        expected = context.expected(name)
         row: dict[str, Any] = {"range": list(task.ranges[name]), "answers": {}}
-        for kind, answer in context.answers(question, answers).items():
-            row["answers"][kind] = context.score_answer(question, answer)
-        own = label_errors(answers[f"labels/{name}"], question.true_labels)
-        row["answers"]["model"]["effectiveness"]["own_labels"] = _by_variable(task, own, seed)
+        for kind, answer in context.answers_to(expected).items():
+            row["answers"][kind] = context.score_answer(expected, answer)
+        own = label_errors(answers[f"labels/{name}"], expected.labels)
+        row["answers"]["model"]["effectiveness"]["own_labels"] = context.by_variable(own)
         row["reversibility"] = {
-            "1": _asked(answers[f"reverse/{name}"], task.returned, seed).to_dict(),
-            "long": _asked(answers[f"reverse_long/{name}"], task.cycled == k, seed).to_dict(),
+            "1": context.figure(answers[f"reverse/{name}"][task.short_cycle]),
+            "long": context.figure(answers[f"reverse_long/{name}"][task.long_cycle == k]),
         }
         found["interventions"][name] = row
     return found
 
 
-def _asked(values: np.ndarray, chosen: np.ndarray, seed: int) -> Figure:
-    """The mean over the images that were chosen."""
-    return mean_figure(values[chosen], seed) if chosen.any() else Figure(None, None, None, 0)
-
-
-def _broken(pixels: np.ndarray) -> dict[str, int]:
+def _count_broken(pixels: np.ndarray) -> dict[str, int]:
     return {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum())}
 
 
-def _by_variable(task: Task, values: np.ndarray, seed: int) -> dict[str, Any]:
-    names = task.data.spec.graph.names
-    return {name: mean_figure(values[:, j], seed).to_dict() for j, name in enumerate(names)}
-
-
 class _Context:
-    """What all questions of a task share."""
+    """What the interventions of a task share."""
 
-    def __init__(self, task: Task, judge: Judge) -> None:
-        self.task, self.judge, self.spec, self.seed = task, judge, task.data.spec, judge.seed
-        self.references = judge.references()
-        self.reference_labels = exact_labels(self.references)
-        self.factual_read = judge.predictor.read(task.data.images)
-        self.factual_posteriors = Posteriors(*judge.predictor.posteriors(task.data.images))
-        self.reference_posteriors = Posteriors(*judge.predictor.posteriors(self.references.images))
+    def __init__(self, task: Task, answers: Arrays, scorer: Scorer) -> None:
+        self.task, self.answers, self.scorer, self.spec = task, answers, scorer, task.data.spec
+        self.predictor, self.references = scorer.predictor, scorer.references()
+        self.factual_readings = self.predictor.read(task.data.images)
+        self.factual_posteriors = Posteriors(*self.predictor.posteriors(task.data.images))
+        self.reference_posteriors = Posteriors(*self.predictor.posteriors(self.references.images))
 
-    def question(self, name: str, answers: Arrays) -> _Question:
-        task, i = self.task, self.spec.graph.index(name)
+    def figure(self, values: np.ndarray) -> dict[str, Any]:
+        """Mean and interval as plain types."""
+        return mean_figure(values, self.scorer.seed).to_dict()
+
+    def by_variable(self, values: np.ndarray) -> dict[str, Any]:
+        """Figures of each column of (N, n) values."""
+        return {name: self.figure(values[:, j]) for j, name in enumerate(self.spec.graph.names)}
+
+    def expected(self, name: str) -> _Expected:
+        """What is known about the answers to one intervention."""
+        task, graph, i = self.task, self.spec.graph, self.spec.graph.index(name)
         if task.truth_is_known:
-            true_labels, images = answers[f"true_labels/{name}"], answers[f"true_images/{name}"]
-            read = self.judge.predictor.read(images)
-        else:  # what is set and what cannot move is known all the same
-            true_labels, images, read = task.labels.astype(np.float64), None, None
-            true_labels[:, i] = task.values[name]
-            for other in self.spec.graph.descendants(name):
-                true_labels[:, self.spec.graph.index(other)] = np.nan
-        if self.spec.kinds and self.spec.kinds[i] != "continuous":
-            bins: list[np.ndarray] = [self.reference_labels[:, i], task.values[name], task.labels[:, i]]
-        else:
-            edges = label_bins(self.reference_labels[:, i])
-            columns = (self.reference_labels[:, i], task.values[name], task.labels[:, i])
-            bins = [np.searchsorted(edges, column, side="right") for column in columns]
-        return _Question(
-            name,
-            np.asarray(true_labels, np.float64),
-            images,
-            read,
-            self.factual_read,
-            answers["measured"],
-            self.factual_posteriors,
-            self.reference_posteriors,
-            *bins,
-        )
+            labels, images = self.answers[f"true_labels/{name}"], self.answers[f"true_images/{name}"]
+            readings = self.predictor.read(images)
+        else:  # the variable's value and the labels of non-descendants are known nevertheless
+            labels, images, readings = task.labels.astype(np.float64), None, None
+            labels[:, i] = task.values[name]
+            for other in graph.descendants(name):
+                labels[:, graph.index(other)] = np.nan
+        bins = [exact_labels(self.references)[:, i], task.values[name], task.labels[:, i]]
+        if self.spec.kind(i) == "continuous":
+            edges = label_bins(bins[0])
+            bins = [np.searchsorted(edges, column, side="right") for column in bins]
+        return _Expected(name, np.asarray(labels, np.float64), images, readings, bins)
 
-    def answers(self, question: _Question, answers: Arrays) -> dict[str, _Answer]:
-        """The four answers; without the truth, the model's and the factual image."""
-        task, name = self.task, question.name
-        every = np.ones(len(task), bool)
-        broken = answers[f"broken/{name}"] > 0
-        found = {"model": _Answer(answers[f"images/{name}"], ~broken, answers[f"measured/{name}"])}
-        found["do_nothing"] = _Answer(task.data.images, every, answers["measured"])
-        if question.true_images is not None:
-            found["truth"] = _Answer(question.true_images, every, answers[f"true_measured/{name}"])
-            nearest = self.judge.train.subset(self._nearest(question)).images
-            found["nearest"] = _Answer(nearest, every, measure(self.spec, nearest))
+    def answers_to(self, expected: _Expected) -> dict[str, _Answer]:
+        """The four kinds of answers; only the model's and the factual image if the truth is unknown."""
+        name, data = expected.name, self.task.data
+        all_finite = np.ones(len(data), bool)
+        finite = self.answers[f"broken/{name}"] == 0
+        found = {
+            "model": _Answer(self.answers[f"images/{name}"], finite, self.answers[f"measured/{name}"]),
+            "do_nothing": _Answer(data.images, all_finite, self.answers["measured"]),
+        }
+        if expected.images is not None:
+            train, spec = self.scorer.train, self.spec
+            target, known = spec.normalise(expected.labels), spec.normalise(exact_labels(train).astype(np.float64))
+            nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
+            found["truth"] = _Answer(expected.images, all_finite, self.answers[f"true_measured/{name}"])
+            found["nearest"] = _Answer(nearest, all_finite, measure(spec, nearest))
         return {kind: found[kind] for kind in ANSWERS if kind in found}
 
-    def _nearest(self, question: _Question) -> np.ndarray:
-        train, spec = self.judge.train, self.spec
-        wanted, known = spec.normalise(question.true_labels), spec.normalise(exact_labels(train).astype(np.float64))
-        return truth.nearest_by_labels(wanted, known, self.task.data.classes, train.classes)
-
-    def score_answer(self, question: _Question, answer: _Answer) -> dict[str, Any]:
-        """Every figure of one answer to one question."""
-        task, name, seed = self.task, question.name, self.seed
-        read = self.judge.predictor.read(answer.images)
-        gone = np.where(answer.whole, 0.0, np.nan)  # added to whatever a broken image must not take part in
-        labels, measured = read.labels + gone[:, None], answer.measured + gone[:, None]
-        found: dict[str, Any] = {"effectiveness": {}}
-        for kind, values in (("predictor", labels), ("measured", measured)):
-            errors = _by_variable(task, label_errors(values, question.true_labels), seed)
-            found["effectiveness"][kind] = errors if kind == "predictor" or np.isfinite(measured).any() else None
-        if read.classes is not None and task.data.classes is not None:
-            right = (read.classes == task.data.classes) + gone
-            found["class_accuracy"] = mean_figure(right, seed).to_dict()
-        if question.true_images is not None:
-            found_pixels = truth.pixel_errors(answer.images, question.true_images)
-            pixels = {"l1": found_pixels.l1, "psnr": found_pixels.psnr, "ssim": found_pixels.ssim}
-            found["truth"] = {key: mean_figure(values + gone, seed).to_dict() for key, values in pixels.items()}
-        found["drift"] = self._drift(name, labels, measured, question)
-        posteriors = Posteriors(*self.judge.predictor.posteriors(answer.images))
-        divergence = cld(
-            posteriors,
-            question.factual_posteriors,
-            question.references,
-            question.reference_bins,
-            question.wanted_bins,
-            question.given_bins,
-        )
-        found["cld"] = mean_figure(divergence + gone, seed).to_dict()
-        found["realism"] = self._realism(question, read, answer)
-        found["effects"] = self._effects(name, labels, question)
+    def score_answer(self, expected: _Expected, answer: _Answer) -> dict[str, Any]:
+        """All figures of one kind of answer to one intervention."""
+        task, readings = self.task, self.predictor.read(answer.images)
+        excluded = np.where(answer.finite, 0.0, np.nan)  # added to per-image values
+        labels, measured = readings.labels + excluded[:, None], answer.measured + excluded[:, None]
+        found: dict[str, Any] = {
+            "effectiveness": {
+                "predictor": self.by_variable(label_errors(labels, expected.labels)),
+                "measured": self.by_variable(label_errors(measured, expected.labels))
+                if np.isfinite(measured).any()
+                else None,
+            }
+        }
+        if readings.classes is not None and task.data.classes is not None:
+            found["class_accuracy"] = self.figure((readings.classes == task.data.classes) + excluded)
+        if expected.images is not None:
+            pixels = truth.pixel_errors(answer.images, expected.images)
+            found["truth"] = {key: self.figure(getattr(pixels, key) + excluded) for key in ("l1", "psnr", "ssim")}
+        found["drift"] = self._drift(expected.name, labels, measured)
+        posteriors = Posteriors(*self.predictor.posteriors(answer.images))
+        divergence = cld(posteriors, self.factual_posteriors, self.reference_posteriors, *expected.bins)
+        found["cld"] = self.figure(divergence + excluded)
+        found["realism"] = self._realism(expected, readings, answer)
+        found["effects"] = self._effects(expected, labels)
         return found
 
-    def _drift(self, name: str, labels: np.ndarray, measured: np.ndarray, question: _Question) -> dict[str, Any]:
+    def _drift(self, name: str, labels: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
+        """Changes of the labels of variables that are neither set nor descendants."""
         graph, found = self.spec.graph, {}
+        changes = {
+            "predictor": np.abs(labels - self.factual_readings.labels),
+            "measured": np.abs(measured - self.answers["measured"]),
+        }
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.OTHER:
-                by_predictor = np.abs(labels[:, j] - question.factual_read.labels[:, j])
-                by_measure = np.abs(measured[:, j] - question.factual_measured[:, j])
-                found[other] = {
-                    "predictor": mean_figure(by_predictor, self.seed).to_dict(),
-                    "measured": mean_figure(by_measure, self.seed).to_dict(),
-                }
+                found[other] = {kind: self.figure(values[:, j]) for kind, values in changes.items()}
         return found
 
-    def _realism(self, question: _Question, read: Readings, answer: _Answer) -> dict[str, Any]:
-        """FID-own and KID-own against the true counterfactual images or, where they are unknown, the factual ones."""
-        against = question.true_read or question.factual_read
-        features, others = read.features[answer.whole], against.features[answer.whole]
-        found: dict[str, Any] = {"against": "truth" if question.true_read is not None else "factual"}
-        for key, distance in (("fid_own", frechet_distance), ("kid_own", kernel_distance)):
-            found[key] = self._distance(distance, features, others, answer).to_dict()
-        if self.judge.inception_weights:
-            real = self.task.data.images if question.true_images is None else question.true_images
+    def _realism(self, expected: _Expected, readings: Readings, answer: _Answer) -> dict[str, Any]:
+        """FID-own and KID-own against the true images or, if unknown, the factual ones; FID with Inception."""
+        others = (expected.readings or self.factual_readings).features[answer.finite]
+        features = readings.features[answer.finite]
+        found: dict[str, Any] = {"against": "truth" if expected.readings is not None else "factual"}
+        found["fid_own"] = self._distance(frechet_distance, features, others, answer)
+        found["kid_own"] = self._distance(kernel_distance, features, others, answer)
+        if self.scorer.inception_weights:
+            real = self.task.data.images if expected.images is None else expected.images
             pair = [
-                inception_features(images[answer.whole], self.judge.inception_weights)
+                inception_features(images[answer.finite], self.scorer.inception_weights)
                 for images in (answer.images, real)
             ]
-            found["fid"] = self._distance(frechet_distance, pair[0], pair[1], answer).to_dict()
+            found["fid"] = self._distance(frechet_distance, pair[0], pair[1], answer)
         return found
 
-    def _distance(self, distance: Any, features: np.ndarray, others: np.ndarray, answer: _Answer) -> Figure:
-        def of(places: np.ndarray) -> float:
-            return distance(features[places], others[places])
+    def _distance(
+        self,
+        distance: Callable[[np.ndarray, np.ndarray], float],
+        features: np.ndarray,
+        others: np.ndarray,
+        answer: _Answer,
+    ) -> dict[str, Any]:
+        left_out = int((~answer.finite).sum())
+        statistic = lambda rows: distance(features[rows], others[rows])  # noqa: E731
+        return statistic_figure(statistic, len(features), self.scorer.seed, 50, left_out).to_dict()
 
-        return statistic_figure(of, len(features), self.seed, 50, int((~answer.whole).sum()))
-
-    def _effects(self, name: str, labels: np.ndarray, question: _Question) -> dict[str, Any]:
-        graph, found = self.spec.graph, {}
+    def _effects(self, expected: _Expected, labels: np.ndarray) -> dict[str, Any]:
+        """Average treatment effects on the descendants."""
+        graph, name, found = self.spec.graph, expected.name, {}
         middle = sum(self.task.ranges[name]) / 2
-        for other in graph.names:
-            j = graph.index(other)
+        for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.DESCENDANT:
-                change = labels[:, j] - question.factual_read.labels[:, j]
-                true_change = question.true_labels[:, j] - self.task.labels[:, j]
-                effect = treatment_effect(change, true_change, self.task.values[name], middle, self.seed)
+                change = labels[:, j] - self.factual_readings.labels[:, j]
+                true_change = expected.labels[:, j] - self.task.labels[:, j]
+                effect = treatment_effect(change, true_change, self.task.values[name], middle, self.scorer.seed)
                 found[other] = {key: getattr(effect, key).to_dict() for key in ("model", "truth", "error")}
         return found
 
@@ -257,25 +236,22 @@ class _Context:
 def score_latents(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """DCI by boosting and by lasso, per latent and per block.
-
-    Intervals are normal ones, from refits on resampled images.
+    """DCI per latent and per block, by boosting and lasso, with normal intervals from refits on resampled images.
 
     Args:
-        train, test: latents (N, n, d); labels (N, n).
-        resamples: refits.
+        train, test: latents (N, n, d); labels are (N, n).
+        resamples: number of refits.
     """
     blocks = train.shape[1]
-    known, asked = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    rows, columns = (resample_places(len(part), seed, resamples) for part in (train, test))
+    flat_train, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
+    draws = zip(*(resample_places(len(part), seed, resamples) for part in (train, test)), strict=True)
+    rows = [(slice(None), slice(None)), *draws]
     found: dict[str, Any] = {}
     for name, fit in dci.REGRESSORS.items():
-        whole = _dci_figures(fit(known, train_labels, asked, test_labels), blocks)
-        drawn = [
-            _dci_figures(fit(known[r], train_labels[r], asked[c], test_labels[c]), blocks)
-            for r, c in zip(rows, columns, strict=True)
-        ]
-        found[name] = {key: _normal(whole[key], [each[key] for each in drawn], len(test)) for key in whole}
+        whole, *resampled = (
+            _dci_figures(fit(flat_train[r], train_labels[r], flat_test[c], test_labels[c]), blocks) for r, c in rows
+        )
+        found[name] = {key: _normal(whole[key], [each[key] for each in resampled], len(test)) for key in whole}
     return found
 
 

@@ -1,9 +1,9 @@
-"""How fast this package is beside the reference recipe, measured in one process.
+"""Speed benchmark: this package beside the reference recipe, in one process.
 
-The reference recipe is the same U-Net with its attention written out (einsum, softmax, einsum), eager, in float32; one
-intervention at a time, 250 DDIM steps, each with one call under the latents and one under the null token; AdamW as a
-loop over parameters and the moving average too. Both sides are timed in turn and medians are compared, so that a
-machine that is slow for a while is slow for both.
+The reference recipe is the same U-Net with explicit attention (einsum, softmax, einsum), eager and in float32; 250 DDIM
+steps per intervention, each with one call under the latents and one under the null token; AdamW and the moving average
+as loops over parameters. Both sides run in turn and medians are compared, so that a slow phase of the machine affects
+both.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class SpeedSettings:
     """What is measured.
 
     Attributes:
-        batch_size: images at a time.
-        repeats: of every measurement, both sides in turn.
-        steps: evaluations each way of our counterfactuals.
-        reference_steps: how many of the reference's 250 steps are really taken; its time is scaled up from them.
-        compile, channels_last, use_bf16: what our side uses.
+        batch_size: images per batch.
+        repeats: repetitions of every measurement.
+        steps: network evaluations in each direction of this package's counterfactuals.
+        reference_steps: timed steps of the reference's 250; its time is scaled.
+        compile, channels_last, use_bf16: acceleration of this package's side.
         device: "cpu" or "cuda".
     """
 
@@ -60,10 +60,7 @@ class SpeedSettings:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the reference and of ours, (repeats,) each, for the same work.
-
-    `scale`: what the reference's are to be multiplied by, where it did only a share of its work.
-    """
+    """Seconds (repeats,) of the reference and of this package; the reference's are to be multiplied by `scale`."""
 
     name: str
     reference: list[float]
@@ -72,17 +69,17 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """Our time over the reference's; medians."""
+        """Median time of this package over the reference's."""
         return statistics.median(self.ours) / (self.scale * statistics.median(self.reference))
 
     @property
     def spread(self) -> float:
-        """The larger of both sides' (largest - smallest) / median."""
+        """(largest - smallest) / median, the larger one of both sides."""
         return max((max(times) - min(times)) / statistics.median(times) for times in (self.reference, self.ours))
 
 
-def written_out_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
-    """`layers.self_attention` as guided-diffusion writes it: the weights of all pairs are held in memory."""
+def explicit_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
+    """`nn.self_attention` as in guided-diffusion, with the weights of all pairs in memory."""
     batch, _, length = x.shape
     layout = (batch, 3, num_heads, -1, length) if new_order else (batch, num_heads, 3, -1, length)
     q, k, v = (
@@ -94,19 +91,20 @@ def written_out_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads:
 
 
 @contextlib.contextmanager
-def reference_attention() -> Iterator[None]:
-    """Within it every U-Net writes its attention out."""
-    kept = layers.self_attention
-    layers.self_attention = written_out_attention
+def reference_attention(enabled: bool = True) -> Iterator[None]:
+    """Makes every U-Net use explicit attention."""
+    original = layers.self_attention
+    if enabled:
+        layers.self_attention = explicit_attention
     try:
         yield
     finally:
-        layers.self_attention = kept
+        layers.self_attention = original
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One model twice, with the same weights: as the reference runs it, and as we do; and a batch for both."""
+    """Two models with the same weights, the reference's and this package's, and a batch."""
 
     reference: CausalDiffAE
     ours: CausalDiffAE
@@ -118,84 +116,70 @@ class Bench:
     classes: Tensor | None
     autocast: torch.dtype | None
 
+    def latents(self) -> tuple[Tensor, Tensor]:
+        """A timestep (B,) and latents z (B, n, d) for one call of the score network."""
+        t = torch.full((len(self.x_start),), 500.0, device=self.x_start.device)
+        return t, self.labels[:, :, None].expand(-1, -1, self.reference.scm.block_size)
+
 
 def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed: int = 0) -> Bench:
-    """Builds both models from random weights; nothing that is timed depends on their values."""
-    models = []
+    """Builds both models with random weights, on whose values no timing depends."""
+    device, models = settings.device, []
     for _ in range(2):
         torch.manual_seed(seed)
         model, _ = create_model_and_diffusion(config, spec)
         assert isinstance(model, CausalDiffAE)
-        models.append(model.to(settings.device).eval())
+        models.append(model.to(device).eval())
     reference, ours = models
     if settings.channels_last:
         channels_last(ours.unet)
     if settings.compile:
-        compile_network(ours.unet, settings.device)
-    generator = torch.Generator(settings.device).manual_seed(seed)
+        compile_network(ours.unet, device)
     shape = (settings.batch_size, spec.channels, spec.image_size, spec.image_size)
-    classes = torch.zeros(settings.batch_size, dtype=torch.long, device=settings.device)
-    return Bench(
-        reference,
-        ours,
-        config,
-        spec,
-        settings,
-        torch.randn(shape, generator=generator, device=settings.device).clamp(-1, 1),
-        torch.zeros(settings.batch_size, len(spec.graph), device=settings.device),
-        classes if reference.class_cond else None,
-        activation_dtype(settings.use_bf16, settings.device),
-    )
+    x_start = torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).clamp(-1, 1)
+    labels = torch.zeros(settings.batch_size, len(spec.graph), device=device)
+    classes = torch.zeros(settings.batch_size, dtype=torch.long, device=device) if reference.class_cond else None
+    autocast = activation_dtype(settings.use_bf16, device)
+    return Bench(reference, ours, config, spec, settings, x_start, labels, classes, autocast)
 
 
 def in_turn(
     name: str, reference: Callable[[], object], ours: Callable[[], object], bench: Bench, scale: float = 1.0
 ) -> Timing:
-    """Times both sides in turn, after one run of each that is not counted (compilation, caches)."""
+    """Times both sides in turn, after one warm-up run of each."""
+    is_cuda = torch.device(bench.settings.device).type == "cuda"
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(bench.settings.repeats + 1):
-        for side, run in enumerate((reference, ours)):
-            _wait(bench.settings.device)
+        for side, run in zip(times, (reference, ours), strict=True):
+            if is_cuda:
+                torch.cuda.synchronize()
             begin = time.perf_counter()
             run()
-            _wait(bench.settings.device)
+            if is_cuda:
+                torch.cuda.synchronize()
             if repeat:
-                times[side].append(time.perf_counter() - begin)
+                side.append(time.perf_counter() - begin)
     return Timing(name, *times, scale)
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-# ---------------------------------------------------------------------- what is timed
 
 
 def time_forward(bench: Bench) -> Timing:
     """One call of the score network on the batch."""
-    t = torch.full((len(bench.x_start),), 500.0, device=bench.x_start.device)
+    t, z = bench.latents()
 
-    def call(model: CausalDiffAE, autocast: torch.dtype | None) -> None:
-        z = bench.labels[:, :, None].expand(-1, -1, model.scm.block_size)
-        with torch.inference_mode(), _autocast(bench.settings.device, autocast):
+    def call(model: CausalDiffAE, reference: bool) -> None:
+        with torch.inference_mode(), reference_attention(reference), _autocast(bench, reference):
             model.model_output(bench.x_start, t, z, bench.classes)
 
-    def reference() -> None:
-        with reference_attention():
-            call(bench.reference, None)
-
-    return in_turn("forward", reference, lambda: call(bench.ours, bench.autocast), bench)
+    return in_turn("forward", lambda: call(bench.reference, True), lambda: call(bench.ours, False), bench)
 
 
 def time_training(bench: Bench) -> Timing:
     """One training step on the batch: forward, backward, optimizer, moving average."""
-    steps = [training_step(bench, reference) for reference in (True, False)]
-    return in_turn("training step", steps[0], steps[1], bench)
+    return in_turn("training step", training_step(bench, True), training_step(bench, False), bench)
 
 
 def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
-    """A function that takes one training step, the reference's way or ours."""
+    """A function that takes one training step of one side."""
     model = bench.reference if reference else bench.ours
     _, diffusion = create_model_and_diffusion(bench.config, bench.spec)
     step = TrainingStep(model, diffusion, bench.config.loss)
@@ -208,11 +192,10 @@ def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
 
     def run() -> None:
         model.train()
-        autocast = None if reference else bench.autocast
-        with _attention(reference), _autocast(bench.settings.device, autocast):
-            loss, _ = step(bench.x_start, bench.labels, bench.classes, draws.keep, draws, 1.0)
-        optimizer.zero_grad(set_to_none=True)
-        with _attention(reference):
+        with reference_attention(reference):
+            with _autocast(bench, reference):
+                loss, _ = step(bench.x_start, bench.labels, bench.classes, draws.keep, draws, 1.0)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
         optimizer.step()
         if reference:
@@ -226,15 +209,14 @@ def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
 
 
 def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
-    """Counterfactuals of the batch under so many interventions.
+    """Counterfactuals of the batch under a number of interventions.
 
-    The reference decodes x_T anew for each, in 250 steps of two calls; it does not encode. Ours encodes once and
-    decodes for each. The reference takes `reference_steps` of its steps, all of one cost, and its time is scaled.
+    The reference decodes a drawn x_T for each intervention, in 250 steps of two calls, without encoding. This package
+    encodes once and decodes for each intervention. `reference_steps` of the reference's equal steps are timed.
     """
     settings, names = bench.settings, bench.spec.graph.names
     taken = min(settings.reference_steps, REFERENCE_STEPS)
-    t = torch.full((len(bench.x_start),), 500.0, device=bench.x_start.device)
-    z = bench.labels[:, :, None].expand(-1, -1, bench.reference.scm.block_size)
+    t, z = bench.latents()
     solver = create_solver(bench.config.diffusion, steps=settings.steps)
     engine = CounterfactualEngine(bench.ours, solver, bench.spec, autocast=bench.autocast)
     dos = [{names[0]: value} for value in torch.linspace(bench.spec.low[0], bench.spec.high[0], interventions).tolist()]
@@ -243,9 +225,9 @@ def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
         with torch.inference_mode(), reference_attention():
             x = bench.x_start
             for _ in range(taken):
-                one = bench.reference.model_output(x, t, z, bench.classes)
-                two = bench.reference.model_output(x, t, None, bench.classes)
-                x = 0.99 * x + 0.001 * (one + two)
+                conditional = bench.reference.model_output(x, t, z, bench.classes)
+                null = bench.reference.model_output(x, t, None, bench.classes)
+                x = 0.99 * x + 0.001 * (conditional + null)
 
     def ours() -> None:
         engine.predict(engine.abduct(bench.x_start, bench.classes), dos)
@@ -255,16 +237,16 @@ def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
 
 
 def evaluations(interventions: int, steps: int) -> tuple[int, int]:
-    """Network calls per image: the reference's and ours."""
+    """Network calls per image of the reference and of this package."""
     return 2 * REFERENCE_STEPS * interventions, steps * (1 + interventions)
 
 
 def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> float:
-    """Largest memory of training, in MiB above what was there before: on the CPU in a process of its own."""
+    """Peak memory of training in MiB, above that before; on the CPU measured in a process of its own."""
     if torch.device(settings.device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        _train_twice(config, spec, settings, reference)
+        train_one_side(config, spec, settings, reference)
         return torch.cuda.max_memory_allocated() / 2**20
     plain = SpeedSettings(**{field.name: getattr(settings, field.name) for field in fields(SpeedSettings)})
     with worker_pool(1) as pool:
@@ -273,14 +255,14 @@ def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, refe
 
 def _resident_growth(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> float:
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM on Linux
     before = _status("VmRSS")
-    _train_twice(config, spec, settings, reference)
+    train_one_side(config, spec, settings, reference)
     return _status("VmHWM") - before
 
 
 def _status(field: str) -> float:
-    """MiB of this process; NaN where there is no /proc."""
+    """A field of /proc/self/status in MiB; NaN where there is no /proc."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -288,37 +270,31 @@ def _status(field: str) -> float:
     return float("nan")
 
 
-def _train_twice(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> None:
+def train_one_side(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> None:
+    """Takes two training steps with one model in memory."""
     both = make_bench(config, spec, settings)
-    kept = both.reference if reference else both.ours
-    run = training_step(replace(both, reference=kept, ours=kept), reference)
+    model = both.reference if reference else both.ours
+    run = training_step(replace(both, reference=model, ours=model), reference)
     del both
     run()
     run()
 
 
-def _autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-
-@contextlib.contextmanager
-def _attention(reference: bool) -> Iterator[None]:
-    if not reference:
-        yield
-        return
-    with reference_attention():
-        yield
+def _autocast(bench: Bench, reference: bool) -> torch.autocast:
+    dtype = None if reference else bench.autocast
+    kind = torch.device(bench.settings.device).type
+    return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def composition_l1(
     model: nn.Module, config: Config, spec: DatasetSpec, images: Tensor, classes: Tensor | None, steps: int
 ) -> tuple[float, float]:
-    """Null intervention of trained weights: mean |x - x'| on 0..255 for images (N, C, S, S) in [-1, 1].
+    """Error of the null intervention with trained weights: mean |x - x'| on 0..255 of images (N, C, S, S) in [-1, 1].
 
     Returns:
-        unrounded, and between 8-bit pictures.
+        Before and after rounding to 8 bits.
     """
     engine = CounterfactualEngine(model, create_solver(config.diffusion, steps=steps), spec)  # type: ignore[arg-type]
     found = engine.predict(engine.abduct(images, classes), [{}])[0].images
-    pictures = [to_uint8(x.cpu().numpy()) for x in (found, images)]
-    return float((found - images).abs().mean()) * 127.5, float(l1_errors(*pictures).mean())
+    rounded = [to_uint8(x.cpu().numpy()) for x in (found, images)]
+    return float((found - images).abs().mean()) * 127.5, float(l1_errors(*rounded).mean())

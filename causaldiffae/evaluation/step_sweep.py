@@ -1,9 +1,8 @@
-"""How many evaluations of the network a counterfactual needs, by solver, against the published 250 DDIM steps.
+"""Number of network evaluations that a counterfactual needs, by solver, compared with the published 250 DDIM steps.
 
-The same trained weights, images and interventions go through every solver at several numbers of steps, and each row
-says what a user would notice: how far the null intervention is from the image, the counterfactual from the true one
-and from the labels that were asked for, and how far decoding *the reference's own x_T* ends from where it ends itself,
-which is the solver's error alone.
+The same weights, images and interventions go through every solver at several numbers of steps. Measured are the
+distances of the null intervention to the image, of the counterfactual to the true one and to the true labels, and of
+the decoding of the reference's x_T to the reference's own decoding, which is the error of the solver alone.
 """
 
 from __future__ import annotations
@@ -21,10 +20,13 @@ from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.interventions import describe_do
+from causaldiffae.evaluation.interventions import Measurement, describe_do
+from causaldiffae.evaluation.tables import MISSING, text_table
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.solvers import SolverState
+from causaldiffae.visualization.curves import plot_interval
+from causaldiffae.visualization.image_grids import render
 
 NULL: Final = "null"
 SAME_NOISE: Final = "same_noise"
@@ -32,7 +34,7 @@ SAME_NOISE: Final = "same_noise"
 
 @dataclass(frozen=True)
 class Setting:
-    """A solver and its evaluations each way."""
+    """A solver and its network evaluations in each direction."""
 
     solver: str
     steps: int
@@ -43,7 +45,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One setting's values, (N,) float64 each, by the name of what is measured (`headings`)."""
+    """Values (N,) float64 of one setting, by the keys of `headings`."""
 
     setting: Setting
     values: dict[str, np.ndarray]
@@ -54,33 +56,32 @@ class SweepRow:
 
 
 def parse_settings(text: str) -> list[Setting]:
-    """ "ddim:250,dpmpp2m:25" -> settings, the first of which is the reference."""
+    """Parses "ddim:250,dpmpp2m:25"; the first setting is the reference."""
     settings = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         solver, colon, steps = part.partition(":")
         if not colon or not steps.isdecimal() or len(steps) > 6:
-            raise InputError(f"settings: {part[:80]!r} given, SOLVER:STEPS is needed, like dpmpp2m:25")
+            raise InputError(f"settings: expected SOLVER:STEPS, like dpmpp2m:25, got {part[:80]!r}")
         settings.append(Setting(solver, int(steps)))
     if len(set(settings)) < 2 or len(set(settings)) < len(settings):
-        raise InputError(f"settings: {text[:200]!r} given, two or more different ones are needed")
+        raise InputError(f"settings: expected two or more different ones, got {text[:200]!r}")
     return settings
 
 
 def headings(dos: Sequence[Mapping[str, float]], spec: DatasetSpec) -> dict[str, str]:
-    """What is measured, name -> heading."""
-    found = {NULL: "null intervention, L1 to the image", SAME_NOISE: "from the reference's x_T, L1 to its picture"}
+    """What is measured: key -> heading."""
+    found = {NULL: "null intervention, L1 to the image", SAME_NOISE: "from the reference's x_T, L1 to its image"}
     for do in dos:
-        said = describe_do(do, spec)
-        found[f"truth:{said}"] = f"{said}, L1 to the truth"
-        for name in _reached(do, spec):
-            found[f"error:{said}:{name}"] = f"{said}, error of {name}"
+        name = describe_do(do, spec)
+        found[f"truth:{name}"] = f"{name}, L1 to the true image"
+        found |= {f"error:{name}:{variable}": f"{name}, {variable} error" for variable in _affected(do, spec)}
     return found
 
 
-def _reached(do: Mapping[str, float], spec: DatasetSpec) -> list[str]:
-    """The variables that are set and their descendants."""
-    reached = {*do, *spec.graph.descendants(*do)}
-    return [name for name in spec.graph.names if name in reached]
+def _affected(do: Mapping[str, float], spec: DatasetSpec) -> list[str]:
+    """The variables set and their descendants."""
+    affected = {*do, *spec.graph.descendants(*do)}
+    return [name for name in spec.graph.names if name in affected]
 
 
 def sweep_steps(
@@ -90,19 +91,20 @@ def sweep_steps(
     batch_size: int = 100,
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], object] | None = None,
-    eye: Callable[[np.ndarray], np.ndarray] | None = None,
+    measurement: Measurement | None = None,
 ) -> list[SweepRow]:
-    """Every setting on every image; the first engine is the reference.
+    """Applies every setting to every image; the first engine is the reference.
 
     Args:
-        data: images whose true counterfactuals are known.
+        data: images with known true counterfactuals.
         dos: interventions in label units.
-        on_batch: told the number of images after each batch and setting.
-        eye: reads labels (N, n) off pictures (N, C, H, W) uint8; by default the data set's own `measure`.
+        on_batch: called with the number of images of each batch, for every setting.
+        measurement: reads labels from images; by default the data set's `measure`.
     """
-    spec, see = data.spec, eye or (lambda pictures: measure(data.spec, pictures))
-    names = headings(dos, spec)
-    values: dict[Setting, dict[str, list[np.ndarray]]] = {setting: {name: [] for name in names} for setting in engines}
+    spec, read = data.spec, measurement or (lambda images: measure(data.spec, images))
+    values: dict[Setting, dict[str, list[np.ndarray]]] = {
+        setting: {name: [] for name in headings(dos, spec)} for setting in engines
+    }
     for start in range(0, len(data), batch_size):
         part = data.subset(range(start, min(start + batch_size, len(data))))
         truths = [true_counterfactual(part, do) for do in dos]
@@ -110,82 +112,77 @@ def sweep_steps(
         reference: tuple[Abduction, list[np.ndarray]] | None = None
         for setting, engine in engines.items():
             abducted = engine.abduct(x_start, classes, labels=labels)
-            null, *drawn = _pictures(engine, abducted, [{}, *dos])
+            null, *drawn = _images(engine, abducted, [{}, *dos])
             if reference is None:
                 assert abducted.state is not None
-                bare = replace(abducted, state=SolverState(abducted.state.x_T, stop=abducted.state.stop), residual=None)
-                reference, again = (bare, drawn), drawn
+                state = SolverState(abducted.state.x_T, stop=abducted.state.stop)
+                reference, again = (replace(abducted, state=state, residual=None), drawn), drawn
             else:
-                again = _pictures(engine, reference[0], dos)
+                again = _images(engine, reference[0], dos)
             found = values[setting]
             found[NULL].append(l1_errors(null, part.images))
             errors = [l1_errors(ours, theirs) for ours, theirs in zip(again, reference[1], strict=True)]
             found[SAME_NOISE].append(np.mean(errors, axis=0))
-            for do, picture, truth in zip(dos, drawn, truths, strict=True):
-                said, read = describe_do(do, spec), see(picture)
-                true_labels, true_images = truth
-                found[f"truth:{said}"].append(l1_errors(picture, true_images))
-                for name in _reached(do, spec):
-                    i = spec.graph.index(name)
-                    found[f"error:{said}:{name}"].append(np.abs(read[:, i] - true_labels[:, i]))
+            for do, images, (true_labels, true_images) in zip(dos, drawn, truths, strict=True):
+                name, errors = describe_do(do, spec), np.abs(read(images) - true_labels)
+                found[f"truth:{name}"].append(l1_errors(images, true_images))
+                for variable in _affected(do, spec):
+                    found[f"error:{name}:{variable}"].append(errors[:, spec.graph.index(variable)])
             if on_batch is not None:
                 on_batch(len(part))
     joined = {s: {name: np.concatenate(pieces) for name, pieces in found.items()} for s, found in values.items()}
     return [SweepRow(setting, found) for setting, found in joined.items()]
 
 
-def _pictures(
-    engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Mapping[str, float]]
-) -> list[np.ndarray]:
-    return [to_uint8(answer.images.cpu().numpy()) for answer in engine.predict(abducted, dos)]
+def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
+    return [to_uint8(result.images.cpu().numpy()) for result in engine.predict(abducted, dos)]
 
 
 def recommend(rows: Sequence[SweepRow]) -> SweepRow | None:
-    """The fewest steps at which nothing is worse than the reference by more than chance; None without such.
+    """The fewest steps at which nothing is significantly worse than the reference; None if there are none.
 
-    Images are paired: a row is worse where the 95 % interval of the difference to the reference lies above 0.
+    Images are paired: worse means that the 95 % interval of the difference to the reference lies above 0.
     """
     reference, *others = rows
     compared = [name for name in reference.values if name != SAME_NOISE]
 
-    def worse(row: SweepRow) -> bool:
+    def is_worse(row: SweepRow) -> bool:
         lows = [mean_figure(row.values[name] - reference.values[name]).low for name in compared]
         return any(low is not None and low > 0 for low in lows)
 
-    good = [row for row in others if not worse(row)]
-    return min(good, key=lambda row: row.setting.steps, default=None)
+    return min((row for row in others if not is_worse(row)), key=lambda row: row.setting.steps, default=None)
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
-    """One line a setting: every figure's mean with its 95 % interval."""
+    """Writes a CSV with one row per setting: every figure's mean with its 95 % interval."""
     write_figures(path, ["solver", "steps"], [([row.setting.solver, row.setting.steps], row.figures()) for row in rows])
 
 
 def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
-    """The same for people, a line a setting; means with half an interval's width."""
-    lines = [f"({chr(97 + i)}) {head}" for i, head in enumerate(heads.values())]
-    lines.append(f"{'solver':>10s}{'steps':>7s}" + "".join(f"{f'({chr(97 + i)})':>16s}" for i in range(len(heads))))
+    """A text table with one row per setting: means with half the width of their intervals."""
+    letters = [f"({chr(97 + i)})" for i in range(len(heads))]
+    cells = []
     for row in rows:
-        cells = []
+        texts = []
         for figure in row.figures().values():
-            if figure.mean is None or figure.low is None or figure.high is None:
-                cells.append("-")
-            else:
-                cells.append(f"{figure.mean:.3f} ± {(figure.high - figure.low) / 2:.3f}")
-        lines.append(f"{row.setting.solver:>10s}{row.setting.steps:7d}" + "".join(f"{cell:>16s}" for cell in cells))
-    return "\n".join(lines)
+            known = figure.mean is not None and figure.low is not None and figure.high is not None
+            texts.append(f"{figure.mean:.3f} ± {(figure.high - figure.low) / 2:.3f}" if known else MISSING)  # type: ignore[operator]
+        cells.append([row.setting.solver, str(row.setting.steps), *texts])
+    legend = [f"{letter} {head}" for letter, head in zip(letters, heads.values(), strict=True)]
+    return "\n".join([*legend, text_table(["solver", "steps", *letters], cells)])
 
 
 def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
-    """A panel for every figure over the evaluations each way, a curve a solver, the reference dotted; (H, W, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """One panel per figure over the evaluations in each direction, one curve per solver, (H, W, 3) uint8.
+
+    The reference is a dotted line.
+    """
     from matplotlib.figure import Figure as Plot
     from matplotlib.ticker import NullFormatter
 
     columns = 3
     lines = -(-len(heads) // columns)
     plot = Plot(figsize=(3.6 * columns, 2.7 * lines), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(plot)
     axes = list(plot.subplots(lines, columns, squeeze=False).flat)
     solvers = list(dict.fromkeys(row.setting.solver for row in rows))
     figures = {row.setting: row.figures() for row in rows}
@@ -200,20 +197,15 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
         axis.axhline(reference, color="black", linewidth=0.8, linestyle=":")
         for i, solver in enumerate(solvers):
             steps = sorted(row.setting.steps for row in rows if row.setting.solver == solver)
-            found = [figures[Setting(solver, step)][name] for step in steps]
-            bounds = np.array([[f.mean, f.low, f.high] for f in found], dtype=np.float64)
-            axis.fill_between(steps, bounds[:, 1], bounds[:, 2], color=f"C{i}", alpha=0.15, linewidth=0)
-            axis.vlines(steps, bounds[:, 1], bounds[:, 2], color=f"C{i}", alpha=0.5, linewidth=1)
-            axis.plot(steps, bounds[:, 0], color=f"C{i}", marker="o", markersize=3, label=solver)
+            plot_interval(axis, steps, [figures[Setting(solver, step)][name] for step in steps], f"C{i}", solver)
         axis.set_xscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_ylim(bottom=0)
-        axis.set_xlabel("evaluations each way", fontsize=7)
+        axis.set_xlabel("evaluations in each direction", fontsize=7)
         axis.tick_params(labelsize=6)
         axis.grid(alpha=0.3)
     for axis in axes[len(heads) :]:
         axis.set_visible(False)
     axes[0].legend(fontsize=7)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+    return render(plot)

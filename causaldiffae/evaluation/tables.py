@@ -1,7 +1,7 @@
-"""Results as tables of text, and over training seeds: what the console and the report show.
+"""Text tables of evaluation results, per data set and over training seeds.
 
-Models that differ in nothing but their training seed are one recipe: their figures are also given as the mean over
-seeds with a 95 % interval of Student's t distribution, which says how much luck in training matters.
+Models that differ in their training seed only share a recipe. Their figures are also given as the mean over seeds with
+a 95 % interval of Student's t distribution.
 """
 
 from __future__ import annotations
@@ -12,39 +12,58 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tabulate import tabulate
 
 Results = Mapping[str, Any]
 Figure = Mapping[str, Any]
 
 ANSWER_NAMES = {
-    "truth": "the truth (floor)",
-    "do_nothing": "do nothing",
+    "truth": "true image (floor)",
+    "do_nothing": "factual image (do nothing)",
     "nearest": "nearest training image",
 }
+MISSING = "-"
+MISSING_NOTE = f"{MISSING} : could not be computed (nothing measured, or not known for this data set)"
+EXPLANATION = (
+    "L1 (grey levels), PSNR (dB) and SSIM compare with the true counterfactual image. NAME error: absolute error of "
+    "the label that the predictor reads from the image, in label units; NAME error measured: the same for the label "
+    "measured by geometry. class: share of images in which the predictor sees the right class. CLD: 0.693 is best, "
+    "1.313 is no change. FID-own and KID-own use the predictor's features instead of Inception's. reversibility: L1 "
+    "between the factual image and the image after an intervention and its inverse, once and over many cycles. "
+    "composition: the same for null interventions. DCI of the latent blocks by gradient boosting (GBT) and lasso: D "
+    "disentanglement, C completeness, R2 informativeness. Less is better, except for PSNR, SSIM, class and DCI."
+)
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of an answer: its heading, where it is found, decimals, and whether less is better."""
+    """One figure per row: its heading, a function of (results, intervention, kind of answer), decimals, direction."""
 
     heading: str
     find: Callable[[Results, str, str], Figure | None]
     decimals: int = 3
-    less_is_better: bool | None = True
+    less_is_better: bool = True
 
 
-EXPLANATION = (
-    "L1 in grey levels, PSNR in dB and SSIM against the true counterfactual image. NAME err: absolute error of the "
-    "label that the predictor reads off the picture, label units; NAME meas: the same, measured by geometry. class: "
-    "share of pictures in which the predictor sees the right class. CLD 0.693 is best, 1.313 no change. FID-own and "
-    "KID-own are on the predictor's features, not Inception's. back: L1 after going there and back, once and over many "
-    "cycles. Less is better but for PSNR, SSIM and class."
-)
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with one line per row; the first column is aligned left, and missing cells are explained below."""
+    wrapped = [heading.replace(" ", "\n").replace("_", "_\n") for heading in headings]
+    align = ("left", *["right"] * (len(headings) - 1))
+    text = tabulate(rows, wrapped, disable_numparse=True, colalign=align if rows else None)
+    return f"{text}\n{MISSING_NOTE}" if any(MISSING in row for row in rows) else text
 
 
-def short(name: str) -> str:
-    """A variable's name for a narrow column: "shadow_position" -> "sha_pos"."""
-    return name if len(name) < 10 else "_".join(part[:3] for part in name.split("_"))
+def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> str:
+    """A figure as text, "0.123" or with its interval "0.123 [0.110, 0.140]"; `MISSING` where there is none."""
+    if figure is None or figure.get("mean") is None:
+        return MISSING
+    text = f"{figure['mean']:.{decimals}f}"
+    return f"{text} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]" if interval else text
+
+
+def number(value: float, decimals: int = 3) -> str:
+    """A number as text; `MISSING` where it is not finite."""
+    return f"{value:.{decimals}f}" if np.isfinite(value) else MISSING
 
 
 def dig(value: Any, *keys: str) -> Any:
@@ -57,177 +76,158 @@ def dig(value: Any, *keys: str) -> Any:
 
 
 def _answer(*keys: str) -> Callable[[Results, str, str], Figure | None]:
-    return lambda found, do, kind: dig(found, "results", "interventions", do, "answers", kind, *keys)
+    return lambda results, do, kind: dig(results, "results", "interventions", do, "answers", kind, *keys)
 
 
 def _of_model(*keys: str) -> Callable[[Results, str, str], Figure | None]:
-    return lambda found, do, kind: dig(found, "results", "interventions", do, *keys) if kind == "model" else None
+    return lambda results, do, kind: dig(results, "results", "interventions", do, *keys) if kind == "model" else None
 
 
-def columns_of(found: Results) -> list[Column]:
-    """The columns of the table of one data set."""
-    variables = found["data"]["variables"]
+def columns_of(files: Sequence[Results]) -> list[Column]:
+    """The columns of one data set's table in which any row has a figure."""
+    variables = files[0]["data"]["variables"]
     columns = [
         Column("L1", _answer("truth", "l1"), 2),
         Column("PSNR", _answer("truth", "psnr"), 2, False),
         Column("SSIM", _answer("truth", "ssim"), 3, False),
-    ]
-    columns += [Column(f"{short(name)} err", _answer("effectiveness", "predictor", name)) for name in variables]
-    columns += [Column(f"{short(name)} meas", _answer("effectiveness", "measured", name)) for name in variables]
-    if any(_answer("class_accuracy")(found, do, "model") for do in dig(found, "results", "interventions") or {}):
-        columns.append(Column("class", _answer("class_accuracy"), 3, False))
-    columns += [
+        *(Column(f"{name} error", _answer("effectiveness", "predictor", name)) for name in variables),
+        *(Column(f"{name} error measured", _answer("effectiveness", "measured", name)) for name in variables),
+        Column("class", _answer("class_accuracy"), 3, False),
         Column("CLD", _answer("cld")),
         Column("FID-own", _answer("realism", "fid_own"), 2),
         Column("KID-own", _answer("realism", "kid_own")),
         Column("FID", _answer("realism", "fid"), 2),
-        Column("back 1", _of_model("reversibility", "1"), 2),
-        Column("back long", _of_model("reversibility", "long"), 2),
+        Column("reversibility", _of_model("reversibility", "1"), 2),
+        Column("reversibility long", _of_model("reversibility", "long"), 2),
     ]
-    return columns
+    places = [(results, do, kind) for results in files for do in interventions_of([results])
+              for kind in kinds_of(results, do)]  # fmt: skip
+    return [column for column in columns if any(shown(column.find(*place)) != MISSING for place in places)]
 
 
-def kinds_of(found: Results, do: str) -> list[str]:
-    """The answers to a question that a results file holds, the model's first."""
-    answers = dig(found, "results", "interventions", do, "answers") or {}
+def interventions_of(files: Sequence[Results]) -> list[str]:
+    """The variables intervened on in any file, in order."""
+    return list(dict.fromkeys(do for results in files for do in results["results"]["interventions"]))
+
+
+def kinds_of(results: Results, do: str) -> list[str]:
+    """The kinds of answers to an intervention, the model's first."""
+    answers = dig(results, "results", "interventions", do, "answers") or {}
     return [kind for kind in ("model", *ANSWER_NAMES) if kind in answers]
 
 
-def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> str:
-    """A figure as text: "0.123", with its interval "0.123 [0.110, 0.140]"; "-" where there is none."""
-    if figure is None or figure.get("mean") is None:
-        return "-"
-    text = f"{figure['mean']:.{decimals}f}"
-    return f"{text} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]" if interval else text
+def rows_of(files: Sequence[Results], do: str) -> list[tuple[str, Results, str]]:
+    """One row per model, then the floor and the baselines: (name, results, kind of answer)."""
+    rows = [(name_of(results), results, "model") for results in files]
+    return rows + [(ANSWER_NAMES[kind], files[0], kind) for kind in kinds_of(files[0], do) if kind != "model"]
 
 
-def filled(columns: Sequence[Column], files: Sequence[Results]) -> list[Column]:
-    """The columns in which any model has a figure."""
-    return [
-        column
-        for column in columns
-        if any(
-            shown(column.find(found, do, kind)) != "-"
-            for found in files
-            for do in found["results"]["interventions"]
-            for kind in kinds_of(found, do)
-        )
-    ]
+def name_of(results: Results) -> str:
+    """The model's name."""
+    return str(results["model"]["name"])
 
 
 def by_dataset(files: Sequence[Results]) -> dict[str, list[Results]]:
-    """Results files that may stand in one table: of one data set, of the same images and the same judge."""
+    """Groups results that are comparable: the same data set, images and predictor."""
     groups: dict[str, list[Results]] = {}
-    for found in files:
-        data, judge = found["data"], found["predictor"]["digest"]
-        key = (
-            f"{data['dataset']}, {data['images']} images of {data['image_size']} px ({data['digest'][:6]}/{judge[:6]})"
-        )
-        groups.setdefault(key, []).append(found)
+    for results in files:
+        data, predictor = results["data"], results["predictor"]["digest"]
+        digests = f"{data['digest'][:6]}/{predictor[:6]}"
+        key = f"{data['dataset']}, {data['images']} images of {data['image_size']} px ({digests})"
+        groups.setdefault(key, []).append(results)
     return groups
 
 
-def intervention_table(files: Sequence[Results]) -> str:
-    """One block for each intervention: a row for each model, then the floor and the baselines."""
-    columns = filled(columns_of(files[0]), files)
-    width = max(24, *(len(str(found["model"]["name"])) + 2 for found in files))
-    heads = "".join(f"{column.heading:>{max(len(column.heading) + 2, 10)}s}" for column in columns)
-    lines = []
-    for do in _interventions(files):
-        lines.append(f"{f'do({do})':{width}s}{heads}")
-        rows: list[tuple[str, Results, str]] = [(str(found["model"]["name"]), found, "model") for found in files]
-        rows += [(ANSWER_NAMES[kind], files[0], kind) for kind in kinds_of(files[0], do) if kind != "model"]
-        for name, found, kind in rows:
-            cells = [shown(column.find(found, do, kind), column.decimals) for column in columns]
-            padded = [f"{cell:>{max(len(c.heading) + 2, 10)}s}" for cell, c in zip(cells, columns, strict=True)]
-            lines.append(f"{name:{width}s}" + "".join(padded))
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-def _interventions(files: Sequence[Results]) -> list[str]:
-    names: list[str] = []
-    for found in files:
-        names += [do for do in found["results"]["interventions"] if do not in names]
-    return names
+def intervention_tables(files: Sequence[Results]) -> str:
+    """One table per intervention: a row for each model, then the floor and the baselines."""
+    columns, texts = columns_of(files), []
+    for do in interventions_of(files):
+        rows = [
+            [name, *(shown(column.find(results, do, kind), column.decimals) for column in columns)]
+            for name, results, kind in rows_of(files, do)
+        ]
+        texts.append(text_table([f"do({do})", *(column.heading for column in columns)], rows))
+    return "\n\n".join(texts)
 
 
 def general_table(files: Sequence[Results]) -> str:
-    """Composition, DCI and broken images of every model."""
-    keys: list[tuple[str, ...]] = [("composition", "1"), ("composition", "long")]
-    keys += [
-        ("dci", regressor, score)
-        for regressor in ("boosting", "lasso")
-        for score in ("block_disentanglement", "block_completeness", "informativeness")
+    """Composition, DCI and the number of images with non-finite pixels, one row per model."""
+    keys: dict[str, tuple[str, ...]] = {
+        "composition": ("composition", "1"),
+        "composition long": ("composition", "long"),
+    }
+    for regressor, short in (("boosting", "GBT"), ("lasso", "lasso")):
+        for score, letter in (("block_disentanglement", "D"), ("block_completeness", "C"), ("informativeness", "R2")):
+            keys[f"{short} {letter}"] = ("dci", regressor, score)
+    rows = [
+        [
+            name_of(results),
+            *(shown(dig(results["results"], *key)) for key in keys.values()),
+            str(sum(row["images"] for row in results["results"]["broken"].values())),
+        ]
+        for results in files
     ]
-    heads = ["null, 1", "null, long"]
-    heads += [f"{regressor} {score}" for regressor in ("GBT", "lasso") for score in ("D", "C", "R2")]
-    width = max(24, *(len(str(found["model"]["name"])) + 2 for found in files))
-    lines = [f"{'':{width}s}" + "".join(f"{head:>12s}" for head in [*heads, "broken"])]
-    for found in files:
-        cells = [shown(dig(found["results"], *key)) for key in keys]
-        cells.append(str(sum(row["images"] for row in found["results"]["broken"].values())))
-        lines.append(f"{found['model']['name']!s:{width}s}" + "".join(f"{cell:>12s}" for cell in cells))
-    return "\n".join(lines)
+    return text_table(["model", *keys, "non-finite images"], rows)
 
 
 def effects_table(files: Sequence[Results]) -> str:
-    """Average treatment effects on descendants: the model's, the truth's, and the error, with intervals."""
-    lines = []
-    for do in _interventions(files):
-        for found in files:
-            effects = dig(found, "results", "interventions", do, "answers", "model", "effects") or {}
+    """Average treatment effects on descendants with intervals; empty where there are none."""
+    rows = []
+    for do in interventions_of(files):
+        for results in files:
+            effects = dig(results, "results", "interventions", do, "answers", "model", "effects") or {}
             for name, effect in effects.items():
-                texts = [f"{key} {shown(effect[key], 3, True)}" for key in ("model", "truth", "error")]
-                lines.append(f"{found['model']['name']}: do({do}) on {name}: " + ", ".join(texts))
-    return "\n".join(lines)
+                figures = [shown(effect[key], interval=True) for key in ("model", "truth", "error")]
+                rows.append([name_of(results), f"do({do})", name, *figures])
+    headings = ["model", "intervention", "descendant", "model's effect", "true effect", "error"]
+    return text_table(headings, rows) if rows else ""
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over training seeds with Student's 95 % interval; no interval for one seed."""
+    """Mean over training seeds with Student's 95 % interval, which is empty for one seed."""
     from scipy import stats
 
     array = np.asarray(values, np.float64)
-    if len(array) < 2:
-        return {"mean": float(array[0]), "low": float(array[0]), "high": float(array[0]), "seeds": 1}
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
-    mean = float(array.mean())
+    mean, half = float(array.mean()), 0.0
+    if len(array) > 1:
+        half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(array)}
 
 
 def seed_groups(files: Iterable[Results]) -> list[list[Results]]:
-    """Files of models that differ only in their training seed, where there are several."""
+    """Results of models that differ in their training seed only, where there are several."""
     groups: dict[str, list[Results]] = {}
-    for found in files:
-        groups.setdefault(found["model"]["recipe"], []).append(found)
-    return [group for group in groups.values() if len({found["model"]["seed"] for found in group}) > 1]
+    for results in files:
+        groups.setdefault(results["model"]["recipe"], []).append(results)
+    return [group for group in groups.values() if len({results["model"]["seed"] for results in group}) > 1]
 
 
 def seeds_table(files: Sequence[Results]) -> str:
-    """For recipes with several seeds: every figure's mean and interval over seeds."""
-    lines = []
+    """Mean and interval over training seeds of every figure of every recipe; empty where there are none."""
+    texts = []
     for group in seed_groups(files):
-        names = ", ".join(str(found["model"]["name"]) for found in group)
-        lines.append(f"over {len(group)} training seeds ({names})")
-        for do in _interventions(group):
-            for column in filled(columns_of(group[0]), group):
-                figures = [column.find(found, do, "model") for found in group]
+        rows = []
+        for do in interventions_of(group):
+            for column in columns_of(group):
+                figures = [column.find(results, do, "model") for results in group]
                 means = [figure["mean"] for figure in figures if figure is not None and figure["mean"] is not None]
                 if means:
-                    text = shown(over_seeds(means), column.decimals, True)
-                    lines.append(f"  do({do})  {column.heading:24s}{text}")
-    return "\n".join(lines)
+                    rows.append([f"do({do})", column.heading, shown(over_seeds(means), column.decimals, interval=True)])
+        names = ", ".join(name_of(results) for results in group)
+        texts.append(f"over {len(group)} training seeds ({names})")
+        texts.append(text_table(["intervention", "figure", "mean"], rows))
+    return "\n".join(texts)
 
 
-def broken_note(files: Sequence[Results]) -> str:
-    """Which models drew pixels that are no numbers; their images are in no figure."""
+def non_finite_note(files: Sequence[Results]) -> str:
+    """One warning per model and intervention with non-finite pixels."""
     lines = []
-    for found in files:
-        for do, row in found["results"]["broken"].items():
+    for results in files:
+        for do, row in results["results"]["broken"].items():
             if row["images"]:
                 what = "reconstructions" if do == "null" else f"images under do({do})"
-                text = f"{row['images']} {what} hold {row['pixels']} pixels that are NaN or infinite; they are left out"
-                lines.append(f"warning: {found['model']['name']}: {text}")
+                counts = f"{row['images']} {what} with {row['pixels']} non-finite pixels"
+                lines.append(f"warning: {name_of(results)}: {counts} are excluded from all figures")
     return "\n".join(lines)
 
 
@@ -235,9 +235,8 @@ def tables(files: Sequence[Results]) -> str:
     """All tables of all data sets."""
     blocks = []
     for title, group in by_dataset(files).items():
-        blocks.append(f"== {title}")
-        texts = [make(group) for make in (intervention_table, general_table, effects_table, seeds_table)]
-        blocks += [text for text in (*texts, broken_note(group)) if text]
+        texts = [make(group) for make in (intervention_tables, general_table, effects_table, seeds_table)]
+        blocks += [f"== {title}", *filter(None, [*texts, non_finite_note(group)])]
     if blocks:
-        blocks.append("\n".join(textwrap.wrap(EXPLANATION, 116)))
+        blocks.append(textwrap.fill(EXPLANATION, 116))
     return "\n\n".join(blocks)

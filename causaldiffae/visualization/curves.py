@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -94,6 +94,14 @@ def merge_identical(curves: Curves, names: Sequence[str]) -> dict[str, str]:
         else:
             labels[same] += f" = {name}"
     return labels
+
+
+def plot_interval(axis: Any, x: Sequence[float], figures: Sequence[Any], colour: str = "C0", label: str = "") -> None:
+    """Plots the means of figures (`metrics.intervals.Figure`) over x, with their intervals as bands and bars."""
+    means, lows, highs = np.array([[f.mean, f.low, f.high] for f in figures], dtype=np.float64).T
+    axis.fill_between(x, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    axis.vlines(x, lows, highs, color=colour, alpha=0.5, linewidth=1)
+    axis.plot(x, means, color=colour, marker="o", markersize=3, label=label)
 
 
 def draw_curves(curves: Curves, title: str) -> np.ndarray:

@@ -1,0 +1,36 @@
+"""Outputs of the test scripts: tables, and files of variables with hostile names."""
+
+from pathlib import Path
+
+import numpy as np
+from tiny import squares_spec
+
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.evaluation.image_test import intervention_table, sweep_table, traversal_table, write_traversal
+from causaldiffae.evaluation.interventions import InterventionResult
+
+
+def test_a_variable_s_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    out.mkdir(parents=True)
+    changes = {"name": "folder", "graph": {"names": ["../../x", "grey"]}}
+    spec = DatasetSpec.from_dict({**squares_spec().to_dict(), **changes})
+    images, labels = np.zeros((1, 1, 8, 8), np.uint8), np.zeros((1, 2))
+    result = InterventionResult({"../../x": 1.0}, images, images, images, None, labels, labels, None, labels)
+    write_traversal([result], "../../x", spec, out, 1)
+    assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".png"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != out] == []
+
+
+def test_tables_explain_missing_figures() -> None:
+    spec = squares_spec()
+    row = {"w": 0.5, "reconstruction_l1": 1.0, "change_l1": 2.0, "measured_size": 3.0, "measured_grey": float("nan")}
+    table = intervention_table({"do(size=3)": {**row, "measured_error_size": 0.25}}, spec)
+    assert table.splitlines()[0].split() == ["intervention", "reconstruction", "change", "size", "grey"]
+    assert table.splitlines()[-2].split() == ["do(size=3)", "1.000", "2.000", "0.250", "-"]
+    assert table.splitlines()[-1].startswith("- : could not be computed")
+    sweep = sweep_table([row], "do(size=3)", spec).splitlines()
+    assert sweep[0] == "do(size=3) at guidance weights w, means over images"
+    assert sweep[-2].split() == ["0.5", "2.000", "3.000", "-"]
+    effects = {"size": {"slope": 0.9, "change": float("nan")}, "grey": {"slope": float("nan"), "change": 0.1}}
+    assert [line.split()[-1] for line in traversal_table(effects, "size").splitlines()[3:]] == ["0.900", "0.100"]
