@@ -5,7 +5,7 @@
     model = CausalDiffAE.from_pretrained("morphomnist-mini")
     model.counterfactual(model.examples(6), do={"thickness": 4.5}).show()
 
-The names here are loaded at their first use, so that `import causaldiffae` by itself costs nothing.
+The names in `__all__` are the public interface. They are imported at first use, so `import causaldiffae` is cheap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CausalDiffAE", "CounterfactualModel", "Counterfactuals"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'causaldiffae' has no attribute {name!r}")
-    from causaldiffae import pretrained  # which has imported results too
+    from causaldiffae import pretrained
 
     return getattr(pretrained, name)
 

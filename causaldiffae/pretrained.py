@@ -1,22 +1,15 @@
-"""Trained models in a few lines of Python, for notebooks.
+"""The Python interface: trained models in a few lines.
 
-    model = CausalDiffAE.from_pretrained("morphomnist-mini")     # a folder, a shipped name, or owner/name on the hub
-    cf = model.counterfactual(images, do={"thickness": 4.5})     # abduction, action, prediction
-    cf.images, cf.labels["intensity"], cf.show()
-
-This is the outer layer over `script_util.load_model` and `counterfactual.CounterfactualEngine`; the network itself
-(`causaldiffae.model.CausalDiffAE` and its kin) is `model.network`. What a model needs beside the image and is not
-given, a digit's class or the labels where there is no encoder, is read by the predictor that is shipped with it.
-
-`sample` draws from the model's own joint distribution: u from its prior (prior.py), z = scm(u, do), x_T from N(0, I),
-decoded.
+`CounterfactualModel` wraps `script_util.load_model` and `counterfactual.CounterfactualEngine`. If a model needs inputs
+that are not given (the class of a digit, or labels if it has no encoder), the predictor shipped with it reads them from
+the images.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -53,19 +46,29 @@ from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkp
 from causaldiffae.solvers import SolverState
 
 _BATCH: Final = 64
-_LOCAL_PATHS: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights")
+_PATHS_IN_CONFIG: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights")
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 
 
 class CounterfactualModel:
-    """A trained model of any type, with its data set's names and units.
+    """A trained model of any type with the names and units of its data set.
+
+        from causaldiffae import CounterfactualModel
+
+        model = CounterfactualModel.from_pretrained("pendulum-mini")
+        cf = model.counterfactual(model.examples(4), do={"angle": 20.0})
+        print(cf.images.shape, cf.labels["shadow_length"])          # (4, 3, 32, 32) uint8, and four values
+        cf.save("grid.png")
 
     Args:
-        loaded: what `script_util.load_model` returned.
-        steps: evaluations of the network each way.
+        loaded: result of `script_util.load_model`.
+        steps: network evaluations in each direction.
         solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
-        predictor: folder of the predictor that reads what is not given; by default one shipped for the data set.
+        predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
+
+    Raises:
+        InputError: for a model of another type than the class, an unknown solver or a bad number of steps.
     """
 
     model_type: ClassVar[str | None] = None
@@ -75,13 +78,12 @@ class CounterfactualModel:
     ) -> None:
         found = loaded.config.model.model_type
         if self.model_type is not None and found != self.model_type:
-            raise InputError(
-                f"{loaded.path}: a model of type {found!r}; {type(self).__name__} is for {self.model_type!r}, "
-                "CounterfactualModel opens every type"
-            )
+            name = type(self).__name__
+            raise InputError(f"{loaded.path}: expected a {self.model_type!r} model for {name}, got a {found!r} model; "
+                             "CounterfactualModel opens every type")  # fmt: skip
         self.loaded, self._steps, self._solver = loaded, steps, solver
         self._predictor_path = predictor
-        self.engine(1.0)  # a wrong solver or number of steps is refused here
+        self.engine()  # validates steps and solver
 
     @classmethod
     def from_pretrained(
@@ -93,14 +95,15 @@ class CounterfactualModel:
         steps: int = STEPS,
         solver: str = SOLVER,
     ) -> ModelT:
-        """Opens a folder (model folder, run directory, step), a shipped name such as "morphomnist-mini", or a hub name.
+        """Opens a model by folder (model folder, run directory or step), shipped name or Hub name.
 
         Args:
-            revision: of a hub repository: a branch, tag or commit.
+            name: for example "runs/mine", "morphomnist-mini" or "owner/name". Files are never unpickled.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
-            InputError: if there is no such model (the message lists what is shipped), or it is of another type.
-            DataError: if a file is damaged, or the hub does not give it. Nothing is ever unpickled.
+            InputError: if there is no such model (the message lists the shipped ones), or it is of another type.
+            DataError: if a file is damaged, or the Hub cannot provide it.
         """
         path = find_model(name, revision)
         own = path / PREDICTOR_FOLDER
@@ -108,12 +111,12 @@ class CounterfactualModel:
 
     @property
     def graph(self) -> CausalGraph:
-        """The causal graph over the variables."""
+        """The causal graph of the variables."""
         return self.spec.graph
 
     @property
     def spec(self) -> DatasetSpec:
-        """Names, units and ranges of the variables, size of the images."""
+        """Names, units and ranges of the variables, and the size of the images."""
         return self.loaded.spec
 
     @property
@@ -123,7 +126,7 @@ class CounterfactualModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """Device of the network."""
         return next(self.loaded.model.parameters()).device
 
     def __repr__(self) -> str:
@@ -132,36 +135,38 @@ class CounterfactualModel:
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
     def engine(self, w: float = 1.0) -> CounterfactualEngine:
-        """The engine that asks, with a grade w of the interventions."""
+        """The engine that computes counterfactuals with guidance weight `w`."""
         return self.loaded.engine(self._steps, self._solver, guidance=Guidance(w))
 
     def examples(self, count: int = 8) -> ImageData:
-        """Test images of the model's data set, with their labels and known truth; see examples.py."""
+        """Test images of the model's data set, with their labels and, where it is known, their truth."""
         return example_images(self.spec, count)
 
     def abduct(
         self, images: Images | ImageData, *, classes: Any = None, labels: Any = None, seed: int = 0
     ) -> Abduction:
-        """Step one: the noise u, z and x_T behind images. One abduction serves any number of `predict`.
+        """Abduction: the noise u, z and x_T of images, for any number of calls of `predict`.
 
         Args:
             images: uint8 arrays (N, C, H, W), float tensors in [-1, 1], PIL images, file paths, or a split
-                (`ImageData`), which brings its classes and labels along.
-            classes: (N,) for a class-conditional model; left out, read off the images.
-            labels: (N, n), label units, for a model without an encoder; left out, read off the images.
+                (`ImageData`), whose classes and labels are then used.
+            classes: (N,), for a class-conditional model; by default read from the images.
+            labels: (N, n) in label units, for a model without an encoder; by default read from the images.
+
+        Raises:
+            InputError: for images, classes or labels of another shape or range, or that cannot be read.
         """
         x_start, classes, labels = self._inputs(images, classes, labels)
         return self.engine().abduct(x_start, classes, torch.Generator(self.device).manual_seed(seed), labels)
 
     def predict(self, abduction: Abduction, do: Mapping[str, Any] | None = None, *, w: float = 1.0) -> Counterfactuals:
-        """Steps two and three: the images under an intervention; without one, the reconstruction.
+        """Action and prediction: the images under an intervention, or their reconstructions without one.
 
         Args:
-            do: variable -> value in its own units, or (N,) values, one for each image.
-            w: grade of the intervention; 1 is none, 0 leaves the latents out.
+            do: variable -> value in label units, or (N,) values, one per image.
+            w: guidance weight of the intervention; 1 is unguided, 0 ignores the latents.
         """
-        answer = self.engine(w).predict(abduction, [do or {}])[0]
-        return self._result(answer, do or {})
+        return self._result(self.engine(w).predict(abduction, [do or {}]), do or {})
 
     @torch.inference_mode()
     def counterfactual(
@@ -174,24 +179,22 @@ class CounterfactualModel:
         w: float = 1.0,
         seed: int = 0,
     ) -> Counterfactuals:
-        """All three steps; arguments as in `abduct` and `predict`. The truth comes along where it is known."""
+        """All three steps; see `abduct` and `predict`. The result holds the true counterfactuals if they are known."""
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w)
-        pieces, encoded = [], []
-        for rows in _batches(len(x_start)):
-            part = [None if each is None else each[rows] for each in (classes, labels)]
-            abducted = engine.abduct(x_start[rows], part[0], generator, part[1])
-            pieces.append(engine.predict(abducted, [checked.rows(rows)])[0])
+        parts, encoded = [], []
+        for start in range(0, len(x_start), _BATCH):
+            rows = slice(start, start + _BATCH)
+            given = [None if each is None else each[rows] for each in (classes, labels)]
+            abducted = engine.abduct(x_start[rows], given[0], generator, given[1])
+            parts.append(engine.predict(abducted, [checked.rows(rows)])[0])
             encoded.append(self.loaded.model.read_labels(abducted.z))
-        joined = Counterfactual(
-            *(torch.cat([getattr(each, key) for each in pieces]) for key in ("images", "labels", "z"))
-        )
         known = isinstance(images, ImageData) and truth_is_known(images)
         return replace(
-            self._result(joined, dict(do)),
+            self._result(parts, do),
             factual=to_uint8(x_start).cpu().numpy(),
-            factual_labels=self._named(self.spec.denormalise(torch.cat(encoded))),
+            factual_labels=self._by_name(self.spec.denormalise(torch.cat(encoded))),
             truth=true_counterfactual(images, checked)[1] if known and isinstance(images, ImageData) else None,
         )
 
@@ -199,30 +202,36 @@ class CounterfactualModel:
     def sample(
         self, count: int = 8, do: Mapping[str, Any] | None = None, *, classes: Any = None, w: float = 1.0, seed: int = 0
     ) -> Counterfactuals:
-        """New images from the model's joint distribution, under an intervention or none.
+        """Draws images from the model's joint distribution, under an intervention or none.
+
+        u is drawn from its prior (`scm.sample_noise`), z = scm(u, do), and x_T ~ N(0, I) is decoded.
 
         Args:
-            classes: one or (count,), of a class-conditional model; left out, drawn uniformly.
+            classes: one class or (count,), for a class-conditional model; by default drawn uniformly.
 
         Raises:
             InputError: for a model whose latents have no prior in label units (an unaligned DiffAE).
         """
-        scm = getattr(self.loaded.model, "scm", None)
-        if scm is None or getattr(self.loaded.model, "aligned", True) is False:
-            raise InputError("sample: this model's latents have no prior over labels, so there is nothing to draw from")
+        model, spec = self.loaded.model, self.spec
+        scm = getattr(model, "scm", None)
+        if scm is None or getattr(model, "aligned", True) is False:
+            raise InputError("sample: expected a model with a prior over labels; the latents of this model have none")
         if not (isinstance(count, int) and count > 0):
-            raise InputError(f"sample: {count!r} images asked for, a whole number above 0 is needed")
+            raise InputError(f"sample: expected a whole number of images above 0, got {count!r}")
         generator = torch.Generator().manual_seed(seed)
-        low, high = (self.spec.normalise(torch.tensor(end)) for end in (self.spec.low, self.spec.high))
+        low, high = (spec.normalise(torch.tensor(bound)) for bound in (spec.low, spec.high))
         u = sample_noise(scm, low, high, count, generator).to(self.device)
-        engine, shape = self.engine(w), (count, self.spec.channels, self.spec.image_size, self.spec.image_size)
-        direct = isinstance(self.loaded.model, DirectModel)
+        shape = (count, spec.channels, spec.image_size, spec.image_size)
+        direct = isinstance(model, DirectModel)
         state = None if direct else SolverState(torch.randn(shape, generator=generator).to(self.device))
-        drawn = torch.randint(self.spec.num_classes or 1, (count,), generator=generator)
+        drawn = torch.randint(spec.num_classes or 1, (count,), generator=generator)
         given = drawn if classes is None else torch.as_tensor(classes).expand(count)
-        kept = self._checked_classes(given, count) if self.loaded.model.class_cond else None
-        abducted = Abduction(u, self.loaded.model.predict(u), state, kept)
-        return self._result(engine.predict(abducted, [do or {}])[0], do or {})
+        abduction = Abduction(u, model.predict(u), state, self._classes(given, count) if model.class_cond else None)
+        return self.predict(abduction, do, w=w)
+
+    def read(self, images: Images) -> Readings:
+        """Reads labels and classes from images with the predictor; `InputError` if none is shipped for the data set."""
+        return self._predictor.predictor.read(to_uint8(as_model_images(images, self.spec)).cpu().numpy())
 
     def save_pretrained(
         self,
@@ -232,50 +241,35 @@ class CounterfactualModel:
         metrics: Mapping[str, float] | None = None,
         name: str = "",
     ) -> Path:
-        """Writes a model folder that `from_pretrained` opens: weights, config.json, and README.md, its model card.
+        """Writes a model folder that `from_pretrained` opens.
 
-        The training log comes along where there is one, and so does the predictor where the model needs it; paths of
-        this machine do not.
+        It holds the weights, config.json without paths of this machine, the model card README.md, the training log if
+        there is one, and the predictors that the model needs.
 
         Args:
-            dtype: of the weights, for instance `torch.float16`; by default as they are, float32.
-            metrics: figures for the card, by their names.
-            name: under which the card's example opens it, where that is known.
+            dtype: dtype of the weights, for example `torch.float16`; by default unchanged.
+            metrics: figures for the card, by name.
+            name: name under which the card's example opens the model.
+
+        Raises:
+            InputError: for published weights with pixels in 0..1, which config.json cannot express.
         """
         if self.loaded.pixel_range != (-1.0, 1.0):
-            raise InputError(f"{self.loaded.path}: a state dict of the published code; its pixels span 0..1, which a "
-                             "model folder cannot say")  # fmt: skip
+            raise InputError(f"{self.loaded.path}: expected pixels in -1..1, got published weights for pixels in 0..1")
         source = Path(self.loaded.path)
-        described = describe_checkpoint(self.loaded.config, self.spec)
         steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
-        train = {**described["config"]["train"], **dict.fromkeys(_LOCAL_PATHS, "")}
-        described = {**described, "config": {**described["config"], "train": train}, "trained_steps": steps}
+        described = describe_checkpoint(self.loaded.config, self.spec)
+        train = described["config"]["train"] | dict.fromkeys(_PATHS_IN_CONFIG, "")
+        described |= {"config": {**described["config"], "train": train}, "trained_steps": steps}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
-        log = next(
-            (each / "progress.csv" for each in (source, source.parent) if (each / "progress.csv").is_file()), None
-        )
-        if log is not None and log.resolve() != (target / "progress.csv").resolve():
-            shutil.copyfile(log, target / "progress.csv")
+        _copy_beside(source, Path("progress.csv"), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
-            reader = self._reader
-            save_predictor(target / PREDICTOR_FOLDER, reader.predictor, reader.figures)
-        guides = [
-            place / NOISED_PREDICTOR_FOLDER
-            for place in (source, source.parent)
-            if (place / NOISED_PREDICTOR_FOLDER / CONFIG).is_file()
-        ]
-        if (
-            getattr(self.network, "predictor", None) is not None
-            and guides
-            and guides[0] != target / NOISED_PREDICTOR_FOLDER
-        ):
-            (target / NOISED_PREDICTOR_FOLDER).mkdir(exist_ok=True)
-            for name in (CONFIG, MODEL):
-                shutil.copyfile(guides[0] / name, target / NOISED_PREDICTOR_FOLDER / name)
-        trained_on = find_dataset(self.spec.name).source
-        size = count_parameters(self.network)
-        facts = CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name)
-        write_card(target, facts, metrics)
+            save_predictor(target / PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
+        if getattr(self.network, "predictor", None) is not None:
+            for file in (CONFIG, MODEL):
+                _copy_beside(source, Path(NOISED_PREDICTOR_FOLDER, file), target)
+        trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
+        write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)
         return target
 
     def push_to_hub(
@@ -288,39 +282,39 @@ class CounterfactualModel:
         dtype: torch.dtype | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> str:
-        """`save_pretrained`, then the folder to "owner/name" on the Hugging Face Hub, model card included.
+        """Uploads the folder of `save_pretrained` to "owner/name" on the Hugging Face Hub.
 
         Args:
-            private: of a repository that is made now.
-            token: of the hub; by default the one of `hf auth login`.
-            message: of the commit.
+            private: whether a new repository is private.
+            token: access token; by default that of `hf auth login`.
+            message: commit message.
             dtype, metrics: as in `save_pretrained`.
 
         Returns:
-            The commit's address.
+            Address of the commit.
 
         Raises:
-            InputError: if the name is none, or huggingface_hub (extra `hub`) is not installed.
-            DataError: if the hub does not take it.
+            InputError: for a name of another form, or if huggingface_hub (extra `hub`) is not installed.
+            DataError: if the Hub refuses the upload.
         """
-        with tempfile.TemporaryDirectory(prefix="causaldiffae-") as place:
-            folder = self.save_pretrained(Path(place, "model"), dtype=dtype, metrics=metrics, name=name)
+        with tempfile.TemporaryDirectory(prefix="causaldiffae-") as temporary:
+            folder = self.save_pretrained(Path(temporary, "model"), dtype=dtype, metrics=metrics, name=name)
             return push_folder(folder, name, private=private, token=token, message=message)
 
-    @cached_property
-    def _reader(self) -> LoadedPredictor:
-        path = self._predictor_path or find_predictor(self.spec)
-        reader = load_predictor(path, self.device)
-        check_fits(reader.predictor, self.spec, str(path))
-        return reader
+    # ------------------------------------------------------------------ inputs and results
 
-    def read(self, images: Images) -> Readings:
-        """Labels and classes as the predictor reads them off images; `InputError` where none is shipped for them."""
-        return self._reader.predictor.read(to_uint8(as_model_images(images, self.spec)).cpu().numpy())
+    @cached_property
+    def _predictor(self) -> LoadedPredictor:
+        path = self._predictor_path or find_predictor(self.spec)
+        loaded = load_predictor(path, self.device)
+        check_fits(loaded.predictor, self.spec, str(path))
+        return loaded
 
     def _inputs(
         self, images: Images | ImageData, classes: Any, labels: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Images, classes and labels as the engine takes them; missing ones are read from the images."""
+        model = self.loaded.model
         if isinstance(images, ImageData):
             x_start, own_classes, own_labels = model_inputs(images, self.device)
             classes = own_classes if classes is None else classes
@@ -328,47 +322,52 @@ class CounterfactualModel:
             x_start = as_model_images(x_start, self.spec)
         else:
             x_start = as_model_images(images, self.spec).to(self.device)
-        model = self.loaded.model
         if model.class_cond:
-            classes = self._read_off("classes", x_start) if classes is None else classes
-            classes = self._checked_classes(classes, len(x_start))
+            classes = self._read("classes", x_start) if classes is None else classes
+            classes = self._classes(classes, len(x_start))
         if model.needs_labels and labels is None:
-            labels = self._read_off("labels", x_start)
+            labels = self._read("labels", x_start)
         if labels is not None:
             labels = torch.as_tensor(np.asarray(labels), dtype=torch.float32).to(self.device)
-            wanted = (len(x_start), len(self.graph))
-            if labels.shape != wanted:
-                raise InputError(f"labels: shape {tuple(labels.shape)} given, {wanted} is needed")
+            if labels.shape != (len(x_start), len(self.graph)):
+                expected = (len(x_start), len(self.graph))
+                raise InputError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
         return x_start, classes if model.class_cond else None, labels
 
-    def _read_off(self, what: str, x_start: Tensor) -> np.ndarray:
-        """ "classes" or "labels" of images, by the predictor."""
+    def _read(self, name: str, x_start: Tensor) -> np.ndarray:
+        """Reads "classes" or "labels" from images with the predictor."""
         try:
-            return getattr(self._reader.predictor.read(to_uint8(x_start).cpu().numpy()), what)
+            return getattr(self.read(x_start), name)
         except InputError as error:
-            raise InputError(f"{what}: this model needs the images' {what}; to read them off, {error}") from None
+            message = f"{name}: this model needs them, and they cannot be read from the images: {error}"
+            raise InputError(message) from None
 
-    def _checked_classes(self, classes: Any, count: int) -> Tensor:
+    def _classes(self, classes: Any, count: int) -> Tensor:
         given = torch.as_tensor(np.asarray(classes) if not isinstance(classes, Tensor) else classes)
-        most = self.spec.num_classes or 1
-        if given.shape != (count,) or given.is_floating_point() or not bool(((given >= 0) & (given < most)).all()):
-            raise InputError(f"classes: {count} whole numbers in 0..{most - 1} are needed, got {str(classes)[:80]}")
+        largest = (self.spec.num_classes or 1) - 1
+        if given.shape != (count,) or given.is_floating_point() or not bool(((given >= 0) & (given <= largest)).all()):
+            raise InputError(f"classes: expected {count} whole numbers in 0..{largest}, got {str(classes)[:80]}")
         return given.long().to(self.device)
 
-    def _named(self, labels: Tensor) -> dict[str, np.ndarray]:
+    def _by_name(self, labels: Tensor) -> dict[str, np.ndarray]:
         table = labels.detach().cpu().numpy()
         return {name: table[:, i] for i, name in enumerate(self.graph.names)}
 
-    def _result(self, answer: Counterfactual, do: Mapping[str, Any]) -> Counterfactuals:
-        images = to_uint8(answer.images.nan_to_num()).cpu().numpy()
-        return Counterfactuals(images, self._named(answer.labels), dict(do), None, None, None, self.spec)
+    def _result(self, parts: Sequence[Counterfactual], do: Mapping[str, Any]) -> Counterfactuals:
+        images = to_uint8(torch.cat([part.images for part in parts]).nan_to_num()).cpu().numpy()
+        labels = self._by_name(torch.cat([part.labels for part in parts]))
+        return Counterfactuals(images, labels, dict(do), None, None, None, self.spec)
 
 
 class CausalDiffAE(CounterfactualModel):
-    """A trained CausalDiffAE (the network is `causaldiffae.model.CausalDiffAE`); see `CounterfactualModel`."""
+    """A trained CausalDiffAE; its network is a `causaldiffae.model.CausalDiffAE`."""
 
     model_type = "causaldae"
 
 
-def _batches(count: int) -> Iterator[slice]:
-    return (slice(start, start + _BATCH) for start in range(0, count, _BATCH))
+def _copy_beside(source: Path, file: Path, target: Path) -> None:
+    """Copies a file that lies in the folder `source` or in its parent (a run's step lies in the run)."""
+    found = next((place / file for place in (source, source.parent) if (place / file).is_file()), None)
+    if found is not None and found.resolve() != (target / file).resolve():
+        (target / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(found, target / file)
