@@ -1,11 +1,10 @@
-"""Training that is killed again and again at random moments, and what is left each time.
+"""Kills a training run at random moments and checks what it leaves behind.
 
     OMP_NUM_THREADS=1 python tools/crashes.py --kills 100
 
-A tiny model saves every few steps and is killed by SIGKILL; the next life resumes. After every death the newest
-checkpoint must verify, and the steps that are lost are counted: those since the step whose checkpoint is whole, which
-may be one interval's and no more, whichever way checkpoints are written. The last life trains on to the end, and its
-weights must be those of a run that nobody killed, bit for bit.
+A tiny model saves every few steps, is killed by SIGKILL and resumes. After each kill the newest checkpoint must verify,
+and at most one save interval of steps may be lost, whichever way checkpoints are written. The last run trains to the
+end, and its weights must equal those of an uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SMALL |= {"diffusion_steps": 4, "noise_schedule": "cosine", "schedule_sampler": 
 
 
 class Outcome(NamedTuple):
-    """Of many kills: how many lives got to a step, the most steps lost, steps at the end, and whether all is equal."""
+    """Kills, runs that completed a step, most steps lost by a kill, steps at the end, and whether all is equal."""
 
     kills: int
     lives_with_steps: int
@@ -45,7 +44,7 @@ class Outcome(NamedTuple):
 
 
 def train(run_dir: Path, total_steps: int, background: bool, record: Path | None = None) -> TrainLoop:
-    """Trains or goes on; `record` gets a line with the number of every step that is done."""
+    """Trains or resumes; writes the number of each completed step to `record`."""
     torch.set_num_threads(1)
     config = small_config(**SMALL, total_steps=total_steps, background_save=background)
     trained = TrainLoop(config, squares(), Logger(run_dir, use_tensorboard=False))
@@ -63,7 +62,7 @@ def train(run_dir: Path, total_steps: int, background: bool, record: Path | None
 
 
 def live(run_dir: Path, record: Path, background: bool, moment: float) -> None:
-    """One life of a process of its own, which ends by SIGKILL `moment` seconds after it began."""
+    """Trains in a process that is killed by SIGKILL after `moment` seconds."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(run_dir.parent / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
@@ -81,15 +80,15 @@ def live(run_dir: Path, record: Path, background: bool, moment: float) -> None:
 
 
 def kill_often(folder: Path, kills: int, longest: float = 2.0, background: bool = True, seed: int = 0) -> Outcome:
-    """Kills a run so many times; `AssertionError` for a newest checkpoint that is damaged."""
-    train(folder / "warm", 1, background)  # what is imported at the first step is imported before the first fork
+    """Kills a run `kills` times; raises `AssertionError` if the newest checkpoint is damaged."""
+    train(folder / "warm", 1, background)  # imports everything before the first fork
     run_dir, record, moments = folder / "killed", folder / "steps.txt", random.Random(seed)
     lives, most_lost = 0, 0
     for _ in range(kills):
         before = record.stat().st_size if record.exists() else 0
         live(run_dir, record, background, moments.uniform(0.0, longest))
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a newest checkpoint that is passed over is a warning
+            warnings.simplefilter("error")  # skipping a damaged checkpoint is a warning
             newest = latest_checkpoint(run_dir)
         if not record.exists() or record.stat().st_size == before:
             continue
@@ -112,9 +111,9 @@ def kill_often(folder: Path, kills: int, longest: float = 2.0, background: bool 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=2.0, help="longest life, in seconds")
+    parser.add_argument("--longest", type=float, default=2.0, help="longest time before a kill, in seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--writer", choices=("waited", "background"), help="of checkpoints; both if left out")
+    parser.add_argument("--writer", choices=("waited", "background"), help="how checkpoints are written; default both")
     options = parser.parse_args()
     for writer in [options.writer] if options.writer else ["waited", "background"]:
         background = writer == "background"

@@ -1,10 +1,10 @@
-"""Two processes of one thread each against one process of two threads: images a second while training.
+"""Compares the training speed of two processes with one thread each and of one process with two threads.
 
     python tools/process_throughput.py --data_dir data/pendulum --rounds 3
 
-Both train the same mini model on the same batches, in turn; a process of the pair takes half of the batch. The time is
-that of the steps after the first ten, read from progress.csv, so start-up does not count. `mpiexec` is the
-environment's.
+Both train the same mini model on the same batches, in turn; each process of the pair takes half of the batch. Speeds
+are read from progress.csv after the first ten steps, so start-up does not count. `mpiexec` is that of the Python
+environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
 
 def images_per_second(run_dir: Path, data_dir: str, dataset: str, processes: int, batch: int, lines: int) -> float:
-    """Trains for a while and reads the median of the lines after the first."""
+    """Trains for a few log rows; returns the median speed of all but the first."""
     command = [sys.executable, str(REPO / "scripts" / "image_train.py"), f"--data_dir={data_dir}"]
     command += ["--config", str(REPO / "configs" / f"{dataset}_causaldae_mini.yaml"), f"--run_dir={run_dir}"]
     command += [f"--batch_size={batch // processes}", "--num_images=2000", "--log_interval=10", "--tensorboard=False"]
@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--dataset", default="pendulum")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--lines", type=int, default=8, help="of ten steps each")
-    parser.add_argument("--batch_size", type=int, default=32, help="of all processes together")
+    parser.add_argument("--lines", type=int, default=8, help="log rows, of ten steps each")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per step, over all processes")
     options = parser.parse_args()
     found: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def main() -> None:
                 found[processes].append(speed)
                 print(f"{processes} process(es) of {2 // processes} thread(s): {speed:7.1f} images/s", flush=True)
     ratio = statistics.median(found[2]) / statistics.median(found[1])
-    print(f"two processes against one: {ratio:.2f}")
+    print(f"speed of two processes relative to one: {ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What saving costs training: the same steps without saving, with the background thread, and with saving in between.
+"""Measures how much checkpoints slow training: not saved, saved in the background, saved in between.
 
     OMP_NUM_THREADS=1 python tools/save_overhead.py --data_dir data/pendulum
 
-Blocks of `--steps` steps at mini size alternate between the three, one checkpoint for each block that saves; the time
-of a block is that of its steps and of its save; the first step of a block waits for the disk if that takes longer than
-a step. Medians are compared, and the training thread's own processor time beside the clock's, since other work on the
-machine blurs the latter. The last column is the same cost spread over the `save_interval` of the configuration.
+Blocks of `--steps` steps of a mini model alternate between the three, with one checkpoint per saving block. The time
+of a block includes its checkpoint; its first step waits for the disk if that takes longer than a step. Medians are
+compared, of wall-clock time and of the training thread's CPU time, which other work on the machine affects less. The
+last column spreads the cost over the `save_interval` of the configuration.
 """
 
 from __future__ import annotations

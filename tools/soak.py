@@ -1,11 +1,11 @@
-"""A long run at mini size, watched from outside: does its memory stay flat, are files left open?
+"""Watches a long training run of a mini model for leaks of memory and open files.
 
     OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 60
 
-Trains with checkpoints, pictures, TensorBoard and log lines far more often than a user would, so that whatever leaks
-there leaks often. Every 10 seconds one line tells the time, the resident memory and the open files of the trainer; at
-the end the run is stopped by SIGTERM, which it must answer with exit code 0. Memory is compared between the mean of
-the first tenth after the warm-up (a fifth of the time) and that of the last tenth.
+Trains with far more checkpoints, previews and log rows than usual, so that leaks accumulate quickly. Every 10 seconds a
+line reports the time, the resident memory and the open files of the trainer. At the end SIGTERM stops the run, which
+must exit with code 0. The mean memory of the last tenth of the time is compared with that of the first tenth after
+the warm-up, which is a fifth of the time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def resident_kib(pid: int) -> int:
 
 
 def open_files(pid: int) -> int:
-    """File descriptors of a process."""
+    """Number of file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def watch(process: subprocess.Popen[bytes], minutes: float, every: float) -> list[tuple[float, int, int]]:
-    """(seconds, KiB, descriptors) every so often until the time is over or the process ends."""
+    """Samples of (seconds, KiB, file descriptors) until the time is over or the process ends."""
     begun, found = time.monotonic(), []
     while (seconds := time.monotonic() - begun) < 60 * minutes and process.poll() is None:
         time.sleep(every)
@@ -55,7 +55,7 @@ def watch(process: subprocess.Popen[bytes], minutes: float, every: float) -> lis
 
 
 def verdict(found: list[tuple[float, int, int]]) -> tuple[float, int]:
-    """Relative growth of memory after the warm-up, and descriptors gained; both compare tenths of the time."""
+    """Relative growth of memory and increase of file descriptors, from the first to the last tenth."""
     size = max(int(len(found) * TENTH), 1)
     start = int(len(found) * WARM_UP)
     first, last = found[start : start + size], found[-size:]
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--run_dir", required=True)
     parser.add_argument("--dataset", default="pendulum")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between samples")
     options = parser.parse_args()
     command = [sys.executable, str(REPO / "scripts" / "image_train.py")]
     command += ["--config", str(REPO / "configs" / f"{options.dataset}_causaldae_mini.yaml"), *OFTEN]
