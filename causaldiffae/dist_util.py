@@ -31,13 +31,10 @@ from causaldiffae.errors import InputError
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """This process among all, as described by the launcher.
+class ProcessInfo(NamedTuple):
+    """This process among all, as described by the launcher; `local` counts the processes of this machine.
 
-    Attributes:
-        launcher: "torchrun", "mpi", "slurm" or "none".
-        local_rank, local_size: rank and number of processes on this machine; `local_size` is `None` if unknown.
-        address, port: where rank 0 listens, if known.
+    `None` stands for what the launcher does not tell; `address` and `port` are where rank 0 listens.
     """
 
     launcher: str = "none"
@@ -62,16 +59,11 @@ _LOST = re.compile(
     r"time[d ]*out|connection (closed|reset|refused)|broken pipe|failed to pass monitoredBarrier", re.IGNORECASE
 )
 
-_place = Place()
 _timeout = timedelta(minutes=30)
 
 
-def read_environment(environment: Mapping[str, str] | None = None) -> Place:
-    """Reads the variables of torchrun, mpiexec or srun.
-
-    Raises:
-        InputError: if a variable is not a number or out of range.
-    """
+def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInfo:
+    """Reads the variables of torchrun, mpiexec or srun; raises `InputError` for one that is out of range."""
     environment = os.environ if environment is None else environment
 
     def integer(name: str, low: int, high: int) -> int | None:
@@ -93,16 +85,10 @@ def read_environment(environment: Mapping[str, str] | None = None) -> Place:
             nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
             address = address or first_slurm_host(nodes)
             port = port or 20000 + (integer("SLURM_JOB_ID", 0, 10**9) or 0) % 20000
-        return Place(
-            launcher.split()[0],
-            integer(rank_name, 0, size - 1) or 0,
-            size,
-            integer(local_rank_name, 0, 10**6) or 0,
-            integer(local_size_name, 1, 10**6),
-            address,
-            port,
-        )
-    return Place()
+        rank_here, local_rank = integer(rank_name, 0, size - 1) or 0, integer(local_rank_name, 0, 10**6) or 0
+        local_size = integer(local_size_name, 1, 10**6)
+        return ProcessInfo(launcher.split()[0], rank_here, size, local_rank, local_size, address, port)
+    return ProcessInfo()
 
 
 def first_slurm_host(nodes: str) -> str:
@@ -126,28 +112,28 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
         TimeoutError: if the other processes do not connect in time.
         InputError: if the environment is contradictory, or mpi4py is required and missing.
     """
-    global _place, _timeout
+    global _timeout
     if dist.is_initialized():
         return
-    _place, _timeout = read_environment(), timedelta(minutes=timeout_minutes)
+    info, _timeout = read_environment(), timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         torch.cuda.set_device(dev())
-    if _place.world_size == 1:
+    if info.world_size == 1:
         return
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if backend is None:
-        backend = "nccl" if gpus and gpus >= (_place.local_size or _place.local_rank + 1) else "gloo"
-    address, port, me = _place.address, _place.port, f"rank {_place.rank} of {_place.world_size}"
+        backend = "nccl" if gpus and gpus >= (info.local_size or info.local_rank + 1) else "gloo"
+    address, port, me = info.address, info.port, f"rank {info.rank} of {info.world_size}"
     if not (address and port):
-        if _place.launcher != "mpi":
-            raise InputError(f"environment: expected MASTER_ADDR and MASTER_PORT for {me} under {_place.launcher}")
-        address, port = _agree_by_mpi(_place)
+        if info.launcher != "mpi":
+            raise InputError(f"environment: expected MASTER_ADDR and MASTER_PORT for {me} under {info.launcher}")
+        address, port = _agree_by_mpi(info)
     try:
         dist.init_process_group(
             backend,
-            init_method=None if _place.launcher == "torchrun" else f"tcp://{address}:{port}",
-            rank=_place.rank,
-            world_size=_place.world_size,
+            init_method=None if info.launcher == "torchrun" else f"tcp://{address}:{port}",
+            rank=info.rank,
+            world_size=info.world_size,
             timeout=_timeout,
         )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
@@ -157,7 +143,7 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
         ) from error
 
 
-def _agree_by_mpi(place: Place) -> tuple[str, int]:
+def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
     """Address and free port of rank 0, broadcast by MPI."""
     try:
         import mpi4py
@@ -166,23 +152,23 @@ def _agree_by_mpi(place: Place) -> tuple[str, int]:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"mpi4py: required by the {place.world_size} processes of mpiexec, but cannot be imported ({error}); "
+            f"mpi4py: required by the {info.world_size} processes of mpiexec, but cannot be imported ({error}); "
             "install the extra `mpi`, or set MASTER_ADDR and MASTER_PORT"
         ) from error
     ours = not MPI.Is_initialized()
     if ours:
         MPI.Init()
     world = MPI.COMM_WORLD
-    if world.Get_size() != place.world_size:
+    if world.Get_size() != info.world_size:
         raise InputError(
-            f"mpi4py: expected the {place.world_size} processes of mpiexec, got {world.Get_size()}; use the mpiexec of "
+            f"mpi4py: expected the {info.world_size} processes of mpiexec, got {world.Get_size()}; use the mpiexec of "
             "the same MPI installation, or set MASTER_ADDR and MASTER_PORT"
         )
     hosts = world.allgather(socket.gethostname())
-    address = place.address or ("127.0.0.1" if len(set(hosts)) == 1 else hosts[0])
+    address = info.address or ("127.0.0.1" if len(set(hosts)) == 1 else hosts[0])
     with socket.socket() as free:
         free.bind(("", 0))
-        port = world.bcast(place.port or free.getsockname()[1], root=0)
+        address, port = world.bcast((address, info.port or free.getsockname()[1]), root=0)
     if ours:
         MPI.Finalize()
     return address, port

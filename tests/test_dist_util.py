@@ -11,7 +11,7 @@ import torch
 from processes import LAUNCHER_VARIABLES, ended, free_port, plain_environment, start_group
 
 from causaldiffae import dist_util
-from causaldiffae.dist_util import Place, first_slurm_host, read_environment
+from causaldiffae.dist_util import ProcessInfo, first_slurm_host, read_environment
 from causaldiffae.errors import InputError
 
 MPI = {"PMI_RANK": "1", "PMI_SIZE": "3", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "3"}
@@ -27,24 +27,24 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "info"),
     [
-        ({}, Place()),
-        (MPI, Place("mpi", 1, 3, 1, 3)),
-        (OPEN_MPI, Place("mpi", 2, 4, 0, 2)),
-        (TORCHRUN, Place("torchrun", 1, 2, 1, None, "a", 1234)),
-        (SLURM, Place("slurm", 5, 8, 1, None, "gpu03", 20000)),
-        (SLURM | {"SLURM_JOB_ID": "70001", "MASTER_ADDR": "b"}, Place("slurm", 5, 8, 1, None, "b", 30001)),
+        ({}, ProcessInfo()),
+        (MPI, ProcessInfo("mpi", 1, 3, 1, 3)),
+        (OPEN_MPI, ProcessInfo("mpi", 2, 4, 0, 2)),
+        (TORCHRUN, ProcessInfo("torchrun", 1, 2, 1, None, "a", 1234)),
+        (SLURM, ProcessInfo("slurm", 5, 8, 1, None, "gpu03", 20000)),
+        (SLURM | {"SLURM_JOB_ID": "70001", "MASTER_ADDR": "b"}, ProcessInfo("slurm", 5, 8, 1, None, "b", 30001)),
         # A batch script of eight tasks that starts python itself, without srun.
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n1"}, Place()),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n1"}, ProcessInfo()),
         # mpiexec within the single step that the scheduler made for the shell.
-        (MPI | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Place("mpi", 1, 3, 1, 3)),
+        (MPI | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, ProcessInfo("mpi", 1, 3, 1, 3)),
         # torchrun within mpiexec: the inner launcher applies.
-        (MPI | TORCHRUN, Place("torchrun", 1, 2, 1, None, "a", 1234)),
+        (MPI | TORCHRUN, ProcessInfo("torchrun", 1, 2, 1, None, "a", 1234)),
     ],
 )
-def test_environment(environment: dict[str, str], place: Place) -> None:
-    assert read_environment(environment) == place
+def test_environment(environment: dict[str, str], info: ProcessInfo) -> None:
+    assert read_environment(environment) == info
 
 
 @pytest.mark.parametrize(
