@@ -69,10 +69,10 @@ class Logger:
         for key, value in values.items():
             self.logkv(key, value)
 
-    def logkv_mean(self, key: str, value: Any, count: int = 1) -> None:
-        """Adds a value, the mean of `count` samples, to the average of the next dump."""
-        self._sums[key] = self._sums.get(key, 0.0) + _number(key, value) * count
-        self._counts[key] = self._counts.get(key, 0) + count
+    def logkv_mean(self, key: str, value: Any) -> None:
+        """Adds a value to the average of the next dump."""
+        self._sums[key] = self._sums.get(key, 0.0) + _number(key, value)
+        self._counts[key] = self._counts.get(key, 0) + 1
 
     def dumpkvs(self, step: int) -> dict[str, float]:
         """Writes one row and resets all scalars; returns the row on every rank."""

@@ -1,12 +1,11 @@
 """The training loop.
 
-All random numbers of step k follow from (seed, k): the batch, the time steps, the noise, the dropped latents. A run that
-is interrupted and resumed therefore equals an uninterrupted one. All processes draw the numbers of the whole batch and
-keep their share, so several processes equal one process with a larger batch, apart from dropout, whose numbers are
-drawn inside the network, and batch normalisation, whose statistics are those of a process's share.
+All random numbers of step k follow from (seed, k), so an interrupted and resumed run equals an uninterrupted one. All
+processes draw the numbers of the whole batch and keep their share, so several processes equal one process with a larger
+batch, apart from dropout, drawn inside the network, and batch normalisation, whose statistics are those of a share.
 
-The processes agree on everything in one exchange per step, between the gradients and the optimizer: whether the loss is
-finite, whether to stop, whether a checkpoint has failed. No process can wait for another that has left.
+The processes agree in one exchange per step, between the gradients and the optimizer, on whether the loss is finite,
+whether to stop, and whether a checkpoint has failed. No process can wait for another that has left.
 """
 
 from __future__ import annotations
@@ -49,13 +48,7 @@ SHOWN = ("loss", "label_kl", "images_per_second")
 
 
 class StepFigures(NamedTuple):
-    """Figures of a step after the exchange between processes.
-
-    Attributes:
-        means: loss terms, averaged over this process's images.
-        grad_norm: norm of the gradient.
-        finite: the loss and the gradient are finite in every process.
-    """
+    """Loss terms averaged over this process's images, and the gradient; `finite` covers both in every process."""
 
     means: dict[str, float]
     grad_norm: float
@@ -91,8 +84,7 @@ class TrainLoop:
         self.config, self.spec, self.logger, self.test = config, data.spec, logger, test
         self.device = dist_util.dev()
         world, train = dist_util.world_size(), config.train
-        self.stop = StopRequest(train.max_hours) if stop is None else stop
-        self.stopped = False
+        self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped = SkippedSteps(train.max_skipped_steps)
         self.writer = CheckpointWriter(
             logger.run_dir,
@@ -115,17 +107,14 @@ class TrainLoop:
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
         step_type = model_entry(config.model.model_type).training_step
         self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=True
-        )
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self.emas = {rate: _copy_state(self.model) for rate in config.ema_rates()}
         self.step = 0
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         dist_util.sync_params(self.model.state_dict().values())
         if world > 1:
             self.training_step = DistributedDataParallel(self.training_step)
-
-    # ------------------------------------------------------------------ state
 
     def _load_weights(self, path: str) -> None:
         loaded = load_model(path)
@@ -154,8 +143,7 @@ class TrainLoop:
     def save(self) -> None:
         """Starts to write a checkpoint of the current step in the main process; errors are raised at the next step.
 
-        Raises:
-            InputError: if weights are not finite; such weights are never written.
+        Weights that are not finite are never written and raise an `InputError`.
         """
         if dist_util.any_of(not self._weights_are_finite()):
             raise InputError(
@@ -198,13 +186,11 @@ class TrainLoop:
         self.writer.check()
         raise InputError("run_dir: process 0 failed to write a checkpoint")
 
-    # ------------------------------------------------------------------ training
-
     def run(self) -> None:
         """Trains from the current step to the last one, with checkpoints, logs and previews.
 
-        Returns early, with a checkpoint and `stopped` set, if any process is asked to stop. All checkpoints are on
-        disk when it returns.
+        Stops early, with a checkpoint and `stopped` set, if any process is asked to. All checkpoints are on disk when
+        it returns.
 
         Raises:
             InputError: if too many consecutive steps or the weights are not finite, or a checkpoint cannot be written.

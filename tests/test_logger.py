@@ -28,11 +28,9 @@ def logger(tmp_path: Path) -> Logger:
 def test_means_between_dumps(logger: Logger) -> None:
     for value in (1.0, torch.tensor(2.0), np.float32(6.0)):
         logger.logkv_mean("loss", value)
-    logger.logkv_mean("mse", 1.0, count=3)
-    logger.logkv_mean("mse", 5.0)
     logger.logkvs({"lr": 0.1, "gamma": 1})
     logger.logkv("lr", 0.2)
-    assert logger.dumpkvs(10) == {"loss": 3.0, "mse": 2.0, "lr": 0.2, "gamma": 1.0}
+    assert logger.dumpkvs(10) == {"loss": 3.0, "lr": 0.2, "gamma": 1.0}
     logger.logkv_mean("loss", 0.1)
     logger.dumpkvs(20)
     rows = [(row["step"], float(row["loss"]), row["lr"]) for row in table(logger.run_dir)]

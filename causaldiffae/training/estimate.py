@@ -7,7 +7,7 @@ training images reside on the device. Activations come on top and grow with the 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -22,19 +22,9 @@ AVERAGE_BYTES = 4
 TRIAL_IMAGES = 4
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Resources of a run on this machine.
+class Estimate(NamedTuple):
+    """Memory of the training state and of the images (0 if their number is unknown), speed and time of one process."""
 
-    Attributes:
-        parameters: number of trained parameters.
-        state_mib: weights, gradients, optimizer state and moving averages.
-        data_mib: training images if their number is known, else 0.
-        images_per_second: forward and backward passes, measured on a few images.
-        hours: duration of all steps at this speed in one process.
-    """
-
-    parameters: int
     state_mib: float
     data_mib: float
     images_per_second: float
@@ -64,10 +54,10 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
         loss.backward()
         float(loss.detach())  # synchronises with the device
         seconds = time.perf_counter() - start
-    parameters, speed = count_parameters(model), TRIAL_IMAGES / seconds
+    speed = TRIAL_IMAGES / seconds
+    bytes_each = TRAINING_BYTES + AVERAGE_BYTES * len(config.ema_rates())
     return Estimate(
-        parameters=parameters,
-        state_mib=parameters * (TRAINING_BYTES + AVERAGE_BYTES * len(config.ema_rates())) / 2**20,
+        state_mib=count_parameters(model) * bytes_each / 2**20,
         data_mib=config.train.num_images * spec.channels * spec.image_size**2 / 2**20,
         images_per_second=speed,
         hours=config.train.total_steps * config.train.batch_size / speed / 3600,
