@@ -216,4 +216,4 @@ def traversal_table(effects: Mapping[str, Mapping[str, float]], name: str) -> st
         is_slope = bool(np.isfinite(row["slope"]))
         what = "slope of measured on true label, ideally 1" if is_slope else "mean change of measured label, ideally 0"
         rows.append([other, what, number(row["slope"] if is_slope else row["change"])])
-    return f"do({name}) over its range\n{text_table(['variable', 'effect', 'value'], rows)}"
+    return f"do({name}) over its range\n{text_table(['variable', 'effect', 'value'], rows, texts=2)}"

@@ -19,7 +19,7 @@ Figure = Mapping[str, Any]
 
 ANSWER_NAMES = {
     "truth": "true image (floor)",
-    "do_nothing": "factual image (do nothing)",
+    "do_nothing": "do nothing",
     "nearest": "nearest training image",
 }
 MISSING = "-"
@@ -45,10 +45,10 @@ class Column:
     less_is_better: bool = True
 
 
-def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with one line per row; the first column is aligned left, and missing cells are explained below."""
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table with one line per row; the first `texts` columns are aligned left, missing cells explained below."""
     wrapped = [heading.replace(" ", "\n").replace("_", "_\n") for heading in headings]
-    align = ("left", *["right"] * (len(headings) - 1))
+    align = ["left"] * texts + ["right"] * (len(headings) - texts)
     text = tabulate(rows, wrapped, disable_numparse=True, colalign=align if rows else None)
     return f"{text}\n{MISSING_NOTE}" if any(MISSING in row for row in rows) else text
 
@@ -180,7 +180,7 @@ def effects_table(files: Sequence[Results]) -> str:
                 figures = [shown(effect[key], interval=True) for key in ("model", "truth", "error")]
                 rows.append([name_of(results), f"do({do})", name, *figures])
     headings = ["model", "intervention", "descendant", "model's effect", "true effect", "error"]
-    return text_table(headings, rows) if rows else ""
+    return text_table(headings, rows, texts=3) if rows else ""
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def seeds_table(files: Sequence[Results]) -> str:
                     rows.append([f"do({do})", column.heading, shown(over_seeds(means), column.decimals, interval=True)])
         names = ", ".join(name_of(results) for results in group)
         texts.append(f"over {len(group)} training seeds ({names})")
-        texts.append(text_table(["intervention", "figure", "mean"], rows))
+        texts.append(text_table(["intervention", "figure", "mean"], rows, texts=2))
     return "\n".join(texts)
 
 

@@ -61,7 +61,7 @@ def layout(graph: CausalGraph, texts: Mapping[str, str]) -> GraphLayout:
         texts: the lines of text in each variable's box.
     """
     layered, layers = _layers(graph)
-    layers = _reduce_crossings(layered, layers)
+    _order(layered, layers)
     widths = {node: _width(node, texts) for node in layered}
     x = _horizontal_positions(layered, layers, widths)
     step = _box_height(texts) + 0.45 + 0.02 * max(len(layer) for layer in layers)
@@ -165,11 +165,10 @@ def _layers(graph: CausalGraph) -> tuple[nx.DiGraph, list[list[Node]]]:
     return layered, layers
 
 
-def _reduce_crossings(layered: nx.DiGraph, layers: list[list[Node]]) -> list[list[Node]]:
-    """Sorts layers by the mean index of their neighbours, down and up, and returns the order with fewest crossings."""
-    best, fewest = layers, _crossings(layered, layers)
+def _order(layered: nx.DiGraph, layers: list[list[Node]]) -> None:
+    """Sorts each layer by the mean index of its neighbours, down and up again, which reduces crossings."""
     for sweep in range(SWEEPS):
-        layers, down = [list(layer) for layer in layers], sweep % 2 == 0
+        down = sweep % 2 == 0
         neighbours = layered.pred if down else layered.succ
         for i in range(1, len(layers)) if down else range(len(layers) - 2, -1, -1):
             index = {node: k for k, node in enumerate(layers[i - 1 if down else i + 1])}
@@ -178,22 +177,6 @@ def _reduce_crossings(layered: nx.DiGraph, layers: list[list[Node]]) -> list[lis
                 for k, node in enumerate(layers[i])
             }
             layers[i].sort(key=means.__getitem__)
-        crossings = _crossings(layered, layers)
-        if crossings < fewest:
-            best, fewest = layers, crossings
-    return best
-
-
-def _crossings(layered: nx.DiGraph, layers: Sequence[Sequence[Node]]) -> int:
-    """Number of pairs of edges that cross."""
-    index = {node: k for layer in layers for k, node in enumerate(layer)}
-    count = 0
-    for layer in layers:
-        ends = np.array([(index[node], index[below]) for node in layer for below in layered.succ[node]])
-        if len(ends):
-            upper, lower = (column[:, None] - column for column in ends.T)
-            count += int((upper * lower < 0).sum()) // 2
-    return count
 
 
 def _horizontal_positions(

@@ -2,12 +2,12 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from autoencoders import save_vae
 from paths import REPO
 from PIL import Image
 from running import Outcome, assert_refused, run
@@ -17,7 +17,7 @@ from torch import nn
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.dit import DiT
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import InputError
 from causaldiffae.evaluation.imagenet import (
     CLASS,
     ImagenetModel,
@@ -27,11 +27,10 @@ from causaldiffae.evaluation.imagenet import (
     load_imagenet_model,
     read_image,
 )
-from causaldiffae.files.reading import StateDict
 from causaldiffae.guidance import Guidance, guided_model_output
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
-from causaldiffae.published.autoencoder import LatentSpace, load_latent_space
-from causaldiffae.published.guided_diffusion import AdmSizes, build_adm_classifier, build_adm_unet
+from causaldiffae.published.autoencoder import load_latent_space
+from causaldiffae.published.guided_diffusion import AdmSizes, build_adm_classifier
 from causaldiffae.unet import EncoderUNetModel, UNetModel
 
 SCRIPT = REPO / "scripts" / "imagenet_diffscm_test.py"
@@ -88,22 +87,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_vae(root / "vae")
     save_vae(root / "vae3", latent_channels=3)
     return root
-
-
-def save_vae(folder: Path, **changes: object) -> Path:
-    """Writes a small autoencoder of diffusers that halves the resolution."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(2)
-    sizes = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "block_out_channels": (8, 16),
-        "norm_num_groups": 4,
-        "latent_channels": 4,
-        "sample_size": 16,
-    }
-    diffusers.AutoencoderKL(**(sizes | changes)).save_pretrained(folder)
-    return folder
 
 
 DIT = ("--model_path={files}/dit.pt", "--num_heads=2", "--vae_path={files}/vae")
@@ -299,70 +282,6 @@ def test_images_of_any_size(tmp_path: Path) -> None:
     assert image[0, 0].tolist() == [0] * 10 + [255] * 10, "the centre: columns 10 to 30"
     halves.convert("RGBA").save(path)
     np.testing.assert_array_equal(read_image(path, 20), image)
-
-
-# ---------------------------------------------------------------------- published files
-
-
-def test_adm_state_dicts_open() -> None:
-    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([0, 900]), torch.tensor([0, 6])
-    unet = small_adm(num_classes=7, out_channels=3)
-    with torch.no_grad():
-        assert torch.equal(build_adm_unet(unet.state_dict(), SIZES)(x, t, y), unet(x, t, y))
-        for pool in ("attention", "adaptive"):
-            classifier = small_classifier(pool=pool)
-            predictor = build_adm_classifier(classifier.state_dict(), SIZES, imagenet_spec(16))
-            assert torch.equal(predictor(x, t), classifier(x, t))
-
-
-def with_old_names(folder: Path, out: Path) -> Path:
-    """The autoencoder with the attention's older names, as in the published folders."""
-    from safetensors.torch import load_file, save_file
-
-    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    state: StateDict = {}
-    for key, value in load_file(folder / "diffusion_pytorch_model.safetensors").items():
-        for new_name, old_name in old.items():
-            key = key.replace(new_name, old_name)
-        state[key] = value
-    assert any(".proj_attn." in key for key in state)
-    save_file(state, out / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
-    return out
-
-
-def test_the_latent_space(files: Path, tmp_path: Path) -> None:
-    space, images = load_latent_space(files / "vae"), torch.rand(2, 3, 16, 16) * 2 - 1
-    codes = space.encode(images)
-    assert (space.channels, space.downsampling, space.scale) == (4, 2, 0.18215)
-    torch.testing.assert_close(codes, space.vae.encode(images).latent_dist.mean * 0.18215)
-    torch.testing.assert_close(space.decode(codes), space.vae.decode(codes / 0.18215).sample)
-    torch.testing.assert_close(load_latent_space(with_old_names(files / "vae", tmp_path)).encode(images), codes)
-    shifted = LatentSpace(space.vae)
-    shifted.shift = 0.5
-    torch.testing.assert_close(shifted.encode(images), codes - 0.5 * 0.18215)
-    torch.testing.assert_close(shifted.decode(shifted.encode(images)), space.decode(codes), rtol=1e-4, atol=1e-5)
-
-
-def test_other_autoencoders_are_refused(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safetensors.torch import load_file, save_file
-
-    def refuses(kind: type[InputError], message: str) -> None:
-        with pytest.raises(kind, match=message):
-            load_latent_space(tmp_path)
-
-    weights = tmp_path / "diffusion_pytorch_model.safetensors"
-    refuses(DataError, r"config\.json")
-    (tmp_path / "config.json").write_bytes((files / "vae" / "config.json").read_bytes())
-    refuses(DataError, "diffusion_pytorch_model")
-    state = load_file(files / "vae" / weights.name)
-    del state["quant_conv.bias"]
-    save_file(state, weights, metadata={"format": "pt"})
-    refuses(DataError, r"AutoencoderKL.*quant_conv\.bias")
-    weights.write_bytes(b"rubbish")
-    refuses(DataError, "AutoencoderKL")
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    refuses(InputError, r"diffusers is not installed.*'\.\[imagenet\]'")
 
 
 # ---------------------------------------------------------------------- refusals

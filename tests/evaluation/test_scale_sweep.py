@@ -11,8 +11,8 @@ import pytest
 import torch
 from paths import REPO
 from running import assert_refused, run
+from support import Scaled
 from test_diff_scm import model_folder as model_folder  # the same untrained model
-from test_interpretability import Scaled
 from torch import nn
 
 from causaldiffae.counterfactual import Counterfactual

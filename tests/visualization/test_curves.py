@@ -42,7 +42,7 @@ def test_finite_values_are_read_and_grouped_by_panel(tmp_path: Path) -> None:
         ("", "expected logged values, got none"),
         (HEADER, "expected logged values, got none"),
         (HEADER + "10,nan,inf,,,,\n", "expected logged values, got none"),
-        (HEADER + "10,0.5\n", "2 of 7 columns"),
+        (HEADER + "10,0.5\n", "line 2"),
         (HEADER + "10,half,1,1,1,1,1\n", "line 2: mse: expected a number, got 'half'"),
         ("no,table\n1,2\n", "step"),
         ('a"b\x00\n', "progress.csv"),
