@@ -52,7 +52,6 @@ setup(
         "jinja2",
         "tabulate",
         "jsonschema",
-        "torchmetrics",
     ],
     extras_require={
         "mpi": MPI,

@@ -33,7 +33,6 @@ LIBRARIES = (
     "skimage.metrics",
     "skimage.morphology",
     "sklearn.ensemble",
-    "torchmetrics",
     "blobfile",
     "PIL.Image",
 )

@@ -18,7 +18,7 @@ from causaldiffae.datasets.registry import exact_labels, measure
 from causaldiffae.evaluation.protocol import Task
 from causaldiffae.metrics import dci, truth
 from causaldiffae.metrics.effectiveness import Role, label_errors, role_of, treatment_effect
-from causaldiffae.metrics.intervals import Figure, mean_figure, resample_places, statistic_figure
+from causaldiffae.metrics.intervals import Figure, mean_figure, resample_indices, statistic_figure
 from causaldiffae.metrics.realism import (
     Posteriors,
     cld,
@@ -244,7 +244,7 @@ def score_latents(
     """
     blocks = train.shape[1]
     flat_train, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
-    draws = zip(*(resample_places(len(part), seed, resamples) for part in (train, test)), strict=True)
+    draws = zip(*(resample_indices(len(part), seed, resamples) for part in (train, test)), strict=True)
     rows = [(slice(None), slice(None)), *draws]
     found: dict[str, Any] = {}
     for name, fit in dci.REGRESSORS.items():

@@ -1,9 +1,10 @@
-"""What is asked of counterfactual images; every metric takes arrays and knows no model.
+"""Metrics of counterfactual images. They take arrays and know no model.
 
-effectiveness   labels read off the counterfactual against the true counterfactual labels; effects of do()
-truth           pixels against the true counterfactual image, beside doing nothing and the nearest training image
-axioms          composition (asking nothing changes nothing) and reversibility (there and back)
-realism         FID and KID on features, CLD
-dci             disentanglement, completeness, informativeness of latents
-intervals       bootstrap over images
+effectiveness     labels predicted from the counterfactual against the true counterfactual labels; treatment effects
+truth             pixels against the true counterfactual image, and model-free baselines
+axioms            composition and reversibility
+realism           FID and KID on features, CLD
+interpretability  IM1 and IM2
+dci               disentanglement, completeness, informativeness of latents
+intervals         bootstrap over images
 """

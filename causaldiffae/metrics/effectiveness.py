@@ -1,12 +1,12 @@
-"""Whether do() did what it should, and nothing else: labels read off counterfactual images.
+"""Effectiveness: labels predicted from counterfactual images, against the true counterfactual labels.
 
-error    |read - true| per label: of the variable that was set, of its descendants, which must follow, and of the
-         others, which must stay (Monteiro et al., 2023, call the first effectiveness)
-drift    |read after - read before| of the others, by one and the same reader: what the intervention should not touch
-effect   every image is given a value at random, so the images with a value in the upper half of the range and those
-         with one in the lower half are the two arms of a randomised trial:
+error    |predicted - true| per label: of the variable that is set (Monteiro et al., 2023, call this effectiveness), of
+         its descendants, and of the others, which must not change
+drift    |predicted after - predicted before| of the others, by the same predictor
+effect   Every image gets a random value, so images with a value in the upper and in the lower half of the range are the
+         two arms of a randomised trial:
              effect of v on j = mean change of j in the upper arm - mean change of j in the lower arm
-         once as read off the model's images, once as it truly is
+         computed once from predicted and once from true labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from causaldiffae.metrics.intervals import Figure, difference_figure
 
 
 class Role(Enum):
-    """What an intervention means for a variable."""
+    """The role of a variable in an intervention."""
 
     SET = "set"
     DESCENDANT = "descendant"
@@ -29,20 +29,20 @@ class Role(Enum):
 
 
 def role_of(graph: CausalGraph, variable: str, name: str) -> Role:
-    """The role of `name` when `variable` is set."""
+    """The role of `name` in an intervention on `variable`."""
     if name == variable:
         return Role.SET
     return Role.DESCENDANT if name in graph.descendants(variable) else Role.OTHER
 
 
-def label_errors(read: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Absolute errors (N, n) in label units; NaN where nothing could be read."""
-    return np.abs(read.astype(np.float64) - true.astype(np.float64))
+def label_errors(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Absolute errors (N, n) in label units; NaN where a label is NaN."""
+    return np.abs(predicted.astype(np.float64) - true.astype(np.float64))
 
 
 @dataclass(frozen=True)
 class Effect:
-    """An average treatment effect: as the model has it, as it is, and the model's error, each with an interval."""
+    """An average treatment effect in the model's images, the true effect, and the difference, each with an interval."""
 
     model: Figure
     truth: Figure
@@ -55,13 +55,10 @@ def treatment_effect(
     """The effect of setting a variable in the upper rather than the lower half of its range.
 
     Args:
-        change, true_change: (N,) label after minus label before, read off the model's images and as it truly is.
-        values: (N,) what the variable was set to, drawn at random.
+        change, true_change: (N,) label after minus label before, predicted from the model's images, and true.
+        values: (N,) random values that the variable was set to.
         middle: of the range.
     """
     upper = values >= middle
-    return Effect(
-        difference_figure(change, upper, seed),
-        difference_figure(true_change, upper, seed),
-        difference_figure(change - true_change, upper, seed),
-    )
+    model, truth, error = (difference_figure(c, upper, seed) for c in (change, true_change, change - true_change))
+    return Effect(model, truth, error)

@@ -1,9 +1,8 @@
-"""Bootstrap intervals over images.
+"""Bootstrap confidence intervals over images.
 
-A figure is a mean over N images. Its 95 % interval is the middle of the means of resamples: N images drawn with
-replacement, `RESAMPLES` times, with the same draws for every figure of one N, so that figures can be compared
-(Efron and Tibshirani, 1993, chapter 13). What could not be computed for an image is NaN there and counted: such images
-are left out of the mean, and the figure says how many they were.
+A figure is a mean over N images. Its 95 % interval contains the central means of `RESAMPLES` resamples: N images drawn
+with replacement, the same draws for all figures of one N, so that figures can be compared (Efron and Tibshirani, 1993,
+chapter 13). A value that cannot be computed for an image is NaN; such images are left out of the mean and counted.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ _TAILS: Final = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean with its 95 % interval; None where there is nothing to average.
+    """A mean with its 95 % interval; None without finite values.
 
     Attributes:
-        mean, low, high: in the unit of what was averaged.
-        images: how many images it is a mean of.
-        left_out: images that gave no finite value.
+        mean, low, high: in the unit of the values.
+        images: number of images in the mean.
+        left_out: number of images without a finite value.
     """
 
     mean: float | None
@@ -43,11 +42,12 @@ class Figure:
 
 
 def write_figures(path: Path, keys: Sequence[str], rows: Sequence[tuple[Sequence[Any], Mapping[str, Figure]]]) -> None:
-    """A table as CSV: every row's keys, then each figure as NAME, NAME_low, NAME_high; empty where it is None.
+    """Writes a CSV table: the keys of each row, then each figure as NAME, NAME_low, NAME_high; empty for None.
 
     Args:
+        path: the file.
         keys: headings of the first columns.
-        rows: values of the keys, and the figures, whose names are those of the first row.
+        rows: values of the keys, and the figures by name, the same names in each row.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -59,23 +59,20 @@ def write_figures(path: Path, keys: Sequence[str], rows: Sequence[tuple[Sequence
 
 @lru_cache(maxsize=8)
 def resample_counts(count: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """(resamples, count) float32: how often each image is in each resample; rows sum to `count`."""
+    """(resamples, count) float32: how often each resample contains each image; rows sum to `count`."""
     rng = np.random.Generator(np.random.Philox(key=[seed, count]))
     draws = rng.integers(0, count, (resamples, count))
-    counts = np.zeros((resamples, count), np.float32)
-    for row, places in zip(counts, draws, strict=True):
-        row += np.bincount(places, minlength=count)
-    return counts
+    return np.stack([np.bincount(indices, minlength=count) for indices in draws]).astype(np.float32)
 
 
-def resample_places(count: int, seed: int, resamples: int) -> np.ndarray:
-    """(resamples, count) int64: the images of each resample, rising."""
+def resample_indices(count: int, seed: int, resamples: int) -> np.ndarray:
+    """(resamples, count) int64: the images of each resample, in rising order."""
     counts = resample_counts(count, seed, resamples).astype(np.int64)
     return np.stack([np.repeat(np.arange(count), row) for row in counts])
 
 
 def mean_figure(values: np.ndarray, seed: int = 0) -> Figure:
-    """The mean of (N,) values with its interval; what is not finite is left out and counted."""
+    """The mean of (N,) values with its interval; values that are not finite are left out and counted."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     found, left_out = int(finite.sum()), int((~finite).sum())
@@ -90,7 +87,7 @@ def mean_figure(values: np.ndarray, seed: int = 0) -> Figure:
 
 
 def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) -> Figure:
-    """Mean of values (N,) where `treated` (N,) bool minus the mean where not; whole images are resampled."""
+    """Mean of values (N,) where `treated` (N,) bool is true minus the mean elsewhere; images are resampled."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     groups = [finite & treated, finite & ~treated]
@@ -101,10 +98,10 @@ def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) ->
     sums = [(counts * group) @ filled for group in groups]
     sizes = [(counts * group).sum(axis=1) for group in groups]
     usable = (sizes[0] > 0) & (sizes[1] > 0)
-    differences = sums[0][usable] / sizes[0][usable] - sums[1][usable] / sizes[1][usable]
-    low, high = np.percentile(differences, _TAILS) if usable.any() else (np.nan, np.nan)
-    if not np.isfinite(low):
+    if not usable.any():
         return Figure(None, None, None, found, left_out)
+    differences = sums[0][usable] / sizes[0][usable] - sums[1][usable] / sizes[1][usable]
+    low, high = np.percentile(differences, _TAILS)
     mean = float(values[groups[0]].mean() - values[groups[1]].mean())
     return Figure(mean, float(low), float(high), found, left_out)
 
@@ -112,18 +109,20 @@ def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) ->
 def statistic_figure(
     statistic: Callable[[np.ndarray], float], count: int, seed: int = 0, resamples: int = 100, left_out: int = 0
 ) -> Figure:
-    """Any statistic of a set of images, with an interval around it.
+    """Any statistic of a set of images with its interval.
 
-    Resamples hold images twice, which raises distances between sets: the interval is that of the resamples, moved so
-    that its median meets the statistic.
+    Repeated images in a resample increase distances between sets. The interval of the resamples is therefore shifted so
+    that their median equals the statistic.
 
     Args:
-        statistic: places (count,) of images -> a number.
+        statistic: indices (count,) of images -> a number.
+        count: number of images.
+        left_out: number of images that were excluded before.
     """
     if count < 2:
         return Figure(None, None, None, count, left_out)
     whole = statistic(np.arange(count))
-    drawn = np.array([statistic(places) for places in resample_places(count, seed, resamples)])
+    drawn = np.array([statistic(indices) for indices in resample_indices(count, seed, resamples)])
     drawn = drawn[np.isfinite(drawn)]
     if not np.isfinite(whole) or not len(drawn):
         return Figure(None, None, None, count, left_out)

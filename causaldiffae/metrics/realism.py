@@ -1,19 +1,24 @@
-"""Whether counterfactual images look like images (FID, KID), and whether they changed no more than needed (CLD).
+"""Realism of counterfactual images: FID and KID of features, and counterfactual latent divergence (CLD).
 
     FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))                          (Heusel et al., 2017)
     KID = unbiased MMD^2 under the kernel (x.y / F + 1)^3                      (Binkowski et al., 2018)
 
-on features of two sets of images. By definition both are on Inception features; on features of our own predictor they
-are called FID-own and KID-own, and are comparable between models that have one judge, and with nothing else.
+on features of two sets of images. By definition both use Inception features. On features of our own predictor they are
+called FID-own and KID-own, and only values with the same predictor can be compared. (torchmetrics computes both on
+images and networks, not on features, and its KID subsamples.)
 
     CLD = log( exp P(S_CF <= div) + exp P(S_F >= div) ),   div = D(x_CF, x_F),   S_k = { D(x, x_F) : x of class k }
 
-(Sanchez and Tsaftaris, 2022), D(a, b) = KL of VAE posteriors: best log 2 = 0.693, change nothing 1.313, worst 1.693. A
-continuous variable has no classes; here they are bins of its label with equally many training images each.
+(Sanchez and Tsaftaris, 2022), with D(a, b) the KL divergence of VAE posteriors: best log 2 = 0.693, no change 1.313,
+worst 1.693. A continuous variable has no classes; bins of its label with equally many training images replace them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,6 +28,8 @@ import torch
 from causaldiffae.errors import DataError, InputError
 
 LABEL_BINS: Final = 5
+INCEPTION_SHA256: Final = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+"""NVIDIA's inception-2015-12-05.pt: the network of the original FID as TorchScript, of the StyleGAN family."""
 
 
 class Posteriors(NamedTuple):
@@ -30,10 +37,6 @@ class Posteriors(NamedTuple):
 
     mean: np.ndarray
     logvar: np.ndarray
-
-    def rows(self, places: np.ndarray) -> Posteriors:
-        """Those at `places`."""
-        return Posteriors(self.mean[places], self.logvar[places])
 
 
 def posterior_kl(a: Posteriors, b: Posteriors) -> np.ndarray:
@@ -44,7 +47,7 @@ def posterior_kl(a: Posteriors, b: Posteriors) -> np.ndarray:
 
 
 def label_bins(labels: np.ndarray, bins: int = LABEL_BINS) -> np.ndarray:
-    """(bins - 1,) inner edges that cut labels (N,) into bins of equally many images."""
+    """(bins - 1,) inner edges that divide labels (N,) into bins of equally many images."""
     return np.quantile(labels, np.arange(1, bins) / bins)
 
 
@@ -53,39 +56,38 @@ def cld(
     factual: Posteriors,
     reference: Posteriors,
     reference_classes: np.ndarray,
-    wanted: np.ndarray,
+    target: np.ndarray,
     given: np.ndarray,
 ) -> np.ndarray:
-    """Counterfactual latent divergence per image, (N,) in 0.693..1.693; NaN where it is not defined.
+    """Counterfactual latent divergence per image, (N,) in 0.693..1.693.
 
-    It is not defined for an image whose class the intervention does not change, or with a class without references.
+    NaN where the intervention does not change the class, or a class has no references.
 
     Args:
         counterfactual, factual: posteriors of N images.
         reference: posteriors of M images of the data set, of classes (M,).
-        wanted, given: (N,) classes after and before the intervention.
+        target, given: (N,) classes after and before the intervention.
     """
-    result = np.full(len(wanted), np.nan)
+    result = np.full(len(target), np.nan)
     div = posterior_kl(counterfactual, factual)
-    for i in range(len(wanted)):
-        of_wanted, of_given = reference_classes == wanted[i], reference_classes == given[i]
-        if wanted[i] == given[i] or not of_wanted.any() or not of_given.any() or not np.isfinite(div[i]):
+    for i in range(len(target)):
+        of_target, of_given = reference_classes == target[i], reference_classes == given[i]
+        if target[i] == given[i] or not of_target.any() or not of_given.any() or not np.isfinite(div[i]):
             continue
-        distances = posterior_kl(reference, factual.rows(np.array([i])))
-        closer = (distances[of_wanted] <= div[i]).mean()
+        distances = posterior_kl(reference, Posteriors(factual.mean[i], factual.logvar[i]))
+        closer = (distances[of_target] <= div[i]).mean()
         further = (distances[of_given] >= div[i]).mean()
         result[i] = np.log(np.exp(closer) + np.exp(further))
     return result
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """FID of features (N, F) and (M, F), both float; NaN for fewer than two rows."""
+    """FID of features (N, F) and (M, F), both floating; NaN for fewer than two rows."""
     if min(len(a), len(b)) < 2:
         return float("nan")
     a, b = a.astype(np.float64), b.astype(np.float64)
-    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    first, second = np.atleast_2d(first), np.atleast_2d(second)
-    # tr (S1 S2)^(1/2) = sum of roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
+    first, second = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
+    # tr (S1 S2)^(1/2) is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ second @ root)
@@ -94,50 +96,83 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """KID of features (N, F) and (M, F): unbiased, so near 0, and also below, for sets of one distribution.
+    """KID of features (N, F) and (M, F): unbiased, and so around 0, or below, for sets of one distribution.
 
-    Sets of one size are pairs, image by image, so a row is compared with all others' partners but not with its own
-    (Gretton et al., 2012, lemma 6): otherwise counterfactuals would score below 0 for resembling their own truth.
+    Sets of equal size are pairs, image by image. A row is compared with the partners of all others but not with its own
+    (Gretton et al., 2012, lemma 6): otherwise counterfactuals that resemble their own truth would score below 0.
     """
     if min(len(a), len(b)) < 2:
         return float("nan")
-    within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in (_k(a, a), _k(b, b))]
-    between = _k(a, b)
-    if len(a) == len(b):
-        across = (between.sum() - np.trace(between)) / (len(a) * (len(a) - 1))
-    else:
-        across = between.mean()
-    return float(within[0] + within[1] - 2.0 * across)
+    kernels = [
+        (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b))
+    ]
+    means = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels]
+    between = means[2] if len(a) == len(b) else kernels[2].mean()
+    return float(means[0] + means[1] - 2.0 * between)
 
 
-def _k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a.astype(np.float64) @ b.astype(np.float64).T / a.shape[1] + 1.0) ** 3
+def check_inception(weights: str | Path, trusted: bool = False) -> bytes:
+    """The content of a TorchScript file that may be executed: the published Inception network, or any trusted file.
 
-
-def inception_features(images: np.ndarray, weights: str | Path, batch: int = 32) -> np.ndarray:
-    """Features (N, 2048) of images (N, C, S, S) uint8 under the Inception network in a TorchScript file.
-
-    The file is that of the NVIDIA StyleGAN family (`inception-2015-12-05.pt`): uint8 RGB of any size in, features out
-    with `return_features=True`; it holds the weights of the original FID and resizes as that does.
+    Args:
+        weights: the file.
+        trusted: accept any file. Loading TorchScript executes the code in it.
 
     Raises:
-        DataError: if the file is no TorchScript, or answers otherwise.
+        InputError: if there is no such file, or it is another one and not trusted.
     """
     path = Path(weights)
     if not path.is_file():
-        raise InputError(f"inception_weights: {path} is missing; a TorchScript file is needed")
+        raise InputError(f"inception_weights: expected a TorchScript file, got {path}, which does not exist")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != INCEPTION_SHA256 and not trusted:
+        raise InputError(
+            f"inception_weights: expected inception-2015-12-05.pt (SHA-256 {INCEPTION_SHA256[:12]}...), got {path} "
+            f"({digest[:12]}...); --trust_inception True executes the code in this file"
+        )
+    return content
+
+
+@lru_cache(maxsize=1)
+def _load_inception(weights: str, trusted: bool) -> torch.jit.ScriptModule:
+    content = io.BytesIO(check_inception(weights, trusted))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load`", FutureWarning)  # the published file is TorchScript
+        return torch.jit.load(content, map_location="cpu").eval()
+
+
+def inception_features(
+    images: np.ndarray, weights: str | Path, trusted: bool = False, batch_size: int = 32
+) -> np.ndarray:
+    """Features (N, 2048) of images (N, C, S, S) uint8 under the Inception network in a TorchScript file.
+
+    The network takes uint8 RGB of any size, resizes as the original FID does, and returns features if called with
+    `return_features=True`.
+
+    Args:
+        images: one or three channels.
+        weights, trusted: as for `check_inception`.
+        batch_size: images per call.
+
+    Raises:
+        InputError: as `check_inception`.
+        DataError: if the file is not TorchScript, or the network returns something else.
+    """
+    features = []
     try:
-        network = torch.jit.load(str(path), map_location="cpu").eval()
-        features = []
-        for start in range(0, len(images), batch):
-            block = torch.from_numpy(np.ascontiguousarray(images[start : start + batch, :3]))
+        network = _load_inception(str(weights), trusted)
+        for start in range(0, len(images), batch_size):
+            block = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size, :3]))
             rgb = block.expand(-1, 3, -1, -1) if block.shape[1] == 1 else block
             with torch.inference_mode():
                 features.append(network(rgb, return_features=True).float().numpy())
         found = np.concatenate(features)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{path}: it is no Inception network that gives features of uint8 images ({reason})") from None
+        raise DataError(f"{weights}: expected a network that returns features of uint8 images ({reason})") from None
     if found.ndim != 2 or len(found) != len(images):
-        raise DataError(f"{path}: its features have shape {found.shape}, ({len(images)}, F) is needed")
+        raise DataError(f"{weights}: expected features of shape ({len(images)}, F), got {found.shape}")
     return found

@@ -1,4 +1,4 @@
-"""DCI on importances in closed form, and on latents whose part in the labels is known."""
+"""DCI of importances in closed form, and of latents with a known relation to the labels."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ def test_a_latent_without_importance_has_no_weight() -> None:
 
 
 @pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]]])
-def test_importances_must_be_importances(bad: list[list[float]]) -> None:
-    with pytest.raises(InputError, match="importances"):
+def test_importances_are_finite_and_not_negative(bad: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="importances: expected finite numbers of 0 or more"):
         scores(np.array(bad))
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
-def test_regressors_tell_a_perfect_encoder_from_a_mixed_one(name: str) -> None:
+def test_regressors_distinguish_a_perfect_encoder_from_a_mixed_one(name: str) -> None:
     rng = np.random.default_rng(0)
     labels = rng.normal(0, 1, (600, 3)) * [1.0, 50.0, 0.01] + [0, 100, 0]
     standard = (labels - labels.mean(0)) / labels.std(0)

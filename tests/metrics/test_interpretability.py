@@ -1,4 +1,4 @@
-"""IM1 and IM2 on constructed autoencoders, whose answers are known."""
+"""IM1 and IM2 in closed form on constructed autoencoders."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import pytest
 import torch
 from paths import REPO
 from running import assert_refused, run
-from torch import Tensor, nn
+from support import Scaled
+from torch import nn
 
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import DataError, InputError
@@ -26,20 +27,9 @@ from causaldiffae.metrics.interpretability import (
 SHARE = REPO / "assets" / "mnist_share"
 
 
-class Scaled(nn.Module):
-    """Rebuilds an image at a share of its brightness."""
-
-    def __init__(self, share: float) -> None:
-        super().__init__()
-        self.share = nn.Parameter(torch.tensor(share))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.share * x
-
-
-def constructed(*shares: float, of_all: float) -> ClassAutoencoders:
+def constructed(*factors: float, of_all: float) -> ClassAutoencoders:
     networks = ClassAutoencoders(dataset_spec("mnist"))
-    networks.of_class = nn.ModuleList([Scaled(share) for share in shares])
+    networks.of_class = nn.ModuleList([Scaled(factor) for factor in factors])
     networks.of_all = Scaled(of_all)  # type: ignore[assignment]
     return networks
 
@@ -55,29 +45,29 @@ def test_the_definitions() -> None:
     squares, sums = (unit**2).sum(axis=1), unit.sum(axis=1)
     errors = np.array([0.0, 0.5, 0.1]) ** 2 * squares, np.array([0.5, 0.0, 0.5]) ** 2 * squares
     np.testing.assert_allclose(found.im1[[0, 2]], (errors[0] / (errors[1] + EPSILON))[[0, 2]], rtol=1e-4, atol=1e-12)
-    assert found.im1[1] > 1e6, "rebuilt by its old class perfectly: no counterfactual"
+    assert found.im1[1] > 1e6, "its old class reconstructs it perfectly"
     new, old = np.array([1.0, 0.5, 0.9]), np.array([0.5, 1.0, 0.5])
     np.testing.assert_allclose(found.im2, (new - 0.7) ** 2 * squares / (sums + EPSILON), rtol=1e-4)
     np.testing.assert_allclose(found.im2_old, (old - 0.7) ** 2 * squares / (sums + EPSILON), rtol=1e-4)
 
 
-def test_im2_depends_on_the_range_and_an_empty_image_is_finite() -> None:
+def test_im2_depends_on_the_range_and_is_finite_for_an_empty_image() -> None:
     networks = constructed(1.0, 0.5, of_all=0.5)
     bright, dark = images(1), images(1) // 2
     found = networks.score(np.concatenate([bright, dark, 0 * dark]), np.zeros(3), np.ones(3))
     assert found.im2[0] > 1.8 * found.im2[1] and np.isfinite(found.im2).all() and found.im2[2] == 0
 
 
-def test_batches_do_not_matter() -> None:
+def test_scores_do_not_depend_on_the_batch() -> None:
     torch.manual_seed(0)
     networks, x = ClassAutoencoders(dataset_spec("mnist")).eval(), images(300)
-    wanted, given = np.arange(300) % 10, (np.arange(300) + 3) % 10
-    whole = networks.score(x, wanted, given)
-    one = networks.score(x[200:201], wanted[200:201], given[200:201])
+    target, given = np.arange(300) % 10, (np.arange(300) + 3) % 10
+    whole = networks.score(x, target, given)
+    one = networks.score(x[200:201], target[200:201], given[200:201])
     np.testing.assert_allclose([part[200] for part in whole], [part[0] for part in one], rtol=1e-5)
 
 
-def test_layers_are_the_reports() -> None:
+def test_layers_are_those_of_the_report() -> None:
     def widths(network: nn.Sequential) -> list[int]:
         return [layer.out_channels for layer in network if isinstance(layer, nn.Conv2d)]
 
@@ -87,7 +77,7 @@ def test_layers_are_the_reports() -> None:
         assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 1, 28, 28)
 
 
-def test_training_tells_classes_apart(tmp_path: Path) -> None:
+def test_trained_autoencoders_distinguish_classes(tmp_path: Path) -> None:
     train = read_split("mnist", SHARE, "train")
     calls: list[None] = []
     networks, figures = train_class_autoencoders(train, 40, 4, on_step=lambda: calls.append(None))
@@ -103,15 +93,14 @@ def test_training_tells_classes_apart(tmp_path: Path) -> None:
     assert again == pytest.approx(rebuilt, rel=0.02)
 
 
-def test_what_has_no_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="data set pendulum: IM1 and IM2 need a graph of one variable"):
+def test_data_without_classes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dataset: expected one categorical variable for IM1 and IM2, got pendulum"):
         ClassAutoencoders(dataset_spec("pendulum"))
-    with pytest.raises(InputError, match="multiples of 4"):
+    with pytest.raises(InputError, match="image_size: expected a multiple of 4 for IM1 and IM2, got 30"):
         ClassAutoencoders(dataset_spec("mnist", 30))
     train = read_split("mnist", SHARE, "train")
-    with pytest.raises(InputError, match="there is none of class"):
+    with pytest.raises(InputError, match="expected training images of every class, got none of class"):
         train_class_autoencoders(train.subset([0, 1, 2]), 1, 1)
-    with pytest.raises(DataError, match="class autoencoders are needed"):
+    with pytest.raises(DataError, match="expected class_autoencoders .*, got 'predictor'"):
         load_autoencoders(REPO / "weights" / "pendulum_32_predictor")
-    script = REPO / "classifiers" / "class_autoencoders.py"
-    assert_refused(run(script, f"--out={tmp_path}"), "data_dir: expected a value, got none")
+    assert_refused(run(REPO / "classifiers" / "class_autoencoders.py", f"--out={tmp_path}"), "data_dir: ")

@@ -1,5 +1,6 @@
 """FID, KID and CLD on cases with known answers."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from scipy import linalg
 
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.metrics import realism
 from causaldiffae.metrics.realism import (
     Posteriors,
+    check_inception,
     cld,
     frechet_distance,
     inception_features,
@@ -18,8 +21,10 @@ from causaldiffae.metrics.realism import (
     posterior_kl,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
 
-def test_fid_of_gaussians_and_of_one_set() -> None:
+
+def test_fid_of_gaussians_and_of_equal_sets() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, (500, 5)), rng.normal(0.5, 2, (400, 5)) @ rng.normal(0, 1, (5, 5))
     root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
@@ -30,14 +35,14 @@ def test_fid_of_gaussians_and_of_one_set() -> None:
     assert np.isnan(frechet_distance(a[:1], b))
 
 
-def test_kid_is_unbiased_and_grows() -> None:
+def test_kid_is_unbiased_and_grows_with_the_distance() -> None:
     rng = np.random.default_rng(0)
     same = [kernel_distance(rng.normal(0, 1, (50, 4)), rng.normal(0, 1, (50, 4))) for _ in range(200)]
     assert abs(np.mean(same)) < 4 * np.std(same) / 200**0.5
     near, far = (kernel_distance(rng.normal(0, 1, (50, 4)), rng.normal(shift, 1, (50, 4))) for shift in (0.5, 2.0))
     assert 0 < near < far
     one = rng.normal(0, 1, (50, 4))
-    assert kernel_distance(one, one) == pytest.approx(0, abs=1e-9), "pairs do not count for being alike"
+    assert kernel_distance(one, one) == pytest.approx(0, abs=1e-9), "a row is not compared with its partner"
     unequal = [kernel_distance(rng.normal(0, 1, (50, 4)), rng.normal(0, 1, (40, 4))) for _ in range(200)]
     assert abs(np.mean(unequal)) < 4 * np.std(unequal) / 200**0.5
 
@@ -49,44 +54,78 @@ def test_kl_of_gaussians() -> None:
     assert posterior_kl(a, a)[0] == 0.0
 
 
-def line(places: list[float]) -> Posteriors:
+def line(positions: list[float]) -> Posteriors:
     """Unit Gaussians along a line: KL = distance^2 / 2."""
-    return Posteriors(np.array(places)[:, None], np.zeros((len(places), 1)))
+    return Posteriors(np.array(positions)[:, None], np.zeros((len(positions), 1)))
 
 
-def test_cld_best_worst_and_no_change() -> None:
-    references, classes = line([0.5, -1.0, 8.0, 9.0]), np.array([0, 0, 1, 1])
-    factual, to, given = line([0.0]), np.array([1]), np.array([0])
-
-    def of(place: float) -> float:
-        return float(cld(line([place]), factual, references, classes, to, given)[0])
-
-    assert of(4.0) == pytest.approx(np.log(2)), "further than its class, nearer than the other: no more than needed"
-    assert of(0.0) == pytest.approx(np.log(1 + np.e)), "nothing changed"
-    assert of(20.0) == pytest.approx(np.log(np.e + 1)), "gone too far"
-    assert of(8.5) == pytest.approx(np.log(np.exp(0.5) + 1))
-    both = line([0.1, 0.1])
-    assert np.isnan(cld(both, line([0.0, 0.0]), references, classes, np.array([0, 3]), np.array([0, 0]))).all()
+REFERENCES, CLASSES = line([0.5, -1.0, 8.0, 9.0]), np.array([0, 0, 1, 1])
 
 
-def test_label_bins_share_the_images() -> None:
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        (4.0, np.log(2)),  # further than its own class, nearer than the new one
+        (0.0, np.log(1 + np.e)),  # no change
+        (20.0, np.log(np.e + 1)),  # too much change
+        (8.5, np.log(np.exp(0.5) + 1)),
+    ],
+)
+def test_cld_in_closed_form(position: float, expected: float) -> None:
+    found = cld(line([position]), line([0.0]), REFERENCES, CLASSES, np.array([1]), np.array([0]))
+    assert found[0] == pytest.approx(expected)
+
+
+def test_cld_is_nan_without_a_change_of_class_or_references() -> None:
+    found = cld(line([0.1, 0.1]), line([0.0, 0.0]), REFERENCES, CLASSES, np.array([0, 3]), np.array([0, 0]))
+    assert np.isnan(found).all()
+
+
+def test_label_bins_have_equally_many_images() -> None:
     labels = np.random.default_rng(0).exponential(1, 1000)
     found = np.bincount(np.searchsorted(label_bins(labels), labels, side="right"))
     np.testing.assert_array_equal(found, [200] * 5)
 
 
-class _Inception(torch.nn.Module):
-    def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        return images.float().mean(dim=[2, 3])
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """A TorchScript network with the mean of each channel as features."""
+
+    class ChannelMeans(torch.nn.Module):
+        def forward(self, images: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            return images.float().mean(dim=[2, 3])
+
+    torch.jit.script(ChannelMeans()).save(str(tmp_path / "net.pt"))
+    return tmp_path / "net.pt"
 
 
-def test_inception_network_from_a_file(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
-    torch.jit.script(_Inception()).save(str(tmp_path / "net.pt"))
-    features = inception_features(images, tmp_path / "net.pt", batch=2)
-    np.testing.assert_allclose(features, np.repeat(images.mean(axis=(1, 2, 3))[:, None], 3, axis=1), rtol=1e-5)
-    with pytest.raises(InputError, match="is missing"):
-        inception_features(images, tmp_path / "none.pt")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+
+
+def test_features_of_a_trusted_network(network: Path) -> None:
+    features = inception_features(IMAGES, network, trusted=True, batch_size=2)
+    np.testing.assert_allclose(features, np.repeat(IMAGES.mean(axis=(1, 2, 3))[:, None], 3, axis=1), rtol=1e-5)
+
+
+def test_other_files_than_the_published_network_are_not_executed(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.jit, "load", None)
+    with pytest.raises(InputError, match=r"expected inception-2015-12-05.pt \(SHA-256 f58cb9b6ec32.*trust_inception"):
+        inception_features(IMAGES, network)
+    with pytest.raises(InputError, match="trust_inception True executes the code in this file"):
+        check_inception(network)
+    assert check_inception(network, trusted=True) == network.read_bytes()
+
+
+def test_the_published_network_is_accepted(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realism, "INCEPTION_SHA256", hashlib.sha256(network.read_bytes()).hexdigest())
+    assert inception_features(IMAGES, network).shape == (5, 3)
+
+
+def test_files_that_are_not_networks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none.pt, which does not exist"):
+        inception_features(IMAGES, tmp_path / "none.pt")
     (tmp_path / "bad.pt").write_bytes(b"no network")
-    with pytest.raises(DataError, match="bad.pt"):
-        inception_features(images, tmp_path / "bad.pt")
+    with pytest.raises(DataError, match="bad.pt: expected a network that returns features"):
+        inception_features(IMAGES, tmp_path / "bad.pt", trusted=True)
