@@ -12,80 +12,62 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from causaldiffae.errors import DataError, InputError
 
+T = TypeVar("T")
 
+
+def flag(default: T, text: str) -> T:
+    """A dataclass field with the help text of its flag."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+def with_help(component: type[T]) -> type[T]:
+    """Appends the help texts of a dataclass to its docstring, where jsonargparse finds them."""
+    fields = dataclasses.fields(component)  # type: ignore[arg-type]
+    lines = [f"    {field.name}: {field.metadata['help']}." for field in fields]
+    component.__doc__ = "\n".join([component.__doc__ or "", "", "Attributes:", *lines])
+    return component
+
+
+@with_help
 @dataclass(frozen=True)
 class ModelConfig:
-    """The networks.
+    """The networks."""
 
-    Attributes:
-        model_type: "causaldae", "diffscm", or one of the baselines "conditional", "diffae" and "causalvae".
-        network: diffscm: the score network, "unet" or "dit" (a transformer).
-        num_channels: base width of the U-Net, a multiple of 32; token width of the transformer.
-        num_res_blocks: residual blocks per resolution.
-        channel_mult: width multipliers per resolution, such as "1,2,2".
-        patch_size: side of the pixel patches that the U-Net works on, 1 as published; side of the transformer's tokens.
-        depth: number of transformer blocks.
-        attention_resolutions: sizes of the feature maps with attention, such as "14,7".
-        num_heads: attention heads.
-        num_head_channels: channels per attention head; -1 uses num_heads instead.
-        use_scale_shift_norm: the embedding scales and shifts the normalised activations.
-        resblock_updown: resample inside residual blocks.
-        conv_resample: resample by convolutions instead of pooling and nearest neighbours.
-        use_new_attention_order: memory layout of the attention weights, see AttentionBlock.
-        dropout: dropout probability in residual blocks.
-        use_checkpoint: recompute activations in the backward pass to save memory.
-        class_cond: condition the U-Net on the data set's class (the digit) as well.
-        rep_dim: total number of latents, split evenly between the variables.
-        block_size: latents per variable; 0 derives them from rep_dim.
-        cond_hidden: hidden width of the latents' embedding; 0 for a single linear layer, as published.
-        learned_null: learn an embedding of the null token; otherwise it is z = 0, as published.
-        block_null: learn a null vector for the block of each variable, trained by block_drop_prob.
-        encoder_channels: widths of the encoder's convolutions.
-        encoder_norm: "batch", as published, or "none".
-        mechanism: "additive", "affine" or "one_hop", see scm.py.
-        mechanism_width: hidden width of the mechanisms; 0 uses the total number of latents.
-        mechanism_depth: hidden layers of the mechanisms.
-        min_scale: smallest residual scale of a variable with parents, in normalised label units.
-        label_cond: diffscm: the score network also takes labels and thereby acts as an implicit predictor.
-        aligned: diffae: align the latent blocks with the labels.
-        decoder_channels: causalvae: widths of the decoder, from the smallest feature map on.
-    """
-
-    model_type: str = "causaldae"
-    network: str = "unet"
-    num_channels: int = 128
-    num_res_blocks: int = 3
-    channel_mult: str = "1,2,2"
-    patch_size: int = 1
-    depth: int = 12
-    attention_resolutions: str = "16,8"
-    num_heads: int = 4
-    num_head_channels: int = -1
-    use_scale_shift_norm: bool = True
-    resblock_updown: bool = False
-    conv_resample: bool = True
-    use_new_attention_order: bool = False
-    dropout: float = 0.0
-    use_checkpoint: bool = False
-    class_cond: bool = False
-    rep_dim: int = 512
-    block_size: int = 0
-    cond_hidden: int = 0
-    learned_null: bool = False
-    block_null: bool = False
-    encoder_channels: str = "16,32,64,128"
-    encoder_norm: str = "batch"
-    mechanism: str = "additive"
-    mechanism_width: int = 0
-    mechanism_depth: int = 1
-    min_scale: float = 0.02
-    label_cond: bool = False
-    aligned: bool = False
-    decoder_channels: str = "128,64,32"
+    model_type: str = flag("causaldae", "causaldae, diffscm, or a baseline: conditional, diffae, causalvae")
+    network: str = flag("unet", "diffscm: the score network, unet or dit (a transformer)")
+    num_channels: int = flag(128, "base width of the U-Net, a multiple of 32; token width of the transformer")
+    num_res_blocks: int = flag(3, "residual blocks per resolution")
+    channel_mult: str = flag("1,2,2", "width multipliers per resolution, such as 1,2,2")
+    patch_size: int = flag(1, "side of the U-Net's pixel patches, 1 as published, or of the transformer's tokens")
+    depth: int = flag(12, "number of transformer blocks")
+    attention_resolutions: str = flag("16,8", "sizes of the feature maps with attention, such as 14,7")
+    num_heads: int = flag(4, "attention heads")
+    num_head_channels: int = flag(-1, "channels per attention head; -1 uses num_heads instead")
+    use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the normalised activations")
+    resblock_updown: bool = flag(False, "resample inside residual blocks")
+    conv_resample: bool = flag(True, "resample by convolutions instead of pooling and nearest neighbours")
+    use_new_attention_order: bool = flag(False, "memory layout of the attention weights, see AttentionBlock")
+    dropout: float = flag(0.0, "dropout probability in residual blocks")
+    use_checkpoint: bool = flag(False, "recompute activations in the backward pass to save memory")
+    class_cond: bool = flag(False, "condition the U-Net on the data set's class (the digit) as well")
+    rep_dim: int = flag(512, "total number of latents, split evenly between the variables")
+    block_size: int = flag(0, "latents per variable; 0 derives them from rep_dim")
+    cond_hidden: int = flag(0, "hidden width of the latents' embedding; 0 for a single linear layer, as published")
+    learned_null: bool = flag(False, "learn an embedding of the null token; otherwise it is z = 0, as published")
+    block_null: bool = flag(False, "learn a null vector for the block of each variable, trained by block_drop_prob")
+    encoder_channels: str = flag("16,32,64,128", "widths of the encoder's convolutions")
+    encoder_norm: str = flag("batch", "batch, as published, or none")
+    mechanism: str = flag("additive", "additive, affine or one_hop, see scm.py")
+    mechanism_width: int = flag(0, "hidden width of the mechanisms; 0 uses the total number of latents")
+    mechanism_depth: int = flag(1, "hidden layers of the mechanisms")
+    min_scale: float = flag(0.02, "smallest residual scale of a variable with parents, in normalised label units")
+    label_cond: bool = flag(False, "diffscm: the score network also takes labels, and so is an implicit predictor")
+    aligned: bool = flag(False, "diffae: align the latent blocks with the labels")
+    decoder_channels: str = flag("128,64,32", "causalvae: widths of the decoder, from the smallest feature map on")
 
     def block_size_for(self, num_variables: int) -> int:
         """Latents per variable; raises `InputError` if `rep_dim` cannot be split evenly."""
@@ -94,146 +76,82 @@ class ModelConfig:
         return self.block_size or self.rep_dim // num_variables
 
 
+@with_help
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The diffusion process.
+    """The diffusion process."""
 
-    Attributes:
-        diffusion_steps: number of diffusion steps T.
-        noise_schedule: "linear" or "cosine".
-        learn_sigma: learn the variance of the reverse process.
-        sigma_small: use the smaller of the two fixed variances.
-        use_kl: train on the variational bound.
-        predict_xstart: the network predicts x_0 instead of eps.
-        predict_v: the network predicts v instead of eps, which weights the image more at high noise levels.
-        rescale_timesteps: the network receives t * 1000 / T.
-        rescale_learned_sigmas: add the rescaled variational bound to the squared error.
-        min_snr_gamma: weight the squared error of x_0 by min(SNR, gamma); 0 for the plain error.
-        zero_terminal_snr: make the last step pure noise; requires predict_v or predict_xstart.
-    """
-
-    diffusion_steps: int = 1000
-    noise_schedule: str = "linear"
-    learn_sigma: bool = False
-    sigma_small: bool = False
-    use_kl: bool = False
-    predict_xstart: bool = False
-    predict_v: bool = False
-    rescale_timesteps: bool = False
-    rescale_learned_sigmas: bool = False
-    min_snr_gamma: float = 0.0
-    zero_terminal_snr: bool = False
+    diffusion_steps: int = flag(1000, "number of diffusion steps T")
+    noise_schedule: str = flag("linear", "linear or cosine")
+    learn_sigma: bool = flag(False, "learn the variance of the reverse process")
+    sigma_small: bool = flag(False, "use the smaller of the two fixed variances")
+    use_kl: bool = flag(False, "train on the variational bound")
+    predict_xstart: bool = flag(False, "the network predicts x_0 instead of eps")
+    predict_v: bool = flag(False, "the network predicts v instead of eps, which weights the image at high noise levels")
+    rescale_timesteps: bool = flag(False, "the network receives t * 1000 / T")
+    rescale_learned_sigmas: bool = flag(False, "add the rescaled variational bound to the squared error")
+    min_snr_gamma: float = flag(0.0, "weight the squared error of x_0 by min(SNR, gamma); 0 for the plain error")
+    zero_terminal_snr: bool = flag(False, "make the last step pure noise; requires predict_v or predict_xstart")
 
 
+@with_help
 @dataclass(frozen=True)
 class LossConfig:
-    """The training objective, see losses.py.
+    """The training objective, see losses.py."""
 
-    Attributes:
-        kl_weight: final value of gamma, the weight of both KL divergences.
-        kl_anneal_steps: steps over which gamma rises linearly from 0.
-        label_std: standard deviation of a block around its label, in normalised units; 1 in the published prior.
-        label_kl_variance: variance in the label divergence: "posterior", or "unit" as in the published code.
-        variance_factor: factor on the variance that latents are sampled with; 0.001 in the published code.
-        mechanism_weight: weight of the mechanisms' likelihood on the labels.
-        drop_prob: probability of replacing an image's latents by the null token, for classifier-free guidance.
-        block_drop_prob: probability of replacing the block of one variable by its null vector, independently for each
-            image and variable, so that the score given any subset of the variables is learned; requires block_null.
-        label_forcing: fraction of the labelled images that are decoded from latents of the label prior p(z | y).
-        masking: weak supervision: only label_fraction of the training images keep their labels.
-        label_fraction: fraction of the training images with labels, see label_subsets.py.
-        label_seed: seed for choosing the images with labels.
-    """
-
-    kl_weight: float = 1.0
-    kl_anneal_steps: int = 50_000
-    label_std: float = 1.0
-    label_kl_variance: str = "posterior"
-    variance_factor: float = 1.0
-    mechanism_weight: float = 1.0
-    drop_prob: float = 0.0
-    block_drop_prob: float = 0.0
-    label_forcing: float = 0.0
-    masking: bool = False
-    label_fraction: float = 1.0
-    label_seed: int = 0
+    kl_weight: float = flag(1.0, "final value of gamma, the weight of both KL divergences")
+    kl_anneal_steps: int = flag(50_000, "steps over which gamma rises linearly from 0")
+    label_std: float = flag(1.0, "standard deviation of a block around its label, in normalised units; published: 1")
+    label_kl_variance: str = flag("posterior", "variance in the label divergence: posterior, or unit as published")
+    variance_factor: float = flag(1.0, "factor on the variance that latents are sampled with; published: 0.001")
+    mechanism_weight: float = flag(1.0, "weight of the mechanisms' likelihood on the labels")
+    drop_prob: float = flag(0.0, "probability of replacing an image's latents by the null token, for guidance")
+    block_drop_prob: float = flag(0.0, "probability, for each image and variable, of a null block; needs block_null")
+    label_forcing: float = flag(0.0, "fraction of the labelled images that are decoded from the label prior p(z | y)")
+    masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
+    label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
+    label_seed: int = flag(0, "seed for choosing the images with labels")
 
 
+@with_help
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """A training run."""
 
-    Attributes:
-        dataset: name of the data set.
-        data_dir: folder of the data set.
-        graph: data set "folder": file of the causal graph; by default graph.yaml in data_dir.
-        run_dir: folder for checkpoints and logs, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH.
-        image_size: resize images to this size; 0 keeps the size of the data set.
-        channels: convert images to this number of channels; 0 keeps that of the data set.
-        num_images: use only the first num_images training images; 0 for all.
-        total_steps: training steps.
-        batch_size: images per step and process.
-        microbatch: images per forward pass; 0 for the whole batch.
-        lr: learning rate.
-        weight_decay: weight decay of AdamW.
-        warmup_steps: steps of linear learning-rate warm-up.
-        lr_anneal_steps: last steps, over which the learning rate falls linearly to 0; 0 keeps it constant.
-        grad_clip: largest gradient norm; 0 for no limit.
-        ema_rate: decay rates of the moving averages of the weights, separated by commas.
-        ema_warmup: start with a short moving average that lengthens to its rate.
-        schedule_sampler: "uniform" or "loss-second-moment".
-        use_bf16: compute activations in bfloat16 where the hardware supports it.
-        compile: compile the score network with torch.compile.
-        channels_last: store convolution weights in the channels-last memory format.
-        seed: random seed.
-        log_interval: steps between log rows.
-        save_interval: steps between checkpoints.
-        sample_interval: steps between counterfactual previews.
-        keep_last: number of recent checkpoints to keep.
-        keep_every: also keep the checkpoint of every keep_every-th step; 0 for none.
-        background_save: write checkpoints in a background thread.
-        max_skipped_steps: consecutive steps with a non-finite loss or gradient that are skipped before the run ends.
-        max_hours: save a checkpoint and stop after this many hours; 0 for no limit.
-        resume_checkpoint: step folder to resume from; by default the newest one in run_dir.
-        init_weights: model folder whose weights to start from, at step 0.
-        tensorboard: write TensorBoard event files as well.
-        dry_run: print the configuration, the model size and the resources needed, then exit.
-    """
-
-    dataset: str = ""
-    data_dir: str = ""
-    graph: str = ""
-    run_dir: str = ""
-    image_size: int = 0
-    channels: int = 0
-    num_images: int = 0
-    total_steps: int = 50_000
-    batch_size: int = 128
-    microbatch: int = 0
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    lr_anneal_steps: int = 0
-    grad_clip: float = 0.0
-    ema_rate: str = "0.9999"
-    ema_warmup: bool = False
-    schedule_sampler: str = "uniform"
-    use_bf16: bool = False
-    compile: bool = False
-    channels_last: bool = False
-    seed: int = 0
-    log_interval: int = 100
-    save_interval: int = 1_000
-    sample_interval: int = 1_000
-    keep_last: int = 2
-    keep_every: int = 0
-    background_save: bool = True
-    max_skipped_steps: int = 10
-    max_hours: float = 0.0
-    resume_checkpoint: str = ""
-    init_weights: str = ""
-    tensorboard: bool = True
-    dry_run: bool = False
+    dataset: str = flag("", "name of the data set")
+    data_dir: str = flag("", "folder of the data set")
+    graph: str = flag("", "data set folder: file of the causal graph; by default graph.yaml in data_dir")
+    run_dir: str = flag("", "folder for checkpoints and logs, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH")
+    image_size: int = flag(0, "resize images to this size; 0 keeps the size of the data set")
+    channels: int = flag(0, "convert images to this number of channels; 0 keeps that of the data set")
+    num_images: int = flag(0, "use only the first num_images training images; 0 for all")
+    total_steps: int = flag(50_000, "training steps")
+    batch_size: int = flag(128, "images per step and process")
+    microbatch: int = flag(0, "images per forward pass; 0 for the whole batch")
+    lr: float = flag(1e-4, "learning rate")
+    weight_decay: float = flag(0.0, "weight decay of AdamW")
+    warmup_steps: int = flag(0, "steps of linear learning-rate warm-up")
+    lr_anneal_steps: int = flag(0, "last steps, over which the learning rate falls linearly to 0; 0 keeps it constant")
+    grad_clip: float = flag(0.0, "largest gradient norm; 0 for no limit")
+    ema_rate: str = flag("0.9999", "decay rates of the moving averages of the weights, separated by commas")
+    ema_warmup: bool = flag(False, "start with a short moving average that lengthens to its rate")
+    schedule_sampler: str = flag("uniform", "uniform or loss-second-moment")
+    use_bf16: bool = flag(False, "compute activations in bfloat16 where the hardware supports it")
+    compile: bool = flag(False, "compile the score network with torch.compile")
+    channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
+    seed: int = flag(0, "random seed")
+    log_interval: int = flag(100, "steps between log rows")
+    save_interval: int = flag(1_000, "steps between checkpoints")
+    sample_interval: int = flag(1_000, "steps between counterfactual previews")
+    keep_last: int = flag(2, "number of recent checkpoints to keep")
+    keep_every: int = flag(0, "also keep the checkpoint of every keep_every-th step; 0 for none")
+    background_save: bool = flag(True, "write checkpoints in a background thread")
+    max_skipped_steps: int = flag(10, "consecutive steps to skip for a non-finite loss or gradient before failing")
+    max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
+    resume_checkpoint: str = flag("", "step folder to resume from; by default the newest one in run_dir")
+    init_weights: str = flag("", "model folder whose weights to start from, at step 0")
+    tensorboard: bool = flag(True, "write TensorBoard event files as well")
+    dry_run: bool = flag(False, "print the configuration, the model size and the resources needed, then exit")
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -46,7 +46,9 @@ def test_field_names_are_unique_and_documented() -> None:
     assert len(set(names)) == len(names), "flags have no prefix, so a name may be used once"
     assert set(names) >= POSITIVE
     for part, field in FIELDS:
-        assert f"        {field.name}: " in (COMPONENTS[part].__doc__ or ""), f"{part}.{field.name} is not documented"
+        assert f"\n    {field.name}: {field.metadata['help']}" in (COMPONENTS[part].__doc__ or ""), (
+            f"{part}.{field.name} is not documented"
+        )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae import dist_util
-from causaldiffae.config import DiffusionConfig
+from causaldiffae.config import DiffusionConfig, flag, with_help
 from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
@@ -39,37 +39,23 @@ NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _NOISE_SEED: Final = 0x6E6F
 
 
+@with_help
 @dataclass(frozen=True)
 class NoisedTraining:
-    """Settings of a training run.
+    """Settings of a training run."""
 
-    Attributes:
-        dataset: name of the data set.
-        data_dir: folder of the data set.
-        out: model folder to write; RUN/predictor for the score network in RUN.
-        image_size: image size of the score network; 0 uses that of the data set.
-        channels: number of channels of the score network; 0 uses that of the data set.
-        num_images: use only the first num_images training images; 0 for all.
-        num_test: number of test images for the final figures; 0 for all.
-        iterations: training steps.
-        batch_size: images per step.
-        lr: peak learning rate, reached after a twentieth of the run and annealed to 0 by a cosine.
-        weight_decay: weight decay of AdamW.
-        seed: random seed.
-    """
-
-    dataset: str = ""
-    data_dir: str = ""
-    out: str = ""
-    image_size: int = 0
-    channels: int = 0
-    num_images: int = 0
-    num_test: int = 2000
-    iterations: int = 3000
-    batch_size: int = 256
-    lr: float = 3e-4
-    weight_decay: float = 0.05
-    seed: int = 0
+    dataset: str = flag("", "name of the data set")
+    data_dir: str = flag("", "folder of the data set")
+    out: str = flag("", "model folder to write; RUN/predictor for the score network in RUN")
+    image_size: int = flag(0, "image size of the score network; 0 uses that of the data set")
+    channels: int = flag(0, "number of channels of the score network; 0 uses that of the data set")
+    num_images: int = flag(0, "use only the first num_images training images; 0 for all")
+    num_test: int = flag(2000, "number of test images for the final figures; 0 for all")
+    iterations: int = flag(3000, "training steps")
+    batch_size: int = flag(256, "images per step")
+    lr: float = flag(3e-4, "peak learning rate, reached after a twentieth of the run and annealed to 0 by a cosine")
+    weight_decay: float = flag(0.05, "weight decay of AdamW")
+    seed: int = flag(0, "random seed")
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")

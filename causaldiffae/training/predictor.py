@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from causaldiffae.baselines.causalvae import ConvDecoder
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
 from causaldiffae.datasets.registry import exact_labels, find_dataset, read_split, truth_is_known
@@ -46,43 +47,26 @@ from causaldiffae.training.fitting import fit, split_validation
 _CLASS_WEIGHT: Final = 0.5
 
 
+@with_help
 @dataclass(frozen=True)
 class PredictorTraining:
-    """Settings of a training run.
+    """Settings of a training run."""
 
-    Attributes:
-        data_dir: folder of the data set.
-        out: model folder to write.
-        image_size: image size of the evaluated models; 0 uses that of the data set.
-        channels: number of channels of the evaluated models; 0 uses that of the data set.
-        steps: training steps.
-        batch_size: images per step.
-        lr: peak learning rate of the single cycle.
-        noise: largest standard deviation of the noise added to training images, in grey levels.
-        base_images: number of training images from which interventional ones are generated; 0 for all.
-        repeats: interventional images per training image.
-        cache_dir: folder for the interventional images; by default data_dir.
-        vae_steps: training steps of the VAE.
-        workers: processes that generate interventional images.
-        seed: random seed.
-        init: predictor folder to start from, including its VAE; empty starts from scratch.
-    """
-
-    data_dir: str = ""
-    out: str = ""
-    image_size: int = 0
-    channels: int = 0
-    steps: int = 3000
-    batch_size: int = 128
-    lr: float = 2e-3
-    noise: float = 6.0
-    base_images: int = 6000
-    repeats: int = 3
-    cache_dir: str = ""
-    vae_steps: int = 1500
-    workers: int = 1
-    seed: int = 0
-    init: str = ""
+    data_dir: str = flag("", "folder of the data set")
+    out: str = flag("", "model folder to write")
+    image_size: int = flag(0, "image size of the evaluated models; 0 uses that of the data set")
+    channels: int = flag(0, "number of channels of the evaluated models; 0 uses that of the data set")
+    steps: int = flag(3000, "training steps")
+    batch_size: int = flag(128, "images per step")
+    lr: float = flag(2e-3, "peak learning rate of the single cycle")
+    noise: float = flag(6.0, "largest standard deviation of the noise added to training images, in grey levels")
+    base_images: int = flag(6000, "number of training images from which interventional ones are generated; 0 for all")
+    repeats: int = flag(3, "interventional images per training image")
+    cache_dir: str = flag("", "folder for the interventional images; by default data_dir")
+    vae_steps: int = flag(1500, "training steps of the VAE")
+    workers: int = flag(1, "processes that generate interventional images")
+    seed: int = flag(0, "random seed")
+    init: str = flag("", "predictor folder to start from, including its VAE; empty starts from scratch")
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
