@@ -1,10 +1,14 @@
-"""The three steps on images whose best decoder has a closed form, so that the true counterfactual is known."""
+"""Abduction, action and prediction on Gaussian images, whose best score and true counterfactual have closed forms."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from closed_form import gaussian_eps
+from tiny import normal
 from torch import Tensor
 
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
@@ -19,7 +23,8 @@ from causaldiffae.solvers import NoiseSchedule, OdeSolver
 
 STD, GAIN, SLOPE = 0.2, 0.2, 0.5
 BETAS = get_named_beta_schedule("linear", 1000)
-SCHEDULE = NoiseSchedule((1 - BETAS).cumprod())
+ALPHA_BAR = np.cumprod(1 - BETAS)
+SCHEDULE = NoiseSchedule(ALPHA_BAR)
 SPEC = DatasetSpec(
     name="plain",
     image_size=4,
@@ -30,21 +35,15 @@ SPEC = DatasetSpec(
     low=(4.0, -15.0),
     high=(16.0, 9.0),
 )
-
-
-def alpha_bar_at(t: Tensor) -> Tensor:
-    """alpha-bar at whole or fractional steps."""
-    if not t.is_floating_point():
-        return torch.as_tensor((1 - BETAS).cumprod())[t]
-    return torch.as_tensor(SCHEDULE.signal_and_noise(t.double().numpy())[0] ** 2)
+CLASSES = torch.tensor([0, 1, 2])
 
 
 class Oracle:
-    """Channel i of an image is Gaussian around GAIN * z_i; b = SLOPE * a + its noise. Everything is known exactly."""
+    """Channel i is Gaussian around GAIN z_i, and b = SLOPE a + its noise; records its arguments."""
 
     def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
         self.class_cond, self.needs_labels, self.unconditional_abduction = class_cond, needs_labels, False
-        self.asked: list[Do | None] = []
+        self.interventions: list[Do | None] = []
         self.conditions: list[list[Tensor | None]] = []
         self.classes: list[Tensor | None] = []
         self.labels: Tensor | None = None
@@ -55,7 +54,7 @@ class Oracle:
         return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        self.asked.append(do)
+        self.interventions.append(do)
         do = do or {}
         a = torch.full_like(u[:, 0], do["a"]) if "a" in do else u[:, 0]
         b = torch.full_like(u[:, 1], do["b"]) if "b" in do else SLOPE * a + u[:, 1]
@@ -69,360 +68,294 @@ class Oracle:
     ) -> list[Tensor]:
         self.conditions.append(list(conditions))
         self.classes.append(classes)
-        alpha_bar = alpha_bar_at(t).reshape(-1, 1, 1, 1)
-        results = []
-        for z in conditions:
-            mean = 0.0 if z is None else GAIN * z[:, :, :, None]  # linear in z, so grading eps grades the mean
-            results.append(
-                (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * mean) / (alpha_bar * STD**2 + 1 - alpha_bar)
-            )
-        return results
+        means = [0.0 if z is None else GAIN * z[:, :, :, None] for z in conditions]  # guiding eps guides the mean
+        return [gaussian_eps(x_t, *SCHEDULE.level(t, x_t), mean, STD) for mean in means]
 
 
-def images(batch: int = 3) -> Tensor:
-    """Images whose channel means are exactly GAIN * z for some z."""
-    generator = torch.Generator().manual_seed(0)
-    noise = STD * torch.randn(batch, 2, 4, 4, generator=generator, dtype=torch.float64)
-    z = torch.randn(batch, 2, generator=generator, dtype=torch.float64)
-    return noise - noise.mean(dim=(2, 3), keepdim=True) + GAIN * z[:, :, None, None]
-
-
-def engine(steps: int = 200, model: Oracle | None = None, **kwargs: object) -> CounterfactualEngine:
-    diffusion = SpacedDiffusion(space_timesteps(1000, [steps]), betas=BETAS)
-    return CounterfactualEngine(model or Oracle(), diffusion, SPEC, **kwargs)  # type: ignore[arg-type]
-
-
-def normalised(a: float) -> float:
-    return (a - SPEC.shift[0]) / SPEC.scale[0]
-
-
-def test_no_intervention_returns_the_image() -> None:
-    x, errors = images(), []
-    for steps in (50, 200):
-        result = engine(steps).counterfactual(x, {})
-        errors.append(float((result.images - x).abs().max()))
-    assert errors[1] < 0.04
-    assert errors[1] < 0.5 * errors[0]
-    z = x.mean(dim=(2, 3)) / GAIN
-    torch.testing.assert_close(result.labels, SPEC.denormalise(z))
-
-
-def test_intervening_on_the_cause_moves_the_effect() -> None:
-    x, oracle = images(), Oracle()
-    result = engine(model=oracle).counterfactual(x, {"a": 12.0})
-    shift = GAIN * (normalised(12.0) - x[:, :1].mean(dim=(2, 3), keepdim=True) / GAIN)
-    true = x + torch.cat([shift, SLOPE * shift], dim=1)
-    assert (result.images - true.clamp(-1, 1)).abs().max() < 0.04
-    assert shift.abs().min() > 0.05
-    torch.testing.assert_close(result.labels[:, 0], torch.full((3,), 12.0, dtype=torch.float64))
-
-
-def test_intervening_on_the_effect_leaves_the_cause() -> None:
-    x = images()
-    reconstructed, moved = engine().predict(engine().abduct(x), [{}, {"b": 5.0}])
-    assert torch.equal(moved.images[:, 0], reconstructed.images[:, 0])
-    assert torch.equal(moved.labels[:, 0], reconstructed.labels[:, 0])
-    assert (moved.labels[:, 1] == 5.0).all()
-    torch.testing.assert_close(
-        moved.images[:, 1].mean(dim=(1, 2)), torch.full((3,), GAIN * (5.0 + 3.0) / 4.0), rtol=0, atol=0.02
-    )
-
-
-def test_doing_the_factual_is_the_reconstruction() -> None:
-    x = images(1)
-    asked = engine()
-    abducted = asked.abduct(x)
-    factual = SPEC.denormalise(abducted.z.mean(-1))[0].tolist()
-    reconstructed, done = asked.predict(abducted, [{}, {"a": factual[0], "b": factual[1]}])
-    torch.testing.assert_close(done.images, reconstructed.images, rtol=0, atol=1e-9)
-
-
-def test_one_abduction_serves_every_intervention() -> None:
-    x, asked = images(), engine(20)
-    interventions = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}]
-    shared = asked.predict(asked.abduct(x), interventions)
-    for do, result in zip(interventions, shared, strict=True):
-        alone = asked.counterfactual(x, do)
-        for name in ("images", "labels", "z"):
-            assert torch.equal(getattr(result, name), getattr(alone, name))
-
-
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp2m", "obelm"])
-def test_interventions_are_decoded_as_one_batch_of_bounded_size(solver: str) -> None:
-    process = SpacedDiffusion(space_timesteps(1000, [10]), betas=BETAS)
-    x, classes = images(), torch.tensor([0, 1, 2])
-    dos = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}, {"a": 9.0}]
-    grades = [Guidance(), Guidance(), Guidance(), Guidance(), Guidance(w=1.5)]
-    answers, decoded = {}, {}
-    for rows in (1, 6, 100):
-        oracle = Oracle(class_cond=True)
-        chosen = process if solver == "ddim" else OdeSolver(process, solver, steps=10)
-        asked = CounterfactualEngine(oracle, chosen, SPEC, residual=True, pixels=rows * 16)
-        abducted = asked.abduct(x, classes)
-        oracle.conditions.clear(), oracle.classes.clear()
-        answers[rows] = asked.predict(abducted, dos, grades)
-        decoded[rows] = [len(conditions[0]) for conditions in oracle.conditions if conditions[0] is not None]
-        expected = [classes.repeat(count // 3) for count in decoded[rows]]
-        assert all(torch.equal(a, b) for a, b in zip(oracle.classes, expected, strict=True))
-    for rows in (6, 100):
-        for one, other in zip(answers[rows], answers[1], strict=True):
-            for name in ("images", "labels", "z"):
-                torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
-    assert [sorted(set(sizes)) for sizes in decoded.values()] == [[3], [3, 6], [3, 9]], "{} and w = 1.5 go alone"
-    assert sum(decoded[1]) == sum(decoded[6]) == sum(decoded[100]), "the same evaluations per image"
-
-
-def test_do_is_normalised_once() -> None:
-    oracle = Oracle()
-    asked = engine(5, oracle)
-    assert asked.act({"a": 12.0, "b": 5.0}) == {"a": 1.0, "b": 2.0}
-    asked.counterfactual(images(), {"a": 12.0})
-    assert oracle.asked[0] is None, "the factual z is asked for without an intervention"
-    assert oracle.asked[-1] == {"a": 1.0}
-
-
-def test_encoding_is_not_guided_and_decoding_is() -> None:
-    oracle, classes = Oracle(class_cond=True), torch.tensor([0, 1, 2])
-    engine(5, oracle, guidance=Guidance(2.5)).counterfactual(images(), {"a": 12.0}, classes)
-    assert [len(conditions) for conditions in oracle.conditions] == [1] * 5 + [2] * 5
-    assert all(conditions[1] is None for conditions in oracle.conditions[5:])
-    assert all(each is classes for each in oracle.classes)
-
-
-def test_labels_are_needed_exactly_where_the_model_takes_them() -> None:
-    x, oracle = images(), Oracle(needs_labels=True)
-    with pytest.raises(InputError, match="labels: expected the labels of the images"):
-        engine(5, oracle).abduct(x)
-    engine(5, oracle).counterfactual(x, {"a": 12.0}, labels=torch.tensor([[10.0, -3.0], [12.0, 1.0], [8.0, -7.0]]))
-    assert oracle.labels is not None
-    assert oracle.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]], "normalised once"
-
-
-def test_classes_are_needed_exactly_where_the_model_takes_them() -> None:
-    oracle = Oracle()
-    engine(5, oracle).counterfactual(images(), {"a": 12.0}, torch.tensor([0, 1, 2]))
-    assert oracle.classes == [None] * 10
-    with pytest.raises(InputError, match="classes: expected the classes of the images"):
-        engine(5, Oracle(class_cond=True)).abduct(images())
-
-
-def test_grading_strengthens_the_intervention() -> None:
-    x = images()
-    means = [
-        float(
-            engine(guidance=Guidance(w)).counterfactual(x, {"a": 14.0}).images[:, 0].mean()
-            - GAIN * w * normalised(14.0)
-        )
-        for w in (0.0, 1.0, 1.5)
-    ]
-    assert max(map(abs, means)) < 0.05
-
-
-def test_decoding_goes_under_the_counterfactual_z_and_encoding_under_the_factual() -> None:
-    oracle = Oracle()
-    asked = engine(5, oracle)
-    abducted = asked.abduct(images())
-    result = asked.predict(abducted, [{"a": 12.0}])[0]
-    assert all(torch.equal(conditions[0], abducted.z) for conditions in oracle.conditions[:5])  # type: ignore[arg-type]
-    assert all(torch.equal(conditions[0], result.z) for conditions in oracle.conditions[5:])  # type: ignore[arg-type]
-    assert len(oracle.conditions) == 10
-    assert not torch.equal(abducted.z, result.z)
-
-
-def test_affected_and_invariant_variables_have_weights_of_their_own() -> None:
-    """w_affected = 0 is the reconstruction, 1 the counterfactual, and a half of it half the way."""
-    x, asked, do = images(), engine(), {"b": 5.0}
-    abducted = asked.abduct(x)
-    nothing, everything = asked.predict(abducted, [{}, do])
-    none, half, whole = asked.predict(
-        abducted, [do] * 3, [Guidance(w_affected=0.0), Guidance(w_affected=0.5), Guidance(w_affected=1.0)]
-    )
-    assert torch.equal(whole.images, everything.images)
-    torch.testing.assert_close(none.images, nothing.images, rtol=0, atol=1e-6)
-    middle = (nothing.images + everything.images) / 2
-    torch.testing.assert_close(half.images, middle, rtol=0, atol=1e-3)
-    assert (everything.images - nothing.images).abs().max() > 0.05
-    free = asked.predict(abducted, [do], [Guidance(w_affected=1.0, w_invariant=0.0)])[0]
-    # The invariant channel forgets its mean, the affected one still moves by what the intervention changes.
-    assert free.images[:, 0].mean(dim=(1, 2)).abs().max() < 0.02
-    moved = (free.images - everything.images)[:, 1].mean(dim=(1, 2))
-    expected = -GAIN * abducted.z[:, 1, 0]
-    torch.testing.assert_close(moved.double(), expected, rtol=0, atol=0.02)
-
-
-def test_partial_encoding_keeps_more_of_the_image() -> None:
-    x, do = images(), {"a": 14.0}
-    shifts = []
-    for stop in (0.05, 0.3, 1.0):
-        oracle = Oracle()
-        result = engine(100, oracle, stop=stop).counterfactual(x, do)
-        assert len(oracle.conditions) == 2 * round(100 * stop)
-        shifts.append(float((result.images - x).abs().mean()))
-    assert shifts[0] < 0.5 * shifts[1] and shifts[1] < shifts[2]
-    noised = engine(100, abduction=AbductionKind.NOISE, stop=0.3).abduct(x, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    level = float(engine(100).solver.diffusion.alphas_cumprod[29])
-    torch.testing.assert_close(noised.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
-    for stop in (0.0, -1.0, 1.5, float("nan")):
-        with pytest.raises(InputError, match="stop: expected a fraction in \(0, 1\]"):
-            engine(5, stop=stop)
-    with pytest.raises(InputError, match="stop: expected 1 with abduction 'none'"):
-        engine(5, stop=0.5, abduction=AbductionKind.NONE)
-
-
-class Painter(Oracle):
-    """Draws from the latents alone."""
+class Direct(Oracle):
+    """Generates images from the latents alone."""
 
     def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         self.classes.append(classes)
         return (GAIN * z[:, :, :, None]).expand(-1, -1, 4, 4)
 
 
-def test_a_model_without_diffusion_is_asked_for_its_picture() -> None:
-    painter, x, classes = Painter(class_cond=True), images(), torch.tensor([0, 1, 2])
-    asked = engine(5, painter)
-    abducted = asked.abduct(x, classes)
-    assert abducted.x_T is None
-    result = asked.predict(abducted, [{"b": 5.0}])[0]
-    assert painter.conditions == []
-    assert painter.classes == [classes]
-    torch.testing.assert_close(result.images[:, 1], torch.full((3, 4, 4), GAIN * 2.0))
+def images() -> Tensor:
+    """Images whose channel means are exactly GAIN z for some z."""
+    noise = STD * normal(3, 2, 4, 4)
+    return noise - noise.mean(dim=(2, 3), keepdim=True) + GAIN * normal(3, 2, seed=1)[:, :, None, None]
 
 
-def test_pixels_of_another_range() -> None:
+def engine(steps: int = 200, model: Oracle | None = None, solver: str = "", **kwargs: Any) -> CounterfactualEngine:
+    """An engine with the DDIM loops of `steps` steps, or a solver with as many."""
+    loops = SpacedDiffusion(space_timesteps(1000, [steps]), betas=BETAS)
+    chosen = OdeSolver(loops, solver, "rho" if solver == "obelm" else "logsnr", steps) if solver else loops
+    return CounterfactualEngine(model or Oracle(), chosen, SPEC, **kwargs)
+
+
+# ---------------------------------------------------------------------- interventions
+
+
+def test_without_an_intervention_the_image_is_reconstructed() -> None:
+    x = images()
+    results = [engine(steps).counterfactual(x, {}) for steps in (50, 200)]
+    coarse, fine = (float((each.images - x).abs().max()) for each in results)
+    assert fine < 0.04 and fine < 0.5 * coarse
+    torch.testing.assert_close(results[0].labels, SPEC.denormalise(x.mean(dim=(2, 3)) / GAIN))
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "bound"), [("", 200, 0.04), ("ddim", 100, 0.04), ("dpmpp2m", 50, 0.01), ("obelm", 50, 0.01)]
+)
+def test_do_on_the_cause_moves_the_effect_as_in_the_true_counterfactual(solver: str, steps: int, bound: float) -> None:
+    x = images()
+    result = engine(steps, solver=solver).counterfactual(x, {"a": 12.0})
+    shift = GAIN * 1.0 - x[:, :1].mean(dim=(2, 3), keepdim=True)  # a = 12 is 1 in normalised units
+    true = x + torch.cat([shift, SLOPE * shift], dim=1)
+    assert (result.images - true.clamp(-1, 1)).abs().max() < bound and shift.abs().min() > 0.05
+    assert (result.labels[:, 0] == 12.0).all()
+
+
+def test_do_on_the_effect_does_not_change_the_cause() -> None:
+    counterfactuals = engine()
+    factual, moved = counterfactuals.predict(counterfactuals.abduct(images()), [{}, {"b": 5.0}])
+    assert torch.equal(moved.images[:, 0], factual.images[:, 0]) and torch.equal(
+        moved.labels[:, 0], factual.labels[:, 0]
+    )
+    assert (moved.labels[:, 1] == 5.0).all()
+    torch.testing.assert_close(moved.images[:, 1].mean(dim=(1, 2)), torch.full((3,), GAIN * 2.0), rtol=0, atol=0.02)
+
+
+def test_do_with_the_factual_values_is_the_reconstruction() -> None:
+    counterfactuals = engine()
+    abducted = counterfactuals.abduct(images()[:1])
+    factual = SPEC.denormalise(abducted.z.mean(-1))[0].tolist()
+    reconstructed, done = counterfactuals.predict(abducted, [{}, {"a": factual[0], "b": factual[1]}])
+    torch.testing.assert_close(done.images, reconstructed.images, rtol=0, atol=1e-9)
+
+
+def test_one_abduction_serves_every_intervention() -> None:
+    x, counterfactuals, interventions = images(), engine(20), [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}]
+    shared = counterfactuals.predict(counterfactuals.abduct(x), interventions)
+    for do, result in zip(interventions, shared, strict=True):
+        alone = counterfactuals.counterfactual(x, do)
+        for name in ("images", "labels", "z"):
+            assert torch.equal(getattr(result, name), getattr(alone, name))
+
+
+@pytest.mark.parametrize("solver", ["", "dpmpp2m", "obelm"])
+def test_interventions_are_decoded_as_batches_of_bounded_size(solver: str) -> None:
+    dos = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}, {"a": 9.0}]
+    guidances = [*[Guidance()] * 4, Guidance(w=1.5)]
+    results, sizes = {}, {}
+    for rows in (1, 6, 100):
+        oracle = Oracle(class_cond=True)
+        counterfactuals = engine(10, oracle, solver, residual=True, pixels=rows * 16)
+        abducted = counterfactuals.abduct(images(), CLASSES)
+        oracle.conditions.clear(), oracle.classes.clear()
+        results[rows] = counterfactuals.predict(abducted, dos, guidances)
+        sizes[rows] = [len(conditions[0]) for conditions in oracle.conditions if conditions[0] is not None]
+        expected = [CLASSES.repeat(count // 3) for count in sizes[rows]]
+        assert all(map(torch.equal, oracle.classes, expected))
+    for one, other in [*zip(results[1], results[6], strict=True), *zip(results[1], results[100], strict=True)]:
+        for name in ("images", "labels", "z"):
+            torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12)
+    assert [sorted(set(each)) for each in sizes.values()] == [[3], [3, 6], [3, 9]], "{} and w = 1.5 are batches alone"
+    assert len({sum(each) for each in sizes.values()}) == 1, "the same evaluations per image"
+
+
+def test_interventions_and_labels_are_normalised_once() -> None:
+    oracle = Oracle(needs_labels=True)
+    counterfactuals = engine(5, oracle)
+    assert counterfactuals.act({"a": 12.0, "b": 5.0}) == {"a": 1.0, "b": 2.0}
+    labels = torch.tensor([[10.0, -3.0], [12.0, 1.0], [8.0, -7.0]])
+    counterfactuals.counterfactual(images(), {"a": 12.0}, labels=labels)
+    assert oracle.interventions == [None, {"a": 1.0}]
+    assert oracle.labels is not None and oracle.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]]
+
+
+# ---------------------------------------------------------------------- conditions and guidance
+
+
+@pytest.mark.parametrize("class_cond", [False, True])
+def test_encoding_is_unguided_under_the_factual_z_and_decoding_guided_under_the_new_one(class_cond: bool) -> None:
+    oracle = Oracle(class_cond)
+    counterfactuals = engine(5, oracle, guidance=Guidance(2.5))
+    abducted = counterfactuals.abduct(images(), CLASSES)
+    result = counterfactuals.predict(abducted, [{"a": 12.0}])[0]
+    assert [len(conditions) for conditions in oracle.conditions] == [1] * 5 + [2] * 5
+    assert all(conditions[0] is abducted.z for conditions in oracle.conditions[:5])
+    assert all(torch.equal(z, result.z) and null is None for z, null in oracle.conditions[5:])  # type: ignore[arg-type]
+    assert all(each is (CLASSES if class_cond else None) for each in oracle.classes), (
+        "only a model of classes sees them"
+    )
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 1.5])
+def test_guidance_scales_the_effect_of_an_intervention(w: float) -> None:
+    found = engine(guidance=Guidance(w)).counterfactual(images(), {"a": 14.0}).images[:, 0].mean()
+    assert abs(float(found) - GAIN * w * 2.0) < 0.05
+
+
+def test_the_null_intervention_inverts_the_encoding_whatever_the_guidance() -> None:
+    plain, guided = (engine(20, guidance=guidance).counterfactual(images(), {}) for guidance in (None, Guidance(1.7)))
+    assert torch.equal(plain.images, guided.images)
+
+
+def test_affected_and_invariant_variables_are_guided_separately() -> None:
+    """w_affected = 0 is the reconstruction, 1 the counterfactual, and 0.5 their mean."""
+    counterfactuals, do = engine(), {"b": 5.0}
+    abducted = counterfactuals.abduct(images())
+    guidances = [
+        Guidance(),
+        Guidance(),
+        *(Guidance(w_affected=w) for w in (0.0, 0.5, 1.0)),
+        Guidance(1.0, w_invariant=0.0),
+    ]
+    nothing, everything, none, half, whole, free = (
+        each.images for each in counterfactuals.predict(abducted, [{}, *[do] * 5], guidances)
+    )
+    assert torch.equal(whole, everything) and (everything - nothing).abs().max() > 0.05
+    torch.testing.assert_close(none, nothing, rtol=0, atol=1e-6)
+    torch.testing.assert_close(half, (nothing + everything) / 2, rtol=0, atol=1e-3)
+    # The invariant channel forgets its mean; the affected one still moves by the change of the intervention.
+    assert free[:, 0].mean(dim=(1, 2)).abs().max() < 0.02
+    moved = (free - everything)[:, 1].mean(dim=(1, 2)).double()
+    torch.testing.assert_close(moved, -GAIN * abducted.z[:, 1, 0], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_the_guidance_interval_is_a_fraction_of_all_steps(rescaled: bool) -> None:
+    """With eps = 0.001 inside of the interval and 0 outside, x_0 moves by 0.001 times the change of sigma / a inside."""
+
+    class NullAlone(Oracle):
+        def model_outputs(self, x_t: Tensor, t: Tensor, conditions: Any, classes: Any = None) -> list[Tensor]:
+            return [torch.full_like(x_t, 0.001 if z is None else 0.0) for z in conditions]
+
+    betas = get_named_beta_schedule("linear", 500)
+    process = SpacedDiffusion(space_timesteps(500, [50]), betas=betas, rescale_timesteps=rescaled)
+    counterfactuals = CounterfactualEngine(NullAlone(), process, SPEC)  # type: ignore[arg-type]
+    guidances = [Guidance(), Guidance(0.0, low=0.4, high=0.6)]
+    plain, part = counterfactuals.predict(counterfactuals.abduct(images()), [{"b": 5.0}] * 2, guidances)
+    ratio = np.append(0.0, np.sqrt(1 / process.alphas_cumprod - 1))
+    share = process.timestep_map / 500
+    shift = 0.001 * np.diff(ratio)[(share >= 0.4) & (share <= 0.6)].sum()
+    assert shift > 0.002
+    torch.testing.assert_close(plain.images - part.images, torch.full((3, 2, 4, 4), shift), rtol=0, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- abduction and models without diffusion
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("", 100), ("dpmpp2m", 5)])
+@pytest.mark.parametrize(("kind", "stop"), [("noise", 1.0), ("noise", 0.3), ("none", 1.0)])
+def test_x_T_is_a_noised_image_or_plain_noise(kind: str, stop: float, solver: str, steps: int) -> None:
+    x, seed = images(), 3
+    abducted = engine(steps, solver=solver, abduction=AbductionKind(kind), stop=stop).abduct(
+        x, generator=torch.Generator().manual_seed(seed)
+    )
+    last = int(1000 * stop) - 1 if solver else space_index(steps, stop)
+    alpha_bar = ALPHA_BAR[last] if kind == "noise" else 0.0
+    expected = alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * normal(*x.shape, seed=seed)
+    torch.testing.assert_close(abducted.x_T, expected)
+    encoded = engine(steps, solver=solver).abduct(x)
+    assert torch.equal(abducted.u, encoded.u) and torch.equal(abducted.z, encoded.z)
+
+
+def space_index(steps: int, stop: float) -> int:
+    """The last original step of the fraction `stop` of `steps` spaced steps."""
+    return sorted(space_timesteps(1000, [steps]))[round(stop * steps) - 1]
+
+
+def test_partial_encoding_keeps_more_of_the_image() -> None:
+    x, changes = images(), []
+    for stop in (0.05, 0.3, 1.0):
+        oracle = Oracle()
+        result = engine(100, oracle, stop=stop).counterfactual(x, {"a": 14.0})
+        assert len(oracle.conditions) == 2 * round(100 * stop)
+        changes.append(float((result.images - x).abs().mean()))
+    assert changes[0] < 0.5 * changes[1] < 0.5 * changes[2]
+
+
+def test_obelm_reconstructs_exactly_from_its_pair_of_states() -> None:
+    x, counterfactuals = images().clamp(-1, 1), engine(12, solver="obelm")
+    abducted = counterfactuals.abduct(x)
+    assert abducted.state is not None and abducted.state.x_before is not None
+    torch.testing.assert_close(counterfactuals.predict(abducted, [{}])[0].images.double(), x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [Oracle, Direct])
+def test_the_residual_makes_the_null_intervention_exact_and_is_added_to_every_result(model: type[Oracle]) -> None:
+    x, counterfactuals = images().clamp(-1, 1), engine(5, model(), residual=True)
+    abducted = counterfactuals.abduct(x)
+    factual, moved = (each.images.double() for each in counterfactuals.predict(abducted, [{}, {"b": 5.0}]))
+    torch.testing.assert_close(factual, x, rtol=0, atol=1e-6)
+    bare = counterfactuals.predict(replace(abducted, residual=None), [{"b": 5.0}])[0].images.double()
+    assert abducted.residual is not None and (moved != factual).any()
+    torch.testing.assert_close(moved, (bare + abducted.residual).clamp(-1, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pixel_range", [(-1.0, 1.0), (0.0, 1.0)])
+def test_a_model_without_diffusion_decodes_its_latents(pixel_range: tuple[float, float]) -> None:
+    direct = Direct(class_cond=True)
+    counterfactuals = engine(5, direct, pixel_range=pixel_range)
+    abducted = counterfactuals.abduct(images(), CLASSES)
+    result = counterfactuals.predict(abducted, [{"b": 5.0}])[0]
+    assert abducted.x_T is None and direct.conditions == [] and direct.classes == [CLASSES]
+    expected = GAIN * 2.0 if pixel_range[0] else 2 * GAIN * 2.0 - 1
+    torch.testing.assert_close(result.images[:, 1], torch.full((3, 4, 4), expected))
+
+
+def test_images_are_mapped_to_the_pixel_range_of_the_network() -> None:
     class Unit(Oracle):
-        """Sees images in [0, 1]."""
-
         def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
             assert x_start.min() >= 0 and x_start.max() <= 1
             return super().abduct(x_start)
 
     x = images().clamp(-1, 1)
-    result = engine(200, Unit(), pixel_range=(0.0, 1.0)).counterfactual(x, {})
-    assert (result.images - x).abs().max() < 0.1
-    painter = Painter()
-    shown = engine(5, painter, pixel_range=(0.0, 1.0)).counterfactual(x, {"b": 5.0})
-    torch.testing.assert_close(shown.images[:, 1], torch.full((3, 4, 4), 2 * GAIN * 2.0 - 1))
+    assert (engine(200, Unit(), pixel_range=(0.0, 1.0)).counterfactual(x, {}).images - x).abs().max() < 0.1
 
 
-def test_kinds_of_abduction() -> None:
-    x = images()
-    alpha_bar = float(engine().solver.diffusion.alphas_cumprod[-1])
-    ddim = engine().abduct(x)
-    assert torch.equal(ddim.x_T, engine().abduct(x).x_T)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    none = engine(abduction=AbductionKind.NONE).abduct(x, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(none.x_T, noise)
-    noised = engine(abduction=AbductionKind.NOISE).abduct(x, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(noised.x_T, alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * noise)
-    for abducted in (none, noised):
-        assert torch.equal(abducted.u, ddim.u)
-        assert torch.equal(abducted.z, ddim.z)
-    assert AbductionKind("noise") is AbductionKind.NOISE
+def test_images_are_clipped_float32_without_gradient_and_bfloat16_is_near() -> None:
+    low, full = (
+        engine(20, autocast=dtype).counterfactual(images().float(), {"a": 16.0}).images
+        for dtype in (torch.bfloat16, None)
+    )
+    assert full.abs().max() <= 1 and full.dtype == torch.float32 and not full.requires_grad
+    assert (low - full).abs().max() < 0.05
 
 
-def test_images_are_clipped_and_gradient_free() -> None:
-    result = engine(20).counterfactual(images(), {"a": 16.0})
-    assert result.images.abs().max() <= 1
-    assert not result.images.requires_grad
-    assert result.images.dtype == torch.float32
+# ---------------------------------------------------------------------- refusals
 
 
-def test_low_precision_is_near() -> None:
-    x = images().float()
-    low = engine(20, autocast=torch.bfloat16).counterfactual(x, {"a": 12.0})
-    full = engine(20).counterfactual(x, {"a": 12.0})
-    assert (low.images - full.images).abs().max() < 0.05
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"stop": stop}, r"stop: expected a fraction in \(0, 1\]") for stop in (0.0, -1.0, 1.5, float("nan"))),
+        ({"stop": 0.5, "abduction": AbductionKind.NONE}, "stop: expected 1 with abduction 'none'"),
+        ({"rescale_quantile": 1.5}, "rescale_quantile: expected a number between 0 and 1, got 1.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        engine(5, **options)
 
 
-def test_refused_interventions() -> None:
-    asked = engine(5)
-    abducted = asked.abduct(images())
+@pytest.mark.parametrize(("needs", "message"), [
+    ({"needs_labels": True}, "labels: expected the labels of the images for this model, which has no encoder"),
+    ({"class_cond": True}, "classes: expected the classes of the images for this class-conditional model"),
+])  # fmt: skip
+def test_missing_labels_and_classes_are_refused(needs: dict[str, bool], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        engine(5, Oracle(**needs)).abduct(images())
+
+
+def test_unknown_variables_and_values_are_refused_and_extrapolation_warns() -> None:
+    counterfactuals = engine(5)
+    abducted = counterfactuals.abduct(images())
     with pytest.raises(InputError, match="do: unknown variable 'c'"):
-        asked.predict(abducted, [{"a": 12.0}, {"c": 1.0}])
-    with pytest.raises(InputError, match="do: "):
-        asked.predict(abducted, [{"a": float("nan")}])
-    with pytest.warns(UserWarning, match="do: a=99 is outside the range of the training labels"):
-        asked.act({"a": 99.0})
-
-
-@pytest.mark.parametrize("kind", ["ddim", "dpmpp2m", "obelm"])
-def test_solvers_give_the_same_counterfactual(kind: str) -> None:
-    x, do = images(), {"a": 12.0}
-    exact = engine(1000).counterfactual(x, do).images
-    solver = OdeSolver(SpacedDiffusion(range(1000), betas=BETAS), kind, "logsnr", 100)
-    result = CounterfactualEngine(Oracle(), solver, SPEC).counterfactual(x, do)  # type: ignore[arg-type]
-    assert (result.images - exact).abs().max() < (0.03 if kind == "ddim" else 0.01)
-
-
-def test_o_belm_keeps_its_pair_between_the_steps() -> None:
-    x = images().clamp(-1, 1)
-    solver = OdeSolver(SpacedDiffusion(range(1000), betas=BETAS), "obelm", "rho", 12)
-    asked = CounterfactualEngine(Oracle(), solver, SPEC)  # type: ignore[arg-type]
-    abducted = asked.abduct(x)
-    assert abducted.state is not None and abducted.state.x_before is not None
-    torch.testing.assert_close(asked.predict(abducted, [{}])[0].images.double(), x, rtol=0, atol=1e-6)
-
-
-def test_the_residual_makes_the_null_intervention_exact() -> None:
-    x = images().clamp(-1, 1)
-    for asked in (engine(5, residual=True), engine(5, Painter(), residual=True)):
-        abducted = asked.abduct(x)
-        nothing, moved = asked.predict(abducted, [{}, {"b": 5.0}])
-        torch.testing.assert_close(nothing.images.double(), x, rtol=0, atol=1e-6)
-        assert abducted.residual is not None and (moved.images != nothing.images).any()
-        bare = asked.predict(replace(abducted, residual=None), [{"b": 5.0}])[0]
-        torch.testing.assert_close(
-            moved.images.double(), (bare.images.double() + abducted.residual).clamp(-1, 1), rtol=0, atol=1e-6
-        )
-
-
-def test_noise_of_a_solver_has_the_level_of_its_end() -> None:
-    x = images()
-    diffusion = SpacedDiffusion(range(1000), betas=BETAS)
-    for stop in (1.0, 0.5):
-        asked = CounterfactualEngine(
-            Oracle(),  # type: ignore[arg-type]
-            OdeSolver(diffusion, steps=5),
-            SPEC,
-            AbductionKind.NOISE,
-            stop=stop,
-        )
-        abducted = asked.abduct(x, generator=torch.Generator().manual_seed(3))
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-        level = float(diffusion.alphas_cumprod[int(1000 * stop) - 1])
-        torch.testing.assert_close(abducted.x_T, level**0.5 * x + (1 - level) ** 0.5 * noise)
-
-
-@pytest.mark.parametrize("rescaled", [False, True])
-def test_an_interval_of_noise_levels_is_a_share_of_all_steps(rescaled: bool) -> None:
-    """The network sees 0..T, or 0..1000 where steps are rescaled; the interval is a share of either."""
-    x, betas = images(), get_named_beta_schedule("linear", 500)
-    diffusion = SpacedDiffusion(space_timesteps(500, [50]), betas=betas, rescale_timesteps=rescaled)
-    levels: list[float] = []
-
-    class Watcher(Oracle):
-        """The output under the null token shows whether it was used."""
-
-        def model_outputs(
-            self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
-        ) -> list[Tensor]:
-            levels.append(float(t[0]) / (1000.0 if rescaled else 500.0))
-            return [torch.full_like(x_t, 0.0 if z is not None else 0.02) for z in conditions]
-
-    # Decoding a constant output: the null token's inside of the interval, that of z outside.
-    engine = CounterfactualEngine(Watcher(), diffusion, SPEC)  # type: ignore[arg-type]
-    abducted = engine.abduct(x)
-    guidances = [Guidance(0.0, low=0.4, high=0.6), Guidance(), Guidance(0.0)]
-    part, none, everywhere = (each.images for each in engine.predict(abducted, [{"b": 5.0}] * 3, guidances))
-    assert not torch.equal(part, none) and not torch.equal(part, everywhere)
-    assert max(levels) > 0.9 and min(levels) < 0.1
-    share = float((part - none).abs().mean() / (everywhere - none).abs().mean())
-    assert 0.02 < share < 0.6
-
-
-def test_the_null_intervention_inverts_the_encoding_whatever_the_guidance_weight() -> None:
-    """Encoding is unguided, so the reconstruction is too; only interventions are guided."""
-    x, plain, guided = images(), engine(20), engine(20, guidance=Guidance(1.7))
-    reconstructions = [each.predict(each.abduct(x), [{}])[0].images for each in (plain, guided)]
-    assert torch.equal(*reconstructions)
+        counterfactuals.predict(abducted, [{"a": 12.0}, {"c": 1.0}])
+    with pytest.raises(InputError, match="do: a: expected a finite number, got nan"):
+        counterfactuals.predict(abducted, [{"a": float("nan")}])
+    with pytest.warns(UserWarning, match="do: a=99 is outside the range of the training labels, 4..16"):
+        counterfactuals.act({"a": 99.0})
