@@ -40,6 +40,13 @@ def parse(argv: list[str]) -> dict[str, Any]:
     parser = argument_parser(__doc__ or "")
     for name, text in FLAGS.items():
         parser.add_argument(f"--{name}", default="", help=text)
+    parser.add_argument(
+        "--trust_inception",
+        type=bool,
+        default=False,
+        help="accept any file as --inception_weights, not only NVIDIA's inception-2015-12-05.pt; loading it executes "
+        "the code in it",
+    )
     parser.add_argument("--workers", type=int, default=1, help="number of processes; does not change the figures")
     parser.add_class_arguments(ProtocolSettings, nested_key=None, skip={"variables"}, instantiate=False)
     values = vars(parse_flat(parser, argv))
@@ -92,6 +99,7 @@ def main(argv: list[str]) -> None:
             settings,
             values["predictor"],
             values["inception_weights"],
+            values["trust_inception"],
             values["workers"],
         )
         for model in models

@@ -38,10 +38,11 @@ from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.npz import NpzFile
-from causaldiffae.files.reading import MAX_JSON_BYTES, file_sha256, read_file, read_json
+from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
+from causaldiffae.metrics.realism import check_inception
 from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import LoadedPredictor, check_fits, find_predictor, load_predictor
 from causaldiffae.script_util import LoadedModel, load_model
@@ -64,6 +65,7 @@ class Job:
         out: the results file.
         predictor: folder of the predictor; by default the shipped one.
         inception_weights: file of the Inception network for the FID; empty for no FID.
+        trust_inception: accept any file of the Inception network, and execute the code in it.
         workers: number of processes; one on an accelerator.
     """
 
@@ -73,6 +75,7 @@ class Job:
     settings: ProtocolSettings
     predictor: str = ""
     inception_weights: str = ""
+    trust_inception: bool = False
     workers: int = 1
 
 
@@ -202,7 +205,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     answers = task.join(_all_answers(job, task, opened.device), job.settings.chunk)
     answered = time.monotonic()
     train = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "train", spec=loaded.spec)
-    scorer = Scorer(predictor.predictor, train, job.inception_weights, job.settings.seed)
+    scorer = Scorer(predictor.predictor, train, job.inception_weights, job.trust_inception, job.settings.seed)
     with _one_thread():
         results = score(task, answers, scorer)
         results["dci"] = latent_scores(opened.engine, task, scorer, job.settings, opened.device)
@@ -304,10 +307,8 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
     header["asked"] = _digest(header)  # all that the answers depend on; the predictor may change
     header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}
     if job.inception_weights:
-        weights = Path(job.inception_weights)
-        if not weights.is_file():
-            raise InputError(f"inception_weights: expected a TorchScript file, got {weights}, which does not exist")
-        header["settings"]["inception"] = file_sha256(weights)[:16]
+        content = check_inception(job.inception_weights, job.trust_inception)
+        header["settings"]["inception"] = hashlib.sha256(content).hexdigest()[:16]
     header["digest"] = _digest(header)
     header["model"] |= {"path": loaded.path, "name": Path(job.out).stem, "config": config}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)

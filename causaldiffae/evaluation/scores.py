@@ -43,6 +43,7 @@ class Scorer:
     predictor: Predictor
     train: ImageData
     inception_weights: str = ""
+    trust_inception: bool = False
     seed: int = 0
 
     def references(self) -> ImageData:
@@ -203,7 +204,7 @@ class _Context:
         if self.scorer.inception_weights:
             real = self.task.data.images if expected.images is None else expected.images
             pair = [
-                inception_features(images[answer.finite], self.scorer.inception_weights)
+                inception_features(images[answer.finite], self.scorer.inception_weights, self.scorer.trust_inception)
                 for images in (answer.images, real)
             ]
             found["fid"] = self._distance(frechet_distance, pair[0], pair[1], answer)

@@ -180,6 +180,7 @@ def test_non_finite_pixels_are_reported(root: Path, tmp_path: Path) -> None:
         (("--abduction=magic",), ("abduction: expected one of ddim, noise, none, got 'magic'",)),
         (("--predictor=/nowhere",), ("/nowhere",)),
         (("--inception_weights=none.pt",), ("inception_weights: expected", "none.pt")),
+        ((f"--inception_weights={SCRIPT}",), ("expected inception-2015-12-05.pt", "--trust_inception")),
         (("--out=found",), ("NAME.json",)),
         (("--workers=0",), ("workers: expected 1 or more, got 0",)),
         (("--data_dir=/nowhere",), ("data_dir", "/nowhere")),
