@@ -226,7 +226,7 @@ def test_affected_and_invariant_variables_are_guided_separately() -> None:
 
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_the_guidance_interval_is_a_fraction_of_all_steps(rescaled: bool) -> None:
-    """With eps = 0.001 inside of the interval and 0 outside, x_0 moves by 0.001 times the change of sigma / a inside."""
+    """With eps = 0.001 inside of the interval and 0 outside, x_0 moves by 0.001 times the change of sigma / a there."""
 
     class NullAlone(Oracle):
         def model_outputs(self, x_t: Tensor, t: Tensor, conditions: Any, classes: Any = None) -> list[Tensor]:
