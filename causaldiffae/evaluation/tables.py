@@ -7,7 +7,7 @@ a 95 % interval of Student's t distribution.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,23 @@ EXPLANATION = (
 
 @dataclass(frozen=True)
 class Column:
-    """One figure per row: its heading, a function of (results, intervention, kind of answer), decimals, direction."""
+    """One figure per row: its heading, its keys in an answer, decimals and direction.
+
+    A figure `of_model` has its keys in the intervention instead, and exists for models only.
+    """
 
     heading: str
-    find: Callable[[Results, str, str], Figure | None]
+    keys: tuple[str, ...]
     decimals: int = 3
     less_is_better: bool = True
+    of_model: bool = False
+
+    def find(self, results: Results, do: str, kind: str) -> Figure | None:
+        """The figure of one kind of answer to an intervention; None where there is none."""
+        if self.of_model and kind != "model":
+            return None
+        answer = () if self.of_model else ("answers", kind)
+        return dig(results, "results", "interventions", do, *answer, *self.keys)
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
@@ -75,34 +86,25 @@ def dig(value: Any, *keys: str) -> Any:
     return value
 
 
-def _answer(*keys: str) -> Callable[[Results, str, str], Figure | None]:
-    return lambda results, do, kind: dig(results, "results", "interventions", do, "answers", kind, *keys)
-
-
-def _of_model(*keys: str) -> Callable[[Results, str, str], Figure | None]:
-    return lambda results, do, kind: dig(results, "results", "interventions", do, *keys) if kind == "model" else None
-
-
 def columns_of(files: Sequence[Results]) -> list[Column]:
     """The columns of one data set's table in which any row has a figure."""
     variables = files[0]["data"]["variables"]
     columns = [
-        Column("L1", _answer("truth", "l1"), 2),
-        Column("PSNR", _answer("truth", "psnr"), 2, False),
-        Column("SSIM", _answer("truth", "ssim"), 3, False),
-        *(Column(f"{name} error", _answer("effectiveness", "predictor", name)) for name in variables),
-        *(Column(f"{name} error measured", _answer("effectiveness", "measured", name)) for name in variables),
-        Column("class", _answer("class_accuracy"), 3, False),
-        Column("CLD", _answer("cld")),
-        Column("FID-own", _answer("realism", "fid_own"), 2),
-        Column("KID-own", _answer("realism", "kid_own")),
-        Column("FID", _answer("realism", "fid"), 2),
-        Column("reversibility", _of_model("reversibility", "1"), 2),
-        Column("reversibility long", _of_model("reversibility", "long"), 2),
+        Column("L1", ("truth", "l1"), 2),
+        Column("PSNR", ("truth", "psnr"), 2, less_is_better=False),
+        Column("SSIM", ("truth", "ssim"), less_is_better=False),
+        *(Column(f"{name} error", ("effectiveness", "predictor", name)) for name in variables),
+        *(Column(f"{name} error measured", ("effectiveness", "measured", name)) for name in variables),
+        Column("class", ("class_accuracy",), less_is_better=False),
+        Column("CLD", ("cld",)),
+        Column("FID-own", ("realism", "fid_own"), 2),
+        Column("KID-own", ("realism", "kid_own")),
+        Column("FID", ("realism", "fid"), 2),
+        Column("reversibility", ("reversibility", "1"), 2, of_model=True),
+        Column("reversibility long", ("reversibility", "long"), 2, of_model=True),
     ]
-    places = [(results, do, kind) for results in files for do in interventions_of([results])
-              for kind in kinds_of(results, do)]  # fmt: skip
-    return [column for column in columns if any(shown(column.find(*place)) != MISSING for place in places)]
+    cells = [(file, do, kind) for file in files for do in interventions_of([file]) for kind in kinds_of(file, do)]
+    return [column for column in columns if any(shown(column.find(*cell)) != MISSING for cell in cells)]
 
 
 def interventions_of(files: Sequence[Results]) -> list[str]:

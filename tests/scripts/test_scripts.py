@@ -101,9 +101,9 @@ def test_far_outside_the_range_is_done_with_a_warning(model_folder: Path, digits
     ("do", "words"),
     [
         ("width=2", ("width", "thickness, intensity")),
-        ("thickness=thick", ("thickness=thick", "finite number")),
-        ("thickness=nan", ("thickness=nan", "thickness is nan", "finite number")),
-        ("thickness=inf", ("thickness=inf", "finite number")),
+        ("thickness=thick", ("do: thickness: expected a finite number, got 'thick'",)),
+        ("thickness=nan", ("do: thickness: expected a finite number, got nan",)),
+        ("thickness=inf", ("do: thickness: expected a finite number, got inf",)),
         ("thickness", ("name=value",)),
         ("thickness=1,thickness=2", ("set twice",)),
     ],
@@ -160,9 +160,9 @@ def test_bad_flags(model_folder: Path, digits: Path, tmp_path: Path) -> None:
     assert_refused(ask(model_folder, digits, out, "--w", "strong"), "w")
     assert_refused(ask(model_folder, digits, out, "--sweep_w", "0,x"), "sweep_w", "0,x", "finite numbers")
     assert_refused(ask(model_folder, digits, out, "--guidance_interval", "0.5"), "guidance_interval", "two numbers")
-    assert_refused(ask(model_folder, digits, out, "--guidance_interval", "0.9,0.1"), "guidance_interval", "rising")
+    assert_refused(ask(model_folder, digits, out, "--guidance_interval", "0.9,0.1"), "guidance_interval", "ascending")
     assert_refused(ask(model_folder, digits, out, "--traverse", "width"), "width", "thickness, intensity")
-    assert_refused(ask(model_folder, digits, out, "--stop", 0), "stop", "above 0")
+    assert_refused(ask(model_folder, digits, out, "--stop", 0), "stop", "(0, 1]")
     assert_refused(ask(model_folder, digits, out, "--recipe", "secret"), "recipe", "secret", "reference")
     assert_refused(ask(model_folder, digits, out, "--dataset", "pendulum"), "dataset", "morphomnist")
     assert_refused(ask(model_folder, digits, out, "--wieght", "1"), "wieght")
@@ -188,14 +188,14 @@ def test_sweeps_and_traversals(model_folder: Path, digits: Path, tmp_path: Path)
         with Image.open(out / name) as picture:
             assert picture.size[1] > 300
     for said in (
-        "do(thickness=3) by its grade w",
-        "do(intensity) all over its range",
-        "mean change of what is measured",
+        "do(thickness=3) at guidance weights w",
+        "do(intensity) over its range",
+        "mean change of measured label",
     ):
         assert said in process.stdout
 
 
-def test_recipes_and_grades_reach_the_engine(
+def test_recipes_and_guidance_weights_reach_the_engine(
     model_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict] = []
@@ -236,7 +236,7 @@ def test_every_script_is_for_its_own_model(digits: Path, tmp_path: Path) -> None
         assert process.returncode == 0, process.stderr
         assert "do(thickness=1.5)" in process.stdout and (out / "counterfactuals.png").is_file()
         refused = run(TEST_SCRIPT, *flags, "--out_dir", tmp_path / "no")
-        assert_refused(refused, f"a model of type {name}", f"scripts/image_{name}_test.py")
+        assert_refused(refused, f"of type {name}", f"scripts/image_{name}_test.py")
 
 
 def test_training_writes_a_model_that_the_test_script_opens(digits: Path, tmp_path: Path) -> None:
