@@ -1,11 +1,9 @@
-"""Causal graphs: which variable is a direct cause of which.
+"""Causal graphs over named variables.
 
-A `CausalGraph` is a directed acyclic graph over named variables. There is one convention in this package:
-`adjacency[i, j] == 1` means that variable `i` is a direct cause of variable `j` (`i -> j`), so column `j` lists the
-parents of `j`. Code reads `graph.parents[name]`; the matrix serves input, display and tests.
+`adjacency[i, j] == 1` means that variable `i` is a direct cause of variable `j` (`i -> j`), so column `j` holds the
+parents of `j`. Code uses `graph.parents[name]`; the matrix is for input, display and tests.
 
-Terms (Pearl, Causality, 2009): the *descendants* of a variable are what an intervention on it may change; everything
-else must stay as it is.
+An intervention on a variable changes only its *descendants* (Pearl, Causality, 2009).
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,18 +24,16 @@ MAX_VARIABLES, MAX_EDGES, MAX_NAME = 1000, 50_000, 200
 
 
 def _check_name(name: Any) -> None:
-    """A name ends in tables, pictures and on consoles: it is text that can be printed."""
     if not isinstance(name, str) or not name:
-        raise InputError(f"graph: {str(name)[:MAX_NAME]!r} is no variable name; a non-empty string is needed")
+        raise InputError(f"graph: expected non-empty strings as variable names, got {str(name)!r:.200}")
     if len(name) > MAX_NAME or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-        shown = f"{name[:40]!r} of {len(name)} characters"
-        raise InputError(f"graph: {shown} is no variable name; at most {MAX_NAME}, none for control, are allowed")
+        given = f"{name[:40]!r} of {len(name)} characters"
+        raise InputError(f"graph: expected names of at most {MAX_NAME} printable characters, got {given}")
 
 
 def _edge(given: Any) -> tuple[str, str]:
-    """A pair of names out of what a user wrote."""
     if not isinstance(given, list | tuple) or len(given) != 2 or not all(isinstance(name, str) for name in given):
-        raise InputError(f"graph: {repr(given)[:MAX_NAME]} is no edge; a pair [cause, effect] is needed")
+        raise InputError(f"graph: expected an edge [cause, effect], got {given!r:.200}")
     return given[0], given[1]
 
 
@@ -47,46 +43,42 @@ class CausalGraph:
 
     Attributes:
         names: the variables, in the order of the label columns and of the latent blocks.
-        edges: pairs `(cause, effect)`; kept sorted by the variables' order.
+        edges: pairs `(cause, effect)`, sorted by the order of the variables.
 
     Raises:
-        InputError: if a name is empty, repeated or unknown, or an edge is repeated, a self-loop or part of a cycle
-            (the message spells the cycle).
+        InputError: for an empty, repeated or unknown name, a repeated edge, a self-loop or a cycle.
     """
 
     names: tuple[str, ...]
-    edges: tuple[tuple[str, str], ...] = field(default=())
+    edges: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
-        if not names:
-            raise InputError("graph: it has no variables; at least one is needed")
-        if len(names) > MAX_VARIABLES or len(self.edges) > MAX_EDGES:
+        if not 1 <= len(names) <= MAX_VARIABLES or len(self.edges) > MAX_EDGES:
             given = f"{len(names)} variables and {len(self.edges)} edges"
-            raise InputError(f"graph: it has {given}, {MAX_VARIABLES} and {MAX_EDGES} are allowed")
+            raise InputError(f"graph: expected 1..{MAX_VARIABLES} variables and at most {MAX_EDGES} edges, got {given}")
         for name in names:
             _check_name(name)
-        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        if repeated:
-            raise InputError(f"graph: variable {repeated[0]!r} is named more than once")
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise InputError(f"graph: variable {name!r} is named more than once")
         position = {name: i for i, name in enumerate(names)}
-        seen: set[tuple[str, str]] = set()
-        for edge in self.edges:
-            cause, effect = _edge(edge)
+        edges: set[tuple[str, str]] = set()
+        for cause, effect in map(_edge, self.edges):
             for name in (cause, effect):
                 if name not in position:
-                    raise InputError(f"graph: edge {cause} -> {effect} names {name!r}, known are {', '.join(names)}")
+                    known = ", ".join(names)
+                    raise InputError(f"graph: edge {cause} -> {effect}: unknown variable {name!r}, expected {known}")
             if cause == effect:
-                raise InputError(f"graph: {cause} -> {effect} is a self-loop")
-            if (cause, effect) in seen:
+                raise InputError(f"graph: edge {cause} -> {effect} is a self-loop")
+            if (cause, effect) in edges:
                 raise InputError(f"graph: edge {cause} -> {effect} is given twice")
-            seen.add((cause, effect))
-        ordered = sorted(seen, key=lambda e: (position[e[0]], position[e[1]]))
+            edges.add((cause, effect))
+        ordered = sorted(edges, key=lambda edge: (position[edge[0]], position[edge[1]]))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "edges", tuple(ordered))
-        digraph = self.digraph
-        if not nx.is_directed_acyclic_graph(digraph):
-            cycle = [cause for cause, _ in nx.find_cycle(digraph)]
+        if not nx.is_directed_acyclic_graph(self.digraph):
+            cycle = [cause for cause, _ in nx.find_cycle(self.digraph)]
             raise InputError(f"graph: it has a cycle, {' -> '.join([*cycle, cycle[0]])}")
 
     @classmethod
@@ -95,53 +87,55 @@ class CausalGraph:
         try:
             adjacency = np.asarray([list(row) for row in matrix], dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError("graph: the adjacency matrix is no table of numbers") from error
+            raise InputError("graph: adjacency: expected a table of numbers") from error
         n = len(names)
         if adjacency.shape != (n, n):
-            raise InputError(f"graph: the adjacency matrix has shape {adjacency.shape}, {n} variables need {(n, n)}")
+            raise InputError(f"graph: adjacency: expected shape {(n, n)} for {n} variables, got {adjacency.shape}")
         if not np.isin(adjacency, (0.0, 1.0)).all():
-            raise InputError("graph: the adjacency matrix may hold only 0 and 1")
+            raise InputError("graph: adjacency: expected only 0 and 1")
         return cls(tuple(names), tuple((names[i], names[j]) for i, j in zip(*np.nonzero(adjacency), strict=True)))
 
     @classmethod
     def from_dict(cls, description: Any) -> CausalGraph:
-        """Reads `{"names": [...], "edges": [[cause, effect], ...]}` or `{"names": [...], "adjacency": [[...]]}`."""
+        """Reads `{"names": [...], "edges": [[cause, effect], ...]}` or `{"names": [...], "adjacency": [[...]]}`.
+
+        Without names, the variables are in the order of the edges.
+        """
         if not isinstance(description, dict):
-            raise InputError(f"graph: a mapping with names and edges is needed, got {type(description).__name__}")
-        unknown = sorted(set(map(str, description)) - {"names", "edges", "adjacency"})
+            raise InputError(f"graph: expected a mapping with names and edges, got {type(description).__name__}")
+        keys = ("names", "edges", "adjacency")
+        unknown = sorted(set(map(str, description)) - set(keys))
         if unknown:
-            raise InputError(f"graph: unknown key {unknown[0]!r}, allowed are names, edges, adjacency")
+            raise InputError(f"graph: unknown key {unknown[0]!r}, expected names, edges or adjacency")
+        for key in keys:
+            if not isinstance(description.get(key, []), list | tuple):
+                raise InputError(f"graph: {key}: expected a list, got {description[key]!r}")
         edges, adjacency = description.get("edges"), description.get("adjacency")
         if edges is not None and adjacency is not None:
-            raise InputError("graph: both edges and adjacency are given, one is allowed")
-        for key in ("names", "edges", "adjacency"):
-            if not isinstance(description.get(key, []), list | tuple):
-                raise InputError(f"graph: {key} must be a list, got {description[key]!r}")
-        pairs = tuple(_edge(edge) for edge in edges or ())
+            raise InputError("graph: expected either edges or adjacency, got both")
+        pairs = tuple(map(_edge, edges or ()))
         names = description.get("names")
         if names is None:
             names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        if adjacency is not None:
-            return cls.from_adjacency(names, adjacency)
-        return cls(tuple(names), pairs)
+        return cls(tuple(names), pairs) if adjacency is None else cls.from_adjacency(names, adjacency)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that `from_dict` reads; it travels in configs and checkpoints."""
+        """The plain form that `from_dict` reads, for configurations and checkpoints."""
         return {"names": list(self.names), "edges": [list(edge) for edge in self.edges]}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def index(self, name: str) -> int:
-        """Position of a variable in `names`; an unknown name is an `InputError` that lists the known ones."""
+        """Index of a variable in `names`; raises an `InputError` for an unknown name."""
         try:
             return self.names.index(name)
         except ValueError:
-            raise InputError(f"unknown variable {name!r}, known are {', '.join(self.names)}") from None
+            raise InputError(f"unknown variable {name!r}, expected one of {', '.join(self.names)}") from None
 
     @cached_property
     def digraph(self) -> nx.DiGraph:
-        """The same graph for networkx."""
+        """The graph as a networkx object."""
         digraph = nx.DiGraph()
         digraph.add_nodes_from(self.names)
         digraph.add_edges_from(self.edges)
@@ -150,18 +144,15 @@ class CausalGraph:
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
         """Direct causes of every variable, in the variables' order."""
-        found: dict[str, list[str]] = {name: [] for name in self.names}
-        for cause, effect in self.edges:
-            found[effect].append(cause)
-        return {name: tuple(causes) for name, causes in found.items()}
+        return self._neighbours(self.digraph.pred)
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
         """Direct effects of every variable, in the variables' order."""
-        found: dict[str, list[str]] = {name: [] for name in self.names}
-        for cause, effect in self.edges:
-            found[cause].append(effect)
-        return {name: tuple(effects) for name, effects in found.items()}
+        return self._neighbours(self.digraph.succ)
+
+    def _neighbours(self, found: Any) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(sorted(found[name], key=self.names.index)) for name in self.names}
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
@@ -176,13 +167,10 @@ class CausalGraph:
     @cached_property
     def adjacency(self) -> np.ndarray:
         """(n, n) float64 matrix, `adjacency[i, j] = 1` for `i -> j`."""
-        matrix = np.zeros((len(self), len(self)))
-        for cause, effect in self.edges:
-            matrix[self.index(cause), self.index(effect)] = 1.0
-        return matrix
+        return nx.to_numpy_array(self.digraph, nodelist=self.names)
 
     def descendants(self, *names: str) -> frozenset[str]:
-        """Every variable that at least one of `names` causes, directly or not; `names` themselves are left out."""
+        """Every direct or indirect effect of at least one of `names`, except `names` themselves."""
         found: set[str] = set()
         for name in names:
             self.index(name)
