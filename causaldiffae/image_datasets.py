@@ -1,11 +1,12 @@
-"""Batches of a data set, and guided-diffusion's `load_data` over them; data sets are read by `causaldiffae.datasets`.
+"""Batches of a data set, and `load_data` as in guided-diffusion.
 
-Batches are stateless: batch `step` is a function of (seed, step) alone, so training that resumes at a step sees the
-very images it would have seen, and two processes share the batch that one would have had.
+Batches are stateless: batch `step` depends on (seed, step) only. Training that resumes at a step sees the same images
+as without the interruption, and several processes share the batch that one process would use.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, resize_area, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, dataset_spec, measure, read_split, true_counterfactual
-from causaldiffae.datasets.spec import DatasetSpec, is_whole
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.variables import is_whole
 from causaldiffae.errors import InputError
 
 __all__ = [
@@ -39,10 +41,15 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """One process's share of a batch.
+    """The share of a batch that one process uses.
 
-    Images (B, C, H, W) in [-1, 1]; labels (B, n) normalised, and 0 where there are none; classes (B,) or None; indices
-    (B,) in the split; labelled (B,) bool; labelled_share: of the whole batch, all processes together.
+    Attributes:
+        images: (B, C, H, W) in [-1, 1].
+        labels: (B, n) normalised; 0 for unlabelled images.
+        classes: (B,) or None.
+        indices: (B,) in the split.
+        labelled: (B,) bool.
+        labelled_share: of the whole batch of all processes.
     """
 
     images: torch.Tensor
@@ -54,27 +61,27 @@ class Batch(NamedTuple):
 
 
 def fits_on(device: torch.device, size: int) -> bool:
-    """Whether so many bytes of images leave a GPU two thirds of its free memory; processors read files as they lie."""
+    """Whether `size` bytes of images leave a GPU two thirds of its free memory; always true for other devices."""
     return device.type != "cuda" or 3 * size <= torch.cuda.mem_get_info(device)[0]
 
 
 class BatchSource:
-    """Endless batches of a split that lies on the device as a whole where it fits, and else stays where it was read.
+    """Endless batches of a split, which is moved to the device if it fits there.
 
-    The images of all epochs form one long row, each epoch in an order of its own that follows from (seed, epoch);
-    batch `step` is the piece [step * batch_size, (step + 1) * batch_size) of it. No image is dropped at an epoch's
-    end, and process `rank` of `world` takes its share of the piece, so the piece does not depend on `world`.
+    The images of all epochs form one sequence, each epoch in a random order that depends on (seed, epoch). Batch `step`
+    is the part [step * batch_size, (step + 1) * batch_size) of the sequence: no image is dropped at the end of an
+    epoch. Process `rank` of `world` uses its share of the batch, which itself does not depend on `world`.
 
     Args:
         data: the split.
         batch_size: of the global batch.
         seed: of the order.
-        shuffle: False: the order on disk in every epoch.
-        device: where the data lie.
-        rank, world: this process and their number.
+        shuffle: if False, every epoch has the order on disk.
+        device: of the batches.
+        rank, world: index of this process, and the number of processes.
 
     Raises:
-        InputError: if there are no images, or the batch cannot be shared equally.
+        InputError: if there are no images, or the batch cannot be divided equally.
     """
 
     def __init__(
@@ -90,14 +97,13 @@ class BatchSource:
     ) -> None:
         if not len(data):
             raise InputError(f"data set {data.spec.name}: split {data.split} has no images")
-        if not (is_whole(batch_size) and batch_size > 0):
-            raise InputError(f"batch_size: {batch_size!r} given, a whole number above 0 is needed")
         if not 0 <= rank < world:
-            raise InputError(f"rank: {rank} given, 0..{world - 1} are allowed")
-        if batch_size % world:
-            raise InputError(f"batch_size: {batch_size} given, a multiple of the {world} processes is needed")
+            raise InputError(f"rank: expected a number in 0..{world - 1}, got {rank}")
+        if not (is_whole(batch_size) and batch_size > 0 and batch_size % world == 0):
+            multiple = f"a multiple of the {world} processes" if world > 1 else "a whole number above 0"
+            raise InputError(f"batch_size: expected {multiple}, got {batch_size!r}")
         if not (is_whole(seed) and 0 <= seed < 2**63):
-            raise InputError(f"seed: {seed!r} given, a whole number of 0 or more is needed")
+            raise InputError(f"seed: expected a whole number of 0 or more, got {seed!r}")
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
         images = torch.from_numpy(np.ascontiguousarray(data.images))
@@ -105,7 +111,7 @@ class BatchSource:
         self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
         self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
         labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
-        self.labels = torch.where(self.labelled[:, None], labels, torch.zeros_like(labels))  # nothing can leak
+        self.labels = torch.where(self.labelled[:, None], labels, torch.zeros_like(labels))
         self.classes = None if data.classes is None else torch.from_numpy(data.classes).to(self.device)
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
@@ -118,18 +124,17 @@ class BatchSource:
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self))
 
     def indices(self, step: int) -> np.ndarray:
-        """Places (batch_size,) int64 in the split of the whole global batch `step`."""
+        """Indices (batch_size,) int64 in the split of the global batch `step`."""
         if not (is_whole(step) and step >= 0):
-            raise InputError(f"step: {step!r} given, a whole number of 0 or more is needed")
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(places, len(self))
+            raise InputError(f"step: expected a whole number of 0 or more, got {step!r}")
+        epochs, offsets = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self))
         result = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):
             result[epochs == epoch] = self._order(int(epoch))[offsets[epochs == epoch]]
         return result
 
     def batch(self, step: int) -> Batch:
-        """This process's share of batch `step`."""
+        """The share of this process in batch `step`."""
         share, whole = self.batch_size // self.world, self.indices(step)
         indices = torch.from_numpy(whole[self.rank * share : (self.rank + 1) * share]).to(self.device)
         return Batch(
@@ -160,20 +165,19 @@ def load_data(
     start_step: int = 0,
     graph: str | Path | None = None,
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """guided-diffusion's data loader: an endless iterator of (images, cond).
+    """guided-diffusion's data loader: an endless iterator of (images, cond), the batches of a `BatchSource`.
 
-    `cond["c"]` are the normalised labels (B, n); with `class_cond`, `cond["y"]` are the classes (B,). Files are read,
-    and refused, at the call. `deterministic` keeps the order on disk. Batches are `BatchSource`'s, from `start_step`.
+    `cond["c"]` are the normalised labels (B, n); with `class_cond`, `cond["y"]` are the classes (B,). Files are read at
+    the call. `deterministic` keeps the order on disk.
     """
     data = read_split(dataset, data_dir, split, image_size, channels, limit, graph=graph)
     if class_cond and data.classes is None:
         raise InputError(f"class_cond: data set {dataset} has no classes")
     source = BatchSource(data, batch_size, seed=seed, shuffle=not deterministic, device=device, rank=rank, world=world)
-    return _endless(source, class_cond, start_step)
 
+    def batches() -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        for step in itertools.count(start_step):
+            batch = source.batch(step)
+            yield batch.images, {"c": batch.labels, **({"y": batch.classes} if class_cond else {})}
 
-def _endless(source: BatchSource, class_cond: bool, step: int) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-    while True:
-        batch = source.batch(step)
-        yield batch.images, {"c": batch.labels, **({"y": batch.classes} if class_cond else {})}
-        step += 1
+    return batches()

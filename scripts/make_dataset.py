@@ -136,9 +136,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> int:
     """Prints the problems that `check_folder` found on standard error, or a summary; returns the exit code."""
     from causaldiffae.datasets.folder.check import check_folder
-    from causaldiffae.datasets.folder.reader import Request
 
-    report = check_folder(args.data_dir, Request(args.graph, args.image_size, args.channels))
+    report = check_folder(args.data_dir, args.graph, args.image_size, args.channels)
     if not report.count:
         print("\n".join(report.summary))
         return 0

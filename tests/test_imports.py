@@ -29,7 +29,7 @@ LEVELS = [
 ]
 """Modules and folders of the package; each imports from its own level and those above it in this list."""
 DATASETS_ORDER = [
-    {"reading_rules", "variable_kinds"},
+    {"variables"},
     {"spec"},
     {"images"},
     {"dataset", "label_subsets"},

@@ -1,9 +1,9 @@
-"""What a data set is to the package: `Dataset`. Each file beside this one describes one, `registry.py` lists them."""
+"""Everything that is particular to one data set: `Dataset`, and `DATASETS`, the data sets by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +11,11 @@ import numpy as np
 
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import DataError
+from causaldiffae.datasets.variables import is_whole
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.places import ASSETS
+
+MIN_SIZE, MAX_SIZE = 8, 512
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class PredictorDefaults:
     """How an anti-causal predictor of the data set is trained.
 
     Attributes:
-        shift: how many pixels an image may be moved without another label.
-        head_weights: weights of variables' losses; 1 for those that are not named.
+        shift: largest shift of a training image, in pixels, that leaves its label valid.
+        head_weights: loss weights of variables; 1 for the others.
     """
 
     shift: int = 0
@@ -30,32 +33,34 @@ class PredictorDefaults:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything that is particular to one data set.
+    """One data set. Each file of this folder registers its own; see docs/extending.md.
 
     Attributes:
-        name: its key in `DATASETS`.
-        spec: (image_size or None, channels or None) -> the spec; None stands for the published one.
+        name: key in `DATASETS`.
+        spec: the spec at the published image size; None if the spec is read from the data.
         read: (spec, folder, split, limit) -> one split.
-        source: where the images come from and under which licence; for the model card.
+        source: origin and licence of the images, for the model card.
+        channels: numbers of channels that can be read; empty for those of `spec` only.
         counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size;
-            None where no generator is known.
-        has_truth: whether `counterfactual` can answer for these data.
-        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 read off the picture, NaN where nothing is found;
-            None where nothing can.
-        examples: (spec, count) -> test images that need no files beside `assets/`.
-        exact_labels: the labels (N, n) that the pictures show, where those on disk are rounded.
-        shows_all: labels (N, n) -> (N,) bool, whether a picture of them shows all of them.
-        deformed: (base image, random numbers) -> another base image of the same kind, for interventional images.
-        predictor: how a predictor is trained on it.
-        light_on_dark: whether images show light things on a dark background; photographs are inverted to fit.
-        published_channels, published_steps: of the published CausalDiffAE's networks: by number of variables and
-            channels its checkpoints are told apart, and T is not written in them. None where there is none.
+            None if there is no generator.
+        has_truth: whether `counterfactual` works for these data.
+        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 measured in the image, NaN where that fails; None
+            if nothing can be measured.
+        examples: (spec, count) -> test images that need no files except `assets/`.
+        exact_labels: the labels (N, n) that the images show, if those on disk are rounded.
+        shows_all: labels (N, n) -> (N,) bool, whether an image with these labels shows all of them.
+        deformed: (base image, generator) -> another base image of the same class, for interventional images.
+        predictor: how a predictor is trained.
+        light_on_dark: images show light objects on a dark background; uploaded photographs are inverted to match.
+        published_channels, published_steps: of the published CausalDiffAE networks. Their checkpoints are recognised
+            by the numbers of variables and channels, and do not contain T. None if there are none.
     """
 
     name: str
-    spec: Callable[[int | None, int | None], DatasetSpec]
+    spec: DatasetSpec | None
     read: Callable[[DatasetSpec, Path, str, int | None], ImageData]
     source: str
+    channels: tuple[int, ...] = ()
     counterfactual: Callable[[ImageData, dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None = None
     has_truth: Callable[[ImageData], bool] = lambda data: False
     measure: Callable[[np.ndarray], np.ndarray] | None = None
@@ -68,22 +73,37 @@ class Dataset:
     published_channels: int | None = None
     published_steps: int = 1000
 
+    def spec_at(self, image_size: int | None, channels: int | None) -> DatasetSpec:
+        """The spec at an image size and a number of channels, those published by default."""
+        if self.spec is None:
+            raise InputError(f"data_dir: expected a folder; the spec of data set {self.name} is read there")
+        image_size, channels = image_size or self.spec.image_size, channels or self.spec.channels
+        check_form(image_size, channels, self.channels or (self.spec.channels,), f" for data set {self.name}")
+        return replace(self.spec, image_size=image_size, channels=channels)
+
+
+def check_form(image_size: int, channels: int, allowed: tuple[int, ...], reason: str = "", where: str = "") -> None:
+    """Raises a `DataError` for an image size out of range, or a number of channels that is not `allowed`."""
+    if not (is_whole(image_size) and MIN_SIZE <= image_size <= MAX_SIZE):
+        raise DataError(f"{where}image_size: expected a whole number in {MIN_SIZE}..{MAX_SIZE}, got {image_size!r}")
+    if channels not in allowed:
+        numbers = " or ".join(map(str, allowed))
+        raise DataError(f"{where}channels: expected {numbers}{reason}, got {channels!r}")
+
 
 DATASETS: Final[dict[str, Dataset]] = {}
-"""The data sets by name; `registry.py` imports those that come with the package."""
+"""The data sets by name. `registry.py` imports every file of this folder, and each registers its own."""
 
 
 def register(dataset: Dataset) -> Dataset:
-    """Makes a data set known by its name."""
+    """Adds a data set to `DATASETS`."""
     DATASETS[dataset.name] = dataset
     return dataset
 
 
 def asset(name: str) -> Path:
-    """A folder of `assets/`, which comes with a clone of the repository."""
+    """A folder of `assets/` in the clone of the repository."""
     folder = ASSETS / name
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: the folder is missing; examples come with a clone of the repository (pip install -e CLONE)"
-        )
+        raise DataError(f"{folder}: the folder is missing; examples need a clone of the repository (pip install -e)")
     return folder

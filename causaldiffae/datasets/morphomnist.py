@@ -1,6 +1,6 @@
 """MorphoMNIST thickness-intensity (Pawlowski et al., 2020): IDX files of digits and a table of their labels.
 
-The true counterfactual of an image is known where the folder also holds the digits that the images were drawn from.
+The true counterfactual of an image is known if the folder also holds the base digits that the images were drawn from.
 """
 
 from __future__ import annotations
@@ -15,30 +15,12 @@ from scipy import ndimage
 from causaldiffae.datasets.dataset import Dataset, PredictorDefaults, asset, register
 from causaldiffae.datasets.images import ImageData, resize_area
 from causaldiffae.datasets.mnist import one_of_each_class
-from causaldiffae.datasets.spec import DatasetSpec, check_size
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.idx import NUM_CLASSES, SPLIT_FILES, find_file, read_digits, read_idx
 from causaldiffae.generators import morphomnist
 
 _EXAMPLE_SEED: Final = 0
-
-
-def _spec(image_size: int | None, channels: int | None) -> DatasetSpec:
-    image_size, channels = image_size or 28, channels or 1
-    check_size("morphomnist", image_size, channels, (1,))
-    return DatasetSpec(
-        name="morphomnist",
-        image_size=image_size,
-        channels=channels,
-        graph=morphomnist.GRAPH,
-        # mean and standard deviation of the published training labels
-        shift=(2.50325, 158.01584),
-        scale=(0.63176, 48.37930),
-        low=(0.875, 66.6),
-        high=(6.256, 254.91),
-        num_classes=NUM_CLASSES,
-        units=("pixels", "grey levels"),
-    )
 
 
 def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> ImageData:
@@ -47,7 +29,7 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
     table = find_file(data_dir, f"{name}-morpho.csv")
     index, labels = morphomnist.read_morpho_csv(table)
     if len(index) != len(images):
-        raise DataError(f"{table}: it has {len(index)} rows, {data_dir}/{name}-images-idx3-ubyte has {len(images)}")
+        raise DataError(f"{table}: expected {len(images)} rows as in {name}-images-idx3-ubyte, got {len(index)}")
     if not len(images):
         raise DataError(f"{data_dir}: {name}-images-idx3-ubyte has no images")
     bases = None
@@ -55,7 +37,7 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
         base_file = find_file(data_dir, f"{name}-base-idx3-ubyte")
         bases = read_idx(base_file)
         if bases.shape != images.shape:
-            raise DataError(f"{base_file}: its shape is {bases.shape}, {images.shape} is needed")
+            raise DataError(f"{base_file}: expected shape {images.shape}, got {bases.shape}")
         bases = bases[:limit]
     return ImageData(
         spec=spec,
@@ -70,33 +52,28 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
 
 @cache
 def _generator() -> morphomnist.MorphoMnistGenerator:
-    """One for all calls: it remembers the digits it has prepared."""
+    """One generator for all calls, because it caches the digits that it has prepared."""
     return morphomnist.MorphoMnistGenerator()
 
 
 def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if data.base_images is None:
         raise InputError(
-            "true counterfactual: the folder holds no base digits ({train,t10k}-base-idx3-ubyte.gz), so the truth is "
-            "not known; write the data set with scripts/make_dataset.py"
+            "true counterfactual: the folder has no base digits ({train,t10k}-base-idx3-ubyte.gz); write the data set "
+            "with scripts/make_dataset.py"
         )
     generator = _generator()
     labels = generator.counterfactual_labels(data.labels, do)
     return labels, generator.counterfactual_images(data.base_images, data.labels, do)[:, None]
 
 
-def _measure(images: np.ndarray) -> np.ndarray:
-    return _generator().measure(resize_area(images, 28)[:, 0])
-
-
 def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A digit (28, 28) uint8, turned, sheared, scaled, moved and bent a little; never an empty picture."""
+    """A digit (28, 28) uint8, slightly rotated, sheared, scaled, shifted and bent; never an empty image."""
     angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     stretch = rng.uniform(0.88, 1.12, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1.0, shear], [0.0, 1.0]]) @ np.diag(stretch)
-    places = np.stack(np.meshgrid(*[np.arange(28.0)] * 2, indexing="ij"))
-    centred = places.reshape(2, -1) - 13.5
+    centred = np.indices((28, 28)).reshape(2, -1) - 13.5
     bends = ndimage.gaussian_filter(rng.standard_normal((2, 28, 28)), (0, 4.0, 4.0)) * 8.0
     source = (matrix @ centred + 13.5 + rng.uniform(-1.5, 1.5, (2, 1))).reshape(2, 28, 28) + bends
     grey = ndimage.map_coordinates(image.astype(np.float64), source, order=1)
@@ -105,29 +82,40 @@ def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _examples(spec: DatasetSpec, count: int) -> ImageData:
-    """Digits of the share of MNIST in `assets/`, drawn with labels of their own."""
+    """MNIST digits of `assets/`, drawn with new labels."""
     bases, digits = read_digits(asset("mnist_share"), SPLIT_FILES["test"])
     labels = morphomnist.sample_labels(len(bases), np.random.default_rng(_EXAMPLE_SEED))
     chosen = one_of_each_class(digits, count)
     bases, digits, labels = bases[chosen], digits[chosen], labels[chosen].astype(np.float32)
-    images = morphomnist.MorphoMnistGenerator().counterfactual_images(bases, labels, {})[:, None]
-    names = [f"MNIST test {place}" for place in chosen]
-    resized = resize_area(images, spec.image_size)
-    return ImageData(spec, "test", resized, labels, digits.astype(np.int64), names, base_images=bases)
+    images = resize_area(_generator().counterfactual_images(bases, labels, {})[:, None], spec.image_size)
+    names = [f"MNIST test {i}" for i in chosen]
+    return ImageData(spec, "test", images, labels, digits.astype(np.int64), names, base_images=bases)
 
 
-MORPHOMNIST: Final = register(
+register(
     Dataset(
         name="morphomnist",
-        spec=_spec,
+        spec=DatasetSpec(
+            name="morphomnist",
+            image_size=28,
+            channels=1,
+            graph=morphomnist.GRAPH,
+            # mean and standard deviation of the published training labels
+            shift=(2.50325, 158.01584),
+            scale=(0.63176, 48.37930),
+            low=(0.875, 66.6),
+            high=(6.256, 254.91),
+            num_classes=NUM_CLASSES,
+            units=("pixels", "grey levels"),
+        ),
         read=_read,
         source="MNIST digits (CC BY-SA 3.0), redrawn by this package with a drawn thickness and intensity.",
         counterfactual=_counterfactual,
         has_truth=lambda data: data.base_images is not None,
-        measure=_measure,
+        measure=lambda images: _generator().measure(resize_area(images, 28)[:, 0]),
         examples=_examples,
         deformed=deformed,
-        # intensity must be read to a smaller share of its spread than thickness
+        # intensity has to be predicted to a smaller share of its spread than thickness
         predictor=PredictorDefaults(shift=2, head_weights={"intensity": 5.0}),
         light_on_dark=True,
         published_channels=1,

@@ -1,7 +1,7 @@
-"""What a model has to know about its data: `DatasetSpec`; it travels inside the checkpoint.
+"""The description of a data set that a model needs; it is stored in the checkpoint.
 
-Labels speak in their own units everywhere; `DatasetSpec.normalise` maps them to (y - shift) / scale and nothing else
-does. An intervention is validated once, where it enters: `DatasetSpec.check_do` makes a `CheckedDo` of it.
+Labels are in their own units everywhere. Only `DatasetSpec.normalise` maps them to (label - shift) / scale. An
+intervention is validated once, where it enters: `DatasetSpec.check_do` turns it into a `CheckedDo`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 
-from causaldiffae.datasets.reading_rules import RESIZE_RULES, SPLIT_SHARES, check_shares, one_of, whole_number
-from causaldiffae.datasets.variable_kinds import category_label, check_kinds, is_number
+from causaldiffae.datasets.variables import category_label, check_kinds, is_number, is_whole
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it ends in names of files and folders
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes part of file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
+RESIZE_RULES: Final = ("crop", "area")
+SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
+_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares")  # missing in the oldest checkpoints
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 
@@ -30,7 +32,8 @@ Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 class CheckedDo(dict[str, Any]):
     """An intervention that `DatasetSpec.check_do` has validated: variable -> its value in label units.
 
-    A value is a float, or (B,) float64 with one value per image. What takes a `CheckedDo` does not validate it again.
+    A value is a float, or (B,) float64 with one value per image. Functions that take a `CheckedDo` do not validate it
+    again.
     """
 
     def rows(self, rows: slice) -> CheckedDo:
@@ -40,18 +43,21 @@ class CheckedDo(dict[str, Any]):
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a model has to know about its data; it travels inside the checkpoint.
+    """The description of a data set that a model needs; it is stored in the checkpoint.
 
     Attributes:
         name: the data set's name, a key of `DATASETS`.
-        image_size, channels: of the images as the network sees them.
+        image_size, channels: of the images that the network sees.
         graph: the causal graph; its names are the label columns.
-        shift, scale: normalised label = (label - shift) / scale, one entry for each variable.
+        shift, scale: normalised label = (label - shift) / scale, one entry per variable.
         low, high: range of the training labels, in label units.
-        num_classes: number of classes where images have one, else None.
+        num_classes: number of classes, or None for a data set without class labels.
         units: the label units, for display.
-        kinds, categories: of each variable, see variable_kinds.py; empty where all are continuous.
-        resize, split_seed, split_shares: how a folder with a table is read, see image_folder.py.
+        kinds, categories: per variable, see values.py; empty if all variables are continuous.
+        resize, split_seed, split_shares: how a folder of images is read, see folder/image_folder.py.
+
+    Raises:
+        DataError: for a field of another type, length or range.
     """
 
     name: str
@@ -72,49 +78,47 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            shown = repr(self.name)[:80]
-            raise DataError(f"data set: name is {shown}, up to 64 letters, digits, - and _ are needed")
-        if not isinstance(self.graph, CausalGraph):
-            raise DataError(f"data set {self.name}: graph is {self.graph!r}, a CausalGraph is needed")
-        for key in ("image_size", "channels", "num_classes"):
-            value = getattr(self, key)
-            if not (is_whole(value) and value > 0) and not (key == "num_classes" and value is None):
-                raise DataError(f"data set {self.name}: {key} is {value!r}, a whole number above 0 is needed")
-            if value is not None and value > _LARGEST[key]:
-                raise DataError(f"data set {self.name}: {key} is {value}, at most {_LARGEST[key]} is allowed")
-        for key in ("shift", "scale", "low", "high"):
-            object.__setattr__(self, key, self._check_numbers(key, getattr(self, key)))
-        if not all(value > 0 for value in self.scale):
-            raise DataError(f"data set {self.name}: scale is {list(self.scale)}, numbers above 0 are needed")
-        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
-            raise DataError(f"data set {self.name}: low {list(self.low)} is not below high {list(self.high)}")
-        units = tuple(self.units)
-        if isinstance(self.units, str) or len(units) not in (0, len(self.graph)):
-            raise DataError(f"data set {self.name}: units is {self.units!r}, one for each variable or none is needed")
-        if not all(isinstance(unit, str) for unit in units):
-            raise DataError(f"data set {self.name}: units is {self.units!r}, strings are needed")
-        object.__setattr__(self, "units", units)
-        self._check_reading()
-
-    def _check_reading(self) -> None:
+            raise DataError(f"data set: name: expected up to 64 letters, digits, - and _, got {self.name!r:.80}")
         where = f"data set {self.name}"
-        try:
-            kinds, categories = check_kinds(self.kinds, self.categories, len(self.graph))
-        except InputError as error:
-            raise DataError(f"{where}: {error}") from None
-        object.__setattr__(self, "kinds", kinds)
-        object.__setattr__(self, "categories", categories)
-        one_of(self.resize, f"{where}: resize", RESIZE_RULES)
-        object.__setattr__(self, "split_seed", whole_number(self.split_seed, f"{where}: split_seed", 0))
-        object.__setattr__(self, "split_shares", check_shares(self.split_shares, f"{where}: split_shares"))
+        if not isinstance(self.graph, CausalGraph):
+            raise DataError(f"{where}: graph: expected a CausalGraph, got {self.graph!r}")
+        for key, largest in _LARGEST.items():
+            value = getattr(self, key)
+            if not (is_whole(value) and 0 < value <= largest) and not (key == "num_classes" and value is None):
+                raise DataError(f"{where}: {key}: expected a whole number in 1..{largest}, got {value!r}")
+        n = len(self.graph)
+        for key in ("shift", "scale", "low", "high"):
+            self._check_numbers(key, n, where)
+        self._check_numbers("split_shares", 3, where)
+        if not all(value > 0 for value in self.scale):
+            raise DataError(f"{where}: scale: expected numbers above 0, got {list(self.scale)}")
+        if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
+            raise DataError(f"{where}: low: expected numbers below high {list(self.high)}, got {list(self.low)}")
+        is_list = isinstance(self.units, list | tuple) and len(self.units) in (0, n)
+        if not is_list or not all(isinstance(unit, str) for unit in self.units):
+            raise DataError(f"{where}: units: expected a text per variable, or none, got {self.units!r}")
+        check_kinds(self.kinds, self.categories, n, where)
+        if self.resize not in RESIZE_RULES:
+            raise DataError(f"{where}: resize: expected one of {', '.join(RESIZE_RULES)}, got {self.resize!r}")
+        if not (is_whole(self.split_seed) and self.split_seed >= 0):
+            raise DataError(f"{where}: split_seed: expected a whole number of 0 or more, got {self.split_seed!r}")
+        if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
+            raise DataError(f"{where}: split_shares: expected shares that sum to 1, got {list(self.split_shares)}")
+        some_kinds = any(kind != "continuous" for kind in self.kinds)
+        normal = {
+            "units": tuple(self.units),
+            "kinds": tuple(self.kinds) if some_kinds else (),
+            "categories": tuple(map(tuple, self.categories)) if some_kinds and any(self.categories) else (),
+        }
+        for key, value in normal.items():
+            object.__setattr__(self, key, value)
 
-    def _check_numbers(self, key: str, values: Any) -> tuple[float, ...]:
-        where = f"data set {self.name}: {key} is {values!r}"
-        if not isinstance(values, list | tuple) or len(values) != len(self.graph):
-            raise DataError(f"{where}, a list of {len(self.graph)} numbers is needed")
-        if not all(is_number(value) and math.isfinite(value) for value in values):
-            raise DataError(f"{where}, finite numbers are needed")
-        return tuple(float(value) for value in values)
+    def _check_numbers(self, key: str, count: int, where: str) -> None:
+        values = getattr(self, key)
+        is_list = isinstance(values, list | tuple) and len(values) == count
+        if not is_list or not all(is_number(value) and math.isfinite(value) for value in values):
+            raise DataError(f"{where}: {key}: expected a list of {count} finite numbers, got {values!r}")
+        object.__setattr__(self, key, tuple(map(float, values)))
 
     def normalise(self, labels: Labels) -> Labels:
         """Labels (..., n) in label units to normalised units; a floating dtype is kept."""
@@ -128,7 +132,7 @@ class DatasetSpec:
 
     def _constants(self, labels: Labels) -> tuple[Labels, Labels]:
         if labels.shape[-1:] != (len(self.graph),):
-            raise InputError(f"labels: shape {tuple(labels.shape)} given, the last axis must be {len(self.graph)}")
+            raise InputError(f"labels: expected shape (..., {len(self.graph)}), got {tuple(labels.shape)}")
         if isinstance(labels, torch.Tensor):
             dtype = labels.dtype if labels.is_floating_point() else torch.float32
             shift, scale = (torch.tensor(c, dtype=dtype, device=labels.device) for c in (self.shift, self.scale))
@@ -137,18 +141,24 @@ class DatasetSpec:
             shift, scale = np.asarray(self.shift, dtype), np.asarray(self.scale, dtype)
         return shift, scale
 
+    def kind(self, i: int) -> str:
+        """Kind of variable i."""
+        return self.kinds[i] if self.kinds else "continuous"
+
+    def category_names(self, i: int) -> tuple[str, ...]:
+        """Names of the categories of variable i; empty for a variable of numbers."""
+        return self.categories[i] if self.categories else ()
+
     def category_values(self, i: int) -> tuple[float, ...]:
-        """The labels, in label units, that a categorical or binary variable i can have; none for a continuous one."""
-        if not self.kinds or self.kinds[i] == "continuous":
+        """All labels, in label units, of a categorical or binary variable i; empty for a continuous one."""
+        if self.kind(i) == "continuous":
             return ()
-        names = self.categories[i] if self.categories else ()
-        return tuple(float(place) for place in range(len(names))) or (self.low[i], self.high[i])
+        return tuple(map(float, range(len(self.category_names(i))))) or (self.low[i], self.high[i])
 
     def format_value(self, name: str, value: float) -> str:
-        """A variable's value as people read it: the category's name, or three digits."""
-        i = self.graph.index(name)
-        names = self.categories[i] if self.categories else ()
-        return names[int(value)] if names and value in range(len(names)) else f"{value:.3g}"
+        """A variable's value for display: the category's name, or three significant digits."""
+        names = self.category_names(self.graph.index(name))
+        return names[int(value)] if value in range(len(names)) else f"{value:.3g}"
 
     def check_do(self, do: Mapping[str, Any], count: int = 1, warn: bool = True) -> CheckedDo:
         """Validates an intervention in label units; a `CheckedDo` is returned as it is.
@@ -165,11 +175,11 @@ class DatasetSpec:
         if isinstance(do, CheckedDo):
             return do
         if not isinstance(do, Mapping):
-            raise InputError(f"do: {do!r} given, a mapping from variable to value is needed")
+            raise InputError(f"do: expected a mapping from variable to value, got {do!r}")
         checked = CheckedDo()
         for name, value in do.items():
             if name not in self.graph.names:
-                raise InputError(f"do: unknown variable {name!r}, known are {', '.join(self.graph.names)}")
+                raise InputError(f"do: unknown variable {name!r}, expected one of {', '.join(self.graph.names)}")
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
             if getattr(value, "ndim", 0):
@@ -181,40 +191,38 @@ class DatasetSpec:
         return checked
 
     def _check_value(self, name: str, value: Any) -> float:
-        """One value of a variable as its label."""
+        """Converts one value of a variable to its label."""
         i = self.graph.index(name)
-        if self.kinds and self.kinds[i] != "continuous":
-            return category_label(name, value, self.categories[i] if self.categories else (), self.low[i], self.high[i])
+        if self.kind(i) != "continuous":
+            return category_label(name, value, self.category_names(i), self.low[i], self.high[i])
         if not is_number(value) or not math.isfinite(value):
-            raise InputError(f"do: {name} is {value!r}, a finite number is needed")
+            raise InputError(f"do: {name}: expected a finite number, got {value!r}")
         return float(value)
 
     def _check_values(self, name: str, values: np.ndarray, count: int) -> np.ndarray:
-        """One value per image, (count,) float64."""
+        """Converts one value per image to labels, (count,) float64."""
         if values.shape != (count,):
-            raise InputError(
-                f"do: {name} has shape {values.shape}, a number or one for each image, ({count},), is needed"
-            )
+            raise InputError(f"do: {name}: expected one number, or one per image ({count},), got shape {values.shape}")
         if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
-            raise InputError(f"do: {name} holds NaN or infinity, finite numbers are needed")
+            raise InputError(f"do: {name}: expected finite numbers, got NaN or infinity")
         distinct, indices = np.unique(values, return_inverse=True)
         return np.array([self._check_value(name, value.item()) for value in distinct], np.float64)[indices.reshape(-1)]
 
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
         i = self.graph.index(name)
         low, high = self.low[i], self.high[i]
-        slack = 1e-6 * (high - low)  # the ends themselves, as float32 or printed
+        slack = 1e-6 * (high - low)  # the limits themselves, rounded to float32 or printed
         if not self.category_values(i) and not (np.min(value) >= low - slack and np.max(value) <= high + slack):
             extreme = np.min(value) if np.min(value) < low - slack else np.max(value)
             warnings.warn(
-                f"do: {name}={extreme:g} is outside the training labels' range {low:g}..{high:g}; the answer is "
-                "extrapolated, a value inside is surer",
+                f"do: {name}={extreme:g} is outside the range of the training labels, {low:g}..{high:g}; the "
+                "counterfactual is an extrapolation",
                 UserWarning,
                 stacklevel=3,
             )
 
     def normalise_do(self, do: CheckedDo) -> dict[str, Any]:
-        """An intervention in normalised units."""
+        """Converts an intervention to normalised units."""
         index = self.graph.index
         return {name: (value - self.shift[index(name)]) / self.scale[index(name)] for name, value in do.items()}
 
@@ -225,19 +233,16 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, description: Any) -> DatasetSpec:
-        """Reads what `to_dict` wrote; anything missing, unknown or out of range is a `DataError`."""
+        """Reads what `to_dict` wrote; raises a `DataError` for a missing or unknown key or an invalid value."""
         if not isinstance(description, dict):
-            raise DataError(f"data set: a mapping is needed, got {type(description).__name__}")
+            raise DataError(f"data set: expected a mapping, got {type(description).__name__}")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(map(str, description)) - set(known))
         if unknown:
-            raise DataError(f"data set: unknown key {unknown[0]!r}, allowed are {', '.join(known)}")
-        newer = ("kinds", "categories", "resize", "split_seed", "split_shares")  # checkpoints were written before them
-        missing = [key for key in known if key not in description and key not in newer]
+            raise DataError(f"data set: unknown key {unknown[0]!r}, expected {', '.join(known)}")
+        missing = [key for key in known if key not in description and key not in _ADDED]
         if missing:
             raise DataError(f"data set: key {missing[0]!r} is missing")
-        if not isinstance(description["units"], list | tuple):
-            raise DataError(f"data set: units is {description['units']!r}, a list is needed")
         try:
             graph = CausalGraph.from_dict(description["graph"])
         except (InputError, TypeError) as error:
@@ -247,15 +252,3 @@ class DatasetSpec:
 
 def _as_lists(value: Any) -> Any:
     return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def check_size(dataset: str, image_size: int, channels: int, allowed: tuple[int, ...]) -> None:
-    """`InputError` for a size or a number of channels that a data set cannot be had in."""
-    if not (is_whole(image_size) and 8 <= image_size <= 512):
-        raise InputError(f"image_size: {image_size!r} given, data set {dataset} needs a whole number in 8..512")
-    if channels not in allowed:
-        raise InputError(f"channels: {channels!r} given, data set {dataset} has {' or '.join(map(str, allowed))}")

@@ -1,4 +1,4 @@
-"""Images of every kind that people have come out as one and the same tensor."""
+"""Images in every common form are converted to the same tensor."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +16,17 @@ from causaldiffae.errors import DataError, InputError
 SPEC = squares_spec()
 
 
-def test_every_kind_gives_the_same(tmp_path: Path) -> None:
+def test_every_form_gives_the_same_tensor(tmp_path: Path) -> None:
     arrays = squares(2).images
-    wanted = to_model_range(arrays)
-    pictures = [Image.fromarray(image[0]) for image in arrays]
+    expected = to_model_range(arrays)
+    images = [Image.fromarray(image[0]) for image in arrays]
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    for given in (arrays, torch.from_numpy(arrays), wanted, list(arrays), pictures, paths, [str(p) for p in paths]):
-        torch.testing.assert_close(as_model_images(given, SPEC), wanted, rtol=0, atol=0)
-    for single in (arrays[0], wanted[0], pictures[0], str(paths[0])):
-        torch.testing.assert_close(as_model_images(single, SPEC), wanted[:1], rtol=0, atol=0)
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    for given in (arrays, torch.from_numpy(arrays), expected, list(arrays), images, paths, [str(p) for p in paths]):
+        torch.testing.assert_close(as_model_images(given, SPEC), expected, rtol=0, atol=0)
+    for single in (arrays[0], expected[0], images[0], str(paths[0])):
+        torch.testing.assert_close(as_model_images(single, SPEC), expected[:1], rtol=0, atol=0)
 
 
 def test_other_sizes_are_averaged_and_colours_become_grey() -> None:
@@ -39,28 +39,28 @@ def test_other_sizes_are_averaged_and_colours_become_grey() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
-        (np.zeros((2, 1, 8, 8)), "an array of float64 given, uint8 is needed"),
-        (np.zeros((2, 3, 8, 8), np.uint8), r"shape \(2, 3, 8, 8\) given, \(N, 1, S, S\)"),
-        (np.zeros((2, 1, 8, 9), np.uint8), r"shape \(2, 1, 8, 9\)"),
-        (np.zeros((0, 1, 8, 8), np.uint8), r"shape \(0, 1, 8, 8\)"),
-        (torch.zeros(2, 1, 9, 9), r"shape \(2, 1, 9, 9\) given, \(N, 1, 8, 8\)"),
-        (torch.full((1, 1, 8, 8), 3.0), r"spans 3\.\.3, \[-1, 1\] is needed"),
-        (torch.full((1, 1, 8, 8), float("nan")), "spans nan"),
-        ([], "an empty list"),
-        ([7], "int given, an array, a tensor, a PIL image or a path"),
-        (7, "int given"),
+        (np.zeros((2, 1, 8, 8)), r"expected a uint8 array or a float tensor in \[-1, 1\], got an array of float64"),
+        (np.zeros((2, 3, 8, 8), np.uint8), r"expected an array \(N, 1, S, S\), got shape \(2, 3, 8, 8\)"),
+        (np.zeros((2, 1, 8, 9), np.uint8), r"got shape \(2, 1, 8, 9\)"),
+        (np.zeros((0, 1, 8, 8), np.uint8), r"got shape \(0, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 9, 9), r"expected a tensor \(N, 1, 8, 8\), got shape \(2, 1, 9, 9\)"),
+        (torch.full((1, 1, 8, 8), 3.0), r"expected floats in \[-1, 1\] or uint8 in 0..255, got floats in 3\.\.3"),
+        (torch.full((1, 1, 8, 8), float("nan")), r"got floats in nan\.\.nan"),
+        ([], "expected one image or more, got an empty list"),
+        ([7], "expected an array, a tensor, a PIL image or a path, got int"),
+        (7, "got int"),
     ],
 )
-def test_what_is_refused(given: object, words: str) -> None:
-    with pytest.raises(InputError, match=words):
+def test_anything_else_is_refused(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=f"^images: .*{message}"):
         as_model_images(given, SPEC)  # type: ignore[arg-type]
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.png: it cannot be read as a JPEG, PNG or WebP image"):
+    with pytest.raises(DataError, match=r"text\.png: .*JPEG, PNG or WebP image"):
         as_model_images(tmp_path / "text.png", SPEC)
-    with pytest.raises(DataError, match=r"none\.png: it cannot be opened \(No such file"):
+    with pytest.raises(DataError, match=r"none\.png: "):
         as_model_images(str(tmp_path / "none.png"), SPEC)

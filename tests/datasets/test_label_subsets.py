@@ -1,4 +1,4 @@
-"""Which images have labels: chosen once, nested, listed beside the data; the others never meet a label term."""
+"""Labelled images: chosen once, nested, listed beside the data; the others enter no label term."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -26,22 +26,22 @@ def test_shares_are_exact_nested_and_follow_the_seed() -> None:
     assert all(not (small & ~large).any() for small, large in pairwise(chain))
     assert np.array_equal(shares[0.1], choose_labelled(1000, 0.1, seed=3))
     assert not np.array_equal(shares[0.1], choose_labelled(1000, 0.1, seed=4))
-    assert choose_labelled(20, 0.001, 0).sum() == 1, "a share above 0 is never nobody"
+    assert choose_labelled(20, 0.001, 0).sum() == 1, "a share above 0 is at least one image"
 
 
-def test_the_choice_is_listed_beside_the_data_and_read_again(tmp_path: Path) -> None:
+def test_the_choice_is_listed_beside_the_data(tmp_path: Path) -> None:
     data = squares(40)
     first = with_labels_of(data, 0.25, 7, tmp_path)
     assert first.labelled is not None and first.labelled.sum() == 10
     path = list_path(tmp_path, data, 0.25, 7)
     assert path.read_text().split() == [name for name, chosen in zip(data.ids, first.labelled, strict=True) if chosen]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labelled_train_40_fraction0.25_seed7.txt"]
-    path.write_text("".join(f"{i}\n" for i in range(10)))  # a choice made elsewhere is kept to
+    path.write_text("".join(f"{i}\n" for i in range(10)))  # an existing list is used
     again = with_labels_of(data, 0.25, 7, tmp_path)
     assert again.labelled is not None and again.labelled[:10].all() and again.labelled.sum() == 10
     assert digest(again.labelled) != digest(first.labelled)
     assert with_labels_of(data, 1.0, 7, tmp_path).labelled.all()  # type: ignore[union-attr]
-    assert len(list(tmp_path.iterdir())) == 1, "all of them need no list"
+    assert len(list(tmp_path.iterdir())) == 1, "a share of 1 needs no list"
 
 
 def test_images_without_labels_get_none(tmp_path: Path) -> None:
@@ -52,38 +52,35 @@ def test_images_without_labels_get_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("0\n1\n99\n", "'99' is no image of the split"),
-        ("0\n1\n", "2 different names, 10 are needed"),
-        ("0\n" * 10, "1 different names, 10 are needed"),
-        ("\n".join(map(str, range(11))), "11 different names, 10 are needed"),
+        (b"0\n1\n99\n", "'99' is not in the split; delete the file to choose the images again"),
+        (b"0\n1\n", "expected 10 different names, got 2"),
+        (b"0\n" * 10, "expected 10 different names, got 1"),
+        ("\n".join(map(str, range(11))).encode(), "expected 10 different names, got 11"),
+        (b"\xff\xfe\x00", "expected UTF-8 text"),
     ],
 )
-def test_lists_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
+def test_a_list_of_other_images_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     data = squares(40)
-    list_path(tmp_path, data, 0.25, 0).write_text(text)
+    list_path(tmp_path, data, 0.25, 0).write_bytes(content)
     with pytest.raises(DataError, match=message):
         with_labels_of(data, 0.25, 0, tmp_path)
 
 
-def test_no_text_and_no_place(tmp_path: Path) -> None:
-    data = squares(40)
-    list_path(tmp_path, data, 0.25, 0).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no UTF-8 text"):
-        with_labels_of(data, 0.25, 0, tmp_path)
-    with pytest.warns(UserWarning, match="cannot be listed beside the data"):
-        chosen = with_labels_of(data, 0.25, 0, tmp_path / "nowhere")
-    assert np.array_equal(chosen.labelled, choose_labelled(40, 0.25, 0))
+def test_a_list_that_cannot_be_written_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="the list of labelled images cannot be written"):
+        chosen = with_labels_of(squares(40), 0.25, 0, "/nowhere")
+    assert np.array_equal(chosen.labelled, choose_labelled(40, 0.25, 0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
-def test_shares_outside_are_refused(fraction: float) -> None:
-    with pytest.raises(InputError, match="label_fraction: .* a share between 0 and 1 is needed"):
+def test_other_shares_are_refused(fraction: float) -> None:
+    with pytest.raises(InputError, match=r"label_fraction: expected a number in 0\.\.1, got "):
         choose_labelled(10, fraction, 0)
 
 
-def test_batches_say_who_is_labelled_and_hide_the_rest() -> None:
+def test_batches_hide_labels_of_unlabelled_images() -> None:
     data = replace(squares(8), labelled=np.array([True] * 2 + [False] * 6))
     source = BatchSource(data, 8, seed=0)
     batch = source.batch(0)
@@ -94,9 +91,6 @@ def test_batches_say_who_is_labelled_and_hide_the_rest() -> None:
     halves = [BatchSource(data, 8, seed=0, rank=rank, world=2).batch(0) for rank in range(2)]
     assert [half.labelled_share for half in halves] == [0.25, 0.25], "of the whole batch"
     assert torch.equal(torch.cat([half.labelled for half in halves]), batch.labelled)
-
-
-# ---------------------------------------------------------------------- training
 
 
 def loop(folder: Path, data: ImageData, **changes: Any) -> TrainLoop:
@@ -115,7 +109,7 @@ def test_every_share_trains(tmp_path: Path, fraction: float) -> None:
     assert described["labelled"] == digest(data.labelled)  # type: ignore[arg-type]
 
 
-def test_labels_of_unlabelled_images_change_nothing(tmp_path: Path) -> None:
+def test_labels_of_unlabelled_images_do_not_affect_training(tmp_path: Path) -> None:
     labelled = np.arange(8) < 3
     first = replace(squares(8), labelled=labelled)
     second = replace(first, labels=np.where(labelled[:, None], first.labels, 777.0).astype(np.float32))
@@ -126,8 +120,8 @@ def test_labels_of_unlabelled_images_change_nothing(tmp_path: Path) -> None:
     assert not different
 
 
-def test_microbatches_with_few_labels_are_the_whole_batch(tmp_path: Path) -> None:
-    """The label terms are means over the labelled images of the batch, however it is cut up."""
+def test_microbatches_with_few_labels_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    """The label terms are means over the labelled images of the whole batch."""
     data = replace(squares(8), labelled=np.arange(8) == 5)
     whole, cut = (loop(tmp_path / str(size), data, microbatch=size, lr=1e-2) for size in (0, 2))
     gradients = []
@@ -139,7 +133,7 @@ def test_microbatches_with_few_labels_are_the_whole_batch(tmp_path: Path) -> Non
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_run_does_not_go_on_with_other_labels(tmp_path: Path) -> None:
+def test_a_run_does_not_resume_with_other_labels(tmp_path: Path) -> None:
     data = squares(8)
     loop(tmp_path, replace(data, labelled=np.arange(8) < 4), total_steps=1).run()
     loop(tmp_path, replace(data, labelled=np.arange(8) < 4))

@@ -26,7 +26,7 @@ READERS = ("checkpoint", "dot_files", "folders", "generators.morphomnist", "grap
 
 with atheris.instrument_imports(include=[f"causaldiffae.{name}" for name in READERS]):
     from causaldiffae.checkpoints.checkpoint import verify
-    from causaldiffae.datasets.folder.reader import Request, _interpret
+    from causaldiffae.datasets.folder.image_folder import interpret
     from causaldiffae.errors import DataError
     from causaldiffae.files.idx import read_idx
     from causaldiffae.files.npz import NpzFile
@@ -51,7 +51,7 @@ def read_npz_bytes(content: bytes, folder: Path) -> None:
 def read_folder_bytes(content: bytes, folder: Path) -> None:
     table, _, graph = content.partition(b"\0")
     kind = (".yaml", ".dot", ".gml", ".json")[len(table) % 4]
-    _interpret("set", table, (f"set/graph{kind}", graph), Request())
+    interpret("set", table, (f"set/graph{kind}", graph))
 
 
 def read_manifest_bytes(content: bytes, folder: Path) -> None:

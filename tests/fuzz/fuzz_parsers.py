@@ -26,19 +26,18 @@ from tiny import small_config, squares, squares_spec
 from causaldiffae.checkpoints.checkpoint import export_weights, load_checkpoint, save_checkpoint
 from causaldiffae.datasets import interventional as interventional_data
 from causaldiffae.datasets import label_subsets as supervision
-from causaldiffae.datasets.circuit import circuit_spec, read_circuit
-from causaldiffae.datasets.folder import image_cache
-from causaldiffae.datasets.folder import reader as folder_reader
-from causaldiffae.datasets.folder.graph_files import read_graph
+from causaldiffae.datasets.circuit import read_circuit
+from causaldiffae.datasets.folder import image_cache, image_folder
+from causaldiffae.datasets.folder.graph_files import parse_graph
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.label_table import SPLITS
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.evaluation import report as report_page
 from causaldiffae.evaluation import tables as benchmark_tables
-from causaldiffae.evaluation.image_test import parse_do
 from causaldiffae.evaluation.protocol import VERSION
 from causaldiffae.evaluation.run import read_results
+from causaldiffae.evaluation.settings import parse_do
 from causaldiffae.files import idx
 from causaldiffae.files.reading import read_file
 from causaldiffae.generators import morphomnist, pendulum
@@ -186,14 +185,14 @@ GRAPH_JSON = b'{"names": ["a", "b", "c"], "adjacency": [[0, 1, 0], [0, 0, 1], [0
 
 
 def _read_table(path: Path) -> object:
-    folder, content = folder_reader.open_image_folder(path, problems := Problems(), folder_reader.Request())
-    problems.refuse()
+    folder, content = image_folder.open_image_folder(path, problems := Problems())
+    problems.raise_first()
     assert content is not None
     for split in SPLITS:
         names = [content.table.files[row] for row in content.rows(split)]
         for name, stamp in zip(names, folder.stamps(names), strict=True):
             assert not isinstance(stamp, image_cache.FileStamp) or (path / name).resolve().is_relative_to(path), name
-        folder_reader.read_images(folder, content, content.rows(split), split, problems)
+        image_folder.read_images(folder, content, content.rows(split), split, problems)
     return content
 
 
@@ -365,8 +364,12 @@ def _read_digits(path: Path) -> object:
     return read_split("morphomnist", path, "train")
 
 
+def _parse_graph(path: Path) -> object:
+    return parse_graph(_first(path).read_bytes(), _first(path).name)
+
+
 def _read_circuit(path: Path) -> object:
-    return read_circuit(circuit_spec(8, 3), path, "train", None)
+    return read_circuit(dataset_spec("circuit", 8), path, "train", None)
 
 
 PARSERS: dict[str, Parser] = {
@@ -381,17 +384,17 @@ PARSERS: dict[str, Parser] = {
     "interventional npz": Parser(_interventional_seeds, _read_interventional),
     "image cache": Parser(_cache_seeds, lambda path: image_cache._open(path / "a.npy", (5, 3, 4, 4))),
     "labels and graph": Parser(_table_seeds, _read_table),
-    "graph yaml": Parser(lambda: [{"g.yaml": FOLDER_GRAPH}], lambda path: read_graph(_first(path)), 1.5),
-    "graph gml": Parser(lambda: [{"g.gml": GML}], lambda path: read_graph(_first(path)), 1.5),
-    "graph dot": Parser(lambda: [{"g.dot": DOT}], lambda path: read_graph(_first(path)), 1.5),
-    "graph json": Parser(lambda: [{"g.json": GRAPH_JSON}], lambda path: read_graph(_first(path)), 1.5),
+    "graph yaml": Parser(lambda: [{"g.yaml": FOLDER_GRAPH}], _parse_graph, 1.5),
+    "graph gml": Parser(lambda: [{"g.gml": GML}], _parse_graph, 1.5),
+    "graph dot": Parser(lambda: [{"g.dot": DOT}], _parse_graph, 1.5),
+    "graph json": Parser(lambda: [{"g.json": GRAPH_JSON}], _parse_graph, 1.5),
     "image": Parser(_image_seeds, _read_image, 3),
     "checkpoint": Parser(lambda: [_made(_write_run)], _read_checkpoint, 1, repair_manifest),
     "model folder": Parser(lambda: [_made(_write_model)], lambda path: load_model(str(path / "m")), 0.3),
     "published pt": Parser(_published_seeds, lambda path: load_model(str(_first(path))), 0.3),
     "predictor": Parser(lambda: [_made(_write_predictor)], lambda path: load_predictor(path / "p"), 0.5),
     "results json": Parser(_results_seeds, _read_results),
-    "report pictures": Parser(_pictures_seeds, lambda path: report_page.read_pictures(_first(path)), 0.5),
+    "report pictures": Parser(_pictures_seeds, lambda path: report_page.read_images(_first(path)), 0.5),
     "config yaml": Parser(
         lambda: [{"c.yaml": CONFIG}], lambda path: parse_config(["--config", str(_first(path))]), 0.4
     ),

@@ -32,8 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from fuzz_mutations import mutate
 from fuzz_parsers import PARSERS, Files, Parser
 
-from causaldiffae.datasets.folder import image_cache
-from causaldiffae.datasets.folder import reader as folder_reader
+from causaldiffae.datasets.folder import image_cache, image_folder
 from causaldiffae.errors import InputError
 
 SECONDS, WAIT, GIGABYTE = 1.0, 20.0, 1 << 30
@@ -200,7 +199,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="one input's number, in this process")
     given = parser.parse_args()
-    image_cache.cache_folder = folder_reader.cache_folder = lambda folder: None  # it writes beside the data, on purpose
+    image_cache.cache_folder = image_folder.cache_folder = lambda folder: None  # it writes beside the data, on purpose
     names = given.parser or list(PARSERS)
     if given.only is not None:
         show_one(names[0], given.only, given.seed)

@@ -1,6 +1,6 @@
 """Every parser of files from strangers, by hypothesis: an input is read or refused in one line, and nothing is written.
 
-The long run is `mutate.py`, the coverage-guided one `atheris_targets.py`; docs/fuzzing.md tells of both.
+The long run is `mutate.py`, the coverage-guided one `atheris_targets.py`; docs/untrusted_files.md tells of both.
 """
 
 import functools
@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import GIGABYTE, Watch, make_input, run_one, write
 
-from causaldiffae.datasets.folder import image_cache
-from causaldiffae.datasets.folder import reader as folder_reader
+from causaldiffae.datasets.folder import image_cache, image_folder
 
 SLOW = {"model folder", "published pt", "predictor", "checkpoint", "labels and graph", "config yaml"}
 EXAMPLES = settings(
@@ -37,7 +36,7 @@ def watch() -> Watch:
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of images is cached beside the data, on purpose."""
-    for module in (image_cache, folder_reader):
+    for module in (image_cache, image_folder):
         monkeypatch.setattr(module, "cache_folder", lambda folder: None)
 
 

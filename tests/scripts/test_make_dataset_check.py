@@ -13,7 +13,7 @@ from PIL import Image
 
 from causaldiffae.datasets.folder.check import check_folder
 from causaldiffae.datasets.folder.image_files import ImageRule
-from causaldiffae.datasets.folder.image_folder import read_image_folder
+from causaldiffae.datasets.registry import read_split
 
 SCRIPT = REPO / "scripts" / "make_dataset.py"
 
@@ -45,7 +45,7 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
     code, out, err = check(folder)
     assert code == 0 and err == []
     assert out == [
-        f"{folder}/labels.csv: 20 images, taken as 3x8x8 (crop)",
+        f"{folder}/labels.csv: 20 images, read as 3x8x8 (crop)",
         "  train: 12 images, 91.67 % labelled",
         "  val: 4 images, 100 % labelled",
         "  test: 4 images, 100 % labelled",
@@ -59,7 +59,7 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
         assert picture.mode == "RGB" and min(picture.size) > 100 and np.asarray(picture).std() > 10
     decoded: list[int] = []
     monkeypatch.setattr(ImageRule, "decode", lambda *_: decoded.append(1))
-    assert len(read_image_folder(folder)) == 12 and not decoded  # the check has filled the cache
+    assert len(read_split("folder", folder, "train")) == 12 and not decoded  # the check has filled the cache
 
 
 def test_everything_that_is_wrong_is_said_at_once(check: Run, tmp_path: Path) -> None:
@@ -81,17 +81,17 @@ def test_everything_that_is_wrong_is_said_at_once(check: Run, tmp_path: Path) ->
     table = f"error: {folder}/labels.csv"
     assert code == 2 and out == []
     assert err == [
-        f"{table}:22: the row has 2 cells, the header has 6",
-        f"{table}:3: file name '../1.png' leaves the folder",
-        f"{table}:5: file name 'im/2.png' is in line 4 already",
-        f"{table}:10: split is 'dev', allowed are train, val, test",
-        f"{table}: variable 'scarf' of the graph is no column",
-        f"{table}: column 'note' is no variable of the graph; name it under `ignore` to leave it",
-        f"{table}:7: age is 'old', a number is needed",
-        f"{table}:8: age is 'inf', a finite 32-bit number is needed",
-        f"{table}: hat: no labelled training image has category 'helmet', first in line 21",
-        f"{table}:11: im/9.png: the file is missing",
-        f"error: {folder}/im/13.png: it cannot be read as a JPEG, PNG or WebP image",
+        f"{table}:22: expected 6 cells, as the header, got 2",
+        f"{table}:3: path '../1.png' leads out of the folder",
+        f"{table}:5: path 'im/2.png' is already in line 4",
+        f"{table}:10: split: expected one of train, val, test, got 'dev'",
+        f"{table}: column 'scarf' is missing; it is a variable of the graph",
+        f"{table}: column 'note' is not in the graph; list it under `ignore` to skip it",
+        f"{table}:7: age: expected a number, got 'old'",
+        f"{table}:8: age: expected a finite 32-bit number, got 'inf'",
+        f"{table}: hat: no labelled training image has the category 'helmet' (first in line 21)",
+        f"{table}:11: im/9.png: file not found",
+        f"error: {folder}/im/13.png: cannot be read as a JPEG, PNG or WebP image",
         f"{folder}: 11 problems found",
     ]
     assert not (folder / "graph.png").exists()
@@ -104,7 +104,7 @@ def test_a_wrong_graph_does_not_hide_a_wrong_table(check: Run, tmp_path: Path) -
     code, _, err = check(folder, "--graph", tmp_path / "g.yaml")
     assert code == 2 and err == [
         f"error: {tmp_path}/g.yaml: graph: it has a cycle, a -> b -> a",
-        f"error: {folder}/im/3.png: it cannot be read as a JPEG, PNG or WebP image",
+        f"error: {folder}/im/3.png: cannot be read as a JPEG, PNG or WebP image",
         f"{folder}: 2 problems found",
     ]
 
@@ -115,7 +115,7 @@ def test_splits_by_chance_that_stay_empty_are_said(check: Run, tmp_path: Path) -
     folder = make_folder(tmp_path / "set", rows, "names: [age]\nedges: []\nignore: [grey, hat]\nimage_size: 8\n")
     code, _, err = check(folder)
     assert code == 2 and err[0] == (
-        f"error: {folder}/labels.csv: no image is in split test (by chance; name it in a column `split`)"
+        f"error: {folder}/labels.csv: no image is in split test; add a column `split` to choose its images"
     )
 
 
@@ -130,13 +130,13 @@ def test_many_problems_are_counted(check: Run, tmp_path: Path) -> None:
 
 
 def test_requests_are_refused_in_one_line(check: Run, tmp_path: Path) -> None:
-    assert check(tmp_path / "none") == (2, [], [f"error: {tmp_path}/none: the folder is missing"])
+    assert check(tmp_path / "none") == (2, [], [f"error: {tmp_path}/none: folder not found"])
     folder = make_folder(tmp_path / "set")
-    assert check(folder, "--channels", 2)[2] == ["error: channels: 2 given, 1 (grey), 3 (RGB) or 4 (RGBA) are allowed"]
-    assert "20 images, taken as 1x16x16 (crop)" in check(folder, "--channels", 1, "--image_size", 16)[1][0]
+    assert check(folder, "--channels", 2)[2] == ["error: channels: expected 1 or 3 or 4 (grey, RGB or RGBA), got 2"]
+    assert "20 images, read as 1x16x16 (crop)" in check(folder, "--channels", 1, "--image_size", 16)[1][0]
     (folder / "graph.png").unlink()
     (folder / "graph.png").mkdir()
-    assert "graph.png: it cannot be written (Is a directory)" in check(folder)[2][0]
+    assert "graph.png: cannot be written (Is a directory)" in check(folder)[2][0]
 
 
 def test_a_graph_of_thirty_variables_is_checked(tmp_path: Path) -> None:

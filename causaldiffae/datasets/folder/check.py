@@ -1,4 +1,4 @@
-"""Reads a whole folder of images and says what is wrong with it, all at once, or what is in it."""
+"""Checks a whole folder of images, and reports everything that is wrong with it or what it contains."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import causaldiffae.datasets.registry  # noqa: F401  the names that a graph file may give
+import causaldiffae.datasets.registry  # noqa: F401  registers the data sets that a graph file can name
+from causaldiffae.datasets.folder.image_folder import TABLE, Content, open_image_folder, read_images
 from causaldiffae.datasets.folder.label_table import SPLITS
 from causaldiffae.datasets.folder.problems import Problems
-from causaldiffae.datasets.folder.reader import TABLE, Content, Request, open_image_folder, read_images
 from causaldiffae.files.storage import Folder
 from causaldiffae.visualization.graph import draw_graph
 
-PICTURE = "graph.png"
+GRAPH_IMAGE = "graph.png"
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What `check_folder` found.
+    """Result of `check_folder`.
 
     Attributes:
-        problems: one line each; empty for a folder that can be trained on. Beyond a thousand they are only counted.
-        count: how many problems there are.
+        problems: one line each, at most a thousand; empty for a folder that can be used for training.
+        count: the number of problems.
         summary: lines about images, splits and variables; empty if there are problems.
     """
 
@@ -34,61 +34,62 @@ class FolderReport:
     summary: list[str]
 
 
-def check_folder(data_dir: str | Path, request: Request | None = None) -> FolderReport:
-    """Reads graph, table and every image; a sound folder gets a picture of its graph, and its cache is ready then.
+def check_folder(
+    data_dir: str | Path,
+    graph_path: str | Path | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> FolderReport:
+    """Reads the graph, the table and every image, which also fills the cache; draws the graph of a valid folder.
 
     Raises:
-        DataError: if there is no such folder, or the picture cannot be written.
+        DataError: if the folder is missing, or the image of the graph cannot be written.
     """
     problems = Problems()
-    folder, content = open_image_folder(data_dir, problems, request or Request())
+    folder, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
     if content is not None:
         for split in SPLITS:
             rows = content.rows(split)
-            if not len(rows) and split != "val":
-                chosen = "by the column" if content.table.splits is not None else "by chance; name it in a column"
-                problems.add(f"{content.table.where}: no image is in split {split} ({chosen} `split`)")
-            elif len(rows):
-                read_images(folder, content, rows, split, problems, all_of_them=True)
-    if problems.count or content is None:
-        return FolderReport(problems.lines, problems.count, [])
-    return FolderReport([], 0, _summary(folder, content))
+            if len(rows):
+                read_images(folder, content, rows, split, problems, check_all=True)
+            elif split != "val":
+                hint = "" if content.table.splits is not None else "; add a column `split` to choose its images"
+                problems.add(f"{content.table.where}: no image is in split {split}{hint}")
+    summary = [] if problems.count or content is None else _summary(folder, content)
+    return FolderReport(problems.lines, problems.count, summary)
 
 
 def _summary(folder: Folder, content: Content) -> list[str]:
     assert content.spec is not None and content.labels is not None
-    spec, rule = content.spec, content.rule
-    size = "x".join(map(str, rule.shape))
-    counts = {split: content.rows(split) for split in SPLITS}
+    graph, rule = content.spec.graph, content.rule
     labelled = ~np.isnan(content.labels).any(1)
-    lines = [f"{folder.where}/{TABLE}: {len(content.splits)} images, taken as {size} ({rule.resize})"]
-    for split, rows in counts.items():
+    size = "x".join(map(str, rule.shape))
+    lines = [f"{folder.where}/{TABLE}: {len(content.splits)} images, read as {size} ({rule.resize})"]
+    for split in SPLITS:
+        rows = content.rows(split)
         share = f", {100 * labelled[rows].mean():.4g} % labelled" if len(rows) else ""
         lines.append(f"  {split}: {len(rows)} images{share}")
-    edges = f"{len(spec.graph.edges)} edge{'' if len(spec.graph.edges) == 1 else 's'}"
-    lines.append(f"graph: {len(spec.graph)} variables, {edges}")
-    for place, name in enumerate(spec.graph.names):
-        lines.append(f"  {name}: {_describe(content, place)}")
-    picture = io.BytesIO()
-    Image.fromarray(draw_graph(spec.graph)).save(picture, format="PNG")
-    folder.write(PICTURE, picture.getvalue())
-    return [*lines, f"the graph is drawn in {folder.where}/{PICTURE}"]
+    lines.append(f"graph: {len(graph)} variables, {len(graph.edges)} edge{'' if len(graph.edges) == 1 else 's'}")
+    lines += [f"  {name}: {_describe(content, i)}" for i, name in enumerate(graph.names)]
+    encoded = io.BytesIO()
+    Image.fromarray(draw_graph(graph)).save(encoded, format="PNG")
+    folder.write(GRAPH_IMAGE, encoded.getvalue())
+    return [*lines, f"the graph is drawn in {folder.where}/{GRAPH_IMAGE}"]
 
 
-def _describe(content: Content, place: int) -> str:
-    """One variable: kind, range or categories in the training split, and how often it is missing."""
+def _describe(content: Content, i: int) -> str:
+    """One variable: kind, range or categories in the training split, and the share of missing labels."""
     assert content.spec is not None and content.labels is not None
-    spec, values = content.spec, content.labels[content.splits == "train", place]
-    kind = spec.kinds[place] if spec.kinds else "continuous"
-    present = values[~np.isnan(values)]
-    categories = spec.categories[place] if spec.categories else ()
-    unit = f" {spec.units[place]}" if spec.units and spec.units[place] else ""
+    spec, values = content.spec, content.labels[content.splits == "train", i]
+    kind, present = spec.kind(i), values[~np.isnan(values)]
+    unit = f" {spec.units[i]}" if spec.units and spec.units[i] else ""
     if kind == "continuous":
-        numbers = f"{spec.low[place]:g}..{spec.high[place]:g}{unit}, mean {present.mean(dtype=np.float64):.4g}"
+        numbers = f"{spec.low[i]:g}..{spec.high[i]:g}{unit}, mean {present.mean(dtype=np.float64):.4g}"
         text = f"{kind}, {numbers}, standard deviation {present.std(dtype=np.float64):.4g}"
     else:
-        pairs = enumerate(categories) if categories else ((v, f"{v:g}") for v in (spec.low[place], spec.high[place]))
-        shares = [f"{shown} {100 * (present == value).mean():.3g} %" for value, shown in pairs]
+        names = spec.category_names(i) or tuple(f"{value:g}" for value in spec.category_values(i))
+        pairs = zip(names, spec.category_values(i), strict=True)
+        shares = [f"{name} {100 * (present == value).mean():.3g} %" for name, value in pairs]
         more = f", and {len(shares) - 12} more" if len(shares) > 12 else ""
         text = f"{kind}, {', '.join(shares[:12])}{more}{unit}"
     missing = 1 - len(present) / len(values)

@@ -1,48 +1,40 @@
-"""What a graph file may say about a folder of images besides the graph.
+"""What a YAML or JSON graph file can say about a folder of images, in addition to the graph.
 
-    edges: [[age, grey_hair], [smile, teeth]]
-    variables:                                  # none of it is needed
-      age: {unit: years, low: 18, high: 90}     # low, high, shift, scale: in place of the training labels' own
-      smile: {kind: binary, categories: [no, yes]}
-      hat: {kind: categorical}                  # its categories are then the words in the column
-    image_size: 64                              # the next are the defaults
-    channels: 3
-    resize: crop                                # as guided-diffusion does; area: as the built-in data sets
-    split_seed: 0                               # where the table has no column `split`
-    split_shares: [0.8, 0.1, 0.1]               # train, val, test
-    ignore: [photographer]                      # columns that are no variables
-    name: folder                                # of the built-in data set whose images these are, if they are
-
-The file may be YAML or JSON; GML and DOT have the graph only.
+edges: [[age, grey_hair], [smile, teeth]]
+variables:                                  # optional, like everything below
+  age: {unit: years, low: 18, high: 90}     # low, high, shift, scale: instead of those of the training labels
+  smile: {kind: binary, categories: [no, yes]}
+  hat: {kind: categorical}                  # the categories are the words in the column
+image_size: 64                              # this and the following show the defaults
+channels: 3
+resize: crop                                # as in guided-diffusion; area: as in the built-in data sets
+split_seed: 0                               # for a table without a column `split`
+split_shares: [0.8, 0.1, 0.1]               # train, val, test
+ignore: [photographer]                      # columns that are not variables
+name: folder                                # or the built-in data set that the images belong to
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from causaldiffae.datasets.folder.graph_files import MAPPINGS, graph_of, parse_graph, parse_mapping
-from causaldiffae.datasets.reading_rules import (
-    RESIZE_RULES,
-    SPLIT_SHARES,
-    check_shares,
-    finite_number,
-    one_of,
-    whole_number,
-)
-from causaldiffae.datasets.variable_kinds import KINDS
+from causaldiffae.datasets.dataset import DATASETS, check_form
+from causaldiffae.datasets.folder.graph_files import parse_graph
+from causaldiffae.datasets.folder.image_files import CHANNELS, MODES
+from causaldiffae.datasets.spec import RESIZE_RULES, SPLIT_SHARES
+from causaldiffae.datasets.variables import KINDS
 from causaldiffae.errors import DataError
 from causaldiffae.graphs import CausalGraph
 
-VARIABLE_KEYS: Final = ("kind", "unit", "categories", "low", "high", "shift", "scale")
 RESERVED: Final = ("file", "filename", "split")
 
 
 @dataclass(frozen=True)
 class Variable:
-    """What is declared of one variable; None and empty stand for nothing."""
+    """The declared properties of one variable; None or empty if not declared."""
 
     kind: str | None = None
     unit: str = ""
@@ -55,7 +47,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class FolderDescription:
-    """A graph and what is declared beside it, see the module's text."""
+    """A graph and the declared properties of the data; see the module."""
 
     graph: CausalGraph
     variables: Mapping[str, Variable] = field(default_factory=dict)
@@ -64,91 +56,120 @@ class FolderDescription:
     channels: int = 3
     resize: str = "crop"
     split_seed: int = 0
-    split_shares: tuple[float, float, float] = SPLIT_SHARES
+    split_shares: tuple[float, ...] = SPLIT_SHARES
     ignore: tuple[str, ...] = ()
-
-    def variable(self, name: str) -> Variable:
-        """What is declared of a variable."""
-        return self.variables.get(name, Variable())
 
 
 def parse_description(content: bytes, where: str) -> FolderDescription:
-    """Reads a graph file and what it says beside the graph; anything wrong is a `DataError` that names `where`."""
-    if not where.lower().endswith(MAPPINGS):
-        return FolderDescription(_check_names(parse_graph(content, where), where))
-    mapping = parse_mapping(content, where)
-    graph = _check_names(graph_of(mapping, where), where)
-    given: dict[str, Any] = {"graph": graph, "variables": _variables(mapping.get("variables", {}), graph, where)}
-    for key, lowest in (("image_size", 8), ("channels", 1), ("split_seed", 0)):
-        if key in mapping:
-            given[key] = whole_number(mapping[key], f"{where}: {key}", lowest)
-    for key, allowed in (("resize", RESIZE_RULES), ("name", ())):
-        if key in mapping:
-            given[key] = one_of(mapping[key], f"{where}: {key}", allowed)
-    if "split_shares" in mapping:
-        given["split_shares"] = check_shares(mapping["split_shares"], f"{where}: split_shares")
-    if "ignore" in mapping:
-        given["ignore"] = _words(mapping["ignore"], f"{where}: ignore")
-    return FolderDescription(**given)
-
-
-def _check_names(graph: CausalGraph, where: str) -> CausalGraph:
-    taken = [name for name in graph.names if name in RESERVED]
-    if taken:
-        raise DataError(f"{where}: a variable is named {taken[0]!r}; that column names the image or its split")
-    untidy = [name for name in graph.names if name != " ".join(name.split())]
-    if untidy:
-        raise DataError(f"{where}: variable {untidy[0]!r} has spaces at its ends, twice in a row, or other white space")
-    return graph
-
-
-def _variables(given: Any, graph: CausalGraph, where: str) -> dict[str, Variable]:
-    if not isinstance(given, dict):
-        raise DataError(f"{where}: variables is {str(given)[:80]!r}, a mapping from variable to its keys is needed")
-    variables = {}
-    for name, entry in given.items():
+    """Parses a graph file and everything that it declares; every error is a `DataError` that starts with `where`."""
+    graph, keys = parse_graph(content, where)
+    for name in graph.names:
+        if name in RESERVED:
+            raise DataError(f"{where}: {name!r} cannot be a variable; that column holds the image's path or split")
+        if name != " ".join(name.split()):
+            raise DataError(f"{where}: variable {name!r}: expected a name with single spaces between words only")
+    variables = keys.pop("variables", {})
+    if not isinstance(variables, dict):
+        raise DataError(f"{where}: variables: expected a mapping from variable to its keys, got {str(variables)!r:.80}")
+    for name in variables:
         if name not in graph.names:
-            raise DataError(f"{where}: variables: {name!r} is not in the graph, known are {', '.join(graph.names)}")
-        variables[name] = _variable(entry, f"{where}: variables: {name}")
-    return variables
+            raise DataError(f"{where}: variables: expected names among {', '.join(graph.names)}, got {name!r}")
+    declared = {name: _variable(entry, f"{where}: variables: {name}") for name, entry in variables.items()}
+    given = _convert(keys, _KEYS, where)
+    description = FolderDescription(graph, declared, **given)
+    check_form(description.image_size, description.channels, tuple(MODES), CHANNELS, f"{where}: ")
+    if "name" in given and description.name not in DATASETS:
+        raise DataError(f"{where}: name: expected one of {', '.join(DATASETS)}, got {description.name!r}")
+    return description
 
 
 def _variable(entry: Any, where: str) -> Variable:
-    if entry in ("", None):  # `age:` with nothing behind it
+    if entry in ("", None):  # `age:` without a value
         return Variable()
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is {str(entry)[:80]!r}, a mapping is needed, like {{kind: binary}}")
-    unknown = [str(key) for key in entry if key not in VARIABLE_KEYS]
-    if unknown:
-        raise DataError(f"{where}: unknown key {unknown[0][:80]!r}, allowed are {', '.join(VARIABLE_KEYS)}")
-    given: dict[str, Any] = {}
-    if "kind" in entry:
-        given["kind"] = one_of(entry["kind"], f"{where}: kind", KINDS)
-    if "unit" in entry:
-        given["unit"] = one_of(entry["unit"], f"{where}: unit", ())
-    if "categories" in entry:
-        given["categories"] = _words(entry["categories"], f"{where}: categories")
-        given.setdefault("kind", "binary" if len(given["categories"]) == 2 else "categorical")
-        if given["kind"] == "continuous" or len(given["categories"]) < 2 or not all(given["categories"]):
-            raise DataError(f"{where}: two or more categories are for a binary or categorical variable")
-        if given["kind"] == "binary" and len(given["categories"]) != 2:
-            raise DataError(f"{where}: {len(given['categories'])} categories are given, a binary variable has 2")
-    for key in ("low", "high", "shift", "scale"):
-        if key in entry:
-            given[key] = finite_number(entry[key], f"{where}: {key}")
+        raise DataError(f"{where}: expected a mapping, like {{kind: binary}}, got {str(entry)!r:.80}")
+    given = _convert(entry, _VARIABLE_KEYS, where)
+    if "categories" in given:
+        count = len(given["categories"])
+        kind = given.setdefault("kind", "binary" if count == 2 else "categorical")
+        if kind == "continuous" or count < 2 or not all(given["categories"]):
+            raise DataError(f"{where}: categories: expected two or more names, for a binary or categorical variable")
+        if kind == "binary" and count != 2:
+            raise DataError(f"{where}: categories: expected 2 for a binary variable, got {count}")
     if given.get("scale", 1.0) <= 0:
-        raise DataError(f"{where}: scale is {given['scale']:g}, a number above 0 is needed")
+        raise DataError(f"{where}: scale: expected a number above 0, got {given['scale']:g}")
     if given.get("low", -math.inf) >= given.get("high", math.inf):
-        raise DataError(f"{where}: low {given['low']:g} is not below high {given['high']:g}")
+        raise DataError(f"{where}: low: expected a number below high {given['high']:g}, got {given['low']:g}")
     if given.get("kind", "continuous") != "continuous" and ("low" in given or "high" in given):
-        raise DataError(f"{where}: low and high are for a continuous variable")
+        raise DataError(f"{where}: low and high are only for a continuous variable")
     return Variable(**given)
 
 
-def _words(values: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(v, str | int | float) for v in values):
-        raise DataError(f"{where} is {str(values)[:80]!r}, a list of words is needed")
-    words = tuple(str(value) for value in values)
+def _convert(given: Mapping[str, Any], converters: Mapping[str, _Converter], where: str) -> dict[str, Any]:
+    """Converts each value; a converter raises any of three errors for a value other than its text describes."""
+    converted = {}
+    for key, value in given.items():
+        if key not in converters:
+            known = ", ".join(converters)
+            raise DataError(f"{where}: unknown key {str(key)!r:.80}, expected one of {known}")
+        convert, expected = converters[key]
+        try:
+            converted[key] = convert(value)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            raise DataError(f"{where}: {key}: expected {expected}, got {str(value)!r:.80}") from None
+    return converted
+
+
+def _number(value: Any) -> float:
+    number = math.nan if isinstance(value, bool | list | dict) else float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _whole(value: Any) -> int:
+    number = _number(value)
+    if number != int(number) or not 0 <= number < 2**63:
+        raise ValueError
+    return int(number)
+
+
+def _words(values: Any) -> tuple[str, ...]:
+    words = tuple(map(_word, values if isinstance(values, list) else [None]))
     if len(set(words)) != len(words):
-        raise DataError(f"{where} is {list(words)}, one of them is given twice")
+        raise ValueError
     return words
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError
+    return str(value)
+
+
+def _shares(values: Any) -> tuple[float, ...]:
+    train, val, test = map(_number, values)
+    if min(train, val, test) < 0 or not math.isclose(train + val + test, 1.0, abs_tol=1e-6):
+        raise ValueError
+    return train, val, test
+
+
+_Converter = tuple[Callable[[Any], Any], str]
+_WHOLE: Final[_Converter] = (_whole, "a whole number of 0 or more")
+_WORDS: Final[_Converter] = (_words, "a list of different words")
+_NUMBER: Final[_Converter] = (_number, "a finite number")
+_KEYS: Final[dict[str, _Converter]] = {
+    "name": (_word, "a word"),
+    "image_size": _WHOLE,
+    "channels": _WHOLE,
+    "resize": ({rule: rule for rule in RESIZE_RULES}.__getitem__, f"one of {', '.join(RESIZE_RULES)}"),
+    "split_seed": _WHOLE,
+    "split_shares": (_shares, "three shares (train, val, test) of 0 or more that sum to 1"),
+    "ignore": _WORDS,
+}
+_VARIABLE_KEYS: Final[dict[str, _Converter]] = {
+    "kind": ({kind: kind for kind in KINDS}.__getitem__, f"one of {', '.join(KINDS)}"),
+    "unit": (_word, "a word"),
+    "categories": _WORDS,
+    **dict.fromkeys(("low", "high", "shift", "scale"), _NUMBER),
+}

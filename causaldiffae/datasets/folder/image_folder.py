@@ -1,35 +1,79 @@
-"""A folder of images with `labels.csv` and a graph is a data set too.
+"""A folder of images with `labels.csv` and a graph as a data set.
 
     my_images/labels.csv        file,age,hat          (label_table.py)
-    my_images/graph.yaml        edges: [[age, hat]]   (folder_description.py, graph_files.py)
+    my_images/graph.yaml        edges: [[age, hat]]   (description.py, graph_files.py)
     my_images/photos/1.jpg ...                        (image_files.py, image_cache.py)
 
-Its spec is worked out once, from the training split, and travels in the checkpoint like every other: the graph, shift
-and scale (mean and standard deviation of the labels), their range, the categories, how images are resized and how the
-images were split. With that spec a folder is read again without its graph file, so the data that a model is tested on
-are read as those it was trained on.
+The spec is computed once, from the training split, and stored in the checkpoint: the graph, shift and scale (mean and
+standard deviation of the labels), their range, the categories, how images are resized and how they were split. With
+this spec the folder is read again without its graph file, exactly as for training.
 
-Any data set can be laid out like this. Under a built-in data set's spec, the images and labels are bit for bit those
-that its own form gives.
+Any data set can have this layout. With the spec of a built-in data set, images and labels are bit for bit those of its
+own layout.
+
+Errors are collected in `Problems` and reading continues as far as possible, so that all of them can be reported.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
-from causaldiffae.datasets.folder.label_table import SPLITS
+from causaldiffae.datasets.dataset import Dataset, check_form, register
+from causaldiffae.datasets.folder.description import FolderDescription, Variable, parse_description
+from causaldiffae.datasets.folder.graph_files import MAX_BYTES
+from causaldiffae.datasets.folder.image_cache import cache_folder, cached_images, decode_all
+from causaldiffae.datasets.folder.image_files import CHANNELS, MODES, ImageRule
+from causaldiffae.datasets.folder.label_table import (
+    MAX_TABLE_BYTES,
+    SPLITS,
+    Table,
+    assign_splits,
+    check_columns,
+    check_training_labels,
+    parse_table,
+    read_column,
+)
 from causaldiffae.datasets.folder.problems import Problems
-from causaldiffae.datasets.folder.reader import TABLE, Request, open_image_folder, open_with_spec, read_images
 from causaldiffae.datasets.images import ImageData, evenly_spread
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import SPLIT_SHARES, DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.storage import is_remote, open_folder
+from causaldiffae.files.reading import write_json
+from causaldiffae.files.storage import FileStamp, Folder, is_remote, open_folder, read_address
+
+TABLE: Final = "labels.csv"
+GRAPHS: Final = ("graph.yaml", "graph.yml", "graph.json", "graph.gml", "graph.dot")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a table contains, alone or together with a graph or a spec.
+
+    Attributes:
+        rule: what the image files are converted to.
+        table: the cells.
+        splits: (N,) the split of each row.
+        spec: None if there were problems.
+        labels: (N, n) float32, columns in the graph's order, NaN where missing; None if there were problems.
+    """
+
+    rule: ImageRule
+    table: Table
+    splits: np.ndarray
+    spec: DatasetSpec | None = None
+    labels: np.ndarray | None = None
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row indices of a split."""
+        return np.nonzero(self.splits == split)[0]
 
 
 def is_image_folder(data_dir: str | Path) -> bool:
-    """Whether a data set is laid out as described here."""
+    """Whether a data set has this layout."""
     return open_folder(data_dir).has(TABLE) if is_remote(data_dir) else Path(data_dir, TABLE).is_file()
 
 
@@ -38,78 +82,218 @@ def folder_spec(
     graph_path: str | Path | None = None,
     image_size: int | None = None,
     channels: int | None = None,
-    seed: int | None = None,
 ) -> DatasetSpec:
-    """What a model has to know about a folder of images.
+    """Computes the spec of a folder of images.
 
     Args:
         data_dir: the folder; a local path or an address like gs://bucket/set.
-        graph_path: the graph's file; left out, `graph.yaml` (.yml, .json, .gml, .dot) in the folder.
-        image_size, channels, seed: in place of what the graph's file says (image_size, channels, split_seed).
+        graph_path: the graph file; by default `graph.yaml` (.yml, .json, .gml, .dot) in the folder.
+        image_size, channels: by default those of the graph file.
 
     Raises:
-        DataError: naming the first thing that is wrong with the graph or the table, and how many more there are.
-        InputError: for a size or a number of channels that cannot be.
+        DataError: with the first problem of the graph or the table, and the number of the others.
     """
     problems = Problems()
-    opened = open_image_folder(data_dir, problems, Request(graph_path, image_size, channels, seed))
-    problems.refuse()
-    assert opened.content is not None and opened.content.spec is not None
-    return opened.content.spec
+    _, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
+    problems.raise_first()
+    assert content is not None and content.spec is not None
+    return content.spec
+
+
+def open_image_folder(
+    data_dir: str | Path,
+    problems: Problems,
+    graph_path: str | Path | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> tuple[Folder, Content | None]:
+    """Reads the graph and the table and computes the spec; the content is None if the table cannot be read."""
+    check_form(64 if image_size is None else image_size, 3 if channels is None else channels, tuple(MODES), CHANNELS)
+    folder, graph, table = open_folder(data_dir), None, None
+    with problems.collect():
+        graph = _read_graph_file(folder, graph_path)
+    with problems.collect():
+        table = folder.read(TABLE, MAX_TABLE_BYTES)
+    content, found = interpret(folder.where, table, graph, image_size, channels)
+    problems.extend(found)
+    if content is not None and content.spec is not None and (home := cache_folder(folder)) is not None:
+        write_json(home / "statistics.json", content.spec.to_dict())  # for the user; checkpoints hold it too
+    return folder, content
+
+
+def _read_graph_file(folder: Folder, graph_path: str | Path | None) -> tuple[str, bytes]:
+    """Name and content of the graph file."""
+    if graph_path:
+        return str(graph_path), read_address(graph_path, MAX_BYTES)
+    for name in GRAPHS:
+        if folder.has(name):
+            return f"{folder.where}/{name}", folder.read(name, MAX_BYTES)
+    raise DataError(f"{folder.where}: {GRAPHS[0]} is missing; add it, or name the graph file with --graph")
+
+
+@lru_cache(maxsize=1)  # for several splits of one folder
+def interpret(
+    where: str,
+    table_bytes: bytes | None,
+    graph_file: tuple[str, bytes] | None,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> tuple[Content | None, Problems]:
+    """Combines a table and a graph file, as far as they are there."""
+    problems, table, description = Problems(), None, None
+    with problems.collect():
+        if graph_file is not None:
+            description = parse_description(graph_file[1], graph_file[0])
+    with problems.collect():
+        if table_bytes is not None:
+            table = parse_table(table_bytes, f"{where}/{TABLE}", problems)
+    if table is None:
+        return None, problems
+    if description is None:
+        return Content(ImageRule(64, 3, "crop"), table, assign_splits(table, 0, SPLIT_SHARES)), problems
+    size, channels = image_size or description.image_size, channels or description.channels
+    splits = assign_splits(table, description.split_seed, description.split_shares)
+    content = Content(ImageRule(size, channels, description.resize), table, splits)
+    with problems.collect():
+        content = _with_labels(content, description, problems)
+    return content, problems
+
+
+def _with_labels(content: Content, description: FolderDescription, problems: Problems) -> Content:
+    """Adds labels and spec, which follows from the labelled training rows; declared values take precedence."""
+    table, rule, names = content.table, content.rule, description.graph.names
+    check_columns(table, names, description.ignore, problems)
+    present = [name for name in names if name in table.cells]
+    declared = {name: description.variables.get(name, Variable()) for name in names}
+    columns = {name: read_column(table, name, declared[name], problems) for name in present}
+    if not columns:
+        return content
+    labels = np.stack([column.values for column in columns.values()], axis=1)
+    in_training = (content.splits == "train") & ~np.isnan(labels).any(1)
+    if not in_training.any():
+        problems.add(f"{table.where}: no image of split train has all labels")
+    check_training_labels(table, columns, in_training, problems)
+    if problems.count:
+        return content
+    wide = labels[in_training].astype(np.float64)
+    numbers: dict[str, Any] = {}
+    for key, values in {"shift": wide.mean(0), "scale": wide.std(0), "low": wide.min(0), "high": wide.max(0)}.items():
+        given = [getattr(variable, key) for variable in declared.values()]
+        numbers[key] = tuple(float(v) if g is None else g for g, v in zip(given, values, strict=True))
+    units = tuple(variable.unit for variable in declared.values())
+    spec = DatasetSpec(
+        name=description.name,
+        image_size=rule.image_size,
+        channels=rule.channels,
+        graph=description.graph,
+        units=units if any(units) else (),
+        kinds=tuple(column.kind for column in columns.values()),
+        categories=tuple(column.categories for column in columns.values()),
+        resize=description.resize,
+        split_seed=description.split_seed,
+        split_shares=description.split_shares,
+        **numbers,
+    )
+    return replace(content, spec=spec, labels=labels)
+
+
+@lru_cache(maxsize=1)
+def _interpret_with_spec(where: str, table_bytes: bytes, spec: DatasetSpec) -> Content:
+    """Reads a table with the spec of a model or of a built-in data set; columns that it does not name are ignored."""
+    problems = Problems()
+    table = parse_table(table_bytes, f"{where}/{TABLE}", problems)
+    check_columns(table, spec.graph.names, None, problems)
+    problems.raise_first()
+    columns = []
+    for i, name in enumerate(spec.graph.names):
+        categories = spec.category_names(i)
+        kind = spec.kind(i) if categories else "continuous"  # a binary variable of numbers is read like this too
+        columns.append(read_column(table, name, Variable(kind, categories=categories), problems).values)
+    problems.raise_first()
+    rule = ImageRule(spec.image_size, spec.channels, spec.resize)
+    splits = assign_splits(table, spec.split_seed, spec.split_shares)
+    return Content(rule, table, splits, spec, np.stack(columns, axis=1))
 
 
 def read_image_folder(
+    spec: DatasetSpec | None,
     data_dir: str | Path,
+    split: str,
+    limit: int | None = None,
     graph_path: str | Path | None = None,
-    split: str = "train",
     image_size: int | None = None,
     channels: int | None = None,
-    limit: int | None = None,
-    seed: int | None = None,
-    spec: DatasetSpec | None = None,
 ) -> ImageData:
-    """Reads one split; its images are mapped from the cache, which the first call makes.
+    """Reads one split; its images are mapped from the cache, which the first call writes.
 
     Args:
-        data_dir, graph_path, image_size, channels, seed: as for `folder_spec`.
+        spec: of a model or a built-in data set, whose columns are read. None: as `folder_spec` computes it.
         split: "train", "val" or "test".
-        limit: take so many images only, evenly spread over the table's rows.
-        spec: that of a model: the graph's file is not read, columns that the spec does not know are passed over, and
-            the arguments beside it must be left out.
+        limit: read only this many images, evenly spaced in the table.
+        graph_path, image_size, channels: see `folder_spec`; only without `spec`.
 
     Returns:
-        The images with their labels; `labels` is NaN where there is none and `labelled` False where one is missing.
+        The images with their labels; where a label is missing, `labels` is NaN and `labelled` is False.
 
     Raises:
-        DataError: naming the first thing that is wrong with the folder, and how many more there are.
-        InputError: for a request that cannot be served.
+        DataError: with the first problem of the folder, and the number of the others.
+        InputError: for another split.
     """
     if split not in SPLITS:
-        raise InputError(f"split: {split!r} given, allowed are {', '.join(SPLITS)}")
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     problems = Problems()
     if spec is None:
-        folder, content = open_image_folder(data_dir, problems, Request(graph_path, image_size, channels, seed))
-    elif (graph_path, image_size, channels, seed) == (None, None, None, None):
-        folder, content = open_with_spec(data_dir, problems, spec)
+        folder, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
+        problems.raise_first()
     else:
-        raise InputError("spec: it is given, so graph, image_size, channels and seed must not be")
-    problems.refuse()
+        folder = open_folder(data_dir)
+        content = _interpret_with_spec(folder.where, folder.read(TABLE, MAX_TABLE_BYTES), spec)
     assert content is not None and content.spec is not None and content.labels is not None
     rows = content.rows(split)
     if not len(rows):
         raise DataError(f"{content.table.where}: no image is in split {split}")
-    if limit is not None and limit < len(rows):  # the first ones might all have one label
+    if limit is not None and limit < len(rows):  # the first ones might all have the same label
         rows = rows[evenly_spread(limit, len(rows))]
     images = read_images(folder, content, rows, split if limit is None else f"{split}_{limit}", problems)
-    problems.refuse()
+    problems.raise_first()
     labels = content.labels[rows]
     labelled = ~np.isnan(labels).any(1)
-    return ImageData(
-        spec=content.spec,
-        split=split,
-        images=images,
-        labels=labels,
-        classes=None,
-        ids=[content.table.files[row] for row in rows],
-        labelled=None if labelled.all() else labelled,
+    ids = [content.table.files[row] for row in rows]
+    return ImageData(content.spec, split, images, labels, None, ids, labelled=None if labelled.all() else labelled)
+
+
+def read_images(
+    folder: Folder, content: Content, rows: np.ndarray, label: str, problems: Problems, check_all: bool = False
+) -> np.ndarray:
+    """Reads the images of some rows.
+
+    Args:
+        label: see `cached_images`.
+        check_all: decode every file even if some are missing.
+
+    Returns:
+        (N, C, S, S) uint8; invalid if there were problems.
+    """
+    names, stamps = [], []
+    files = [content.table.files[row] for row in rows]
+    for row, name, stamp in zip(rows, files, folder.stamps(files), strict=True):
+        if name and isinstance(stamp, FileStamp):
+            names.append(name)
+            stamps.append(stamp)
+        elif name:  # an empty name is an invalid path, already reported
+            problems.add(f"{content.table.at(row)}: {name}: {stamp}")
+    if len(names) == len(rows):
+        return cached_images(folder, names, stamps, content.rule, label, problems)
+    if check_all:
+        decode_all(folder, names, content.rule, None, problems)
+    return np.empty((0, *content.rule.shape), np.uint8)
+
+
+register(
+    Dataset(
+        name="folder",
+        spec=None,
+        read=read_image_folder,
+        source="a folder of images of the user's own; their licence is not known here.",
     )
+)

@@ -1,12 +1,11 @@
-"""The table of a folder of images: one row for each image, one column for each variable.
+"""The table of a folder of images: one row per image, one column per variable.
 
-`labels.csv` is a UTF-8 CSV file with commas. Column `file` (or `filename`) holds the image's path inside the folder,
-an optional column `split` holds train, val or test, and every other column is a variable of the graph. An empty cell
-is a missing label: its image counts as unlabelled, and its numbers enter no statistics.
+`labels.csv` is a comma-separated UTF-8 file. Column `file` (or `filename`) holds the image's path inside the folder, an
+optional column `split` holds train, val or test, and every other column is a variable of the graph. An empty cell is a
+missing label: the image counts as unlabelled, and its labels are not used for statistics.
 
-A column whose kind is not declared is binary if it holds two different values, continuous if it holds numbers, and
-categorical if it holds words. Where some cells are numbers and some are not, the more frequent sort decides what the
-others are told to be.
+A column whose kind is not declared is binary if it has two different values, continuous if it holds numbers, and
+categorical if it holds words. In a column of both, the majority decides, and the other cells are errors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 
 from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.problems import Problems
-from causaldiffae.datasets.variable_kinds import category_places
+from causaldiffae.datasets.variables import category_indices
 from causaldiffae.errors import DataError
 from causaldiffae.files.storage import leaves_folder
 
@@ -38,15 +37,14 @@ _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|in
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a `labels.csv` as they are written, without white space around them.
+    """The cells of a `labels.csv` as text, without white space around them.
 
     Attributes:
         where: the file's name, for messages.
-        files: every image's path inside the folder, tidied ("./a.png" is "a.png"), in the file's order; "" where it
-            is refused.
-        lines: where each row ends in the file.
+        files: each image's normalised path inside the folder, "" if it is invalid.
+        lines: the line of the file in which each row ends.
         splits: the column `split`, or None.
-        cells: every other column by its name.
+        cells: every other column by name.
     """
 
     where: str
@@ -56,18 +54,18 @@ class Table:
     cells: dict[str, list[str]]
 
     def at(self, row: int) -> str:
-        """Where a row is, for messages."""
+        """File name and line of a row, for messages."""
         return f"{self.where}:{self.lines[row]}"
 
 
 @dataclass(frozen=True)
 class Column:
-    """One variable's column as numbers.
+    """The column of one variable as numbers.
 
     Attributes:
-        kind: one of `variable_kinds.KINDS`.
-        categories: the names whose places `values` are, or empty.
-        values: (N,) float32, NaN where the label is missing or refused.
+        kind: one of `KINDS`.
+        categories: the names that `values` are indices of, or empty.
+        values: (N,) float32, NaN where the label is missing or invalid.
     """
 
     kind: str
@@ -76,132 +74,124 @@ class Column:
 
 
 def parse_table(content: bytes, where: str, problems: Problems) -> Table:
-    """Reads a `labels.csv`; rows and columns that cannot be used are noted as problems and left out.
+    """Parses a `labels.csv`; rows that cannot be used are added to `problems` and left out.
 
     Raises:
-        DataError: if it is no table at all.
+        DataError: if the file is not a table of images.
     """
+    rows, lines = [], []
     try:
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         header = [name.strip() for name in next(reader, [])]
-        rows, lines = [], []
         for row in reader:
             if len(row) == len(header):
-                rows.append(row)
+                rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
             elif row:
-                problems.add(f"{where}:{reader.line_num}: the row has {len(row)} cells, the header has {len(header)}")
+                problems.add(f"{where}:{reader.line_num}: expected {len(header)} cells, as the header, got {len(row)}")
     except UnicodeDecodeError:
-        raise DataError(f"{where}: it is no UTF-8 text") from None
+        raise DataError(f"{where}: expected UTF-8 text") from None
     except csv.Error as error:
-        raise DataError(f"{where}: line {reader.line_num} is no CSV ({error})") from None
-    for place, name in enumerate(header):
+        raise DataError(f"{where}:{reader.line_num}: invalid CSV ({error})") from None
+    for i, name in enumerate(header):
         if not name:
-            problems.add(f"{where}: column {place + 1} has no name")
-        elif name in header[:place]:
-            problems.add(f"{where}: column {name!r} is there twice")
+            problems.add(f"{where}: column {i + 1} has no name")
+        elif name in header[:i]:
+            problems.add(f"{where}: column {name!r} occurs twice")
     named = [name for name in ("file", "filename") if name in header]
     if len(named) != 1:
-        raise DataError(f"{where}: one column 'file' is needed, there are: {', '.join(header)[:500] or 'none'}")
+        found = ", ".join(header)[:500] or "no columns"
+        raise DataError(f"{where}: expected one column `file` with the paths of the images, got {found}")
     if not rows:
-        raise DataError(f"{where}: it has no rows")
-    columns = [[cell.strip() for cell in column] for column in zip(*rows, strict=True)]
-    cells = {name: column for name, column in zip(header, columns, strict=True) if name}
-    files = _tidy_names(cells.pop(named[0]), lines, where, problems)
-    splits = cells.pop("split", None)
-    table = Table(where, files, lines, splits, cells)
-    for place, split in enumerate(splits or ()):
+        raise DataError(f"{where}: the table has no rows")
+    cells = {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True) if name}
+    files = _normalised_paths(cells.pop(named[0]), lines, where, problems)
+    table = Table(where, files, lines, cells.pop("split", None), cells)
+    for i, split in enumerate(table.splits or ()):
         if split not in SPLITS:
-            problems.add(f"{table.at(place)}: split is {split[:80]!r}, allowed are {', '.join(SPLITS)}")
+            problems.add(f"{table.at(i)}: split: expected one of {', '.join(SPLITS)}, got {split!r:.80}")
     return table
 
 
-def _tidy_names(names: list[str], lines: list[int], where: str, problems: Problems) -> list[str]:
-    """The images' paths; "" for one that is refused."""
-    tidied: list[str] = []
+def _normalised_paths(names: list[str], lines: list[int], where: str, problems: Problems) -> list[str]:
+    """The images' paths ("./a.png" becomes "a.png"); "" for an invalid one."""
+    paths: list[str] = []
     seen: dict[str, int] = {}
     for name, line in zip(names, lines, strict=True):
-        tidy, problem = posixpath.normpath(name) if name else "", ""
-        if not name or tidy == ".":
-            problem = "the file's name is empty"
+        path, problem = posixpath.normpath(name) if name else "", ""
+        if not name or path == ".":
+            problem = "expected the path of an image, got an empty cell"
         elif "\0" in name or len(name.splitlines()) > 1:
-            problem = f"file name {name[:200]!r} has control characters"
+            problem = f"path {name!r:.200} contains control characters"
         elif leaves_folder(name):
-            problem = f"file name {name[:200]!r} leaves the folder"
-        elif tidy in seen:
-            problem = f"file name {name[:200]!r} is in line {seen[tidy]} already"
+            problem = f"path {name!r:.200} leads out of the folder"
+        elif path in seen:
+            problem = f"path {name!r:.200} is already in line {seen[path]}"
         if problem:
             problems.add(f"{where}:{line}: {problem}")
-        seen.setdefault(tidy, line)
-        tidied.append("" if problem else tidy)
-    return tidied
+        seen.setdefault(path, line)
+        paths.append("" if problem else path)
+    return paths
 
 
 def assign_splits(table: Table, seed: int, shares: Sequence[float]) -> np.ndarray:
-    """(N,) which of `SPLITS` each row is in, as text: by the column, or by chance.
+    """The split of each row, (N,) text: from the column, or else at random.
 
-    The chance is a hash of the seed and the file's name: images that join or leave move no others.
+    The random split is a hash of the seed and the path, so that adding or removing images moves no others.
     """
     if table.splits is not None:
         return np.array(table.splits)
-    places = np.array([_place(name, seed) for name in table.files])
-    return np.array(SPLITS)[np.searchsorted(np.cumsum(shares)[:2], places, side="right")]
-
-
-def _place(name: str, seed: int) -> float:
-    """A number in [0, 1) that follows from a name and a seed."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+    hashes = [hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest() for name in table.files]
+    numbers = np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in hashes])  # in [0, 1)
+    return np.array(SPLITS)[np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")]
 
 
 def check_columns(table: Table, names: Sequence[str], ignore: Sequence[str] | None, problems: Problems) -> None:
-    """Every variable must be a column, and every column a variable or named in `ignore` (None: any other)."""
+    """Every variable must be a column, and every column a variable or in `ignore` (None: any other column)."""
     for name in names:
         if name not in table.cells:
-            problems.add(f"{table.where}: variable {name!r} of the graph is no column")
+            problems.add(f"{table.where}: column {name!r} is missing; it is a variable of the graph")
     if ignore is None:
         return
     for name in table.cells:
         if name not in names and name not in ignore:
-            problems.add(
-                f"{table.where}: column {name!r} is no variable of the graph; name it under `ignore` to leave it"
-            )
+            problems.add(f"{table.where}: column {name!r} is not in the graph; list it under `ignore` to skip it")
     for name in ignore:
         if name not in table.cells:
-            problems.add(f"{table.where}: column {name!r} is to be ignored, but is not there")
+            problems.add(f"{table.where}: column {name!r} is missing; it is listed under `ignore`")
 
 
 def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
-    """A variable's column as numbers; every cell that is none is a problem."""
+    """Converts a variable's column to numbers; every invalid cell is a problem."""
     cells = table.cells[name]
     words = set(cells) - {""}
     numbers = {word: float(word) for word in words if _NUMBER.fullmatch(word)}
     kind, categories, problem = _kind(cells, words, numbers, declared)
     if problem:
-        problems.add(f"{table.where}: column {name} {problem}")
+        problems.add(f"{table.where}: {name}: {problem}")
         return Column(kind, (), np.full(len(cells), np.nan, np.float32))
     if categories:
-        places = category_places(categories)
-        values = {word: places.get(word, places.get(numbers.get(word), math.nan)) for word in words}
+        indices = category_indices(categories)
+        values = {word: float(indices.get(word, indices.get(numbers.get(word), math.nan))) for word in words}
     else:
-        values = {word: number if abs(number) <= _LARGEST else math.nan for word, number in numbers.items()}
+        values = {word: number for word, number in numbers.items() if abs(number) <= _LARGEST}
     values = {word: values.get(word, math.nan) for word in (*words, "")}
     wrong = {word for word in words if math.isnan(values[word])}
     for row, cell in enumerate(cells if wrong else ()):
         if cell in wrong:
-            needed = f"a {'finite 32-bit ' if cell in numbers else ''}number is needed"
-            needed = f"the categories are {', '.join(categories)[:500]}" if categories else needed
-            problems.add(f"{table.at(row)}: {name} is {cell[:80]!r}, {needed}")
+            expected = f"a {'finite 32-bit ' if cell in numbers else ''}number"
+            expected = f"one of {', '.join(categories)[:500]}" if categories else expected
+            problems.add(f"{table.at(row)}: {name}: expected {expected}, got {cell!r:.80}")
     return Column(kind, categories, np.array([values[cell] for cell in cells], np.float32))
 
 
 def _kind(
     cells: list[str], words: set[str], numbers: Mapping[str, float], declared: Variable
 ) -> tuple[str, tuple[str, ...], str]:
-    """A column's kind, its categories, and what is wrong with it as a whole or "".
+    """A column's kind, its categories, and what is wrong with the whole column or "".
 
     Args:
-        words: the different cells that are not empty.
+        words: the distinct cells that are not empty.
         numbers: those of them that are numbers.
     """
     kind, categories = declared.kind, declared.categories
@@ -211,31 +201,30 @@ def _kind(
         mostly_numbers = all_numbers or 2 * sum(cell in numbers for cell in cells) >= sum(map(bool, cells))
         kind = "binary" if different == 2 else "continuous" if mostly_numbers else "categorical"
     if not words:
-        return kind, (), "has no labels"
+        return kind, (), "the column has no labels"
     if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):
         return kind, categories, ""
     if kind == "binary" and different != 2:
         shown = ", ".join(sorted(words)[:5])[:200]
-        return kind, (), f"is binary and has {different} different values ({shown}), 2 are needed"
+        return kind, (), f"expected 2 different values for a binary variable, got {different} ({shown})"
     if len(words) > MAX_CATEGORIES:
-        return kind, (), f"has {len(words)} different words, {MAX_CATEGORIES} are allowed"
+        return kind, (), f"expected at most {MAX_CATEGORIES} different words, got {len(words)}"
     return kind, tuple(sorted(words, key=lambda word: (numbers.get(word, math.inf), word))), ""
 
 
 def check_training_labels(
     table: Table, columns: Mapping[str, Column], in_training: np.ndarray, problems: Problems
 ) -> None:
-    """Every column must vary, and every category appear, among the labelled training images (`in_training`)."""
+    """Every column must vary, and every category occur, among the labelled training images (`in_training`)."""
     for name, column in columns.items():
-        values = column.values[in_training]
+        values = column.values[in_training].astype(np.float64)
         if not len(values):
             continue
-        values = values.astype(np.float64)
         if values.max() - values.min() <= 1e-6 * np.abs(values).max():
             shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"
-            problems.add(f"{table.where}: column {name} is constant ({shown}) in the {len(values)} training images")
-        for place, category in enumerate(column.categories):
-            if not (values == place).any():
-                rows = np.nonzero(column.values == place)[0]
-                first = f", first in line {table.lines[rows[0]]}" if len(rows) else ""
-                problems.add(f"{table.where}: {name}: no labelled training image has category {category!r}{first}")
+            problems.add(f"{table.where}: {name}: all {len(values)} labelled training images have the value {shown}")
+        for i, category in enumerate(column.categories):
+            if not (values == i).any():
+                rows = np.nonzero(column.values == i)[0]
+                first = f" (first in line {table.lines[rows[0]]})" if len(rows) else ""
+                problems.add(f"{table.where}: {name}: no labelled training image has the category {category!r}{first}")

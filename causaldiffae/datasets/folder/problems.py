@@ -1,7 +1,9 @@
-"""Collects what is wrong with a user's files, so that all of it can be said at once."""
+"""Collects everything that is wrong with a user's files, so that it can be reported at once."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from causaldiffae.errors import DataError
@@ -17,17 +19,25 @@ class Problems:
         self.count = 0
 
     def add(self, line: str) -> None:
-        """Notes a problem."""
+        """Adds a problem."""
         self.count += 1
         if len(self.lines) < MAX_KEPT:
             self.lines.append(" ".join(line.split())[:1000])
 
     def extend(self, others: Problems) -> None:
-        """Notes others' problems too."""
+        """Adds the problems of another list."""
         self.lines += others.lines[: MAX_KEPT - len(self.lines)]
         self.count += others.count
 
-    def refuse(self) -> None:
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Adds a `DataError` of the body as a problem, so that the code after it still runs."""
+        try:
+            yield
+        except DataError as error:
+            self.add(str(error))
+
+    def raise_first(self) -> None:
         """Raises a `DataError` with the first problem and the number of the others, if there are any."""
         if self.count:
             more = f" (and {self.count - 1} more)" if self.count > 1 else ""

@@ -1,0 +1,82 @@
+"""Kinds of variables, and the labels of categories.
+
+Every variable has one label column. A continuous variable, and a binary variable of two numbers, hold numbers in label
+units. A variable with named categories holds the index of its category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from causaldiffae.errors import DataError, InputError
+
+KINDS: Final = ("continuous", "binary", "categorical")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer of Python or numpy; booleans are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number of Python or numpy; booleans are not."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def check_kinds(kinds: Any, categories: Any, count: int, where: str) -> None:
+    """Checks the fields `kinds` and `categories` of a `DatasetSpec` with `count` variables.
+
+    Raises:
+        DataError: starting with `where`, for another length or content.
+    """
+    if not isinstance(kinds, list | tuple) or len(kinds) not in (0, count) or not all(k in KINDS for k in kinds):
+        raise DataError(f"{where}: kinds: expected one of {', '.join(KINDS)} per variable, or none, got {kinds!r}")
+    if not isinstance(categories, list | tuple) or len(categories) not in (0, count):
+        raise DataError(f"{where}: categories: expected a list per variable, or none, got {categories!r}")
+    lengths = {"continuous": (0,), "binary": (0, 2), "categorical": range(2, 1 << 31)}
+    for kind, names in zip(kinds or ["continuous"] * count, categories or [()] * count, strict=True):
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise DataError(f"{where}: categories: expected lists of names, got {names!r}")
+        if len(names) == 1 or len(set(names)) != len(names):
+            raise DataError(f"{where}: categories: expected two or more different names, got {list(names)}")
+        if len(names) not in lengths[kind]:
+            raise DataError(f"{where}: categories: {list(names)} do not fit a {kind} variable")
+
+
+def category_indices(names: Sequence[str]) -> dict[Any, int]:
+    """Maps each category's name to its index; where all names are different numbers, those numbers too."""
+    indices: dict[Any, int] = {name: i for i, name in enumerate(names)}
+    try:
+        numbers = {float(name): i for i, name in enumerate(names)}
+    except ValueError:
+        return indices
+    return indices | numbers if len(numbers) == len(names) else indices
+
+
+def category_label(variable: str, value: Any, names: Sequence[str], low: float, high: float) -> float:
+    """Converts a category in an intervention to its label.
+
+    Args:
+        value: a category's name; or a number: the one that a name spells where the names are numbers, else an index.
+            A binary variable without `names` takes `low` or `high`.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if not names:
+        if is_number(value) and value in (low, high):
+            return float(value)
+        raise InputError(f"do: {variable}: expected {low:g} or {high:g}, got {value!r}")
+    indices = category_indices(names)
+    are_numbers = len(indices) > len(names)
+    if isinstance(value, str) and value in indices:
+        return float(indices[value])
+    if is_number(value) and are_numbers and float(value) in indices:
+        return float(indices[float(value)])
+    if is_number(value) and not are_numbers and value in range(len(names)):
+        return float(value)
+    shown = ", ".join(names if are_numbers else (f"{name} ({i})" for i, name in enumerate(names)))
+    raise InputError(f"do: {variable}: expected one of {shown}, got {value!r}")

@@ -1,0 +1,47 @@
+"""Images in memory: resizing, and the ranges of stored images and of networks."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import squares
+
+from causaldiffae.datasets.images import evenly_spread, model_inputs, resize_area, to_model_range, to_uint8
+from causaldiffae.errors import InputError
+
+
+def test_every_grey_level_survives_the_model_range() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    scaled = to_model_range(levels)
+    assert scaled.dtype == torch.float32 and scaled.min() == -1 and scaled.max() == 1
+    np.testing.assert_array_equal(to_uint8(scaled).numpy(), levels)
+    np.testing.assert_array_equal(to_uint8(scaled.numpy()), levels)
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+    with pytest.raises(InputError, match="images: expected uint8, got torch.float32"):
+        to_model_range(torch.zeros(1))
+
+
+def test_resizing_averages_areas(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96)).astype(np.uint8)
+    boxed = [Image.fromarray(i.transpose(1, 2, 0)).resize((32, 32), Image.Resampling.BOX) for i in images]
+    expected = np.stack([np.array(b) for b in boxed]).transpose(0, 3, 1, 2)
+    assert np.abs(resize_area(images, 32).astype(int) - expected).max() <= 1
+    assert resize_area(images, 96) is images
+    ramp = np.array([[0, 30, 60]] * 3, np.uint8)[None, None]
+    assert resize_area(ramp, 2)[0, 0].tolist() == [[10, 50]] * 2
+    assert np.abs(resize_area(images, 64).mean() - images.mean()) < 0.1
+    whole = resize_area(images, 8)
+    monkeypatch.setattr("causaldiffae.datasets.images._RESIZED_AT_ONCE", 9 * 96 * 96)
+    np.testing.assert_array_equal(resize_area(images, 8), whole)
+    assert resize_area(images[:0], 8).shape == (0, 3, 8, 8)
+
+
+def test_a_subset_keeps_images_labels_and_names_together() -> None:
+    data = squares(8, num_classes=3)
+    subset = data.subset([5, 1])
+    assert subset.ids == ["5", "1"] and subset.classes is not None and data.classes is not None
+    np.testing.assert_array_equal(subset.images, data.images[[5, 1]])
+    np.testing.assert_array_equal(subset.labels, data.labels[[5, 1]])
+    np.testing.assert_array_equal(subset.classes, data.classes[[5, 1]])
+    assert subset.labelled is None and model_inputs(subset).x_start.shape == (2, 1, 8, 8)
+    assert evenly_spread(3, 8).tolist() == [0, 4, 7]

@@ -1,0 +1,155 @@
+"""`DatasetSpec`: normalisation, interventions, and the description in a checkpoint."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from paths import REPO
+
+from causaldiffae.datasets.registry import DATASETS, dataset_spec
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.graphs import CausalGraph
+
+TOY = DatasetSpec("toy", 4, 1, CausalGraph(("a", "b"), (("a", "b"),)), (1.0, 2.0), (2.0, 4.0), (0, 0), (3, 9))
+KINDS = replace(
+    TOY,
+    graph=CausalGraph(("hat", "age", "grey", "digit", "sign")),
+    shift=(0.0, 40.0, 0.5, 0.0, 0.0),
+    scale=(1.0, 10.0, 0.5, 1.0, 1.0),
+    low=(0, 20, 0, 0, -1),
+    high=(2, 60, 1, 2, 1),
+    kinds=("categorical", "continuous", "binary", "categorical", "binary"),
+    categories=(("cap", "none", "straw"), (), ("no", "yes"), ("3", "5", "7"), ()),
+)
+
+
+@pytest.mark.parametrize(
+    "spec", [KINDS, *(entry.spec for entry in DATASETS.values() if entry.spec)], ids=lambda s: s.name
+)
+def test_specs_survive_json(spec: DatasetSpec) -> None:
+    assert DatasetSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_specs_of_the_oldest_checkpoints_are_read() -> None:
+    paths = sorted(REPO.glob("weights/*/config.json"))
+    assert paths
+    for path in paths:
+        spec = DatasetSpec.from_dict(json.loads(path.read_text())["dataset"])
+        assert spec == dataset_spec(spec.name, spec.image_size, spec.channels)
+        assert bool(spec.kinds) == bool(spec.categories) == (spec.name == "mnist") and spec.resize == "area"
+
+
+@pytest.mark.parametrize("labels", [np.array([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([[1.0, 2.0], [3.0, 6.0]])])
+def test_normalisation_is_inverted_and_keeps_type_and_dtype(labels: Any) -> None:
+    normalised = TOY.normalise(labels)
+    assert type(normalised) is type(labels) and normalised.dtype == labels.dtype
+    assert normalised.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert TOY.denormalise(normalised).tolist() == labels.tolist()
+    assert TOY.normalise(torch.tensor([1, 2])).dtype == torch.float32
+    with pytest.raises(InputError, match=r"labels: expected shape \(\.\.\., 5\), got \(2,\)"):
+        KINDS.normalise(labels[0])
+
+
+def test_an_intervention_is_in_label_units() -> None:
+    assert TOY.normalise_do(TOY.check_do({"b": 4, "a": np.float32(2)})) == {"b": 0.5, "a": 0.5}
+    assert TOY.check_do({"a": torch.tensor(1.5)}) == {"a": 1.5}
+    with pytest.warns(UserWarning, match=r"do: b=10 is outside the range of the training labels, 0\.\.9"):
+        assert TOY.check_do({"b": 10}) == {"b": 10.0}
+
+
+def test_an_intervention_takes_one_value_per_image() -> None:
+    columns = TOY.check_do({"a": np.array([1.5, 3.0, 1.5]), "b": 9.0}, 3)
+    np.testing.assert_array_equal(columns["a"], [1.5, 3.0, 1.5])
+    assert columns["b"] == 9.0
+    assert TOY.check_do(columns, 3) is columns, "a CheckedDo is not validated again"
+    np.testing.assert_array_equal(columns.rows(slice(1, 3))["a"], [3.0, 1.5])
+
+
+def test_categories_are_given_by_name_or_number() -> None:
+    assert KINDS.check_do({"hat": "straw", "grey": "yes"}) == {"hat": 2.0, "grey": 1.0}
+    assert KINDS.check_do({"hat": 1, "grey": np.float32(0)}) == {"hat": 1.0, "grey": 0.0}
+    assert KINDS.check_do({"digit": 7, "sign": -1}) == {"digit": 2.0, "sign": -1.0}
+    assert KINDS.check_do({"digit": "3"}) == {"digit": 0.0}
+    assert KINDS.normalise_do(KINDS.check_do({"grey": "yes"})) == {"grey": 1.0}
+    assert [KINDS.category_values(i) for i in range(5)] == [(0, 1, 2), (), (0, 1), (0, 1, 2), (-1, 1)]
+    assert [KINDS.format_value(*each) for each in (("hat", 2.0), ("age", 33.333), ("digit", 1.0))] == [
+        "straw",
+        "33.3",
+        "5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "do", "message"),
+    [
+        (TOY, {"c": 1}, "do: unknown variable 'c', expected one of a, b"),
+        (TOY, {"a": "1"}, "do: a: expected a finite number, got '1'"),
+        (TOY, {"a": True}, "do: a: expected a finite number, got True"),
+        (TOY, {"a": float("inf")}, "do: a: expected a finite number, got inf"),
+        (TOY, [("a", 1)], r"do: expected a mapping from variable to value, got \[\('a', 1\)\]"),
+        (TOY, {"a": np.array([1.0, 2.0])}, r"do: a: expected one number, or one per image \(3,\), got shape \(2,\)"),
+        (TOY, {"a": np.array([1.0, np.nan, 2.0])}, "do: a: expected finite numbers, got NaN or infinity"),
+        *(
+            (KINDS, {"hat": wrong}, r"do: hat: expected one of cap \(0\), none \(1\), straw \(2\), got ")
+            for wrong in ("helmet", 3, 0.5, -1, True, None, np.array([0.0, 0.5, 1.0]))
+        ),
+        (KINDS, {"digit": 2}, "do: digit: expected one of 3, 5, 7, got 2"),
+        (KINDS, {"sign": 0}, "do: sign: expected -1 or 1, got 0"),
+    ],
+)
+def test_an_invalid_intervention_is_refused(spec: DatasetSpec, do: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        spec.check_do(do, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extra": 1}, "data set: unknown key 'extra', expected name, image_size"),
+        ({"name": ""}, "data set: name: expected up to 64 letters, digits, - and _, got ''"),
+        ({"name": "../../x"}, "data set: name: expected up to 64 letters, digits, - and _, got '../../x'"),
+        ({"name": "a" * 65}, "data set: name: expected up to 64 letters"),
+        ({"channels": 65}, r"channels: expected a whole number in 1\.\.64, got 65"),
+        ({"graph": {"names": ["a", "a"]}}, "data set: graph: variable 'a' is named more than once"),
+        ({"graph": [1]}, "data set: graph: expected a mapping with names and edges, got list"),
+        ({"shift": None}, "shift: expected a list of 5 finite numbers, got None"),
+        ({"shift": [1.0]}, r"shift: expected a list of 5 finite numbers, got \[1.0\]"),
+        ({"low": [0.0, float("nan"), 0, 0, 0]}, "low: expected a list of 5 finite numbers"),
+        ({"low": [0.0, True, 0, 0, 0]}, "low: expected a list of 5 finite numbers"),
+        ({"scale": [1, 0, 1, 1, 1]}, r"scale: expected numbers above 0, got \[1.0, 0.0, 1.0, 1.0, 1.0\]"),
+        ({"low": [4, 0, 0, 0, 0]}, r"low: expected numbers below high \[2.0, 60.0, 1.0, 2.0, 1.0\], got \[4.0"),
+        ({"image_size": 4.5}, r"image_size: expected a whole number in 1\.\.4096, got 4.5"),
+        ({"image_size": 5000}, r"image_size: expected a whole number in 1\.\.4096, got 5000"),
+        ({"num_classes": 0}, r"num_classes: expected a whole number in 1\.\.10000, got 0"),
+        ({"units": ["m"]}, r"units: expected a text per variable, or none, got \['m'\]"),
+        ({"units": "meter"}, "units: expected a text per variable, or none, got 'meter'"),
+        ({"units": [1] * 5}, "units: expected a text per variable"),
+        ({"kinds": ["odd"] * 5}, "kinds: expected one of continuous, binary, categorical per variable, or none, got"),
+        ({"kinds": ["binary"]}, "kinds: expected one of continuous"),
+        ({"categories": [["a", "b"]]}, "categories: expected a list per variable, or none, got"),
+        ({"categories": [["a"], [], [], [], []]}, r"categories: expected two or more different names, got \['a'\]"),
+        ({"categories": ["ab", [], [], [], []]}, "categories: expected lists of names, got 'ab'"),
+        (
+            {"categories": [["a", "b"], ["a", "b"], [], [], []]},
+            r"categories: \['a', 'b'\] do not fit a continuous variable",
+        ),
+        ({"resize": "stretch"}, "resize: expected one of crop, area, got 'stretch'"),
+        ({"split_seed": -1}, "split_seed: expected a whole number of 0 or more, got -1"),
+        ({"split_shares": [1, 1, 1]}, r"split_shares: expected shares that sum to 1, got \[1.0, 1.0, 1.0\]"),
+        ({"split_shares": [1, 0]}, "split_shares: expected a list of 3 finite numbers"),
+    ],
+)
+def test_an_invalid_description_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^data set( toy)?: ({message.removeprefix('data set: ')})"):
+        DatasetSpec.from_dict({**KINDS.to_dict(), **change})
+
+
+def test_an_incomplete_description_is_refused() -> None:
+    with pytest.raises(DataError, match="data set: key 'scale' is missing"):
+        DatasetSpec.from_dict({key: value for key, value in TOY.to_dict().items() if key != "scale"})
+    with pytest.raises(DataError, match="data set: expected a mapping, got NoneType"):
+        DatasetSpec.from_dict(None)
