@@ -1,7 +1,10 @@
-"""Constructed networks that several test files use."""
+"""Constructed networks, and comparisons, that several test files use."""
 
 import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tiny import randomise
 from torch import Tensor, nn
@@ -11,6 +14,36 @@ from causaldiffae.encoder import CausalEncoder
 from causaldiffae.model import CausalDiffAE
 from causaldiffae.scm import LatentSCM
 from causaldiffae.unet import UNetModel
+
+CHECKPOINT_CONFIG = {"graph": {"names": ["a", "b"], "edges": [["a", "b"]]}, "batch_size": 8, "lr": 1e-4}
+
+
+def small_network(seed: int = 0) -> nn.Module:
+    """Three layers, with a buffer of integers."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def bitwise_equal(a: Any, b: Any) -> bool:
+    """Whether nested states have equal types and equal bits, NaN included."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, np.ndarray | np.generic):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(bitwise_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(bitwise_equal, a, b))
+    return bool(a == b or (a != a and b != b))
+
+
+def flip_byte(path: Path, at: int = -3) -> None:
+    """Damages a file without changing its size."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
 
 
 class Scaled(nn.Module):

@@ -1,142 +1,128 @@
-"""IDX files, the format of MNIST: images and labels as unsigned bytes, gzipped or not."""
+"""IDX files, the format of MNIST: images and labels as unsigned bytes, optionally gzipped."""
 
 from __future__ import annotations
 
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 
 from causaldiffae.errors import DataError
 
 SPLIT_FILES: Final = {"train": "train", "test": "t10k"}
-"""How the files of a split begin."""
+"""The prefix of the files of each split."""
 NUM_CLASSES: Final = 10
-_MAX_BYTES: Final = 1 << 29  # of one file, unpacked; MNIST's largest has 47 million
+_MAX_BYTES: Final = 1 << 29  # of one file, uncompressed; MNIST's largest has 47 million
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Opens a regular file, gzipped or not; `DataError` that names it for anything that goes wrong while reading."""
+    if path.exists() and not path.is_file():  # a pipe or a device has no end
+        raise DataError(f"{path}: not a regular file")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) if zipped else file as stream:
+                yield stream
+    except FileNotFoundError:
+        raise DataError(f"{path}: file not found") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_up_to(stream: Any, count: int) -> bytearray:
+    """Reads `count` bytes or to the end, in blocks, so that a wrong declared size costs no memory."""
+    content = bytearray()
+    while count > len(content) and (block := stream.read(min(count - len(content), 1 << 20))):
+        content += block
+    return content
 
 
 def read_idx(path: str | Path, max_bytes: int = _MAX_BYTES) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not.
 
-    Never reads more than the header declares, and the header may declare `max_bytes` at most.
+    Reads no more than the header declares, and the header may declare `max_bytes` at most.
 
     Raises:
-        DataError: naming the file, if it is missing, not IDX, not of unsigned bytes, too large, truncated, longer
-            than its header says, or damaged.
+        DataError: naming the file, if it is missing, damaged, too large, not IDX, not of unsigned bytes, or of another
+            length than its header declares.
     """
     path = Path(path)
-    _refuse_devices(path)
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            with gzip.GzipFile(fileobj=file) if zipped else file as stream:
-                return _read_idx_stream(path, stream, max_bytes)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the file is missing") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: it cannot be read ({error})") from None
-
-
-def _read_idx_stream(path: Path, stream: Any, max_bytes: int) -> np.ndarray:
-    magic = stream.read(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0":
-        raise DataError(f"{path}: it starts with {magic.hex() or 'nothing'}, an IDX file is needed")
-    if magic[2] != 0x08:
-        raise DataError(f"{path}: its values are of IDX type 0x{magic[2]:02x}, 0x08 (unsigned bytes) is needed")
-    if not 1 <= magic[3] <= 3:
-        raise DataError(f"{path}: it has {magic[3]} dimensions, 1 to 3 are allowed")
-    header = stream.read(4 * magic[3])
-    if len(header) < 4 * magic[3]:
-        raise DataError(f"{path}: it ends within its header")
-    shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
-    count = math.prod(shape)
-    if count > max_bytes:
-        raise DataError(f"{path}: its header declares {count} bytes, {max_bytes} are allowed")
-    content = _read_up_to(stream, count + 1)
+    with _open(path) as stream:
+        magic = stream.read(4)
+        if len(magic) < 4 or magic[:2] != b"\0\0":
+            raise DataError(f"{path}: expected an IDX file, got one that starts with {magic.hex() or 'nothing'}")
+        if magic[2] != 0x08:
+            raise DataError(f"{path}: expected IDX type 0x08 (unsigned bytes), got 0x{magic[2]:02x}")
+        if not 1 <= magic[3] <= 3:
+            raise DataError(f"{path}: expected 1 to 3 dimensions, got {magic[3]}")
+        header = stream.read(4 * magic[3])
+        if len(header) < 4 * magic[3]:
+            raise DataError(f"{path}: expected a header of {4 + 4 * magic[3]} bytes, got {4 + len(header)}")
+        shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+        count = math.prod(shape)
+        if count > max_bytes:
+            raise DataError(f"{path}: expected at most {max_bytes} bytes, got a header that declares {count}")
+        content = _read_up_to(stream, count + 1)
     if len(content) != count:
-        size = f"{len(content)} bytes" if len(content) < count else "more"
-        raise DataError(f"{path}: its header declares {count} bytes, it holds {size}")
+        size = len(content) if len(content) < count else "more"
+        raise DataError(f"{path}: expected {count} bytes as its header declares, got {size}")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _read_up_to(stream: Any, count: int) -> bytearray:
-    """Reads `count` bytes or to the end, in pieces: a file that lies about its size costs no memory."""
-    content = bytearray()
-    while count > len(content):
-        piece = stream.read(min(count - len(content), 1 << 20))
-        if not piece:
-            break
-        content += piece
-    return content
-
-
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """Writes (N,) or (N, H, W) uint8 as a gzipped IDX file, the same bytes each time."""
+    """Writes (N,) or (N, H, W) uint8 as a gzipped IDX file, reproducibly."""
     header = bytes((0, 0, 8, array.ndim)) + np.asarray(array.shape, ">u4").tobytes()
-    with path.open("wb") as file:
-        _gzip_to(file, header + np.ascontiguousarray(array, np.uint8).tobytes())
-
-
-def _gzip_to(file: BinaryIO, content: bytes) -> None:
-    with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as stream:
-        stream.write(content)
-
-
-def _refuse_devices(path: Path) -> None:
-    """A pipe or a device would never end."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: it is no regular file")
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as stream,
+    ):
+        stream.write(header + np.ascontiguousarray(array, np.uint8).tobytes())
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A text file, gzipped or not, of at most `max_bytes` unpacked; else a `DataError` that names it."""
-    _refuse_devices(path)
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            with gzip.GzipFile(fileobj=file) if zipped else file as stream:
-                content = _read_up_to(stream, max_bytes + 1)
-    except FileNotFoundError:
-        raise DataError(f"{path}: the file is missing") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: it cannot be read ({error})") from None
+    """Reads a text file, gzipped or not, of at most `max_bytes` uncompressed; `DataError` names it otherwise."""
+    with _open(path) as stream:
+        content = _read_up_to(stream, max_bytes + 1)
     if len(content) > max_bytes:
-        raise DataError(f"{path}: it has more than {max_bytes} bytes, unpacked")
+        raise DataError(f"{path}: expected at most {max_bytes} bytes uncompressed, got more")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{path}: it is no UTF-8 text") from None
+        raise DataError(f"{path}: expected UTF-8 text") from None
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """`folder/name` or `folder/name.gz`, whichever is there; else `DataError`."""
+    """`folder/name.gz` or `folder/name`, whichever exists; `DataError` if neither does."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: the folder is missing")
+        raise DataError(f"{folder}: folder not found")
     for candidate in (folder / f"{name}.gz", folder / name):
         if candidate.is_file():
             return candidate
-    raise DataError(f"{folder}: {name} or {name}.gz is missing")
+    raise DataError(f"{folder}: expected {name} or {name}.gz, found neither")
 
 
 def read_digits(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, 28, 28) and digit labels (N,), both uint8, of `{split}-images...` and `{split}-labels...`.
+    """Reads images (N, 28, 28) and digit labels (N,), both uint8, of `{split}-images...` and `{split}-labels...`.
 
     Raises:
-        DataError: naming the file, if one is missing or damaged, the pictures are not 28 x 28, the numbers differ, or
-            a digit is above 9.
+        DataError: naming the file, if one is missing or damaged, the images are not 28 x 28, the numbers differ, or a
+            digit is above 9.
     """
     image_file = find_file(folder, f"{split}-images-idx3-ubyte")
     label_file = find_file(folder, f"{split}-labels-idx1-ubyte")
     images, digits = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise DataError(f"{image_file}: its shape is {images.shape}, (N, 28, 28) is needed")
+        raise DataError(f"{image_file}: expected shape (N, 28, 28), got {images.shape}")
     if digits.ndim != 1 or len(digits) != len(images):
-        raise DataError(f"{label_file}: its shape is {digits.shape}, {(len(images),)} is needed: one label per image")
+        raise DataError(f"{label_file}: expected shape {(len(images),)}, one label per image, got {digits.shape}")
     if len(digits) and digits.max() >= NUM_CLASSES:
-        raise DataError(f"{label_file}: it holds digit {digits.max()}, 0..{NUM_CLASSES - 1} are allowed")
+        raise DataError(f"{label_file}: expected digits 0..{NUM_CLASSES - 1}, got {digits.max()}")
     return images, digits

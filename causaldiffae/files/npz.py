@@ -1,10 +1,9 @@
 """Untrusted NumPy `.npz` files: checked before anything is allocated, and nothing is unpickled.
 
 An `.npz` is a zip archive of `.npy` members: a header (dtype, order, shape) and the values. What a member declares is
-compared with the bytes that it takes in the archive, and what its header declares with the member's size. After these
-checks `np.lib.format` reads headers and arrays. `np.load` alone does not suffice: it allocates whatever a header
-declares, inflates any archive, and cannot read a member of dtype object without unpickling it; byte strings in such a
-member are read by `causaldiffae.files.pickles`.
+compared with the bytes that it takes in the archive, and what its header declares with the member's size. Only then
+`np.lib.format` reads it. `np.load` alone does not suffice: it allocates what a header declares, inflates any archive,
+and unpickles members of dtype object; byte strings in these are read by `causaldiffae.files.pickles`.
 """
 
 from __future__ import annotations
@@ -37,6 +36,16 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
 
+def _check_entry(entry: zipfile.ZipInfo, size: int) -> None:
+    """Refuses a member that `numpy.savez` does not write, or that declares more than it can hold."""
+    name, stored = repr(entry.filename[:80]), entry.compress_type == zipfile.ZIP_STORED
+    bound = entry.compress_size * (1 if stored else _BEST_DEFLATE)
+    if entry.flag_bits & 1 or not (stored or entry.compress_type == zipfile.ZIP_DEFLATED):
+        raise DataError(f"{name}: expected a stored or deflated member, got another")
+    if entry.compress_size > size or entry.file_size > bound:
+        raise DataError(f"{name}: expected at most {bound} bytes, got {entry.file_size} declared")
+
+
 class NpzFile:
     """One `.npz` file, open for reading; a context manager.
 
@@ -49,23 +58,18 @@ class NpzFile:
         size = file_size(path)
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError) as error:
+        except (*_DAMAGED, ValueError) as error:
             raise DataError(f"{path}: expected an npz file, got another or a truncated one ({error})") from None
         entries = self._archive.infolist()
         self._entries = {entry.filename.removesuffix(".npy"): entry for entry in entries}
-        problem = None
-        if len(entries) > MAX_MEMBERS or len(self._entries) != len(entries):
-            problem = f"expected at most {MAX_MEMBERS} members of different names, got {len(entries)}"
-        for entry in entries:
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            bound = entry.compress_size * (1 if stored else _BEST_DEFLATE)
-            if entry.flag_bits & 1 or not (stored or entry.compress_type == zipfile.ZIP_DEFLATED):
-                problem = f"{entry.filename[:80]!r}: expected a stored or deflated member, got another"
-            elif entry.compress_size > size or entry.file_size > bound:
-                problem = f"{entry.filename[:80]!r}: expected at most {bound} bytes, got {entry.file_size} declared"
-        if problem:
+        try:
+            if len(entries) > MAX_MEMBERS or len(self._entries) != len(entries):
+                raise DataError(f"expected at most {MAX_MEMBERS} members of different names, got {len(entries)}")
+            for entry in entries:
+                _check_entry(entry, size)
+        except DataError as error:
             self._archive.close()
-            raise DataError(f"{path}: {problem}")
+            raise DataError(f"{path}: {error}") from None
 
     def __enter__(self) -> NpzFile:
         return self
@@ -79,33 +83,23 @@ class NpzFile:
         return tuple(self._entries)
 
     def header(self, name: str) -> Header:
-        """A member's header, compared with the member's size (except for dtype object, whose size is open).
-
-        Raises:
-            DataError: if the member is missing, or its header is wrong or declares another size than the member has.
-        """
+        """A member's header; `DataError` if it is invalid or, except for dtype object, declares another size."""
         with self._open(name) as stream:
             return self._read_header(name, stream)
 
     def array(self, name: str, shape: tuple[int | None, ...], kinds: str = "f") -> np.ndarray:
-        """Reads one member.
-
-        Args:
-            name: of the member.
-            shape: the expected shape; None leaves an axis open.
-            kinds: allowed `dtype.kind` letters, "f" floating, "S" fixed-width bytes.
+        """Reads one member of the given shape (None leaves an axis open) and kinds of dtype (letters of `dtype.kind`).
 
         Raises:
             DataError: if the member is missing, damaged, of another shape or dtype, or larger than `MAX_ARRAY_BYTES`.
         """
-        where, header = self._where(name), self.header(name)
-        if header.dtype.kind not in kinds:
-            raise DataError(f"{where}: expected a dtype of kind {kinds}, got {header.dtype}")
-        same = len(header.shape) == len(shape)
-        if not same or any(n not in (None, found) for n, found in zip(shape, header.shape, strict=True)):
+        where, (dtype, found) = self._where(name), self.header(name)
+        if dtype.kind not in kinds:
+            raise DataError(f"{where}: expected a dtype of kind {kinds}, got {dtype}")
+        if len(found) != len(shape) or any(n not in (None, given) for n, given in zip(shape, found, strict=True)):
             expected = "(" + ", ".join("N" if n is None else str(n) for n in shape) + ")"
-            raise DataError(f"{where}: expected shape {expected}, got {header.shape}")
-        size = math.prod(header.shape) * header.dtype.itemsize
+            raise DataError(f"{where}: expected shape {expected}, got {found}")
+        size = math.prod(found) * dtype.itemsize
         if size > MAX_ARRAY_BYTES and None in shape:  # a shape that the caller names is bounded by the caller
             raise DataError(f"{where}: expected at most {MAX_ARRAY_BYTES} bytes, got {size}")
         with self._open(name) as stream:
@@ -123,14 +117,9 @@ class NpzFile:
 
         Fixed-width members (dtype S) lose the zero bytes at the ends of their strings, as in NumPy.
 
-        Args:
-            name: of the member.
-            rows: length of the first axis.
-            max_bytes: length of the longest string that is allowed.
-
         Raises:
-            DataError: if the member is missing or damaged, its first axis or its dtype is another, or it is an object
-                array with anything but bytes in it.
+            DataError: if the member is missing or damaged, has another first axis or a string of more than `max_bytes`,
+                or holds anything but bytes.
         """
         where = self._where(name)
         with self._open(name) as stream:

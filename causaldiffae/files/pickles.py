@@ -23,12 +23,12 @@ _CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES: Final = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", *_CONSTANTS)
 _BYTES: Final = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 _MEMO_SIZE: Final = 64  # byte strings that a later instruction may refer to
-_MAX_SKIPPED: Final = 4  # instructions in a row that add nothing: a compressed file could hold billions
+_MAX_SKIPPED: Final = 4  # instructions in a row that add nothing; a compressed file could hold billions
 
 Instruction = tuple[str, Any]
 
 
-class UnexpectedPickleError(ValueError):
+class _UnexpectedError(ValueError):
     """A pickle of another form; the text says what it has."""
 
 
@@ -40,14 +40,11 @@ class _BoundedStream:
 
     def read(self, count: int) -> bytes:
         if count > self._limit:
-            raise UnexpectedPickleError(f"a string of {count} bytes (at most {self._limit})")
+            raise _UnexpectedError(f"a string of {count} bytes (at most {self._limit})")
         return self._stream.read(count)
 
     def readline(self) -> bytes:
-        line = self._stream.readline(256)
-        if not line.endswith(b"\n"):
-            raise UnexpectedPickleError("a line of more than 256 bytes")
-        return line
+        return self._stream.readline(256)  # genops refuses a line without end
 
 
 def _instructions(stream: IO[bytes], max_bytes: int) -> Iterator[Instruction]:
@@ -56,10 +53,11 @@ def _instructions(stream: IO[bytes], max_bytes: int) -> Iterator[Instruction]:
     strings: list[int] = []
     puts = skipped = 0
     last: Instruction = ("nothing", None)
+    argument: Any
     for opcode, argument, _ in pickletools.genops(_BoundedStream(stream, max_bytes)):  # type: ignore[arg-type]
         name, skipped = opcode.name, skipped + 1
         if skipped > _MAX_SKIPPED or len(memo) > 2 * _MEMO_SIZE:
-            raise UnexpectedPickleError("instructions without effect")
+            raise _UnexpectedError("instructions without effect")
         if name in ("PROTO", "FRAME", "STACK_GLOBAL"):
             continue  # STACK_GLOBAL follows the two texts that GLOBAL has as its argument
         if name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
@@ -71,21 +69,19 @@ def _instructions(stream: IO[bytes], max_bytes: int) -> Iterator[Instruction]:
             if len(strings) > _MEMO_SIZE:
                 memo.pop(strings.pop(0), None)
             continue
+        skipped = 0
         if name == "GLOBAL":
-            module, _, function = argument.partition(" ")
-            yield "value", module
-            last = ("value", function)
-        elif name in ("BINGET", "LONG_BINGET"):
+            yield from (("value", part) for part in argument.split(" ", 1))
+            last = (name, None)
+            continue
+        if name in ("BINGET", "LONG_BINGET"):
             if argument not in memo:
-                raise UnexpectedPickleError("a reference to a value too far back")
+                raise _UnexpectedError("a reference to a value too far back")
             last = memo[argument]
         elif name in _BYTES:
             last = ("bytes", argument)
-        elif name in _VALUES:
-            last = ("value", _CONSTANTS.get(name, argument))
         else:
-            last = (name, argument)
-        skipped = 0
+            last = ("value", _CONSTANTS.get(name, argument)) if name in _VALUES else (name, argument)
         yield last
 
 
@@ -109,18 +105,15 @@ def _head(shape: tuple[int, ...]) -> list[Instruction]:
     ]
 
 
-def _check_head(instructions: Iterator[Instruction], shape: tuple[int, ...]) -> None:
+def _strings(instructions: Iterator[Instruction], shape: tuple[int, ...]) -> Iterator[bytes]:
+    """Checks the head, yields the items of the list, in batches or one by one, and checks the tail."""
     for expected in _head(shape):
         name, argument = next(instructions, ("its end", None))
         if argument == "numpy.core.multiarray":  # before NumPy 2
             argument = "numpy._core.multiarray"
         if (name, argument) != expected:
             found = name if argument is None else repr(argument)[:80]
-            raise UnexpectedPickleError(f"{found} where an array of shape {shape} has {expected[1] or expected[0]}")
-
-
-def _strings(instructions: Iterator[Instruction]) -> Iterator[bytes]:
-    """The list's items, which come in batches or one by one, and the check of what follows them."""
+            raise _UnexpectedError(f"{found} where an array of shape {shape} has {expected[1] or expected[0]}")
     in_batch, pending = False, 0
     for name, argument in instructions:
         if name == "bytes" and (in_batch or not pending):
@@ -133,35 +126,27 @@ def _strings(instructions: Iterator[Instruction]) -> Iterator[bytes]:
         else:
             tail = [name, *(name for name, _ in islice(instructions, 3))]
             if in_batch or pending or tail != ["TUPLE", "BUILD", "STOP"]:
-                raise UnexpectedPickleError("an item that is not bytes")
+                raise _UnexpectedError("an item that is not bytes")
             return
 
 
 def iterate_bytes(stream: IO[bytes], shape: tuple[int, ...], max_bytes: int, where: str) -> Iterator[bytes]:
-    """Yields the strings, in C order, of the pickled object array of `shape` that begins at the stream's position.
-
-    Args:
-        stream: after the npy header.
-        shape: from the npy header.
-        max_bytes: length of the longest string that is allowed.
-        where: "file: member", the beginning of error messages.
+    """Yields the strings, in C order, of the pickled object array of `shape` at the stream's position.
 
     Raises:
-        DataError: if the pickle is damaged or holds anything else.
+        DataError: starting with `where`, if the pickle is damaged, or holds a string of more than `max_bytes` or
+            anything else than strings.
     """
     count, expected = 0, math.prod(shape)
     try:
-        instructions = _instructions(stream, max_bytes)
-        _check_head(instructions, shape)
-        for content in _strings(instructions):
+        for content in _strings(_instructions(stream, max_bytes), shape):
             count += 1
             if count > expected:
                 break
             yield content
-    except UnexpectedPickleError as error:
+    except _UnexpectedError as error:
         raise DataError(f"{where}: expected an object array of bytes, got {error}") from None
     except (ValueError, IndexError) as error:
         raise DataError(f"{where}: expected a complete pickle, got a damaged one ({str(error)[:80]})") from None
     if count != expected:
-        found = "more" if count > expected else count
-        raise DataError(f"{where}: expected {expected} strings, got {found}")
+        raise DataError(f"{where}: expected {expected} strings, got {'more' if count > expected else count}")

@@ -1,4 +1,4 @@
-"""Folders of a clone that the package looks into: weights and example pictures."""
+"""Folders of a clone that the package reads: weights and example images."""
 
 from pathlib import Path
 from typing import Final

@@ -1,8 +1,7 @@
-"""Files that may come from strangers: JSON, safetensors and the reference's `.pt`, checked before they are read.
+"""Untrusted files: JSON, safetensors and plain `.pt` files, checked before they are read.
 
-Nothing is unpickled, sizes and offsets that a header claims are compared with the file's size before anything is
-allocated, and whatever is wrong is a `DataError` that names the file. Writers flush to disk before they return, and say
-the size and hash of what they wrote, so that nothing is read again.
+Nothing is unpickled that could run code or take unbounded memory. An invalid file raises a `DataError` that names it.
+Writers flush to disk before they return, and return the size and hash of what they wrote.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -25,40 +24,39 @@ from safetensors.torch import load_file, save
 
 from causaldiffae.errors import DataError, InputError
 
-MAX_JSON_BYTES = 16 * 2**20
-MAX_HEADER_BYTES = 32 * 2**20
-MAX_DIMENSIONS = 16
-
-_BYTES_PER_ELEMENT = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-
-_TORCH_NAMES = {
-    "collections OrderedDict",
-    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "torch.storage UntypedStorage"),
-    *(
-        f"torch {name}"
-        for name in ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-    ),
-}
-_STORAGE = re.compile(r"torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage")
-_TORCH_INSTRUCTIONS = {
-    *("PROTO", "STOP", "MARK", "GLOBAL", "BINGET", "LONG_BINGET", "BINPERSID", "REDUCE", "BUILD"),
-    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "BINFLOAT"),
-    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "SETITEM", "SETITEMS"),
-    *("EMPTY_LIST", "APPEND", "APPENDS"),
-}
+MAX_JSON_BYTES: Final = 16 * 2**20
+MAX_HEADER_BYTES: Final = 32 * 2**20
+MAX_DIMENSIONS: Final = 16
 
 StateDict = dict[str, torch.Tensor]
+
+
+def file_size(path: Path) -> int:
+    """Size of a regular file in bytes; `DataError` for anything else, links included."""
+    if path.is_symlink() or not path.is_file():
+        raise DataError(f"{path}: file not found, or not a regular file")
+    return path.stat().st_size
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Reads a regular file, through links too; `DataError` if there is none or it is larger than `limit` bytes."""
+    try:
+        if not path.is_file():  # a pipe or a device has no end
+            raise DataError(f"{path}: file not found, or not a regular file")
+        size = path.stat().st_size
+        if size > limit:
+            raise DataError(f"{path}: expected at most {limit} bytes, got {size}")
+        return path.read_bytes()
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return value
 
 
@@ -70,114 +68,37 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """One JSON object; `DataError` that starts with `where` if it is none, or has NaN or repeated keys."""
+    """Parses one JSON object without NaN and repeated keys; anything else is a `DataError` starting with `where`."""
     try:
         value = json.loads(
             text.decode("utf-8"), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys
         )
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: it is no JSON ({error})") from error
+        raise DataError(f"{where}: expected JSON ({error})") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a JSON object is needed, got {type(value).__name__}")
+        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
-_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_.+-]+")
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Reads one JSON object of at most `limit` bytes; raises `DataError` as `file_size` and `parse_json` do."""
+    file_size(path)  # refuses links
+    return parse_json(read_file(path, limit), str(path))
+
+
+_DEVICES: Final = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in range(1, 10))}
 
 
 def file_stem(text: str) -> str:
-    """A file name's stem made from a variable's or a data set's name, which a stranger may have chosen.
+    """Turns the untrusted name of a variable or a data set into the stem of a file name.
 
-    Letters, digits, `_ . + -` stay; whatever else may be there ("../x", "a b", "CON") becomes "_", with a few digits of
-    a hash behind it, so that two names never share a file.
+    Letters, digits and `_ . + -` are kept. Any other name ("../x", "a b", "CON") has its other characters replaced by
+    "_", and digits of its hash appended, so that two names never share a file.
     """
-    stem = _NOT_IN_A_NAME.sub("_", text)[:80]
+    stem = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)[:80]
     if stem == text and stem[:1] not in ("", ".", "-") and not stem.endswith(".") and stem.upper() not in _DEVICES:
         return stem
     return f"{stem.strip('.-') or 'x'}_{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
-
-
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM", "LPT") for i in range(1, 10))}
-
-
-def file_size(path: Path) -> int:
-    """Size of a regular file; `DataError` for anything else, links included."""
-    if path.is_symlink() or not path.is_file():
-        raise DataError(f"{path}: it is missing or no regular file")
-    return path.stat().st_size
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """A regular file's content, through links too; `DataError` if it is missing or has more than `limit` bytes."""
-    try:
-        if not path.is_file():  # a pipe or a device would never end
-            raise DataError(f"{path}: it is missing or no regular file")
-        size = path.stat().st_size
-        if size > limit:
-            raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: it cannot be read ({getattr(error, 'strerror', None) or error})") from None
-
-
-def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Reads one JSON object; `DataError` if it is larger than `limit` bytes, no JSON, or has NaN or repeated keys."""
-    size = file_size(path)
-    if size > limit:
-        raise DataError(f"{path}: it has {size} bytes, {limit} are allowed")
-    return parse_json(path.read_bytes(), str(path))
-
-
-def check_safetensors(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Checks a safetensors file's header against its size, and returns each tensor's dtype name and shape.
-
-    The format: 8 bytes N (little endian), N bytes of JSON, then the tensors' bytes without gaps or overlaps.
-    """
-    size = file_size(path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise DataError(f"{path}: it is no safetensors file, or cut off ({size} bytes, header of {length})")
-        header = parse_json(file.read(length), f"{path}: header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise DataError(f"{path}: header: __metadata__ must map strings to strings")
-    spans, found = [], {}
-    for name, entry in header.items():
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            numbers = [*shape, begin, end]
-            ok = all(type(n) is int and 0 <= n < 2**63 for n in numbers) and len(shape) <= MAX_DIMENSIONS
-            ok = ok and len(entry) == 3 and end - begin == math.prod(shape) * _BYTES_PER_ELEMENT[dtype]
-        except (KeyError, TypeError, ValueError):
-            ok = False
-        if not ok:
-            raise DataError(f"{path}: header: the entry of tensor {name[:80]!r} is wrong")
-        spans.append((begin, end))
-        found[name] = (dtype, tuple(shape))
-    place = 0
-    for begin, end in sorted(spans):
-        if begin != place:
-            raise DataError(f"{path}: header: tensors overlap or leave a gap at byte {min(begin, place)}")
-        place = end
-    if place != size - 8 - length:
-        raise DataError(f"{path}: its tensors take {place} bytes, the file has {size - 8 - length}")
-    return found
-
-
-def _key(name: Any) -> str:
-    return repr(name[:80]) if isinstance(name, str) else f"of key type {type(name).__name__}"
-
-
-def read_tensors(path: Path) -> StateDict:
-    """Reads a safetensors file to the CPU after `check_safetensors`."""
-    check_safetensors(path)
-    try:
-        return load_file(path, device="cpu")
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def file_sha256(path: Path) -> str:
@@ -199,21 +120,17 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> dict[str, Any]:
-    """Writes a file whole and flushes it to disk; its `size` and `sha256`, which are those of what was given."""
+    """Writes a file and flushes it to disk; returns the `size` and `sha256` of the content."""
     with path.open("wb", buffering=0) as file:
         rest = memoryview(content)
-        while rest:  # a system call takes two gigabytes at most
+        while rest:  # one system call writes two gigabytes at most
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file beside others that may be a stranger's: a link of that name is replaced, not followed.
-
-    Raises:
-        OSError: if it cannot be written; nothing is left behind.
-    """
+    """Writes a file in an untrusted folder: a link of that name is replaced, not followed; `OSError` if it fails."""
     descriptor, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -226,44 +143,57 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> dict[str, Any]:
-    """Writes plain types and flushes them to disk; `InputError` for what JSON cannot hold.
-
-    Returns:
-        The file's `size` and `sha256`.
-    """
+    """Writes JSON, flushes it to disk and returns its `size` and `sha256`; `InputError` for other than plain types."""
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path.name}: only plain types and finite numbers can be saved ({error})") from error
+        raise InputError(f"{path.name}: expected plain types and finite numbers ({error})") from error
     if len(text) > MAX_JSON_BYTES:
-        raise InputError(f"{path.name}: it would have {len(text)} bytes, {MAX_JSON_BYTES} are allowed")
+        raise InputError(f"{path.name}: expected at most {MAX_JSON_BYTES} bytes, got {len(text)}")
     return _write(path, text.encode("utf-8") + b"\n")
 
 
+def read_tensors(path: Path) -> StateDict:
+    """Reads a safetensors file to the CPU; `DataError` if it is missing or invalid.
+
+    The library compares the header with the file's size before it reads a tensor. It would parse a header of 100 MB
+    and accept any number of dimensions; both are bounded here.
+    """
+    file_size(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise DataError(f"{path}: expected a safetensors header of at most {MAX_HEADER_BYTES} bytes, got {length}")
+    try:
+        state = load_file(path, device="cpu")
+    except Exception as error:  # shapes and dtypes that torch lacks raise several kinds
+        raise DataError(f"{path}: expected a safetensors file ({' '.join(str(error).split())[:200]})") from error
+    for name, tensor in state.items():
+        if tensor.dim() > MAX_DIMENSIONS:
+            raise DataError(f"{path}: {name[:80]!r}: expected at most {MAX_DIMENSIONS} dimensions, got {tensor.dim()}")
+    return state
+
+
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Writes dense tensors as safetensors, from any device, and flushes them to disk.
+    """Writes dense tensors from any device as safetensors, flushes them to disk, and returns `size` and `sha256`.
 
-    Tensors that share memory (tied weights, slices of one buffer) are written each on its own. The file is hashed as
-    it is handed over, so nothing is read again; it takes as much memory as it is large meanwhile.
-
-    Returns:
-        The file's `size` and `sha256`.
+    Tensors that share memory (tied weights, slices of one buffer) are written separately. The file is serialised in
+    memory, so that it is hashed without being read again.
 
     Raises:
-        InputError: for what is no dense tensor, or has a name or a dtype that the format does not allow.
+        InputError: for a value that is not a dense tensor, or a name or a dtype that the format does not allow.
     """
     separate: StateDict = {}
     storages: set[int] = set()
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-            raise InputError(f"{path.name}: {name} is no dense tensor")
+            raise InputError(f"{path.name}: {name}: expected a dense tensor")
         if name == "__metadata__":
-            raise InputError(f"{path.name}: {name} is no name for a tensor")
+            raise InputError(f"{path.name}: expected another name for a tensor than {name}")
         tensor = tensor.detach().to("cpu").contiguous()
-        # safetensors refuses tensors that share memory: these become copies.
         storage = tensor.untyped_storage()
         if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
+            tensor = tensor.clone()  # safetensors refuses tensors that share memory
         storages.add(tensor.untyped_storage().data_ptr())
         separate[name] = tensor
     try:
@@ -273,70 +203,72 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
     return _write(path, content)
 
 
-def _check_instructions(content: bytes, path: Path) -> None:
-    """Looks through a state dict's pickle before `torch.load` follows it.
+_TORCH_NAMES: Final = re.compile(
+    r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch.storage UntypedStorage|"
+    r"torch (float64|float32|float16|bfloat16|int64|int32|int16|int8|uint8|bool)|"
+    r"torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+)
 
-    With `weights_only=True` nothing of a stranger's is executed, but memory and time are not bounded: there,
-    `bytearray(10**12)` is allowed, and a tuple of tuples of tuples, each named twice, takes for ever to hash. A dict of
-    tensors needs neither, only the names in `_TORCH_NAMES`, and no tuple twice.
+
+def _check_pickle(content: bytes, path: Path) -> None:
+    """Checks the pickle of a state dict before `torch.load` follows it.
+
+    `weights_only=True` executes no foreign code, but it bounds neither memory nor time: it allows `bytearray(10**12)`,
+    and hashing a tuple of tuples of tuples, each named twice, takes exponential time. A dict of tensors needs only the
+    names in `_TORCH_NAMES`, and no tuple twice.
     """
-    tuples: set[int] = set()
-    places, last = 0, ""
+    tuples: set[Any] = set()
+    last = ""
+    argument: Any
     try:
         for opcode, argument, _ in pickletools.genops(content):
             name = opcode.name
-            if name == "GLOBAL" and str(argument) not in _TORCH_NAMES and not _STORAGE.fullmatch(str(argument)):
-                raise DataError(f"{path}: it needs pickle execution, refused (its pickle names {str(argument)[:80]!r})")
-            if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                place = places if name == "MEMOIZE" else int(str(argument))
-                places += 1
-                (tuples.add if last.startswith("TUPLE") else tuples.discard)(place)
+            if name == "GLOBAL" and not _TORCH_NAMES.fullmatch(argument):
+                raise DataError(f"{path}: refused, needs pickle execution (its pickle names {argument[:80]!r})")
+            if name in ("BINPUT", "LONG_BINPUT"):
+                (tuples.add if last.startswith("TUPLE") else tuples.discard)(argument)
             elif name in ("BINGET", "LONG_BINGET") and argument in tuples:
-                raise DataError(f"{path}: its pickle refers to one tuple twice, which no state dict does; refused")
-            elif name not in _TORCH_INSTRUCTIONS:
-                raise DataError(f"{path}: it needs pickle execution, refused (its pickle has the instruction {name})")
+                raise DataError(f"{path}: refused, its pickle refers to one tuple twice")
             last = name
+    except DataError:
+        raise
     except (ValueError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: its pickle is damaged or cut off ({str(error)[:80]})") from None
+        raise DataError(f"{path}: expected a complete pickle, got a damaged one ({str(error)[:80]})") from None
 
 
-def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Reads a plain `.pt` file of the reference (a dict of tensors, written by torch 1.6 or newer).
-
-    Raises:
-        DataError: if it is no such file, or if reading it would execute code.
-    """
-    path = Path(path)
-    size = file_size(path)
+def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # torch stores without compression; a compressed entry could unpack to any size.
+            # torch stores without compression; a compressed entry could unpack to any size
             if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-                raise DataError(f"{path}: it is compressed or its entries are larger than the file, refused")
+                raise DataError(f"{path}: refused, it is compressed or its entries are larger than the file")
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.endswith("/data.pkl")]
             if len(pickles) != 1 or len(set(names)) != len(names):
-                raise DataError(f"{path}: it is no file of torch.save (one data.pkl and different names are needed)")
-            _check_instructions(archive.read(pickles[0]), path)
+                raise DataError(f"{path}: expected a file of torch.save (one data.pkl, different names)")
+            _check_pickle(archive.read(pickles[0]), path)
+    except DataError:
+        raise
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: it is no file of torch.save (torch 1.6 or newer): {error}") from error
+        raise DataError(f"{path}: expected a file of torch.save (torch 1.6 or newer): {error}") from error
+
+
+def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
+    """Reads a plain `.pt` file, a dict of tensors written by torch 1.6 or newer; anything else is a `DataError`."""
+    path = Path(path)
+    size = file_size(path)
+    _check_archive(path, size)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met
-        reason = "it needs pickle execution, refused" if "weights_only" in str(error) else "it cannot be read"
-        raise DataError(
-            f"{path}: {reason} ({str(error).splitlines()[0][:120] if str(error) else 'no reason'})"
-        ) from error
+    except Exception as error:  # torch raises whatever its unpickler meets
+        reason = "refused, needs pickle execution" if "weights_only" in str(error) else "cannot be read"
+        raise DataError(f"{path}: {reason} ({str(error).partition(chr(10))[0][:120]})") from error
     if not isinstance(state, dict) or not state:
-        raise DataError(f"{path}: a dict of tensors is needed, got {type(state).__name__}")
+        raise DataError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise DataError(f"{path}: a dict of tensors is needed, entry {_key(name)} is {type(tensor).__name__}")
+            raise DataError(f"{path}: {str(name)[:80]!r}: expected a tensor, got {type(tensor).__name__}")
         if tensor.is_meta or tensor.nbytes > size:
-            raise DataError(f"{path}: tensor {name[:80]!r} of shape {tuple(tensor.shape)} is larger than the file")
+            raise DataError(f"{path}: {name[:80]!r}: expected at most the file's {size} bytes, got {tensor.nbytes}")
     return {name: tensor.detach() for name, tensor in state.items()}

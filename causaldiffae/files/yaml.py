@@ -1,8 +1,8 @@
-"""YAML that may come from strangers: no tags, no anchors, no repeated keys, flat and small.
+"""Untrusted YAML: no tags, no anchors, no repeated keys; flat and small.
 
-A tag asks for objects to be made, an alias of an alias ("billion laughs") unfolds to any size, and deep nesting costs
-a reader in Python its stack. None of them has a use in a graph or a configuration, so each is refused by name before a
-value is built. Where libyaml is there (all wheels of PyYAML have it) it does the scanning, ten times as fast.
+A tag asks for objects to be made, an alias of an alias ("billion laughs") expands to any size, and deep nesting
+exhausts the stack. Graphs and configurations use none of them, so each is refused before a value is built. libyaml
+scans ten times as fast where it is available (in all wheels of PyYAML).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import yaml
 
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import DataError
+from causaldiffae.files.reading import read_file
 
 MAX_DEPTH: Final = 20
 MAX_CHARACTERS: Final = 1 << 17
@@ -23,7 +24,7 @@ _Scanner: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 
 
 class _TextLoader(yaml.composer.Composer, _Scanner):  # type: ignore[misc]
-    """All scalars are text."""
+    """A loader whose scalars are all text."""
 
     def __init__(self, text: str) -> None:
         _Scanner.__init__(self, text)
@@ -40,7 +41,7 @@ class _TextLoader(yaml.composer.Composer, _Scanner):  # type: ignore[misc]
         self.values += 1
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep, line {line}")
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep, line {line}")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -53,17 +54,13 @@ class _TextLoader(yaml.composer.Composer, _Scanner):  # type: ignore[misc]
 
 
 def parse_yaml(text: str, where: str, max_values: int | None = None) -> Any:
-    """The one document in a text; all its scalars are text.
-
-    Args:
-        where: the file's name, which errors begin with.
-        max_values: scalars, lists and mappings that are allowed.
+    """Parses a text of one document and of at most `max_values` scalars, lists and mappings; scalars remain text.
 
     Raises:
-        DataError: if it is no YAML, too long or too deep, or has tags, anchors or a key twice.
+        DataError: starting with `where`, if it is not YAML, too long or too deep, or has tags, anchors or a key twice.
     """
     if len(text) > MAX_CHARACTERS:
-        raise DataError(f"{where}: it has {len(text)} characters, {MAX_CHARACTERS} are allowed")
+        raise DataError(f"{where}: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
     try:
         loader = _TextLoader(text)
         try:
@@ -71,36 +68,23 @@ def parse_yaml(text: str, where: str, max_values: int | None = None) -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise DataError(f"{where}: it is no YAML ({' '.join(str(error).split())[:200]})") from None
+        raise DataError(f"{where}: expected YAML ({' '.join(str(error).split())[:200]})") from None
     if max_values is not None and loader.values > max_values:
-        raise DataError(f"{where}: it holds {loader.values} values, {max_values} are allowed")
+        raise DataError(f"{where}: expected at most {max_values} values, got {loader.values}")
     return content
 
 
 def check_config_file(path: str | Path) -> None:
-    """Refuses a configuration file that the command line's parser must not see.
-
-    That parser types and merges the values; what it is given here is small, flat, and has neither tags nor anchors.
-
-    Raises:
-        InputError: naming the file, if it is missing or no regular file, or not as described; a `DataError` for its
-            content.
-    """
-    path, where = Path(path), f"config: {str(path)[:500]}"
+    """Raises a `DataError` unless a file is fit for the command line's parser: small, flat, no tags and no anchors."""
+    where = f"config: {str(path)[:500]}"
     try:
-        if not path.is_file():
-            raise InputError(f"{where}: it is missing or no regular file")
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise DataError(f"{where}: it has {path.stat().st_size} bytes, {MAX_CONFIG_BYTES} are allowed")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(Path(path), MAX_CONFIG_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{where}: it is no UTF-8 text") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: it cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise DataError(f"{where}: expected UTF-8 text") from None
+    except DataError as error:
+        raise DataError(f"config: {error}") from None
     content = parse_yaml(text, where, MAX_CONFIG_VALUES)
     if content not in (None, "") and not isinstance(content, dict):
-        raise DataError(f"{where}: a mapping from names to values is needed, like batch_size: 8")
+        raise DataError(f"{where}: expected a mapping from names to values, such as batch_size: 8")
     if isinstance(content, dict) and "config" in content:
-        raise DataError(f"{where}: it names another configuration file; give both with --config")
+        raise DataError(f"{where}: expected no key 'config'; give several files with several --config")
