@@ -1,18 +1,18 @@
-"""Checkpoints: everything a run needs to go on, and a model needs to be used, in one folder per step.
+"""Checkpoints: everything that resuming a run and using a model requires, in one folder per step.
 
     run_dir/step_0001000/
-        model.safetensors          the trained weights
+        model.safetensors          trained weights
         ema_0.9999.safetensors     their moving average, one file per rate
         training.safetensors       tensors of the training state (optimizer, random states, ...)
-        training.json              the rest of it: plain types, with references to the tensors
+        training.json              the rest of the training state: plain types and references to the tensors
         config.json                resolved configuration, graph, data set, label statistics
         manifest.json              sizes and SHA-256 of all files; written last
 
-A folder is written under another name, flushed to disk and renamed, so that a step folder is whole or not there; the
-manifest shows what was damaged later. Files may come from strangers: nothing is unpickled, headers are checked
-against file sizes before anything is read, and whatever is wrong is a `DataError` that names the file.
+A folder is written under a temporary name, flushed to disk and renamed, so a step folder is either complete or absent.
+The manifest reveals later damage. Files are untrusted: nothing is unpickled, headers are compared with file sizes
+before anything is read, and an invalid file raises a `DataError` that names it.
 
-A *model folder* (`export_weights`) is the form in which weights are passed on: config.json and model.safetensors only.
+A *model folder* (`export_weights`) holds only config.json and model.safetensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -43,9 +43,6 @@ from causaldiffae.files.reading import (
     write_json,
     write_tensors,
 )
-from causaldiffae.files.reading import (
-    load_torch_state_dict as load_torch_state_dict,  # one place for every kind of file
-)
 from causaldiffae.nn import ModuleT
 
 StepT = TypeVar("StepT")
@@ -61,20 +58,12 @@ _RATE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,30}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_checkpoint` read.
-
-    Attributes:
-        config: as it was given to `save_checkpoint`.
-        model_state: weights, on the CPU and in the stored dtype; the moving average if one was asked for.
-        training_state: as it was given to `save_checkpoint`; `None` if it was not asked for or is not there.
-        step: training steps done; `None` for a model folder.
-        path: the folder that was read.
-    """
+    """What `load_checkpoint` returns; configuration and states as they were given to `save_checkpoint`."""
 
     config: dict[str, Any]
-    model_state: StateDict
-    training_state: Any
-    step: int | None
+    model_state: StateDict  # weights or their moving average, on the CPU and in the stored dtype
+    training_state: Any  # None unless requested
+    step: int | None  # None for a model folder
     path: Path
 
 
@@ -89,31 +78,28 @@ def save_checkpoint(
     keep_last: int | None = None,
     keep_every: int | None = None,
 ) -> Path:
-    """Writes `run_dir/step_{step:07d}`, whole or not at all; only one process may do so.
+    """Writes and returns `run_dir/step_{step:07d}`, completely or not at all. Only one process may call it.
 
     Args:
-        run_dir: made if it is missing.
-        step: training steps done, 0 or more; an older folder of the same step is replaced.
+        run_dir: created if it is missing.
+        step: number of training steps; an existing folder of the same step is replaced.
         model_state, ema_states: weights, and moving averages by their rate as a string, e.g. `{"0.9999": {...}}`.
-        training_state: anything `flatten_state` takes, or `None` for none.
-        config: plain types; everything a script must know to rebuild the model and to read labels.
-        keep_last: how many of the newest folders up to this step stay; `None` keeps all.
-        keep_every: folders whose step is a multiple of it always stay.
-
-    Returns:
-        The folder.
+        training_state: anything `flatten_state` takes, or None.
+        config: plain types; what rebuilding the model and reading labels requires.
+        keep_last: number of newest folders up to this step to keep; None keeps all.
+        keep_every: folders whose step is a multiple of it are always kept.
 
     Raises:
-        InputError: for a state or configuration that cannot be written; nothing is left behind.
-        OSError: if the disk refuses; nothing is left behind, older checkpoints stay.
+        InputError: for a state or configuration that cannot be written.
+        OSError: if writing fails. Either way nothing is left behind, and older checkpoints are kept.
     """
     if type(step) is not int or not 0 <= step < 10**12:
-        raise InputError(f"step: {step!r} is given, an integer of 0 or more is needed")
+        raise InputError(f"step: expected an integer of 0 or more, got {step!r}")
     if keep_last is not None and keep_last < 1:
-        raise InputError(f"keep_last: {keep_last} is given, 1 or more is allowed (None keeps all)")
+        raise InputError(f"keep_last: expected 1 or more (None keeps all), got {keep_last}")
     for rate in ema_states:
         if not _RATE.fullmatch(rate):
-            raise InputError(f"ema rate: {rate!r} is given, digits, letters, '.', '+' and '-' are allowed")
+            raise InputError(f"ema rate: expected digits, letters, '.', '+' and '-', got {rate!r}")
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     target = run_dir / f"step_{step:07d}"
@@ -133,7 +119,7 @@ def save_checkpoint(
         files[CONFIG] = write_json(folder / CONFIG, dict(config))
         write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "step": step, "files": files})
         sync_to_disk(folder)
-        _put_in_place(folder, target)
+        _rename(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -141,16 +127,17 @@ def save_checkpoint(
     return target
 
 
-def _put_in_place(folder: Path, target: Path) -> None:
-    if target.exists():  # a non-empty folder cannot be renamed over; for an instant the one before is the newest
-        target.rename(target.with_name(f".{target.name}.tmp-replaced-{os.getpid()}"))
+def _rename(folder: Path, target: Path) -> None:
+    replaced = target.with_name(f".{target.name}.tmp-replaced-{os.getpid()}")
+    if target.exists():  # a non-empty folder cannot be renamed over
+        target.rename(replaced)
     folder.rename(target)
     sync_to_disk(target.parent)
-    shutil.rmtree(target.with_name(f".{target.name}.tmp-replaced-{os.getpid()}"), ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _steps(run_dir: Path) -> dict[int, Path]:
-    """Step folders by their step, newest first."""
+    """Step folders by step, newest first."""
     found = {}
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
@@ -161,8 +148,8 @@ def _steps(run_dir: Path) -> dict[int, Path]:
 
 
 def steps_to_remove(steps: Iterable[int], step: int, keep_last: int | None, keep_every: int | None) -> list[int]:
-    """Which of the steps that are there need not stay once `step` is written, see `save_checkpoint`."""
-    # Those beyond this step are not counted: after going back they are either broken or of no concern to this run.
+    """The existing steps to remove once `step` is written, see `save_checkpoint`."""
+    # Later steps are kept: they belong to an earlier run that went further.
     old = sorted((number for number in steps if number <= step), reverse=True)[keep_last:] if keep_last else []
     return [number for number in old if not keep_every or number % keep_every]
 
@@ -170,10 +157,10 @@ def steps_to_remove(steps: Iterable[int], step: int, keep_last: int | None, keep
 def _remove_old(run_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
     found = _steps(run_dir)
     for number in steps_to_remove(found, step, keep_last, keep_every):
-        doomed = found[number].with_name(f".{found[number].name}.tmp-old-{os.getpid()}")
+        removed = found[number].with_name(f".{found[number].name}.tmp-old-{os.getpid()}")
         with contextlib.suppress(OSError):
-            found[number].rename(doomed)  # so that no half-deleted folder bears a step's name
-            shutil.rmtree(doomed, ignore_errors=True)
+            found[number].rename(removed)  # a partly deleted folder must not look like a step
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def export_weights(
@@ -182,11 +169,11 @@ def export_weights(
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes a model folder; `dtype` (e.g. `torch.float16`) converts floating-point tensors, others stay."""
+    """Writes a model folder; floating-point tensors are converted to `dtype` if given."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists() or _steps(folder):
-        raise InputError(f"{folder}: it holds checkpoints; weights need a folder of their own")
+        raise InputError(f"{folder}: expected a folder without checkpoints; choose another one for exported weights")
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         write_tensors(Path(temporary) / MODEL, cast)
@@ -197,143 +184,120 @@ def export_weights(
     return folder
 
 
-class Manifest(NamedTuple):
-    """A step, and the size and SHA-256 of each of its files, by its name."""
-
-    step: int
-    files: dict[str, Any]
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a step folder.
+def read_manifest(folder: Path) -> tuple[int, dict[str, Any]]:
+    """The step in a step folder's manifest, and the size and SHA-256 of each file by name.
 
     Raises:
-        DataError: if it is no manifest, or speaks of anything but files beside it.
+        DataError: if it is not a manifest, or names anything but files in its folder.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
     step, files = manifest.get("step"), manifest.get("files")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise DataError(f"{path}: it is no manifest of version {VERSION} of a causaldiffae checkpoint")
+        raise DataError(f"{path}: expected a manifest of version {VERSION} of a {FORMAT}")
     if type(step) is not int or not 0 <= step < 10**12 or not isinstance(files, dict):
-        raise DataError(f"{path}: step and files are missing or wrong")
+        raise DataError(f"{path}: expected a step and files")
+    if not {CONFIG, MODEL} <= {*files}:
+        raise DataError(f"{path}: expected files with {CONFIG} and {MODEL}")
     named = STEP_NAME.fullmatch(folder.name)
     if named and int(named[1]) != step:
-        raise DataError(f"{path}: it is the manifest of step {step}, the folder's name says {int(named[1])}")
-    for name in (CONFIG, MODEL):
-        if name not in files:
-            raise DataError(f"{path}: it does not list {name}")
+        raise DataError(f"{path}: expected step {int(named[1])} as in the folder's name, got {step}")
     for name, entry in files.items():
         if not _FILE_NAME.fullmatch(name) or not isinstance(entry, dict):
-            raise DataError(f"{path}: {name[:80]!r} is no entry of a checkpoint")
-    return Manifest(step, files)
+            raise DataError(f"{path}: expected names of files in this folder, got {name[:80]!r}")
+    return step, files
 
 
 def verify(folder: Path) -> int:
-    """Checks every file of a step folder against its manifest, and returns the step.
-
-    Raises:
-        DataError: naming the first file that is missing, of another size or of other content.
-    """
+    """Compares a step folder with its manifest and returns the step; `DataError` names a file that differs."""
     step, files = read_manifest(folder)
     for name, entry in files.items():
         size = file_size(folder / name)
         if entry.get("size") != size:
-            raise DataError(f"{folder / name}: it has {size} bytes, the manifest says {str(entry.get('size'))[:40]}")
+            raise DataError(f"{folder / name}: expected {str(entry.get('size'))[:40]} bytes, got {size}")
         if file_sha256(folder / name) != entry.get("sha256"):
-            raise DataError(f"{folder / name}: its content is not what was written (SHA-256 differs)")
+            raise DataError(f"{folder / name}: the file is damaged (its SHA-256 is not that in the manifest)")
     return step
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
-    """Newest step folder that verifies; warns about every newer one that does not. `None` where there are no steps.
+    """The newest intact step folder, None if there are no steps; warns and raises as `newest_intact`."""
 
-    Raises:
-        DataError: if there are step folders and none verifies: going on from nothing must not happen silently.
-    """
-
-    def whole(folder: Path) -> Path:
+    def verified(folder: Path) -> Path:
         try:
             verify(folder)
         except OSError as error:
             raise DataError(str(error)) from error
         return folder
 
-    return newest_whole(run_dir, _steps(Path(run_dir)).values(), whole)
+    return newest_intact(run_dir, _steps(Path(run_dir)).values(), verified)
 
 
-def newest_whole(run: object, steps: Iterable[StepT], whole: Callable[[StepT], Path]) -> Path | None:
-    """The first step's folder that `whole` gives; warns about every one before. `None` where there are no steps.
+def newest_intact(run: object, steps: Iterable[StepT], verified: Callable[[StepT], Path]) -> Path | None:
+    """The folder of the first step that is intact, None if there are no steps; warns about those before it.
 
     Args:
-        run: what messages call the run.
-        steps: the newest first.
-        whole: a step's folder, or a `DataError` if it is damaged.
+        run: how messages name the run.
+        steps: newest first.
+        verified: returns a step's folder, or raises `DataError` if it is damaged.
 
     Raises:
-        DataError: if there are steps and none is whole.
+        DataError: if there are steps and all are damaged, so that training does not silently start again.
     """
     reasons = []
     for step in steps:
         try:
-            folder = whole(step)
+            folder = verified(step)
         except DataError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            warnings.warn(f"a damaged checkpoint is passed over: {reason}", stacklevel=3)
+            warnings.warn(f"skipped a damaged checkpoint: {reason}", stacklevel=3)
         return folder
     if reasons:
-        raise DataError(f"{run}: none of its {len(reasons)} checkpoints is whole; the newest: {reasons[0]}")
+        raise DataError(f"{run}: all {len(reasons)} checkpoints are damaged; the newest: {reasons[0]}")
     return None
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, ema: str | None = None, with_training: bool = False) -> Checkpoint:
-    """Reads a checkpoint.
+    """Reads a checkpoint; `DataError` if there is none, it is damaged, or lacks what is requested.
 
     Args:
-        path: a run directory (its newest whole step is read), a step folder, or a model folder.
-        ema: rate of the moving average to read in place of the trained weights, e.g. "0.9999". A model folder holds one
-            set of weights, which is read whatever `ema` says.
+        path: a run directory (its newest intact step is read), a step folder, or a model folder.
+        ema: rate of the moving average to read instead of the trained weights, e.g. "0.9999"; ignored for a model
+            folder, which holds one set of weights.
         with_training: also read the training state.
-
-    Raises:
-        DataError: if there is no checkpoint, it is damaged, or has no such moving average (lists those there are).
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; a run directory, a step or a model folder is needed")
-    if not (folder / MANIFEST).is_file() and not STEP_NAME.fullmatch(folder.name):
-        newest = latest_checkpoint(folder)
-        if newest is None:
-            return _load_model_folder(folder, with_training)
+        raise DataError(f"{folder}: folder not found; expected a run directory, a step or a model folder")
+    if (folder / MANIFEST).is_file() or STEP_NAME.fullmatch(folder.name):
+        verify(folder)
+    elif newest := latest_checkpoint(folder):
         folder = newest
-    step = verify(folder)
+    elif not (folder / CONFIG).is_file() or not (folder / MODEL).is_file():
+        raise DataError(f"{folder}: expected step_* folders, or {CONFIG} and {MODEL}; found no checkpoint")
+    elif with_training:
+        raise DataError(f"{folder}: expected a training state to resume from, got a model folder without one")
+    else:
+        return Checkpoint(read_json(folder / CONFIG), read_tensors(folder / MODEL), None, None, folder)
+    step, listed = read_manifest(folder)
     name = MODEL if ema is None else f"ema_{ema}.safetensors"
-    listed = read_json(folder / MANIFEST)["files"]
     if name not in listed:
         rates = [file[4:-12] for file in listed if file.startswith("ema_")]
-        raise DataError(f"{folder}: no moving average of rate {ema!r}, there are: {', '.join(rates) or 'none'}")
+        raise DataError(f"{folder}: expected a moving average of rate {', '.join(rates) or '(none)'}, got {ema!r}")
     training_state = None
     if with_training and TRAINING_PLAIN in listed:
         tensors = read_tensors(folder / TRAINING_TENSORS) if TRAINING_TENSORS in listed else {}
         plain = read_json(folder / TRAINING_PLAIN)
         training_state = unflatten_state(tensors, plain.get("state"), str(folder / TRAINING_PLAIN))
     elif with_training:
-        raise DataError(f"{folder}: it has no training state, so training cannot go on from it")
+        raise DataError(f"{folder}: expected a training state to resume from, got a step without one")
     return Checkpoint(read_json(folder / CONFIG), read_tensors(folder / name), training_state, step, folder)
 
 
-def _load_model_folder(folder: Path, with_training: bool) -> Checkpoint:
-    if not (folder / CONFIG).is_file() or not (folder / MODEL).is_file():
-        raise DataError(f"{folder}: it holds no checkpoint; step_* folders, or {CONFIG} and {MODEL} are needed")
-    if with_training:
-        raise DataError(f"{folder}: it is a model folder without training state, so training cannot go on from it")
-    return Checkpoint(read_json(folder / CONFIG), read_tensors(folder / MODEL), None, None, folder)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills a tensor in place: on the meta device that does nothing, after seconds of imports."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips functions that fill a tensor in place: on the meta device they do nothing, after seconds of imports."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -345,31 +309,25 @@ class _Unfilled(TorchFunctionMode):
 def build_with_weights(
     build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str, hold_once: bool = False
 ) -> ModuleT:
-    """The network that `build` makes, with a state dict's weights in float32, on the CPU and in evaluation mode.
+    """Builds a network with the weights of a state dict, in float32 on the CPU and in evaluation mode.
 
-    The sizes may be a stranger's: it is first built without memory (torch's meta device), and in earnest only if names
-    and shapes are those of the weights at hand, which their file's size bounds.
-
-    Args:
-        build: makes the network.
-        state: the weights.
-        where: what messages begin with.
-        hold_once: take the weights as they are in place of building in earnest: for networks of gigabytes that keep
-            nothing beside their state dict.
+    Its sizes may be untrusted: it is first built on torch's meta device, and memory is allocated only if names and
+    shapes are those of the weights, which their file's size bounds. `hold_once` assigns the weights instead of copying
+    them, for networks of gigabytes whose state dict holds all they need.
 
     Raises:
-        DataError: starting with `where`, if the network cannot be built or the weights are another's.
+        DataError: starting with `where`, if the network cannot be built or the weights do not fit.
     """
     try:
-        with torch.device("meta"), _Unfilled(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again in earnest
+        with torch.device("meta"), _SkipInitialisation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the second build warns again
             network = build()
         check_state_fits(network, state)
     except InputError as error:
         raise DataError(f"{where}: {error}") from error
-    except Exception as error:  # layers refuse sizes in their own ways
+    except Exception as error:  # each layer has its own way to refuse sizes
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{where}: its sizes make no network ({reason})") from None
+        raise DataError(f"{where}: no network has these sizes ({reason})") from None
     full = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     network = network if hold_once else build()
     network.load_state_dict(full, assign=hold_once)
@@ -377,23 +335,15 @@ def build_with_weights(
 
 
 def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Compares names and shapes with `model.state_dict()`.
-
-    Raises:
-        InputError: listing the first five of what is missing, of another shape or not known to the model.
-    """
+    """Raises an `InputError` that lists the first five tensors that are missing, unexpected or of another shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = []
-    for name, shape in expected.items():
-        if name not in state:
-            wrong.append(f"{name} is missing (expected shape {shape})")
-        elif tuple(state[name].shape) != shape:
-            wrong.append(f"{name} has shape {tuple(state[name].shape)} (expected {shape})")
-    wrong += [
-        f"{name} of shape {tuple(t.shape)} is not part of the model"
-        for name, t in state.items()
-        if name not in expected
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [
+        f"{name}: expected shape {shape}, got {given.get(name, 'none')}"
+        for name, shape in expected.items()
+        if given.get(name) != shape
     ]
+    wrong += [f"{name}: unexpected, of shape {shape}" for name, shape in given.items() if name not in expected]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise InputError(f"checkpoint of another model, {len(wrong)} differences: {'; '.join(wrong[:5])}{more}")

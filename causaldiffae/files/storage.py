@@ -1,19 +1,23 @@
-"""Where a data set lies: a local folder, or an address that blobfile knows (gs://bucket/set, az://account/container).
+"""Folders of data sets: local ones, and addresses that blobfile knows (gs://bucket/set, az://account/container).
 
-Names inside the folder come from a table that a stranger may have written: a name that leaves the folder, by "..", by
-a root or through a link, is refused here and nowhere else.
+The names of files in a folder come from an untrusted table. A name that leaves the folder, by "..", by a root or
+through a link, is refused here.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_file, replace_file
+
+RETRIES: Final = 10  # of one request; the pauses double from 0.1 s, 25 s in all on average
 
 
 class FileStamp(NamedTuple):
@@ -23,40 +27,26 @@ class FileStamp(NamedTuple):
     changed: float
 
 
-class Folder(Protocol):
-    """A place that files are read from; `where` is its address."""
-
-    where: str
-
-    def read(self, name: str, limit: int) -> bytes:
-        """A file's content; `DataError` if it is missing or has more than `limit` bytes."""
-        ...
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file."""
-        ...
-
-    def stamps(self, names: Sequence[str]) -> list[FileStamp | str]:
-        """For every file its stamp, or what is wrong with it."""
-        ...
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file; `DataError` where that cannot be."""
-        ...
-
-
 def is_remote(address: str | Path) -> bool:
     """Whether an address is one for blobfile."""
     return "://" in str(address)
 
 
-def open_folder(address: str | Path) -> Folder:
+def object_storage() -> Any:
+    """blobfile's functions, with bounded retries; its default is to retry for ever."""
+    import blobfile
+
+    log = logging.getLogger(__name__).warning
+    return blobfile.create_context(retry_limit=RETRIES, connect_timeout=10, log_callback=log)
+
+
+def open_folder(address: str | Path) -> LocalFolder | RemoteFolder:
     """The folder at a local path or an address; `DataError` if it is missing."""
     return RemoteFolder(str(address)) if is_remote(address) else LocalFolder(Path(address))
 
 
 def read_address(address: str | Path, limit: int) -> bytes:
-    """One file of at most `limit` bytes, at a local path or an address."""
+    """Reads one file of at most `limit` bytes at a local path or an address."""
     parent, _, name = str(address).rpartition("/")
     if is_remote(address):
         return RemoteFolder(parent).read(name, limit)
@@ -64,7 +54,7 @@ def read_address(address: str | Path, limit: int) -> bytes:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a relative name leads out of the folder, on any system."""
+    """Whether a relative name leads out of its folder, on any operating system."""
     return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in name.replace("\\", "/").split("/")
 
 
@@ -74,16 +64,19 @@ class LocalFolder:
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
         if not path.is_dir():
-            raise DataError(f"{path}: the folder is missing")
-        self._real_folders: dict[str, bool] = {}
+            raise DataError(f"{path}: folder not found")
+        self._inside: dict[str, bool] = {}
 
     def read(self, name: str, limit: int) -> bytes:
+        """Reads a file; `DataError` if it is missing or larger than `limit` bytes."""
         return read_file(self.path / name, limit)
 
     def has(self, name: str) -> bool:
+        """Whether the file exists."""
         return (self.path / name).is_file()
 
     def stamps(self, names: Sequence[str]) -> list[FileStamp | str]:
+        """The stamp of each file, or what is wrong with it."""
         return [self._stamp(name) for name in names]
 
     def _stamp(self, name: str) -> FileStamp | str:
@@ -95,86 +88,78 @@ class LocalFolder:
                 inside = inside and self._is_inside(path)
                 found = os.stat(path)  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
-            return "the file is missing"
+            return "file not found"
         except OSError as error:
-            return f"it cannot be read ({error.strerror})"
+            return f"cannot be read ({error.strerror})"
         if not inside:
             return "a link leads out of the folder"
         if not stat.S_ISREG(found.st_mode):
-            return "it is no regular file"
+            return "not a regular file"
         return FileStamp(found.st_size, found.st_mtime_ns)
 
     def _is_inside(self, path: str) -> bool:
-        if path not in self._real_folders:
+        if path not in self._inside:
             real, root = os.path.realpath(path), os.path.realpath(self.where)
-            self._real_folders[path] = real == root or real.startswith(root.rstrip(os.sep) + os.sep)
-        return self._real_folders[path]
+            self._inside[path] = real == root or real.startswith(root.rstrip(os.sep) + os.sep)
+        return self._inside[path]
 
     def write(self, name: str, content: bytes) -> None:
+        """Writes a file; `DataError` if that fails."""
         try:
             replace_file(self.path / name, content)
         except OSError as error:
-            raise DataError(f"{self.path / name}: it cannot be written ({error.strerror})") from None
+            raise DataError(f"{self.path / name}: cannot be written ({error.strerror})") from None
 
 
 class RemoteFolder:
-    """A folder at an address that blobfile knows."""
+    """A folder at an address that blobfile knows; the methods are those of `LocalFolder`."""
 
     def __init__(self, address: str) -> None:
-        import blobfile
+        self._storage, self.where = object_storage(), address.rstrip("/")
 
-        self._blobfile: Any = blobfile
-        self.where = address.rstrip("/")
-
-    def _address(self, name: str) -> str:
-        return f"{self.where}/{name}"
+    @contextmanager
+    def _reaching(self, name: str, what: str) -> Iterator[str]:
+        """The address of a file or folder; errors of services and networks, of many kinds, become a `DataError`."""
+        address = f"{self.where}/{name}" if name else self.where
+        try:
+            yield address
+        except FileNotFoundError:
+            raise DataError(f"{address}: file not found") from None
+        except Exception as error:
+            raise DataError(f"{address}: cannot be {what} ({' '.join(str(error).split())[:200]})") from error
 
     def read(self, name: str, limit: int) -> bytes:
-        address = self._address(name)
-        try:
-            with self._blobfile.BlobFile(address, "rb") as file:
-                content = file.read(limit + 1)
-        except FileNotFoundError:
-            raise DataError(f"{address}: the file is missing") from None
-        except Exception as error:  # whatever the service answers
-            raise DataError(f"{address}: it cannot be read ({_one_line(error)})") from error
+        with self._reaching(name, "read") as address, self._storage.BlobFile(address, "rb") as file:
+            content = bytes(file.read(limit + 1))
         if len(content) > limit:
-            raise DataError(f"{address}: it has more than {limit} bytes")
-        return bytes(content)
+            raise DataError(f"{self.where}/{name}: expected at most {limit} bytes, got more")
+        return content
 
     def has(self, name: str) -> bool:
-        try:
-            return bool(self._blobfile.exists(self._address(name)))
-        except Exception as error:
-            raise DataError(f"{self._address(name)}: it cannot be reached ({_one_line(error)})") from error
+        with self._reaching(name, "reached") as address:
+            return bool(self._storage.exists(address))
 
     def stamps(self, names: Sequence[str]) -> list[FileStamp | str]:
-        listed: dict[str, dict[str, Any]] = {}  # one question for each folder, not for each file
+        listed: dict[str, dict[str, Any]] = {}  # one request per folder, not per file
         found: list[FileStamp | str] = []
         for name in names:
             folder, _, base = name.rpartition("/")
             if folder not in listed:
                 listed[folder] = self._list(folder)
             entry = listed[folder].get(base)
-            found.append("the file is missing" if entry is None else FileStamp(entry.size, entry.mtime))
+            found.append("file not found" if entry is None else FileStamp(entry.size, entry.mtime))
         return found
 
     def _list(self, folder: str) -> dict[str, Any]:
-        address = self._address(folder) if folder else self.where
-        try:
-            return {entry.name: entry.stat for entry in self._blobfile.scandir(address) if entry.is_file}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except Exception as error:
-            raise DataError(f"{address}: it cannot be listed ({_one_line(error)})") from error
+        with self._reaching(folder, "listed") as address:
+            try:
+                return {entry.name: entry.stat for entry in self._storage.scandir(address) if entry.is_file}
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
 
     def write(self, name: str, content: bytes) -> None:
-        try:
-            with self._blobfile.BlobFile(self._address(name), "wb") as file:
-                file.write(content)
-        except Exception as error:
-            raise DataError(f"{self._address(name)}: it cannot be written ({_one_line(error)})") from error
+        with self._reaching(name, "written") as address, self._storage.BlobFile(address, "wb") as file:
+            file.write(content)
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+Folder: TypeAlias = LocalFolder | RemoteFolder
