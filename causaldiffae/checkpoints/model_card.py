@@ -1,4 +1,4 @@
-"""README.md of a model folder: the facts that the checkpoint itself knows, in the form of a Hugging Face model card."""
+"""README.md of a model folder: the facts in its checkpoint, in the form of a Hugging Face model card."""
 
 from __future__ import annotations
 
@@ -12,105 +12,120 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
 from causaldiffae.logger import PROGRESS, STEP, read_progress
 
-_TYPES: Final = {
-    "causaldae": "CausalDiffAE (Komanduri et al., ECAI 2024, arXiv 2404.17735): causal encoder, structural causal "
-    "model over its latents, diffusion decoder.",
-    "diffscm": "Diff-SCM (Sanchez and Tsaftaris, CLeaR 2022, arXiv 2202.10166): a score network under an anti-causal "
-    "predictor.",
-    "conditional": "A label-conditional diffusion model with a structural causal model of the labels.",
+_DESCRIPTIONS: Final = {
+    "causaldae": "CausalDiffAE (Komanduri et al., ECAI 2024, arXiv 2404.17735): a causal encoder, a structural causal "
+    "model of its latents, and a diffusion decoder.",
+    "diffscm": "Diff-SCM (Sanchez and Tsaftaris, CLeaR 2022, arXiv 2202.10166): a score network guided by an "
+    "anti-causal predictor.",
+    "conditional": "A diffusion model conditioned on labels, with a structural causal model of the labels.",
     "diffae": "A diffusion autoencoder without a graph (Preechakul et al., CVPR 2022).",
-    "causalvae": "A CausalVAE-style model: causal encoder, structural causal model, convolutional decoder.",
+    "causalvae": "A model in the style of CausalVAE: a causal encoder, a structural causal model and a convolutional "
+    "decoder.",
 }
-_LAST: Final = ("mse", "label_mse", "prior_kl", "mechanism_nll", "grad_norm")
+_LOSSES: Final = ("mse", "label_mse", "prior_kl", "mechanism_nll", "grad_norm")
+_CARD: Final = """\
+---
+license: mit
+library_name: causaldiffae
+tags:
+- counterfactual
+- causal
+- {kind}
+- {spec.name}
+---
+
+# {kind} on {spec.name}
+
+{description}
+
+## Use
+
+```python
+from causaldiffae import {public}
+
+model = {public}.from_pretrained("{name}")
+cf = model.counterfactual("image.png", do={{"{variable}": {value:g}}})
+cf.show()
+```
+
+## Data
+
+`{spec.name}`: {facts.source}
+Images: {spec.channels} x {spec.image_size} x {spec.image_size} pixels.
+{classes}
+| variable | unit | training labels | direct causes |
+|---|---|---|---|
+{variables}
+
+## Training
+
+{facts.parameters:,} parameters; {steps} steps of {train.batch_size} images at learning rate {train.lr:g};
+T = {diffusion.diffusion_steps}, {diffusion.noise_schedule} schedule.{labelled}
+{figures}
+## Limits
+
+Counterfactuals are only as good as the graph and the training labels. Values outside the ranges of the training
+labels are extrapolated.
+
+## Licence
+
+MIT, as the package. The data have licences of their own.
+"""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says of a model.
-
-    Attributes:
-        config, spec: of the model.
-        parameters: how many it has.
-        steps: how many it was trained for, None where that is not known.
-        source: where the data come from.
-        name: under which the model can be opened.
-    """
+    """What a card says about a model; `source` tells where its data come from, `name` loads it."""
 
     config: Config
     spec: DatasetSpec
     parameters: int
-    steps: int | None
+    steps: int | None  # None if unknown
     source: str
     name: str = ""
 
 
 def write_card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> Path:
-    """Writes `folder/README.md`; the training log beside it, where there is one, gives the last losses."""
+    """Writes `folder/README.md`; the last losses are those of the training log in the folder, if there is one."""
     path = folder / "README.md"
     path.write_text(card(folder, facts, metrics), encoding="utf-8")
     return path
 
 
 def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> str:
-    """The text: what it is, its data, graph, training, figures, use and licence."""
+    """The text of the card."""
     spec, config = facts.spec, facts.config
-    kind = config.model.model_type
-    lines = ["---", "license: mit", "library_name: causaldiffae", "tags:", "- counterfactual", "- causal"]
-    lines += [f"- {kind}", f"- {spec.name}", "---", "", f"# {kind} on {spec.name}", "", _TYPES.get(kind, kind), ""]
-    lines += [
-        "## Use",
-        "",
-        "```python",
-        *_usage(spec.graph.names[0], spec.low[0], spec.high[0], kind, facts.name),
-        "```",
-        "",
+    kind, graph, units = config.model.model_type, spec.graph, spec.units or [""] * len(spec.graph)
+    variables = [
+        f"| {_cell(name)} | {_cell(unit)} | {low:g} .. {high:g} | {_cell(', '.join(graph.parents[name]) or 'none')} |"
+        for name, unit, low, high in zip(graph.names, units, spec.low, spec.high, strict=True)
     ]
-    lines += ["## Data", "", f"`{spec.name}`: {facts.source}"]
-    lines += [f"Images: {spec.channels} x {spec.image_size} x {spec.image_size} pixels."]
-    if config.model.class_cond:
-        lines.append(
-            f"Conditioned on {spec.num_classes} classes beside; a predictor that reads them is in `predictor/`."
-        )
-    lines += ["", "| variable | unit | training labels | direct causes |", "|---|---|---|---|"]
-    for i, name in enumerate(spec.graph.names):
-        unit = spec.units[i] if spec.units else ""
-        causes = ", ".join(spec.graph.parents[name]) or "none"
-        lines.append(f"| {_cell(name)} | {_cell(unit)} | {spec.low[i]:g} .. {spec.high[i]:g} | {_cell(causes)} |")
-    lines += ["", "## Training", ""]
-    lines.append(
-        f"{facts.parameters:,} parameters; {facts.steps or 'an unknown number of'} steps of {config.train.batch_size} "
-        f"images at learning rate {config.train.lr:g}; T = {config.diffusion.diffusion_steps}, "
-        f"{config.diffusion.noise_schedule} schedule."
-    )
-    if config.loss.masking:
-        lines.append(f"Labels were used on a share of {config.loss.label_fraction:g} of the images.")
-    figures = {**_last_losses(folder), **(metrics or {})}
+    figures = [f"| {_cell(key)} | {value:.4g} |" for key, value in {**_last_losses(folder), **(metrics or {})}.items()]
     if figures:
-        lines += ["", "## Figures", "", "| figure | value |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {value:.4g} |" for name, value in figures.items()]
-    lines += ["", "## Limits", ""]
-    lines.append(
-        "Counterfactuals are as good as the graph that was given and the labels that were learned from; values "
-        "outside the training labels' ranges are extrapolated."
+        figures = ["", "## Figures", "", "| figure | value |", "|---|---|", *figures, ""]
+    classes = f"The model is also conditioned on {spec.num_classes} classes, predicted by `predictor/`.\n"
+    labelled = f"\nLabels were used for a share of {config.loss.label_fraction:g} of the images."
+    return _CARD.format(
+        kind=kind,
+        spec=spec,
+        facts=facts,
+        train=config.train,
+        diffusion=config.diffusion,
+        description=_DESCRIPTIONS.get(kind, kind),
+        public="CausalDiffAE" if kind == "causaldae" else "CounterfactualModel",
+        name=facts.name or "PATH OR NAME OF THIS REPOSITORY",
+        variable=graph.names[0],
+        value=float(f"{spec.low[0] + 0.6 * (spec.high[0] - spec.low[0]):.3g}"),
+        classes=classes if config.model.class_cond else "",
+        variables="\n".join(variables),
+        steps=facts.steps or "an unknown number of",
+        labelled=labelled if config.loss.masking else "",
+        figures="\n".join(figures),
     )
-    lines += ["", "## Licence", "", "MIT, as the package. The data have their own licences, see above.", ""]
-    return "\n".join(lines)
-
-
-def _usage(variable: str, low: float, high: float, kind: str, name: str) -> list[str]:
-    public = "CausalDiffAE" if kind == "causaldae" else "CounterfactualModel"
-    value = float(f"{low + 0.6 * (high - low):.3g}")
-    return [
-        f"from causaldiffae import {public}",
-        "",
-        f'model = {public}.from_pretrained("{name or "PATH OR NAME OF THIS REPOSITORY"}")',
-        f'cf = model.counterfactual("picture.png", do={{"{variable}": {value:g}}})',
-        "cf.show()",
-    ]
 
 
 def _cell(text: str) -> str:
-    """Names come from the checkpoint: nothing in them may end a cell or begin markup."""
+    """Escapes untrusted text, so that it cannot end a table cell or begin markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -119,13 +134,10 @@ def _last_losses(folder: Path) -> dict[str, float]:
         rows = read_progress(folder / PROGRESS)[1]
     except (DataError, OSError):
         return {}
-    if not rows:
-        return {}
-    last = rows[-1]
-    named = {}
-    for key in _LAST:
+    found = {}
+    for key in _LOSSES if rows else ():
         try:
-            named[f"training {key}, last log (step {last[STEP]})"] = float(last[key])
+            found[f"training {key}, last log (step {rows[-1][STEP]})"] = float(rows[-1][key])
         except (KeyError, ValueError):
             continue
-    return named
+    return found

@@ -1,8 +1,7 @@
-"""Where trained models lie: a folder of the user's, the weights shipped beside the package, or the Hugging Face Hub.
+"""Finds trained models: a local folder, the weights shipped beside the package, or the Hugging Face Hub, in this order.
 
-A model's name is tried in this order. Shipped names are short forms of the folders in `weights/`:
-"pendulum-mini" stands for `weights/pendulum_causaldae_mini`, "pendulum-diffae-mini" for `weights/pendulum_diffae_mini`.
-From the hub only JSON, safetensors and text are fetched: nothing that could be unpickled ever arrives.
+Shipped names are short forms of the folders in `weights/`: "pendulum-mini" is `weights/pendulum_causaldae_mini`,
+"pendulum-diffae-mini" is `weights/pendulum_diffae_mini`. Only JSON, safetensors and text are downloaded from the hub.
 """
 
 from __future__ import annotations
@@ -12,73 +11,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL
+from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, STEP_NAME
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.places import WEIGHTS
 from causaldiffae.files.reading import read_json
 
 PREDICTOR_FOLDER: Final = "reader"
-"""The folder in a model folder that holds what reads labels and classes off images (predictors.py)."""
+"""The folder in a model folder that holds the predictor of labels and classes (predictors/predictor.py)."""
 NOISED_PREDICTOR_FOLDER: Final = "predictor"
 """The folder that holds a Diff-SCM's noised predictor (script_util.load_model)."""
-HUB_FILES: Final = (
-    *(
-        f"{place}{name}"
-        for place in ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
-        for name in (CONFIG, MODEL)
-    ),
-    "progress.csv",
-    "README.md",
-)
+_FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
+HUB_FILES: Final = (*(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)), "progress.csv", "README.md")
 PREDICTOR_TYPE: Final = "predictor"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_STEP: Final = re.compile(r"step_[0-9]{7,12}")
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A folder that says it holds a model; nothing but its config.json has been read.
-
-    Attributes:
-        path: the folder; for a run, the run's.
-        model_type: a key of `script_util.MODELS`, or "predictor".
-        dataset: the data set's name.
-        variables: of its graph.
-    """
+    """A model folder or a run, of which only config.json has been read."""
 
     path: Path
-    model_type: str
+    model_type: str  # a key of `script_util.MODELS`, or "predictor"
     dataset: str
     variables: tuple[str, ...]
 
 
 def config_file(folder: Path) -> Path | None:
-    """config.json of a model folder, or of a run's newest step; None where there is neither."""
+    """config.json of a model folder, or of a run's newest step; None if there is neither."""
     if (folder / MODEL).is_file() and (folder / CONFIG).is_file():
         return folder / CONFIG
-    steps = [path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    steps = [path for path in folder.glob("step_*") if STEP_NAME.fullmatch(path.name)] if folder.is_dir() else []
     return max(steps, key=lambda path: int(path.name[5:])) / CONFIG if steps else None
 
 
 def describe_folder(folder: Path) -> FoundModel | None:
-    """What a model folder or a run says about itself; None where it holds neither."""
+    """Describes a model folder or a run from its configuration; None if it is neither."""
     config = config_file(folder)
     if config is None:
         return None
     try:
         described = read_json(config)
         dataset = described["dataset"]
-        model = described.get("config", {}).get("model", {})
-        name = str(model.get("model_type", described["model_type"]))
-        variables = tuple(str(each) for each in dataset["graph"]["names"])
-        # "causaldiffae" is what checkpoints said before there were several models
-        return FoundModel(folder, "causaldae" if name == "causaldiffae" else name, str(dataset["name"]), variables)
+        kind = str(described.get("config", {}).get("model", {}).get("model_type", described["model_type"]))
+        variables = tuple(str(name) for name in dataset["graph"]["names"])
     except (DataError, OSError, KeyError, TypeError, AttributeError):
         return None
+    # early checkpoints name their only type "causaldiffae"
+    return FoundModel(folder, "causaldae" if kind == "causaldiffae" else kind, str(dataset["name"]), variables)
 
 
 def models_in(folder: Path) -> list[FoundModel]:
-    """The models in the folders right under `folder`, sorted by name; predictors are left out."""
+    """The models in the subfolders of `folder`, sorted by name, without predictors."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
@@ -88,7 +71,7 @@ def models_in(folder: Path) -> list[FoundModel]:
 
 
 def shipped_models() -> dict[str, FoundModel]:
-    """The models in `weights/` beside the package by their short names; none where only the package was installed."""
+    """The models in `weights/` by their short names; none if only the package was installed."""
     return {short_name(found.path.name): found for found in models_in(WEIGHTS)}
 
 
@@ -98,15 +81,15 @@ def short_name(folder: str) -> str:
 
 
 def find_model(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model, fetched first where it lies on the hub.
+    """The folder of a model, downloaded first if it is on the hub.
 
     Args:
         name: a folder (model folder, run directory or step), a shipped name or folder name, or "owner/repository".
-        revision: of a hub repository: a branch, tag or commit.
+        revision: branch, tag or commit of a hub repository.
 
     Raises:
-        InputError: if there is nothing of this name; the message lists what is shipped.
-        DataError: if the hub does not give it.
+        InputError: if there is no such model; the message lists the shipped ones.
+        DataError: if the download fails.
     """
     given = Path(name)
     if given.is_dir() or given.is_file():
@@ -116,66 +99,51 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
         if str(name) in (short, found.path.name):
             return found.path
     if _HUB_NAME.fullmatch(str(name)):
-        return _from_hub(str(name), revision)
-    if shipped:
-        there = f"shipped are {', '.join(shipped)}"
-    else:
-        there = f"no weights are shipped here: {WEIGHTS} is missing; they come with a clone of the repository"
-    raise InputError(f"model {str(name)!r}: there is no such folder, and no hub name is owner/repository; {there}")
+        return _download(str(name), revision)
+    known = ", ".join(shipped) or f"none: {WEIGHTS} not found, it comes with a clone of the repository"
+    raise InputError(f"model {str(name)!r}: folder not found; expected a folder, owner/repository, or one of {known}")
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _hub(what: str) -> Any:
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub
     except ImportError:
-        raise InputError(
-            f"model {name!r}: there is no such folder; to look on the Hugging Face Hub, "
-            "pip install 'causaldiffae[hub]' is needed"
-        ) from None
-    options: dict[str, Any] = {"allow_patterns": list(HUB_FILES), "revision": revision}
+        raise InputError(f"{what}: huggingface_hub is not installed; pip install 'causaldiffae[hub]'") from None
+    return huggingface_hub
+
+
+def _download(name: str, revision: str | None) -> Path:
+    hub = _hub(f"model {name!r}: no folder, and no download")
     try:
-        return Path(snapshot_download(name, **options))
-    except (OSError, ValueError) as error:  # its errors are of these two kinds: not found, not reachable, no such name
+        return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), revision=revision))
+    except (OSError, ValueError) as error:  # not found, not reachable, invalid name
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"model {name!r}: the Hugging Face Hub did not give it ({reason})") from None
+        raise DataError(f"model {name!r}: download from the Hugging Face Hub failed ({reason})") from None
 
 
 def push_folder(folder: Path, name: str, *, private: bool, token: str | None, message: str) -> str:
-    """Makes the repository where there is none, and uploads the files of a model folder in one commit.
+    """Uploads the `HUB_FILES` of a model folder in one commit, and returns its address.
 
     Args:
-        folder: files that are none of `HUB_FILES` stay here.
-        name: "owner/repository".
-        private: of a repository that is made now; one that exists stays as it is.
-        token: of the hub; None takes the one that `hf auth login` has left.
-
-    Returns:
-        The commit's address.
+        name: "owner/repository", created if it does not exist, and then `private` or public.
+        token: hub token; None uses the one that `hf auth login` stored.
 
     Raises:
-        InputError: if the name is none, or huggingface_hub is not installed.
+        InputError: if the name is invalid, or huggingface_hub is not installed.
         DataError: if the hub refuses or is not reachable.
     """
     if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"hub name: {name[:80]!r} given, owner/repository is needed")
-    try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise InputError(
-            "push_to_hub: huggingface_hub is not installed; pip install 'causaldiffae[hub]' is needed"
-        ) from None
-    api = HfApi(token=token)
+        raise InputError(f"hub name: expected owner/repository, got {name[:80]!r}")
+    api = _hub("push_to_hub").HfApi(token=token)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(HUB_FILES)
         )
     except Exception as error:
-        from_below = type(error).__module__.startswith("httpx")  # no connection: not wrapped as it is when reading
-        if not (from_below or isinstance(error, OSError | ValueError)):
+        # uploads do not wrap connection errors of httpx
+        if not (type(error).__module__.startswith("httpx") or isinstance(error, OSError | ValueError)):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"{name}: the Hugging Face Hub did not take it ({reason}); it takes a token that may write"
-        ) from None
+        raise DataError(f"{name}: upload to the Hugging Face Hub failed ({reason}); it needs a write token") from None
     return str(getattr(commit, "commit_url", commit))

@@ -1,14 +1,11 @@
-"""Checkpoints written beside training: the state is copied at once, files are written by a thread.
+"""Checkpoints written beside training: the state is copied at once, and a thread writes the files.
 
-Copying takes milliseconds; hashing, writing and flushing to disk take as long as the disk does and release Python's
-lock meanwhile. What the thread meets is raised where training looks next.
+Copying takes milliseconds. Hashing, writing and flushing take as long as the disk does, and release Python's lock. An
+error of the thread is raised by `check`, which training calls after each step.
 
-How much a crash can take: while the checkpoint of step N is being written, that of the save point before is the newest
-whole one, so every step that ends meanwhile is one more than an interval that may be lost. Training therefore computes
-the gradients of the step behind N beside the thread, and waits with `wait_for_disk` before that step counts: at no
-moment are more than `save_interval` steps unsaved. A write that takes no longer than a step costs nothing, a longer one
-what it takes beyond that, once an interval. Copies to object storage go on beside training and are waited for at the
-next save point only: where the address alone is left, up to two intervals are lost.
+Training computes the gradients of the next step beside the thread, and calls `wait_for_disk` before that step counts:
+at no time are more than `save_interval` steps unsaved, and a write that takes no longer than a step costs no time.
+Uploads to object storage continue until the next checkpoint; if the local folder is lost, so are up to two intervals.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ from causaldiffae.errors import InputError
 
 
 def copy_to_cpu(value: Any) -> Any:
-    """The same nested dicts, lists and tuples with tensors of their own, on the CPU."""
+    """Copies nested dicts, lists and tuples; tensors are copied to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -40,9 +37,9 @@ class CheckpointWriter:
 
     Args:
         run_dir: local folder of the run.
-        background: write by a thread; else `write` returns when the files are on disk.
-        keep_last, keep_every: as of `save_checkpoint`.
-        afterwards: called with the folder of every checkpoint that was written, by the same thread.
+        background: write in a thread; otherwise `write` returns when the files are on disk.
+        keep_last, keep_every: passed to `save_checkpoint`.
+        afterwards: called in the same thread with the folder of every checkpoint that was written.
     """
 
     def __init__(
@@ -63,17 +60,14 @@ class CheckpointWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether a checkpoint could not be written; `check` says why."""
+        """Whether a checkpoint could not be written; `check` raises the reason."""
         return self._error is not None
 
     def write(self, step: int, states: Mapping[str, Any]) -> None:
-        """Starts writing the checkpoint of a step.
+        """Starts writing the checkpoint of a step; after a failure nothing is written until `check` was called.
 
-        Args:
-            states: the keyword arguments `model_state`, `ema_states`, `training_state` and `config` of
-                `save_checkpoint`; they may change as soon as this returns.
-
-        After a checkpoint that failed nothing more is written until `check` has told of it.
+        `states` holds the keyword arguments `model_state`, `ema_states`, `training_state` and `config` of
+        `save_checkpoint`; they may change as soon as this returns.
         """
         self.finish()
         if self.failed:
@@ -97,23 +91,23 @@ class CheckpointWriter:
             self._on_disk.set()
 
     def check(self) -> None:
-        """Raises what a checkpoint met that could not be written; once."""
+        """Raises the error of a checkpoint that could not be written, once."""
         if self._error is None:
             return
         (step, error), self._error = self._error, None
         if isinstance(error, OSError):
             raise InputError(
-                f"{self.run_dir}: the checkpoint of step {step} could not be written ({error}); those before it are "
-                "untouched: mend this and run the same command again"
+                f"{self.run_dir}: the checkpoint of step {step} could not be written ({error}); earlier checkpoints "
+                "are intact: fix the cause and run the same command again"
             ) from error
         raise error
 
     def wait_for_disk(self) -> None:
-        """Waits until the checkpoint that is under way is whole in the run directory, or has failed."""
+        """Waits until the current checkpoint is complete in the run directory, or has failed."""
         self._on_disk.wait()
 
     def finish(self) -> None:
-        """Waits until nothing is under way, `afterwards` included."""
+        """Waits until the thread has ended, `afterwards` included."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -122,4 +116,4 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()  # also when training ends by an error: what is under way is worth having
+        self.finish()  # also after an error in training, so that the current checkpoint is completed

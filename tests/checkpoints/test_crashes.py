@@ -1,4 +1,4 @@
-"""What is left of a run when it is killed, and when the disk refuses at any place: always something to go on from."""
+"""A killed process, and a disk that fails at any call, always leave an intact checkpoint to resume from."""
 
 import contextlib
 import os
@@ -27,10 +27,7 @@ from causaldiffae.train_util import TrainLoop
 @pytest.mark.slow
 @pytest.mark.parametrize("writer", ["waited", "background"])
 def test_killed_at_random_moments(writer: str) -> None:
-    """Five kills, in a process that nothing else has run in: autograd's threads do not survive a fork.
-
-    `python tests/crashes.py --kills 100` does the same with a hundred.
-    """
+    """Five kills, in a new process because autograd's threads do not survive a fork."""
     command = [sys.executable, str(REPO / "tools" / "crashes.py"), "--kills=5", f"--writer={writer}"]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -38,17 +35,16 @@ def test_killed_at_random_moments(writer: str) -> None:
 
 
 class Fault:
-    """A disk that refuses at the n-th call of anything that writes."""
+    """A disk that fails at one call among all that write."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         self.calls, self.at = 0, at
-        places = [(Path, "open"), (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "chmod")]
-        places += [(checkpoint.tempfile, "mkdtemp")]
-        for place, name in places:
-            monkeypatch.setattr(place, name, self._refusing(getattr(place, name)))
+        functions = [(Path, "open"), (os, "fsync"), (Path, "rename"), (Path, "mkdir"), (Path, "chmod")]
+        for owner, name in [*functions, (checkpoint.tempfile, "mkdtemp")]:
+            monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
 
-    def _refusing(self, action: Callable[..., Any]) -> Callable[..., Any]:
-        def refuse(*arguments: Any, **options: Any) -> Any:
+    def _failing(self, action: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
             self.calls += 1
             if self.calls == self.at + 1:
                 if "wb" in arguments:
@@ -56,11 +52,11 @@ class Fault:
                 raise OSError(28, "No space left on device")
             return action(*arguments, **options)
 
-        return refuse
+        return call
 
 
-def save_while_the_disk_refuses(trained: TrainLoop, at: int) -> int:
-    """One checkpoint with a fault at call `at`; how many calls there were."""
+def save_with_fault(trained: TrainLoop, at: int) -> int:
+    """Saves one checkpoint with a fault at call `at`; returns the number of calls."""
     with pytest.MonkeyPatch.context() as patch:
         fault = Fault(patch, at)
         trained.save()
@@ -71,13 +67,13 @@ def save_while_the_disk_refuses(trained: TrainLoop, at: int) -> int:
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_disk_that_refuses_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path, background: bool) -> None:
+def test_a_failing_disk_leaves_an_intact_checkpoint(tmp_path: Path, background: bool) -> None:
     trained = train(tmp_path, 2 * INTERVAL, background)
     at, calls, before, written = -1, 0, trained.step, []
-    while calls > at:  # until a whole checkpoint takes fewer calls
+    while calls > at:  # until a complete checkpoint takes fewer calls
         at += 1
         trained.step += 1
-        calls = save_while_the_disk_refuses(trained, at)
+        calls = save_with_fault(trained, at)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             newest = latest_checkpoint(tmp_path)
@@ -86,11 +82,11 @@ def test_a_disk_that_refuses_at_any_write_leaves_a_whole_checkpoint(tmp_path: Pa
         assert found in (before, trained.step)
         written.append(found == trained.step)
         before = found
-    assert at > 15, "six files are opened and flushed, the folder is made, renamed and flushed"
+    assert at > 15, "six files are opened and flushed, the folder is created, renamed and flushed"
     assert not any(written[:15]) and written[-1]
 
 
-def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_ends_with_the_reason_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", 4 * INTERVAL, True)
     real, calls = checkpoint.write_tensors, []
 
@@ -102,12 +98,12 @@ def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monk
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     message = (
-        r"the checkpoint of step 10 could not be written \(.*No space left on device\); those before it are untouched"
+        r"the checkpoint of step 10 could not be written \(.*No space left on device\); earlier checkpoints are intact"
     )
     with pytest.raises(InputError, match=message):
         train(tmp_path / "full", 4 * INTERVAL, False, tmp_path / "steps.txt")
     monkeypatch.undo()
-    assert (tmp_path / "steps.txt").read_text().split()[-1] == "10", "the next step tells"
+    assert (tmp_path / "steps.txt").read_text().split()[-1] == "10", "the next step raises the error"
     assert latest_checkpoint(tmp_path / "full") == tmp_path / "full" / "step_0000005"
     resumed = train(tmp_path / "full", 4 * INTERVAL, True)
     for key, value in whole.model.state_dict().items():
@@ -115,10 +111,8 @@ def test_training_says_why_it_ends_and_goes_on_where_it_was(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("writer", ["waited", "background"])
-def test_no_step_counts_before_the_checkpoint_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
-) -> None:
-    """At every end of a step, an interval's steps at most are not in a whole checkpoint, however slow the disk is."""
+def test_at_most_one_interval_is_unsaved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+    """At the end of every step, the newest complete checkpoint is at most an interval old, however slow the disk."""
     real = checkpoint_writer.save_checkpoint
     lost: list[int] = []
     begun: list[int] = []
@@ -142,8 +136,8 @@ def test_no_step_counts_before_the_checkpoint_is_whole(
     assert lost == [*range(1, INTERVAL + 1)] * 3
 
 
-def test_a_file_that_may_not_grow_is_an_os_error(tmp_path: Path) -> None:
-    """The system takes a part of the bytes first, then refuses: as a full disk does."""
+def test_a_partly_written_file_is_an_os_error(tmp_path: Path) -> None:
+    """As on a full disk, the system writes a part of the bytes first."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:

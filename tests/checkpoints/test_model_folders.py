@@ -1,4 +1,4 @@
-"""Finding models: folders, shipped names, and a stubbed hub that is asked for JSON, safetensors and text only."""
+"""Models are found as folders, shipped names, and on a stubbed hub, which serves JSON, safetensors and text only."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def test_shipped_names() -> None:
     assert short_name("pendulum_diffae_mini") == "pendulum-diffae-mini"
 
 
-def test_what_a_folder_says(tmp_path: Path) -> None:
+def test_a_folder_is_described(tmp_path: Path) -> None:
     found = describe_folder(WEIGHTS / "pendulum_causaldae_mini")
     assert found is not None
     assert (found.model_type, found.dataset) == ("causaldae", "pendulum")
@@ -40,7 +40,7 @@ def test_what_a_folder_says(tmp_path: Path) -> None:
     assert models_in(tmp_path / "missing") == []
 
 
-def test_the_newest_step_of_a_run_counts(tmp_path: Path) -> None:
+def test_the_newest_step_describes_a_run(tmp_path: Path) -> None:
     config = json.loads((WEIGHTS / "circuit_causaldae_mini" / "config.json").read_text())
     for step, dataset in ((9, "old"), (10, "new")):
         folder = tmp_path / "run" / f"step_{step:07d}"
@@ -50,116 +50,101 @@ def test_the_newest_step_of_a_run_counts(tmp_path: Path) -> None:
     assert found.dataset == "new" and found.path == tmp_path / "run"
 
 
-def test_nothing_of_this_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'pendulum-large': there is no such folder.*shipped are .*circuit-mini"):
+def test_unknown_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'pendulum-large': folder not found; .* one of .*circuit-mini"):
         find_model("pendulum-large")
     monkeypatch.setattr(model_folders, "WEIGHTS", tmp_path / "weights")
-    with pytest.raises(InputError, match="no weights are shipped here.*come with a clone"):
+    with pytest.raises(InputError, match="none: .*weights not found, it comes with a clone"):
         find_model("pendulum-mini")
 
 
 class Hub(types.ModuleType):
-    """A stand-in for huggingface_hub that remembers what it was asked."""
+    """A stand-in for huggingface_hub that records calls; `failure` is raised by each."""
 
-    def __init__(self, answer: Path | Exception) -> None:
+    def __init__(self) -> None:
         super().__init__("huggingface_hub")
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.answer = answer
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.files: dict[str, bytes] = {}
+        self.failure: Exception | None = None
+        self.HfApi = self._api
+
+    def _api(self, token: str | None) -> "Hub":
+        self.token = token
+        return self
+
+    def _record(self, name: str, options: dict[str, Any]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.calls.append((name, options))
 
     def snapshot_download(self, name: str, **options: Any) -> str:
-        self.asked.append((name, options))
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return str(self.answer)
-
-
-def test_the_hub_gives_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub(WEIGHTS / "pendulum_causaldae_mini")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert find_model("someone/pendulum-large", revision="v2") == WEIGHTS / "pendulum_causaldae_mini"
-    ((name, options),) = hub.asked
-    assert name == "someone/pendulum-large" and options["revision"] == "v2"
-    endings = {Path(pattern).suffix for pattern in options["allow_patterns"]}
-    assert endings == {".json", ".safetensors", ".csv", ".md"}
-    assert not any("*" in pattern for pattern in options["allow_patterns"])
-
-
-@pytest.mark.parametrize("name", ["../weights/none", "a/b/c", "/a/b", "a b/c", "a/", "./x"])
-def test_paths_are_never_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    hub = Hub(WEIGHTS)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    with pytest.raises(InputError, match="there is no such folder"):
-        find_model(name)
-    assert not hub.asked
-
-
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(OSError("404 Client Error:\n not found")))
-    with pytest.raises(DataError, match=r"'a/b': the Hugging Face Hub did not give it \(404 Client Error: not found\)"):
-        find_model("a/b")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"pip install 'causaldiffae\[hub\]' is needed"):
-        find_model("a/b")
-
-
-class Api:
-    """A stand-in for HfApi that keeps what is uploaded."""
-
-    made: tuple[str, dict[str, Any]]
-    files: dict[str, bytes]
-    refusal: Exception | None = None
-
-    def __init__(self, token: str | None) -> None:
-        Api.token = token
+        self._record(name, options)
+        return str(WEIGHTS / "pendulum_causaldae_mini")
 
     def create_repo(self, name: str, **options: Any) -> None:
-        if Api.refusal is not None:
-            raise Api.refusal
-        Api.made = (name, options)
+        self._record(name, options)
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str, allow_patterns: list[str]) -> Any:
         root = Path(folder_path)
-        Api.files = {pattern: (root / pattern).read_bytes() for pattern in allow_patterns if (root / pattern).is_file()}
+        self.files = {name: (root / name).read_bytes() for name in allow_patterns if (root / name).is_file()}
         return types.SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1 {commit_message}")
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch) -> type[Api]:
-    hub = types.ModuleType("huggingface_hub")
-    hub.HfApi = Api  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    Api.refusal = None
-    return Api
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    fake = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    return fake
 
 
-def test_a_model_is_pushed_with_its_card(api: type[Api]) -> None:
+def test_a_model_is_downloaded_from_the_hub(hub: Hub) -> None:
+    assert find_model("someone/pendulum-large", revision="v2") == WEIGHTS / "pendulum_causaldae_mini"
+    ((name, options),) = hub.calls
+    assert name == "someone/pendulum-large" and options["revision"] == "v2"
+    assert {Path(pattern).suffix for pattern in options["allow_patterns"]} == {".json", ".safetensors", ".csv", ".md"}
+    assert not any("*" in pattern for pattern in options["allow_patterns"])
+
+
+@pytest.mark.parametrize("name", ["../weights/none", "a/b/c", "/a/b", "a b/c", "a/", "./x"])
+def test_paths_are_not_hub_names(hub: Hub, name: str) -> None:
+    with pytest.raises(InputError, match="folder not found"):
+        find_model(name)
+    assert not hub.calls
+
+
+def test_a_failed_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.failure = OSError("404 Client Error:\n not found")
+    with pytest.raises(DataError, match=r"'a/b': download .* failed .404 Client Error: not found"):
+        find_model("a/b")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"huggingface_hub is not installed; pip install 'causaldiffae\[hub\]'"):
+        find_model("a/b")
+
+
+def test_a_model_is_pushed_with_its_card(hub: Hub) -> None:
     model = CausalDiffAE.from_pretrained("morphomnist-mini")
     url = model.push_to_hub("me/digits", private=True, token="hf_x", message="First", metrics={"error": 0.25})
     assert url == "https://hub/me/digits/commit/1 First"
-    assert api.token == "hf_x" and api.made == ("me/digits", {"private": True, "exist_ok": True})
-    assert {"config.json", "model.safetensors", "README.md", "reader/model.safetensors"} <= set(api.files)
-    card = api.files["README.md"].decode()
+    assert hub.token == "hf_x" and hub.calls == [("me/digits", {"private": True, "exist_ok": True})]
+    assert {"config.json", "model.safetensors", "README.md", "reader/model.safetensors"} <= set(hub.files)
+    card = hub.files["README.md"].decode()
     assert 'CausalDiffAE.from_pretrained("me/digits")' in card and "| error | 0.25 |" in card
-    assert str(WEIGHTS) not in "".join(content.decode("latin-1") for content in api.files.values())
+    assert str(WEIGHTS) not in "".join(content.decode("latin-1") for content in hub.files.values())
 
 
-def test_a_push_that_is_refused(api: type[Api], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_push(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CausalDiffAE.from_pretrained("circuit-mini")
-    with pytest.raises(InputError, match="hub name: 'digits' given, owner/repository is needed"):
+    with pytest.raises(InputError, match="hub name: expected owner/repository, got 'digits'"):
         model.push_to_hub("digits")
-    api.refusal = OSError("403 Forbidden:\n read token")
-    with pytest.raises(
-        DataError, match=r"me/x: the Hugging Face Hub did not take it \(403 Forbidden: read token\); it takes a token"
-    ):
+    hub.failure = OSError("403 Forbidden:\n read token")
+    with pytest.raises(DataError, match=r"upload .* failed .403 Forbidden: read token.; it needs a write token"):
         model.push_to_hub("me/x")
-    api.refusal = type("ConnectError", (Exception,), {"__module__": "httpx"})("no route")
+    hub.failure = type("ConnectError", (Exception,), {"__module__": "httpx"})("no route")
     with pytest.raises(DataError, match="no route"):
         model.push_to_hub("me/x")
-    api.refusal = KeyError("a defect of ours")
+    hub.failure = KeyError("a bug")
     with pytest.raises(KeyError):
         model.push_to_hub("me/x")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        InputError, match=r"push_to_hub: huggingface_hub is not installed; pip install 'causaldiffae\[hub\]'"
-    ):
+    with pytest.raises(InputError, match=r"push_to_hub: huggingface_hub is not installed"):
         model.push_to_hub("me/x")

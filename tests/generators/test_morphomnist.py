@@ -97,13 +97,13 @@ CSV_HEADER = "index,thickness,intensity\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "the file is missing"),
+        (None, "file not found"),
         (b"index\xff\xfe", "UTF-8"),
         (b"\x1f\x8bnonsense", "cannot be read|cannot read"),
         ("", "header: expected column 'index' once, got nothing"),
         ("index,thickness\n0,1\n", "header: expected column 'intensity' once, got index, thickness"),
         ("index,thickness,intensity,index\n", "header: expected column 'index' once"),
-        (CSV_HEADER + "0,1\n", "line 2: expected 3 or more cells, got 2"),
+        (CSV_HEADER + "0,1\n", "line 2: intensity: expected a finite number, got ''"),
         (CSV_HEADER + "0,fat,100\n", "line 2: thickness: expected a finite number, got 'fat'"),
         (CSV_HEADER + "0,2,nan\n", "line 2: intensity: expected a finite number, got 'nan'"),
         (CSV_HEADER + "0.5,2,3\n", "line 2: index: expected an integer of 0 or more, got '0.5'"),
