@@ -6,8 +6,6 @@
 images, so the predictor learns from observational images only.
 """
 
-from __future__ import annotations
-
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.predictor import run_training
 

@@ -6,8 +6,6 @@ It sees neither noised nor generated images, and is independent of the predictor
 (`noised_classifier.py`). It also holds the VAE of CLD.
 """
 
-from __future__ import annotations
-
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.predictor import run_training
 

@@ -6,8 +6,6 @@
 (observational) and those with independently drawn labels (interventional).
 """
 
-from __future__ import annotations
-
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.predictor import run_training
 

@@ -9,8 +9,6 @@ those of the guided score network; --score_config reads them from its configurat
 level. `scripts/image_diffscm_test.py --model_path RUN` finds the predictor in RUN/predictor.
 """
 
-from __future__ import annotations
-
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.noised_predictor import run_training
 

@@ -6,8 +6,6 @@
 where the file names hold truncated ones.
 """
 
-from __future__ import annotations
-
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.predictor import run_training
 

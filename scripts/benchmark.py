@@ -4,10 +4,9 @@
     python scripts/benchmark.py --size mini --compile False --json speed.json
     python scripts/benchmark.py --device cuda --batch_size 128
 
-Times the forward pass, a training step and counterfactuals, and measures the memory of training. Both sides have the
-same weights and run in turn; medians are compared, and a spread above 20 % is reported. The reference recipe is
-described in causaldiffae/evaluation/speed.py. composition_l1 is the error of the null intervention with the shipped
-mini weights.
+Both sides have the same weights and run in turn; medians are compared, and a spread above 20 % is reported.
+causaldiffae/evaluation/speed.py describes the reference recipe. composition_l1 is the error of the null intervention
+with the shipped mini weights.
 """
 
 from __future__ import annotations
@@ -87,10 +86,8 @@ def main(argv: list[str]) -> None:
     config = parse_config(["--config", str(path)])
     spec = dataset_spec(settings.dataset, config.train.image_size or None, config.train.channels or None)
     bench = make_bench(config, spec, settings)
-    print(
-        f"{path.name}: {count_parameters(bench.ours):,} parameters, batches of {settings.batch_size}, "
-        f"{torch.get_num_threads()} threads, {settings.device}, torch {torch.__version__}"
-    )
+    print(f"{path.name}: {count_parameters(bench.ours):,} parameters, batches of {settings.batch_size}, "
+          f"{torch.get_num_threads()} threads, {settings.device}, torch {torch.__version__}")  # fmt: skip
     forward, training = time_forward(bench), time_training(bench)
     one, four = time_counterfactuals(bench, 1), time_counterfactuals(bench, 4)
     memory = [peak_memory(config, spec, settings, reference) for reference in (True, False)]
@@ -105,32 +102,26 @@ def main(argv: list[str]) -> None:
         "composition_l1_8bit": null_8bit,
     }
     rows = []
-    for timing, unit, images in (
-        (forward, "forward, images/s", 1),
-        (training, "training, images/s", 1),
-        (one, "counterfactuals/s", 1),
-        (four, "counterfactuals/s, 4 interventions", 4),
-    ):
-        count = images * settings.batch_size
-        reference_rate = count / (timing.scale * statistics.median(timing.reference))
-        rows.append((unit, 3, reference_rate, count / statistics.median(timing.ours)))
+    timings = {"forward, images/s": forward, "training, images/s": training}
+    timings |= {"counterfactuals/s": one, "counterfactuals/s, 4 interventions": four}
+    for name, timing in timings.items():
+        count = settings.batch_size * (4 if timing is four else 1)
+        reference = timing.scale * statistics.median(timing.reference)
+        rows.append((name, 3, count / reference, count / statistics.median(timing.ours)))
     rows.append(("training memory, MiB", 0, *memory))
     rows += [(f"evaluations, {count} intervention(s)", 0, *evaluations(count, settings.steps)) for count in (1, 4)]
     print(f"{'':36s}{'reference':>14s}{'ours':>14s}{'ratio':>10s}")
     for name, decimals, before, after in rows:
         print(f"{name:36s}{before:14.{decimals}f}{after:14.{decimals}f}{after / before:10.2f}")
-    print(
-        f"null intervention, shipped mini weights, {settings.steps} steps: L1 {null:.3f} on 0..255, "
-        f"{null_8bit:.3f} between 8-bit images\n"
-        f"the reference's counterfactuals: {settings.reference_steps} of its 250 steps timed, and scaled"
-    )
-    timings = (forward, training, one, four)
-    for timing in timings:
+    print(f"null intervention, shipped mini weights, {settings.steps} steps: L1 {null:.3f} on 0..255, "
+          f"{null_8bit:.3f} between 8-bit images\n"
+          f"reference counterfactuals: {settings.reference_steps} of its 250 steps timed, and scaled")  # fmt: skip
+    for timing in timings.values():
         if timing.spread > WIDE_SPREAD:
             print(f"warning: {timing.name}: timings spread by {100 * timing.spread:.0f} %")
     if settings.json:
         report = {**figures, "settings": asdict(settings), "torch": torch.__version__}
-        report["spread"] = {timing.name: timing.spread for timing in timings}
+        report["spread"] = {timing.name: timing.spread for timing in timings.values()}
         Path(settings.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,8 +11,6 @@ counterfactuals.csv (requested, predicted, measured and true labels of every ima
 counterfactuals.npz; with --sweep_w and --traverse also sweep_w.png and traversal_NAME.png with their .csv files.
 """
 
-from __future__ import annotations
-
 from causaldiffae.evaluation.image_test import run_test
 from causaldiffae.script_util import run_cli
 

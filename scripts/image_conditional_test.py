@@ -6,8 +6,6 @@ The interventions, flags and output files are those of image_causaldae_test.py.
 The model has no encoder: the factual labels come from the data set.
 """
 
-from __future__ import annotations
-
 from image_causaldae_test import INTERVENTIONS
 
 from causaldiffae.evaluation.image_test import run_test

@@ -10,8 +10,6 @@ output files are those of image_causaldae_test.py; an independent predictor (--l
 counterfactuals where the data set cannot measure them.
 """
 
-from __future__ import annotations
-
 from image_causaldae_test import INTERVENTIONS
 
 from causaldiffae.evaluation.image_test import run_test

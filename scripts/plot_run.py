@@ -34,11 +34,9 @@ def main(argv: list[str]) -> None:
     model, images = None, None
     if args.traverse == "True":
         model = CounterfactualModel.from_pretrained(args.run, device=dist_util.dev(), steps=args.steps)
-        spec = model.spec
+        images = model.examples(args.images)
         if args.data_dir:
-            images = read_split(spec.name, args.data_dir, "test", limit=args.images, spec=spec)
-        else:
-            images = model.examples(args.images)
+            images = read_split(model.spec.name, args.data_dir, "test", limit=args.images, spec=model.spec)
     for path in write_run_page(args.run, args.out or args.run / "plots", model, images):
         print(path)
 

@@ -6,7 +6,8 @@ structural model predicts. A result depends on nothing but these values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +18,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
 from causaldiffae.explorer.registry import ModelRegistry
-from causaldiffae.explorer.session import (
-    STEP_RANGE,
-    STEPS,
-    Request,
-    Result,
-    Session,
-    SourceImage,
-    first_intervention,
-)
+from causaldiffae.explorer.session import STEP_RANGE, STEPS, Request, Result, first_intervention
 from causaldiffae.explorer.uploads import read_upload
 
 STYLE: Final = Path(__file__).with_name("page.css")
@@ -149,22 +142,27 @@ class Page:
         info = "scale s: 0 is unguided" if session.is_diff_scm else "weight w: 1 is unguided"
         w = gr.Slider(maximum=session.max_w, value=session.first_w, info=info)
         if not images:
-            hidden = [gr.skip()] * (1 + 2 * self.registry.max_variables)
-            return [None, gallery, w, "", views.message_html(note), "", "", "", *hidden]
-        shown = self._first(session, title, images[0], session.first_w, steps, note, intervene=True)
-        return [images[0], gallery, w, *shown]
+            unchanged = [gr.skip()] * (1 + 2 * self.registry.max_variables)
+            return [None, gallery, w, "", views.message_html(note), "", "", "", *unchanged]
+
+        def intervene() -> Result:
+            factual = Request(images[0], {}, session.first_w, steps)
+            return session.run(replace(factual, do=first_intervention(session.spec, session.run(factual).encoded)))
+
+        return [images[0], gallery, w, *self._show(title, intervene, note)]
 
     def selected(self, title: str, w: float, steps: int, index: Any) -> list[Any]:
-        """A thumbnail was selected."""
+        """A thumbnail was selected: shows its reconstruction."""
         import gradio as gr
 
         images, _ = self.registry.images(title)
         if not isinstance(index, int) or not 0 <= index < len(images):
             return [gr.skip(), *self._message(f"image: expected one of {len(images)} thumbnails, got {index}")]
-        return [images[index], *self._first(self.registry.session(title), title, images[index], w, steps)]
+        request = Request(images[index], {}, w, steps)
+        return [images[index], *self._show(title, lambda: self.registry.session(title).run(request))]
 
     def uploaded(self, title: str, w: float, steps: int, path: str | None) -> list[Any]:
-        """A file was uploaded; one that is not an image changes the message only."""
+        """A file was uploaded: shows its reconstruction, or only a message if it is not an image."""
         import gradio as gr
 
         try:
@@ -172,49 +170,34 @@ class Page:
             image = read_upload(path or "", session.spec)
         except InputError as error:
             return [gr.skip(), *self._message(str(error))]
-        return [image, *self._first(session, title, image, w, steps)]
+        return [image, *self._show(title, lambda: session.run(Request(image, {}, w, steps)))]
 
     # ------------------------------------------------------------------ results
-
-    def _first(
-        self,
-        session: Session,
-        title: str,
-        image: SourceImage,
-        w: float,
-        steps: int,
-        note: str = "",
-        intervene: bool = False,
-    ) -> list[Any]:
-        """The first result for an image: the reconstruction, or a first intervention."""
-        try:
-            result = session.run(Request(image, {}, w, steps))
-            if intervene:
-                result = session.run(Request(image, first_intervention(session.spec, result.encoded), w, steps))
-        except InputError as error:
-            return self._message(str(error))
-        return self._show(result, title, note)
 
     def _run(self, values: Sequence[Any], moved: int | None = None) -> list[Any]:
         title, image, digit, w, steps, *controls = values
         count = self.registry.max_variables
         boxes, sliders = controls[:count], controls[count:]
-        try:
+
+        def run() -> Result:
             if image is None:
                 raise InputError("image: none is chosen; select or upload one")
             session = self.registry.session(title)
             names = session.spec.graph.names
             do = {name: sliders[i] for i, name in enumerate(names) if boxes[i] or i == moved}
             chosen = int(digit) if digit is not None and session.loaded.model.class_cond else None
-            result = session.run(Request(image, do, w, steps, chosen))
-        except InputError as error:
-            return self._message(str(error))
-        return self._show(result, title, moved=moved)
+            return session.run(Request(image, do, w, steps, chosen))
 
-    def _show(self, result: Result, title: str, note: str = "", moved: int | None = None) -> list[Any]:
-        """All outputs for a result; the slider that is being moved keeps its value."""
+        return self._show(title, run, moved=moved)
+
+    def _show(self, title: str, run: Callable[[], Result], note: str = "", moved: int | None = None) -> list[Any]:
+        """All outputs for a result, or a message; the slider that is being moved keeps its value."""
         import gradio as gr
 
+        try:
+            result = run()
+        except InputError as error:
+            return self._message(str(error))
         spec, do = result.spec, result.request.do
         boxes, sliders = [], []
         for i in range(self.registry.max_variables):

@@ -61,19 +61,13 @@ def titles_of(models: Sequence[FoundModel]) -> dict[str, FoundModel]:
 
 
 class ModelRegistry:
-    """Opens models and their images by title.
-
-    Args:
-        models: as from `find_models`; the first is shown first.
-        data_dir: folder of a data set, or "".
-        device: device of the models.
-    """
+    """Opens models and their images by title; `data_dir` is the folder of a data set, or ""."""
 
     def __init__(self, models: Sequence[FoundModel], data_dir: str = "", device: torch.device | str = "cpu") -> None:
         if not models:
             raise InputError("models: expected at least one model, got none")
-        self.models = titles_of(models)
-        self.data_dir, self.device = data_dir, device
+        self.models, self.data_dir = titles_of(models), data_dir
+        self.titles = list(self.models)
         self.max_variables = max(len(found.variables) for found in models)
         self._lock = threading.RLock()
         self._open_session = lru_cache(_OPEN_AT_ONCE)(
@@ -81,17 +75,8 @@ class ModelRegistry:
         )
         self._read_images = lru_cache(_OPEN_AT_ONCE)(self._find_images)
 
-    @property
-    def titles(self) -> list[str]:
-        """Titles of all models."""
-        return list(self.models)
-
     def session(self, title: str) -> Session:
-        """Opens a model.
-
-        Raises:
-            InputError: for an unknown title or a damaged model.
-        """
+        """Opens a model; `InputError` for an unknown title or a damaged model."""
         if title not in self.models:
             raise InputError(f"model: expected one of {', '.join(self.models)}, got {title!r}")
         with self._lock:

@@ -6,12 +6,11 @@ of steps, and moving a slider costs only the prediction: 12 network evaluations 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -37,13 +36,12 @@ _CACHE_SIZE: Final = 64
 
 @dataclass(frozen=True, eq=False)
 class SourceImage:
-    """A factual image. Two are equal if their pixels and labels are.
+    """A factual image; compared by identity, so it can be the key of a cache.
 
     Attributes:
         image: (C, S, S) uint8, as the model sees it.
-        name: shown on the page.
-        labels: (n,) in label units, if they are known.
-        digit: its class, if it is known.
+        labels: (n,) in label units, if known.
+        digit: its class, if known.
         source: a split of this one image, from which true counterfactuals can be drawn; None for an upload.
         note: how an uploaded file was converted.
     """
@@ -55,25 +53,12 @@ class SourceImage:
     source: ImageData | None = None
     note: str = ""
 
-    @cached_property
-    def digest(self) -> bytes:
-        """Hash of pixels and labels."""
-        labels = b"" if self.labels is None else self.labels.tobytes()
-        return hashlib.sha256(self.image.tobytes() + labels).digest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SourceImage) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
 
 @dataclass(frozen=True)
 class Request:
     """An intervention on an image.
 
     Attributes:
-        image: the factual image.
         do: variable -> value in label units; empty for the reconstruction.
         w: guidance weight, 0 to `Session.max_w`.
         steps: network evaluations in each direction, in `STEP_RANGE`.
@@ -92,13 +77,11 @@ class Result:
     """A counterfactual. Images are (C, S, S) uint8, labels (n,) in label units.
 
     Attributes:
-        counterfactual: the image under the intervention.
-        predicted: labels that the structural model predicts for it (z').
+        predicted: labels that the structural model predicts for the counterfactual (z').
         encoded: labels that the model reads from the factual image (z).
         measured: labels measured on the counterfactual image; NaN where the data set cannot measure them.
         truth, true_labels: the true counterfactual, None where it is not known.
         l1, do_nothing_l1: mean pixel error to the truth, 0..255, of the counterfactual and of the factual image.
-        digit: class that was used.
         seconds: time of abduction and prediction.
         abduction_cached: whether the abduction came from the cache.
     """
@@ -149,9 +132,8 @@ class Session:
         with self._lock:
             started = time.perf_counter()
             digit = self._digit(request)
-            hits = self._cached_abduction.cache_info().hits
+            misses = self._cached_abduction.cache_info().misses
             abducted = self._cached_abduction(factual, digit, request.steps)
-            cached = self._cached_abduction.cache_info().hits > hits
             prediction = self.loaded.engine(request.steps, guidance=Guidance(request.w)).predict(abducted, [do])[0]
             encoded = self.spec.denormalise(self.loaded.model.read_labels(abducted.z))[0].cpu().numpy()
             image = to_uint8(prediction.images.nan_to_num())[0].cpu().numpy()
@@ -170,7 +152,7 @@ class Session:
             do_nothing_l1=None if truth is None else float(l1_errors(factual.image[None], truth[None])[0]),
             digit=digit,
             seconds=seconds,
-            abduction_cached=cached,
+            abduction_cached=self._cached_abduction.cache_info().misses == misses,
         )
 
     def check(self, request: Request) -> dict[str, float]:

@@ -30,8 +30,7 @@ _LEAST_SCALE: Final = 48.0  # grey levels of full colour at least, so that noise
 _ENLARGED: Final = 6
 _FIGURES: Final = {
     "Factual": "the image before the intervention",
-    "Counterfactual": "generated from the same noise (u and x_T) under the intervention; "
-    "errors are mean pixel differences from the true counterfactual",
+    "Counterfactual": "generated from the same noise (u and x_T); errors are mean pixel differences from the truth",
     "True counterfactual": "drawn by the data set's generator under the same intervention",
     "Difference": "counterfactual minus factual image",
 }

@@ -27,7 +27,7 @@ def test_the_abduction_is_cached_per_image_class_and_number_of_steps() -> None:
     results = [session.run(replace(first, do={"size": value})) for value in (2.0, 4.0, 6.0)]
     assert [result.abduction_cached for result in results] == [False, True, True]
     assert [float(result.predicted[0]) for result in results] == pytest.approx([2.0, 4.0, 6.0])
-    for same in (replace(first, w=2.0), replace(first, digit=1), replace(first, image=square(digit=1))):
+    for same in (replace(first, w=2.0), replace(first, digit=1), replace(first, do={"grey": 99.0})):
         assert session.run(same).abduction_cached
     for other in (replace(first, steps=5), replace(first, digit=2), replace(first, image=square(1, digit=1))):
         assert not session.run(other).abduction_cached
