@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import REPO
+from test_imports import LEVELS
 
 from causaldiffae.config import RECIPES
 
@@ -44,7 +45,7 @@ def spans(path: Path) -> list[str]:
 
 @cache
 def known_flags() -> set[str]:
-    """Every field of a class `...Config` or `...Settings`, and every flag that a script adds to its parser."""
+    """Every field of a class `...Config` or `...Settings`, every flag given to a parser, and every key of FLAGS."""
     flags = {"help"}
     folders = ("scripts", "classifiers", "causaldiffae", "tests/fuzz", "tools")
     for path in (path for folder in folders for path in (REPO / folder).rglob("*.py")):
@@ -53,6 +54,8 @@ def known_flags() -> set[str]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Settings")):
                 flags |= {ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)}
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
+                flags |= set(ast.literal_eval(node.value))
     return flags
 
 
@@ -156,6 +159,12 @@ def test_the_architecture_names_every_module_of_the_top_level_and_every_folder()
     package = REPO / "causaldiffae"
     assert {path.name for path in package.glob("*.py")} <= named
     assert {f"{path.parent.name}/" for path in package.glob("*/__init__.py")} <= named
+
+
+def test_the_architecture_has_the_order_of_imports() -> None:
+    rows = re.findall(r"^\| \d+ \| (`.*) \|$", text_of(REPO / "docs" / "architecture.md"), re.MULTILINE)
+    modules = [{span.strip("/").replace("causaldiffae", "") for span in CODE.findall(row)} for row in rows]
+    assert modules == LEVELS
 
 
 def test_values_of_the_recipe_are_those_the_table_marks() -> None:
