@@ -47,7 +47,7 @@ def spans(path: Path) -> list[str]:
 def known_flags() -> set[str]:
     """Every field of a class `...Config` or `...Settings`, every flag given to a parser, and every key of FLAGS."""
     flags = {"help"}
-    folders = ("scripts", "classifiers", "causaldiffae", "tests/fuzz", "tools")
+    folders = ("scripts", "classifiers", "causaldiffae", "tools")
     for path in (path for folder in folders for path in (REPO / folder).rglob("*.py")):
         text = text_of(path)
         flags |= set(re.findall(r'"--([a-z0-9_]+)"', text))
