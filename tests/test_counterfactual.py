@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from closed_form import gaussian_eps
-from tiny import normal
+from tiny import normal, squares_spec
 from torch import Tensor
 
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
-from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import get_named_beta_schedule
-from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import Do
@@ -25,21 +23,12 @@ STD, GAIN, SLOPE = 0.2, 0.2, 0.5
 BETAS = get_named_beta_schedule("linear", 1000)
 ALPHA_BAR = np.cumprod(1 - BETAS)
 SCHEDULE = NoiseSchedule(ALPHA_BAR)
-SPEC = DatasetSpec(
-    name="plain",
-    image_size=4,
-    channels=2,
-    graph=CausalGraph(("a", "b"), (("a", "b"),)),
-    shift=(10.0, -3.0),
-    scale=(2.0, 4.0),
-    low=(4.0, -15.0),
-    high=(16.0, 9.0),
-)
+SPEC = replace(squares_spec(), image_size=4, channels=2)
 CLASSES = torch.tensor([0, 1, 2])
 
 
 class Oracle:
-    """Channel i is Gaussian around GAIN z_i, and b = SLOPE a + its noise; records its arguments."""
+    """Channel i is Gaussian around GAIN z_i, and grey = SLOPE size + its noise; records its arguments."""
 
     def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
         self.class_cond, self.needs_labels, self.unconditional_abduction = class_cond, needs_labels, False
@@ -56,9 +45,9 @@ class Oracle:
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
         self.interventions.append(do)
         do = do or {}
-        a = torch.full_like(u[:, 0], do["a"]) if "a" in do else u[:, 0]
-        b = torch.full_like(u[:, 1], do["b"]) if "b" in do else SLOPE * a + u[:, 1]
-        return torch.stack([a, b], dim=1)
+        size = torch.full_like(u[:, 0], do["size"]) if "size" in do else u[:, 0]
+        grey = torch.full_like(u[:, 1], do["grey"]) if "grey" in do else SLOPE * size + u[:, 1]
+        return torch.stack([size, grey], dim=1)
 
     def read_labels(self, z: Tensor) -> Tensor:
         return z.mean(dim=-1)
@@ -109,20 +98,20 @@ def test_without_an_intervention_the_image_is_reconstructed() -> None:
 )
 def test_do_on_the_cause_moves_the_effect_as_in_the_true_counterfactual(solver: str, steps: int, bound: float) -> None:
     x = images()
-    result = engine(steps, solver=solver).counterfactual(x, {"a": 12.0})
-    shift = GAIN * 1.0 - x[:, :1].mean(dim=(2, 3), keepdim=True)  # a = 12 is 1 in normalised units
+    result = engine(steps, solver=solver).counterfactual(x, {"size": 6.0})
+    shift = GAIN * 1.0 - x[:, :1].mean(dim=(2, 3), keepdim=True)  # size = 6 is 1 in normalised units
     true = x + torch.cat([shift, SLOPE * shift], dim=1)
     assert (result.images - true.clamp(-1, 1)).abs().max() < bound and shift.abs().min() > 0.05
-    assert (result.labels[:, 0] == 12.0).all()
+    assert (result.labels[:, 0] == 6.0).all()
 
 
 def test_do_on_the_effect_does_not_change_the_cause() -> None:
     counterfactuals = engine()
-    factual, moved = counterfactuals.predict(counterfactuals.abduct(images()), [{}, {"b": 5.0}])
+    factual, moved = counterfactuals.predict(counterfactuals.abduct(images()), [{}, {"grey": 250.0}])
     assert torch.equal(moved.images[:, 0], factual.images[:, 0]) and torch.equal(
         moved.labels[:, 0], factual.labels[:, 0]
     )
-    assert (moved.labels[:, 1] == 5.0).all()
+    assert (moved.labels[:, 1] == 250.0).all()
     torch.testing.assert_close(moved.images[:, 1].mean(dim=(1, 2)), torch.full((3,), GAIN * 2.0), rtol=0, atol=0.02)
 
 
@@ -130,12 +119,16 @@ def test_do_with_the_factual_values_is_the_reconstruction() -> None:
     counterfactuals = engine()
     abducted = counterfactuals.abduct(images()[:1])
     factual = SPEC.denormalise(abducted.z.mean(-1))[0].tolist()
-    reconstructed, done = counterfactuals.predict(abducted, [{}, {"a": factual[0], "b": factual[1]}])
+    reconstructed, done = counterfactuals.predict(abducted, [{}, {"size": factual[0], "grey": factual[1]}])
     torch.testing.assert_close(done.images, reconstructed.images, rtol=0, atol=1e-9)
 
 
 def test_one_abduction_serves_every_intervention() -> None:
-    x, counterfactuals, interventions = images(), engine(20), [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}]
+    x, counterfactuals, interventions = (
+        images(),
+        engine(20),
+        [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}],
+    )
     shared = counterfactuals.predict(counterfactuals.abduct(x), interventions)
     for do, result in zip(interventions, shared, strict=True):
         alone = counterfactuals.counterfactual(x, do)
@@ -145,7 +138,7 @@ def test_one_abduction_serves_every_intervention() -> None:
 
 @pytest.mark.parametrize("solver", ["", "dpmpp2m", "obelm"])
 def test_interventions_are_decoded_as_batches_of_bounded_size(solver: str) -> None:
-    dos = [{}, {"a": 12.0}, {"b": 0.0}, {"a": 8.0, "b": 4.0}, {"a": 9.0}]
+    dos = [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}, {"size": 3.0}]
     guidances = [*[Guidance()] * 4, Guidance(w=1.5)]
     results, sizes = {}, {}
     for rows in (1, 6, 100):
@@ -167,10 +160,10 @@ def test_interventions_are_decoded_as_batches_of_bounded_size(solver: str) -> No
 def test_interventions_and_labels_are_normalised_once() -> None:
     oracle = Oracle(needs_labels=True)
     counterfactuals = engine(5, oracle)
-    assert counterfactuals.act({"a": 12.0, "b": 5.0}) == {"a": 1.0, "b": 2.0}
-    labels = torch.tensor([[10.0, -3.0], [12.0, 1.0], [8.0, -7.0]])
-    counterfactuals.counterfactual(images(), {"a": 12.0}, labels=labels)
-    assert oracle.interventions == [None, {"a": 1.0}]
+    assert counterfactuals.act({"size": 6.0, "grey": 250.0}) == {"size": 1.0, "grey": 2.0}
+    labels = torch.tensor([[4.0, 150.0], [6.0, 200.0], [2.0, 100.0]])
+    counterfactuals.counterfactual(images(), {"size": 6.0}, labels=labels)
+    assert oracle.interventions == [None, {"size": 1.0}]
     assert oracle.labels is not None and oracle.labels.tolist() == [[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0]]
 
 
@@ -182,7 +175,7 @@ def test_encoding_is_unguided_under_the_factual_z_and_decoding_guided_under_the_
     oracle = Oracle(class_cond)
     counterfactuals = engine(5, oracle, guidance=Guidance(2.5))
     abducted = counterfactuals.abduct(images(), CLASSES)
-    result = counterfactuals.predict(abducted, [{"a": 12.0}])[0]
+    result = counterfactuals.predict(abducted, [{"size": 6.0}])[0]
     assert [len(conditions) for conditions in oracle.conditions] == [1] * 5 + [2] * 5
     assert all(conditions[0] is abducted.z for conditions in oracle.conditions[:5])
     assert all(torch.equal(z, result.z) and null is None for z, null in oracle.conditions[5:])  # type: ignore[arg-type]
@@ -193,8 +186,8 @@ def test_encoding_is_unguided_under_the_factual_z_and_decoding_guided_under_the_
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 1.5])
 def test_guidance_scales_the_effect_of_an_intervention(w: float) -> None:
-    found = engine(guidance=Guidance(w)).counterfactual(images(), {"a": 14.0}).images[:, 0].mean()
-    assert abs(float(found) - GAIN * w * 2.0) < 0.05
+    found = engine(guidance=Guidance(w)).counterfactual(images(), {"size": 7.0}).images[:, 0].mean()
+    assert abs(float(found) - GAIN * w * 1.5) < 0.05
 
 
 def test_the_null_intervention_inverts_the_encoding_whatever_the_guidance() -> None:
@@ -204,7 +197,7 @@ def test_the_null_intervention_inverts_the_encoding_whatever_the_guidance() -> N
 
 def test_affected_and_invariant_variables_are_guided_separately() -> None:
     """w_affected = 0 is the reconstruction, 1 the counterfactual, and 0.5 their mean."""
-    counterfactuals, do = engine(), {"b": 5.0}
+    counterfactuals, do = engine(), {"grey": 250.0}
     abducted = counterfactuals.abduct(images())
     guidances = [
         Guidance(),
@@ -236,7 +229,7 @@ def test_the_guidance_interval_is_a_fraction_of_all_steps(rescaled: bool) -> Non
     process = SpacedDiffusion(space_timesteps(500, [50]), betas=betas, rescale_timesteps=rescaled)
     counterfactuals = CounterfactualEngine(NullAlone(), process, SPEC)  # type: ignore[arg-type]
     guidances = [Guidance(), Guidance(0.0, low=0.4, high=0.6)]
-    plain, part = counterfactuals.predict(counterfactuals.abduct(images()), [{"b": 5.0}] * 2, guidances)
+    plain, part = counterfactuals.predict(counterfactuals.abduct(images()), [{"grey": 250.0}] * 2, guidances)
     ratio = np.append(0.0, np.sqrt(1 / process.alphas_cumprod - 1))
     share = process.timestep_map / 500
     shift = 0.001 * np.diff(ratio)[(share >= 0.4) & (share <= 0.6)].sum()
@@ -271,7 +264,7 @@ def test_partial_encoding_keeps_more_of_the_image() -> None:
     x, changes = images(), []
     for stop in (0.05, 0.3, 1.0):
         oracle = Oracle()
-        result = engine(100, oracle, stop=stop).counterfactual(x, {"a": 14.0})
+        result = engine(100, oracle, stop=stop).counterfactual(x, {"size": 7.0})
         assert len(oracle.conditions) == 2 * round(100 * stop)
         changes.append(float((result.images - x).abs().mean()))
     assert changes[0] < 0.5 * changes[1] < 0.5 * changes[2]
@@ -288,9 +281,9 @@ def test_obelm_reconstructs_exactly_from_its_pair_of_states() -> None:
 def test_the_residual_makes_the_null_intervention_exact_and_is_added_to_every_result(model: type[Oracle]) -> None:
     x, counterfactuals = images().clamp(-1, 1), engine(5, model(), residual=True)
     abducted = counterfactuals.abduct(x)
-    factual, moved = (each.images.double() for each in counterfactuals.predict(abducted, [{}, {"b": 5.0}]))
+    factual, moved = (each.images.double() for each in counterfactuals.predict(abducted, [{}, {"grey": 250.0}]))
     torch.testing.assert_close(factual, x, rtol=0, atol=1e-6)
-    bare = counterfactuals.predict(replace(abducted, residual=None), [{"b": 5.0}])[0].images.double()
+    bare = counterfactuals.predict(replace(abducted, residual=None), [{"grey": 250.0}])[0].images.double()
     assert abducted.residual is not None and (moved != factual).any()
     torch.testing.assert_close(moved, (bare + abducted.residual).clamp(-1, 1), rtol=0, atol=1e-6)
 
@@ -300,7 +293,7 @@ def test_a_model_without_diffusion_decodes_its_latents(pixel_range: tuple[float,
     direct = Direct(class_cond=True)
     counterfactuals = engine(5, direct, pixel_range=pixel_range)
     abducted = counterfactuals.abduct(images(), CLASSES)
-    result = counterfactuals.predict(abducted, [{"b": 5.0}])[0]
+    result = counterfactuals.predict(abducted, [{"grey": 250.0}])[0]
     assert abducted.x_T is None and direct.conditions == [] and direct.classes == [CLASSES]
     expected = GAIN * 2.0 if pixel_range[0] else 2 * GAIN * 2.0 - 1
     torch.testing.assert_close(result.images[:, 1], torch.full((3, 4, 4), expected))
@@ -318,10 +311,10 @@ def test_images_are_mapped_to_the_pixel_range_of_the_network() -> None:
 
 def test_images_are_clipped_float32_without_gradient_and_bfloat16_is_near() -> None:
     low, full = (
-        engine(20, autocast=dtype).counterfactual(images().float(), {"a": 16.0}).images
+        engine(20, autocast=dtype).counterfactual(3 * images().float(), {"size": 7.0}).images
         for dtype in (torch.bfloat16, None)
     )
-    assert full.abs().max() <= 1 and full.dtype == torch.float32 and not full.requires_grad
+    assert full.abs().max() == 1 and full.dtype == torch.float32 and not full.requires_grad
     assert (low - full).abs().max() < 0.05
 
 
@@ -354,8 +347,8 @@ def test_unknown_variables_and_values_are_refused_and_extrapolation_warns() -> N
     counterfactuals = engine(5)
     abducted = counterfactuals.abduct(images())
     with pytest.raises(InputError, match="do: unknown variable 'c'"):
-        counterfactuals.predict(abducted, [{"a": 12.0}, {"c": 1.0}])
-    with pytest.raises(InputError, match="do: a: expected a finite number, got nan"):
-        counterfactuals.predict(abducted, [{"a": float("nan")}])
-    with pytest.warns(UserWarning, match="do: a=99 is outside the range of the training labels, 4..16"):
-        counterfactuals.act({"a": 99.0})
+        counterfactuals.predict(abducted, [{"size": 6.0}, {"c": 1.0}])
+    with pytest.raises(InputError, match="do: size: expected a finite number, got nan"):
+        counterfactuals.predict(abducted, [{"size": float("nan")}])
+    with pytest.warns(UserWarning, match="do: size=99 is outside the range of the training labels, 1..7"):
+        counterfactuals.act({"size": 99.0})

@@ -14,11 +14,8 @@ from causaldiffae.nn import (
     AttentionBlock,
     GroupNorm32,
     count_parameters,
-    mean_flat,
-    mlp,
     normalization,
     self_attention,
-    sum_flat,
     timestep_embedding,
     update_ema,
     zero_module,
@@ -48,22 +45,11 @@ def test_timestep_embedding_is_cosines_then_sines_and_pads_odd_widths() -> None:
         np.testing.assert_allclose(embedding.numpy(), expected[:, :width], atol=1e-4)
 
 
-def test_mlp_has_activations_only_between_layers() -> None:
-    network = mlp([3, 5, 7, 2])
-    assert [type(layer).__name__ for layer in network] == ["Linear", "SiLU", "Linear", "SiLU", "Linear"]
-    assert network(torch.zeros(4, 3)).shape == (4, 2)
-
-
 def test_trainable_parameters_are_counted() -> None:
     layer = nn.Linear(3, 2)
     assert zero_module(layer) is layer and not layer.weight.any() and count_parameters(layer) == 8
     layer.bias.requires_grad_(False)
     assert count_parameters(layer) == 6
-
-
-def test_flat_reductions_keep_the_batch_axis() -> None:
-    x = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert mean_flat(x).tolist() == [5.5, 17.5] and sum_flat(x).tolist() == [66.0, 210.0]
 
 
 def test_moving_average_moves_the_target_towards_the_source() -> None:

@@ -1,6 +1,5 @@
 """Beta schedules, alpha-bar at fractional steps and conversions of model outputs, against formulas in float64."""
 
-
 import numpy as np
 import pytest
 import torch
