@@ -1,1 +1,1 @@
-"""Data sets, one file each, their registry, label subsets and interventional pictures."""
+"""Data sets, one file each, their registry, label subsets and interventional images."""

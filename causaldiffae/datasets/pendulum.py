@@ -108,7 +108,7 @@ PENDULUM: Final = register(
         ),
         channels=(3, 4),
         read=_read,
-        source="pictures of a pendulum, a light and its shadow, drawn by this package's generator.",
+        source="images of a pendulum, a light and its shadow, drawn by this package's generator.",
         counterfactual=_counterfactual,
         has_truth=lambda data: True,
         measure=lambda images: pendulum.PendulumGenerator().measure(images.transpose(0, 2, 3, 1)),

@@ -58,8 +58,10 @@ def cached_images(
         uncached = np.empty((len(names), *rule.shape), np.uint8)
         decode_all(folder, names, rule, uncached, problems)
         return uncached
+    files = [[name, stamp.size, stamp.changed] for name, stamp in zip(names, stamps, strict=True)]
+    key = json.dumps([FORMAT, PIL.__version__, astuple(rule), files])
     prefix = f"{label}-{'x'.join(map(str, rule.shape))}-{rule.resize}-"
-    path = home / f"{prefix}{_digest(names, stamps, rule)}.npy"
+    path = home / f"{prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     with FileLock(home / "lock"):  # one process writes the cache while the others wait
         images = _open(path, (len(names), *rule.shape))
         return _build(folder, names, rule, path, prefix, problems) if images is None else images
@@ -76,23 +78,13 @@ def cache_folder(folder: Folder) -> Path | None:
     for candidate in candidates:
         with contextlib.suppress(OSError):
             candidate.mkdir(parents=True, exist_ok=True)
-            if _only_files(candidate):
+            entries = list(candidate.iterdir())
+            if all(entry.is_file() for entry in entries) and not any(map(Path.is_symlink, [candidate, *entries])):
+                # without links that came with the data, writes cannot be redirected
                 with tempfile.TemporaryFile(dir=candidate):
                     return candidate
     warnings.warn(f"{folder.where}: no cache can be written, the images are decoded at every start", stacklevel=2)
     return None
-
-
-def _only_files(folder: Path) -> bool:
-    """Whether it is a folder of regular files: a link that came with the data could redirect writes."""
-    with os.scandir(folder) as entries:
-        return not folder.is_symlink() and all(entry.is_file(follow_symlinks=False) for entry in entries)
-
-
-def _digest(names: Sequence[str], stamps: Sequence[FileStamp], rule: ImageRule) -> str:
-    files = [[name, stamp.size, stamp.changed] for name, stamp in zip(names, stamps, strict=True)]
-    key = json.dumps([FORMAT, PIL.__version__, astuple(rule), files])
-    return hashlib.sha256(key.encode()).hexdigest()[:24]
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
