@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # no 0 / 0 at the infinite log
 T = 1000
 LINEAR = get_named_beta_schedule("linear", T)
 MEAN, STD = 0.3, 0.5
+ORDERED = [(kind, grid) for kind in Solver for grid in Grid if kind is Solver.DDIM or grid is not Grid.UNIFORM]
 CENTRES, WIDTH = normal(4, 1, 1, 4, 4, seed=7), 0.3
 
 
@@ -224,28 +225,12 @@ def test_obelm_equals_its_published_recursion() -> None:
 
 
 @pytest.mark.parametrize("stop", [1.0, 0.4])
-@pytest.mark.parametrize(
-    ("kind", "grid", "order", "tolerance", "bound"),
-    [
-        (Solver.DDIM, Grid.LOGSNR, 1, 0.15, 0.06),
-        (Solver.DDIM, Grid.RHO, 1, 0.15, 0.06),
-        (Solver.DDIM, Grid.UNIFORM, 1, 0.3, 0.06),
-        (Solver.DPMPP2M, Grid.CENTRED, 2, 0.2, 2e-3),
-        (Solver.DPMPP2M, Grid.LOGSNR, 2, 0.2, 2e-3),
-        (Solver.DPMPP2M, Grid.RHO, 2, 0.2, 2e-3),
-        (Solver.OBELM, Grid.LOGSNR, 2, 0.2, 6e-3),
-        (Solver.OBELM, Grid.RHO, 2, 0.2, 6e-3),
-    ],
-)
-def test_error_falls_with_the_order_of_the_solver(
-    kind: Solver, grid: Grid, order: int, tolerance: float, bound: float, stop: float
-) -> None:
-    """Encoding and decoding against the exact flow of Gaussian data between step 0 and the end."""
-    x_start, x_T, (start, end) = (
-        MEAN + STD * normal(1, 1, 8, 8),
-        normal(1, 1, 8, 8, seed=1),
-        (level(0), level(stop * T - 1)),
-    )
+@pytest.mark.parametrize(("kind", "grid"), ORDERED)
+def test_error_falls_with_the_order_of_the_solver(kind: Solver, grid: Grid, stop: float) -> None:
+    """Encoding and decoding against the exact flow of Gaussian data; in t, second order needs more steps than these."""
+    order, bound = {Solver.DDIM: (1, 0.06), Solver.DPMPP2M: (2, 2e-3), Solver.OBELM: (2, 6e-3)}[kind]
+    x_start, x_T = MEAN + STD * normal(1, 1, 8, 8), normal(1, 1, 8, 8, seed=1)
+    start, end = level(0), level(stop * T - 1)
     first = leave_clean(gaussian, x_start, corrections=int(kind is Solver.DPMPP2M))
     encoded = gaussian_flow(first, start, end, MEAN, STD)
     decoded = reach_clean(gaussian, gaussian_flow(x_T, end, start, MEAN, STD))
@@ -254,51 +239,28 @@ def test_error_falls_with_the_order_of_the_solver(
         [float((each.encode(gaussian, x_start, stop).x_T - encoded).abs().max()) for each in solvers],
         [float((each.decode(gaussian, SolverState(x_T, stop=stop)) - decoded).abs().max()) for each in solvers],
     ):
-        assert orders(errors) == pytest.approx([order, order], abs=tolerance) and errors[-1] < bound, errors
+        assert orders(errors) == pytest.approx([order, order], abs=0.2) and errors[-1] < bound, errors
 
 
-def test_few_steps_are_near_the_flow_of_a_mixture() -> None:
-    x_start = mixture_images()
+@pytest.mark.parametrize(("stop", "bounds"), [(1.0, (0.004, 0.007, 0.005)), (0.2, (0.001, 0.001, 0.001))])
+def test_fifty_steps_of_dpmpp2m_follow_the_flow_of_a_mixture(stop: float, bounds: tuple[float, ...]) -> None:
+    """Also compared with DDIM, with an even spacing of t, and with four times fewer steps."""
+    x_start, end = mixture_images(), stop * T - 1
     first = leave_clean(mixture, x_start)
-    x_T = mixture_flow(first, 0, T - 1)
-    again = mixture_flow(x_T, T - 1, 0)
-    torch.testing.assert_close(again, first, rtol=0, atol=1e-5)  # the oracle itself
-    decoded = reach_clean(mixture, again)
+    x_T = mixture_flow(first, 0, end)
+    torch.testing.assert_close(mixture_flow(x_T, end, 0), first, rtol=0, atol=1e-5)  # the oracle itself
 
-    def errors(kind: Solver, grid: Grid = Grid.LOGSNR) -> tuple[float, float]:
-        solver = OdeSolver(process(), kind, grid, 50)
-        encoding = rms(solver.encode(mixture, x_start).x_T - x_T)
-        return encoding, rms(solver.decode(mixture, SolverState(x_T)) - decoded)
-
-    for kind, bound in ((Solver.DPMPP2M, 0.004), (Solver.OBELM, 0.1)):
-        encoding, decoding = errors(kind)
-        assert encoding < bound and decoding < 0.007
-    assert min(errors(Solver.DDIM)) > 0.04 and min(errors(Solver.DPMPP2M, Grid.UNIFORM)) > 0.02
-
-
-def test_dpmpp2m_loses_less_in_25_steps_than_ddim_in_100() -> None:
-    x_start = mixture_images()
-
-    def lost(kind: Solver, grid: Grid, steps: int) -> float:
+    def errors(kind: Solver, grid: Grid = Grid.LOGSNR, steps: int = 50) -> np.ndarray:
+        """Errors of encoding, of decoding and of the round trip."""
         solver = OdeSolver(process(), kind, grid, steps)
-        return rms(solver.decode(mixture, SolverState(solver.encode(mixture, x_start).x_T)) - x_start)
+        encoded = solver.encode(mixture, x_start, stop).x_T
+        decoded, returned = (solver.decode(mixture, SolverState(x, stop=stop)) for x in (x_T, encoded))
+        return np.array([rms(encoded - x_T), rms(decoded - reach_clean(mixture, first)), rms(returned - x_start)])
 
-    second = lost(Solver.DPMPP2M, Grid.LOGSNR, 25)
-    assert second < 0.02
-    assert second < lost(Solver.DDIM, Grid.LOGSNR, 25) / 10
-    assert second < lost(Solver.DDIM, Grid.UNIFORM, 25) / 5
-    assert second < lost(Solver.DDIM, Grid.LOGSNR, 100) / 5
-    assert second < lost(Solver.DPMPP2M, Grid.UNIFORM, 25) / 1.5
-
-
-def test_partial_encoding_follows_the_flow_to_its_level() -> None:
-    x_start = mixture_images()
-    expected = mixture_flow(leave_clean(mixture, x_start), 0, 199)
-    solver, ddim = OdeSolver(process(), steps=25), OdeSolver(process(), Solver.DDIM, steps=25)
-    state = solver.encode(mixture, x_start, stop=0.2)
-    assert state.stop == 0.2 and rms(state.x_T - expected) < 3e-3
-    assert rms(solver.decode(mixture, state) - x_start) < 2e-3
-    assert rms(ddim.encode(mixture, x_start, stop=0.2).x_T - expected) > 10 * rms(state.x_T - expected)
+    second = errors(Solver.DPMPP2M)
+    assert (second < bounds).all() and (errors(Solver.OBELM)[:2] < (0.1, 0.007)).all()
+    assert (errors(Solver.DDIM) > 10 * second).all() and (errors(Solver.DPMPP2M, Grid.UNIFORM) > 2 * second).all()
+    assert errors(Solver.DDIM, steps=100)[2] > 5 * errors(Solver.DPMPP2M, steps=25)[2]
 
 
 # ---------------------------------------------------------------------- exact cases
