@@ -31,14 +31,14 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
-from causaldiffae.datasets.registry import exact_labels, read_split
+from causaldiffae.datasets.registry import exact_labels, find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.npz import NpzFile
-from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json
+from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, replace_file
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
@@ -101,7 +101,7 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
     if not folder.is_dir():
         raise InputError(f"data_dir: expected a folder, got {folder}, which does not exist")
     recipe = folder / "recipe.json"
-    if recipe.is_file() and spec.name != "folder":
+    if recipe.is_file() and find_dataset(spec.name).spec is not None:
         named = read_json(recipe, _MAX_RESULTS).get("dataset", spec.name)
         if named != spec.name:
             raise InputError(f"data_dir: expected data set {spec.name!r} of the model, got {named!r} in {folder}")
@@ -213,9 +213,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     timing = {key: round(value, 1) for key, value in timing.items()} | {"workers": job.workers}
     found = {**header, "results": results, "timing": timing}
     np.savez_compressed(images_file(job.out), **example_images(task, answers))  # type: ignore[arg-type]
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(out)
+    replace_file(out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     shutil.rmtree(parts_folder(job.out), ignore_errors=True)
     return found
 
@@ -234,7 +232,8 @@ def _claim_parts(parts: Path, digest: str) -> None:
 def _all_answers(job: Job, task: Task, device: torch.device) -> list[dict[str, np.ndarray]]:
     """The answers for all chunks in order, computing those that are not on disk."""
     chunks = task.chunks(job.settings.chunk)
-    missing = [number for number in range(len(chunks)) if _read_part(job, number) is None]
+    parts = [_read_part(job, number) for number in range(len(chunks))]
+    missing = [number for number, part in enumerate(parts) if part is None]
     done = len(task) - sum(len(chunks[number]) for number in missing)
     with progress_bar(total=len(task), initial=done, desc=Path(job.out).stem, unit="image") as bar:
         if job.workers < 2 or len(missing) < 2 or device.type != "cpu":
@@ -242,7 +241,7 @@ def _all_answers(job: Job, task: Task, device: torch.device) -> list[dict[str, n
                 bar.update(answer_chunk(job, number))
         else:
             _answer_in_processes(job, missing, bar.update)
-    parts = [_read_part(job, number) for number in range(len(chunks))]
+    parts = [part or _read_part(job, number) for number, part in enumerate(parts)]
     return [part for part in parts if part is not None]
 
 

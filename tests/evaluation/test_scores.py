@@ -16,7 +16,7 @@ from tiny import randomise, small_config, squares, squares_spec
 
 from causaldiffae.counterfactual import Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, resize_area, to_model_range
-from causaldiffae.datasets.registry import dataset_spec, exact_labels, measure, true_counterfactual
+from causaldiffae.datasets.registry import dataset_spec, measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.protocol import ProtocolSettings, Task, TaskRunner, draw_values, make_task
@@ -248,12 +248,6 @@ def test_values_of_categorical_variables_are_categories() -> None:
     spec = DatasetSpec.from_dict(SPEC.to_dict() | changes)
     values = draw_values(spec, LOW, HIGH, np.arange(60), 0)
     assert set(values[:, 0]) == {0.0, 1.0, 2.0} and set(values[:, 1]) == {60.0, 147.0}
-
-
-def test_exact_labels_replace_truncated_ones() -> None:
-    data = pendulums(5, 2)
-    truncated = dataclasses.replace(data, labels=np.trunc(data.labels))
-    np.testing.assert_allclose(exact_labels(truncated), data.labels)
 
 
 @pytest.mark.parametrize(
