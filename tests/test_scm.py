@@ -145,7 +145,7 @@ def test_stretch_is_bounded() -> None:
     assert scm.predict_with_stretch(u).log_stretch.abs().max() <= MAX_LOG_STRETCH
 
 
-def test_residual_scale_is_learned_for_children_and_has_a_floor() -> None:
+def test_residual_scale_is_learned_for_additive_children_and_has_a_floor() -> None:
     scm = LatentSCM(CausalGraph(("a", "b", "c"), (("a", "b"),)), 2, min_scale=0.05)
     assert scm.raw_log_scale is not None and abs(scm.log_scale[1].item()) < 0.06, "a fresh scale is about 1"
     for raw, expected in ((-50.0, math.log(0.05)), (5.0, 5.0)):
@@ -155,12 +155,8 @@ def test_residual_scale_is_learned_for_children_and_has_a_floor() -> None:
         assert scm.log_scale[0] == scm.log_scale[2] == 0 and scm.log_scale[1] >= math.log(0.05) - 1e-6
     scm.log_scale.sum().backward()
     assert scm.raw_log_scale.grad is not None and scm.raw_log_scale.grad.bool().tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize("mechanism", ["affine", "one_hop"])
-def test_other_mechanisms_have_a_standard_prior(mechanism: str) -> None:
-    scm = LatentSCM(CHAIN, 2, mechanism)
-    assert scm.raw_log_scale is None and not scm.log_scale.any()
+    for mechanism in ("affine", "one_hop"):
+        assert not LatentSCM(CHAIN, 2, mechanism).log_scale.any(), "other mechanisms have a standard prior"
 
 
 def test_mechanisms_have_the_given_width_and_depth() -> None:
@@ -180,3 +176,14 @@ def test_unknown_mechanisms_variables_and_shapes_are_refused() -> None:
         scm.predict(u, {"size": 1.0})
     with pytest.raises(InputError, match=r"do: expected a number, \(1,\) or \(1, 2\), got a value of shape \(1, 3\)"):
         scm.predict(u, {"a": torch.zeros(1, 3)})
+
+
+def test_parameters_grow_with_the_number_of_edges() -> None:
+    """Twice the variables with the same number of edges each need twice the parameters, not four times."""
+
+    def parameters(n: int) -> int:
+        names = [f"v{i}" for i in range(n)]
+        graph = CausalGraph(tuple(names), tuple((names[i - k], names[i]) for i in range(2, n) for k in (1, 2)))
+        return sum(p.numel() for p in LatentSCM(graph, 8, width=64, depth=2).networks.parameters())
+
+    assert parameters(62) / parameters(32) == pytest.approx(60 / 30, rel=0.01)
