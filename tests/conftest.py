@@ -1,12 +1,37 @@
-"""Fixtures for tests of several folders."""
+"""Fixtures for tests of several folders, and the profiles of property tests.
 
+HYPOTHESIS_PROFILE=ci (the default) draws the same examples each time; explore draws 10,000 new ones per test.
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from circuits import painted, write_painted
+from hypothesis import HealthCheck, settings
 
 from causaldiffae.generators import circuit_writer
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+EXAMPLES = 10_000
+
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.register_profile(
+    "explore", max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile(PROFILE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives tests that set their own number of examples the profile's, when exploring."""
+    if PROFILE == "explore":
+        for item in items:
+            test = getattr(item, "obj", None)
+            chosen = getattr(test, "_hypothesis_internal_use_settings", None)
+            if chosen is not None:
+                test._hypothesis_internal_use_settings = settings(chosen, max_examples=EXAMPLES)
+                item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.fixture(scope="session")
