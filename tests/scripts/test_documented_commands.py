@@ -53,7 +53,7 @@ ELSEWHERE = {
     "python scripts/benchmark.py": SUITE + "tests/evaluation/test_speed.py",
     "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/evaluation/test_speed.py",
     "pytest tests/fuzz": CI,
-    "python tests/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
+    "python tools/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
     "pip install -e .[fuzz]": NETWORK,
     "pip install -e '.[circuit]'": NETWORK,
     "pip install -e '.[imagenet]'": NETWORK,
@@ -200,7 +200,7 @@ def test_every_command_is_run_or_an_exception(printed: str) -> None:
 def test_exceptions_are_printed_and_run_elsewhere() -> None:
     assert set(ELSEWHERE) <= set(PRINTED), f"no document prints {set(ELSEWHERE) - set(PRINTED)}"
     run_by_ci = (REPO / ".ci" / "run").read_text(encoding="utf-8")
-    assert "./scripts/test.sh" in run_by_ci and "tests/fuzz/atheris_targets.py" in run_by_ci
+    assert "./scripts/test.sh" in run_by_ci and "tools/fuzz/atheris_targets.py" in run_by_ci
     for new in ("python scripts/new.py", "./scripts/new.sh", "SIZE=mini ./scripts/new.sh --do a=1", "make all"):
         assert why_unknown(new)
     assert len(COMMANDS) > 30

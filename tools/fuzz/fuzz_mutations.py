@@ -1,4 +1,4 @@
-"""Changes to valid files: blind ones (bits, cuts, splices) and ones that know the form (headers, sizes, nesting)."""
+"""Mutations of valid files: blind ones (bits, cuts, splices) and structured ones (headers, sizes, nesting)."""
 
 import contextlib
 import gzip
@@ -32,7 +32,7 @@ SHAPES = ("()", "(0,)", "(" * 200, "(1.5,)", "(True,)", "(1,)*9", "[3]", "3")
 
 
 def mutate_bytes(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """One blind change; `other` is another file to take pieces from."""
+    """Applies one blind mutation; `other` is a file to splice from."""
     data = bytearray(content)
     kind, place = rng.randrange(10), rng.randrange(len(data) + 1)
     length = int(min(rng.expovariate(1 / 12), 4095)) + 1
@@ -65,7 +65,7 @@ def mutate_bytes(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def _mutate_number(content: bytes, rng: random.Random) -> bytes:
-    """A number or a word in a text becomes another."""
+    """Replaces a number or a word in a text."""
     found = list(re.finditer(rb"[-+]?[0-9][0-9.e+-]*|[A-Za-z_]+", content[:100_000]))
     if not found:
         return content + rng.choice(WORDS)
@@ -98,7 +98,7 @@ def _json(content: bytes, rng: random.Random) -> bytes:
                 node[key] = node[key] * rng.choice((2, 50))
             elif kind == 3:
                 node[key] = rng.choice((node[key], rng.choice(places)[0]))
-                json.dumps(value)  # a circle is refused here
+                json.dumps(value)  # refuses a cycle
             elif kind == 4 and isinstance(node[key], int | float) and not isinstance(node[key], bool):
                 node[key] = rng.choice((-node[key], node[key] + 1, node[key] * 1000, float(node[key]), str(node[key])))
             else:
@@ -113,7 +113,7 @@ def _json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _zip(content: bytes, rng: random.Random) -> bytes:
-    """A member changes; the archive's checksums fit."""
+    """Mutates a member and writes valid checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(entry.filename, archive.read(entry), entry.compress_type) for entry in archive.infolist()]
     number = rng.randrange(len(members))
@@ -138,7 +138,7 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
         for name, data, how in members:
             archive.writestr(zipfile.ZipInfo(name), data, how)
     written = buffer.getvalue()
-    if rng.random() < 0.15:  # sizes in the directory that lie
+    if rng.random() < 0.15:  # wrong sizes in the directory
         at = written.rfind(b"PK\x01\x02")
         lie = rng.choice(SIZES) % 2**32
         if at >= 0:
@@ -147,7 +147,7 @@ def _zip(content: bytes, rng: random.Random) -> bytes:
 
 
 def _npy(data: bytes, rng: random.Random) -> bytes:
-    """The header's dtype, order or shape change; the values stay."""
+    """Mutates the header's dtype, order or shape, and keeps the values."""
     length = int.from_bytes(data[8:10], "little")
     header = data[10 : 10 + length].decode("latin-1").rstrip()
     size = str(rng.choice((*SIZES, -1, -(2**40))))
@@ -177,7 +177,7 @@ def _gzip(content: bytes, rng: random.Random) -> bytes:
 
 
 def _png(content: bytes, rng: random.Random) -> bytes:
-    """A chunk changes; its checksum fits."""
+    """Mutates a chunk and writes a valid checksum."""
     chunks, place = [], 8
     while place + 12 <= len(content):
         size = int.from_bytes(content[place : place + 4], "big")
@@ -226,30 +226,30 @@ def _csv(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_file(name: str, content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """One change that knows the form of the file, or a blind one."""
-    knowing: Callable[[bytes, random.Random], bytes] | None = None
+    """Applies one structured mutation if the format is known, or a blind one."""
+    structured: Callable[[bytes, random.Random], bytes] | None = None
     if name.endswith(".json"):
-        knowing = _json
+        structured = _json
     elif content[:4] == b"PK\x03\x04":
-        knowing = _zip
+        structured = _zip
     elif content[:6] == b"\x93NUMPY":
-        knowing = _npy
+        structured = _npy
     elif content[:2] == b"\x1f\x8b":
-        knowing = _gzip
+        structured = _gzip
     elif content[:8] == b"\x89PNG\r\n\x1a\n":
-        knowing = _png
+        structured = _png
     elif name.endswith(".safetensors"):
-        knowing = _safetensors
+        structured = _safetensors
     elif name.endswith(".csv"):
-        knowing = _csv
-    if knowing is not None and rng.random() < 0.7:
-        with contextlib.suppress(Exception):  # an earlier change may have broken the form
-            return knowing(content, rng)
+        structured = _csv
+    if structured is not None and rng.random() < 0.7:
+        with contextlib.suppress(Exception):  # an earlier mutation may have broken the format
+            return structured(content, rng)
     return mutate_bytes(content, other, rng)
 
 
 def mutate(files: dict[str, bytes], others: dict[str, bytes], rng: random.Random, names: bool) -> dict[str, bytes]:
-    """One to four changes of one to four files; with `names`, of file names too."""
+    """Applies one to four mutations to the files and, with `names`, to their names."""
     changed = dict(files)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         name = rng.choice(sorted(changed))

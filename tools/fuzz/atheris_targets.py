@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing with atheris of the parsers whose branches blind changes reach least.
+"""Coverage-guided fuzzing with atheris, for the parsers whose branches blind mutations reach least.
 
     pip install -e .[fuzz]
-    python tests/fuzz/atheris_targets.py TARGET [CORPUS_DIR] [-max_total_time=15] [other libFuzzer flags]
+    python tools/fuzz/atheris_targets.py TARGET [CORPUS_DIR] [-max_total_time=15] [other libFuzzer flags]
 
-TARGET: idx, npz, folder (labels.csv and the graph), manifest. An input is the content of one file, for `folder` the
-table and the graph with a zero byte between them. The folder of a corpus is made and filled with seeds on first use.
-Atheris stops at the first fault and keeps the input (crash-*); run it again with that file as the only argument behind
-TARGET. Needs Python 3.11 or newer, where atheris has wheels.
+TARGET: idx, npz, folder (labels.csv and the graph), manifest. An input is the content of one file; for `folder`, the
+table and the graph separated by a zero byte. The corpus folder is created and filled with seeds on first use. Atheris
+stops at the first fault and writes the input to crash-*; pass that file after TARGET to run it again. atheris has
+wheels for Python 3.11 and newer.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from pathlib import Path
 import atheris
 import numpy as np
 
-READERS = ("checkpoint", "dot_files", "folders", "generators.morphomnist", "graph_files", "graphs", "npz_files",
-           "pickled_bytes", "safe_files", "yaml_files")  # fmt: skip
+READERS = (
+    *("checkpoints.checkpoint", "datasets.folder", "files.dot", "files.idx", "files.npz", "files.pickles"),
+    *("files.reading", "files.yaml", "graphs"),
+)
 
 with atheris.instrument_imports(include=[f"causaldiffae.{name}" for name in READERS]):
     from causaldiffae.checkpoints.checkpoint import verify
@@ -76,7 +78,7 @@ def npz_seeds() -> list[bytes]:
 
 
 def folder_seeds() -> list[bytes]:
-    """The table grows by blank lines until its length asks for the graph's form."""
+    """The length of the table, with blank lines appended, selects the format of the graph."""
     seeds = []
     for form, graph in enumerate(GRAPHS):
         seeds.append(TABLE + b"\n" * ((form - len(TABLE)) % 4) + b"\0" + graph)

@@ -1,7 +1,7 @@
-"""Every parser of files from strangers: how it is called, and small valid files to start from.
+"""All parsers of untrusted files: how they are called, and small valid files to start from.
 
-A parser reads a folder of files. It may accept them or raise `InputError` (of which `DataError` is one); anything else,
-a file written, a second of computing or a gigabyte of memory is a fault.
+A parser reads a folder of files. It may accept them or raise `InputError`. Anything else is a fault: another exception,
+a written file, a second of computing or a gigabyte of memory.
 """
 
 import io
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from support import published_causaldiffae
 from tiny import small_config, squares, squares_spec
@@ -53,11 +53,11 @@ class Parser:
     """One parser.
 
     Attributes:
-        seeds: valid files, by their names in the folder.
-        read: reads the folder that holds them; its result does not matter.
-        weight: its share of the inputs, relative to the others'.
-        repair: makes checksums fit again after a change, so that what lies behind them is reached.
-        mutate_names: file names are part of what is read.
+        seeds: valid files by their names in the folder.
+        read: reads the folder; its result is ignored.
+        weight: relative share of the inputs.
+        repair: corrects checksums after a mutation, so that the code behind them is reached.
+        mutate_names: also mutate file names.
     """
 
     seeds: Callable[[], list[Files]]
@@ -87,8 +87,8 @@ def _folder(path: Path) -> Files:
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-def _made(make: Callable[[Path], object]) -> Files:
-    """The files that `make` writes into a folder."""
+def _written_by(make: Callable[[Path], object]) -> Files:
+    """The files that `make` writes to a folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def _first(path: Path) -> Path:
 
 
 def _idx(array: np.ndarray, plain: bool = False) -> bytes:
-    content = _made(lambda folder: idx.write_idx(folder / "x", array))["x"]
+    content = _written_by(lambda folder: idx.write_idx(folder / "x", array))["x"]
     return zlib.decompress(content, 47) if plain else content
 
 
@@ -250,7 +250,7 @@ def _write_model(folder: Path) -> None:
 
 
 def repair_manifest(files: Files) -> Files:
-    """Sizes and hashes of the manifest as its files are now."""
+    """Updates the sizes and hashes in the manifest."""
     name = next((name for name in files if name.endswith("manifest.json")), None)
     try:
         manifest = json.loads(files[name]) if name else None
@@ -284,7 +284,7 @@ def _figure(mean: float | None = 1.5) -> dict[str, float | None]:
 
 
 def results() -> dict[str, Any]:
-    """A results file as scripts/evaluate.py writes it, with all that tables and the report read."""
+    """A results file with everything that tables and the report read."""
     scores: dict[str, Any] = {
         "truth": {"l1": _figure(), "psnr": _figure(), "ssim": _figure()},
         "effectiveness": {"predictor": {"size": _figure()}, "measured": {"size": _figure(None), "grey": _figure()}},
@@ -389,10 +389,10 @@ PARSERS: dict[str, Parser] = {
     "graph dot": Parser(lambda: [{"g.dot": DOT}], _parse_graph, 1.5),
     "graph json": Parser(lambda: [{"g.json": GRAPH_JSON}], _parse_graph, 1.5),
     "image": Parser(_image_seeds, _read_image, 3),
-    "checkpoint": Parser(lambda: [_made(_write_run)], _read_checkpoint, 1, repair_manifest),
-    "model folder": Parser(lambda: [_made(_write_model)], lambda path: load_model(str(path / "m")), 0.3),
+    "checkpoint": Parser(lambda: [_written_by(_write_run)], _read_checkpoint, 1, repair_manifest),
+    "model folder": Parser(lambda: [_written_by(_write_model)], lambda path: load_model(str(path / "m")), 0.3),
     "published pt": Parser(_published_seeds, lambda path: load_model(str(_first(path))), 0.3),
-    "predictor": Parser(lambda: [_made(_write_predictor)], lambda path: load_predictor(path / "p"), 0.5),
+    "predictor": Parser(lambda: [_written_by(_write_predictor)], lambda path: load_predictor(path / "p"), 0.5),
     "results json": Parser(_results_seeds, _read_results),
     "report pictures": Parser(_pictures_seeds, lambda path: report_page.read_images(_first(path)), 0.5),
     "config yaml": Parser(

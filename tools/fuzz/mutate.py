@@ -1,13 +1,12 @@
-"""Feeds mutated files to every parser and counts what it does with them.
+"""Feeds mutated files to every parser and counts the outcomes.
 
-    python tests/fuzz/mutate.py                                  # 100,000 inputs over all parsers
-    python tests/fuzz/mutate.py --inputs 5000 --parser "graph dot" --seed 7
-    python tests/fuzz/mutate.py --parser idx --only 1234         # one input again, with its traceback
+    python tools/fuzz/mutate.py                                  # 100,000 inputs over all parsers
+    python tools/fuzz/mutate.py --inputs 5000 --parser "graph dot" --seed 7
+    python tools/fuzz/mutate.py --parser idx --only 1234         # one input again, with its traceback
 
-An input follows from the seed, the parser's name and its number alone. Each parser runs in a child process that may
-take a gigabyte more than it has at its start, and each input may compute for a second (CPU time, so that other
-processes do not count) and wait for twenty. What a parser opens for writing is seen by an audit hook. Ends with 1 if
-there is any fault.
+An input is determined by the seed, the parser's name and its number. Each parser runs in a child process, limited to
+one more gigabyte; each input is limited to a second of CPU time and twenty seconds in all. An audit hook sees files
+that a parser opens for writing. The exit code is 1 if there is any fault.
 """
 
 import argparse
@@ -42,11 +41,11 @@ FORBIDDEN = ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "o
 
 
 class Hang(BaseException):
-    """The time is over."""
+    """The time limit is exceeded."""
 
 
 class Watch:
-    """What a parser does that it must not; the hook cannot be taken away, so it is switched."""
+    """Records forbidden actions of a parser. An audit hook cannot be removed, so it is switched on and off."""
 
     def __init__(self) -> None:
         self.on, self.seen = False, ""
@@ -64,7 +63,7 @@ class Watch:
 
 
 def write(folder: Path, files: Files) -> None:
-    """Puts an input's files into an empty folder."""
+    """Writes the files of an input to an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in files.items():
         path = folder / name
@@ -73,20 +72,20 @@ def write(folder: Path, files: Files) -> None:
 
 
 def make_input(name: str, number: int, seed: int, seeds: list[Files]) -> Files:
-    """Input `number` of a parser."""
+    """Generates an input."""
     rng, parser = random.Random(f"{seed}/{name}/{number}"), PARSERS[name]
     files = mutate(rng.choice(seeds), rng.choice(seeds), rng, parser.mutate_names)
     return parser.repair(files) if parser.repair and rng.random() < 0.7 else files
 
 
 def peak_bytes() -> int:
-    """The most memory this process has had in RAM."""
+    """The peak resident memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def run_one(parser: Parser, folder: Path, watch: Watch) -> tuple[str, str]:
-    """("accepted" or "refused" or "fault", what)."""
+    """Runs a parser on one input; returns "accepted", "refused" or "fault", and details."""
 
     def stop(*_: object) -> None:
         raise Hang
@@ -116,12 +115,12 @@ def run_one(parser: Parser, folder: Path, watch: Watch) -> tuple[str, str]:
 
 
 def run_parser(name: str, numbers: range, seed: int, send: Any) -> None:
-    """All inputs of one parser; a line of JSON at the end, one for each fault before."""
+    """Runs a parser on all inputs; sends a record per fault, and a summary at the end."""
     parser, watch = PARSERS[name], Watch()
     root = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(dir=root)) / "x"
     seeds = parser.seeds()
-    for files in seeds:  # warm, and sound
+    for files in seeds:
         write(folder, files)
         outcome, what = run_one(parser, folder, watch)
         if outcome != "accepted" and what != "DataError":
@@ -148,7 +147,7 @@ def run_parser(name: str, numbers: range, seed: int, send: Any) -> None:
 
 
 def in_child(name: str, numbers: range, seed: int) -> dict[str, Any]:
-    """`run_parser` in a child; a child that dies or is silent for two minutes is a fault of its own."""
+    """Runs `run_parser` in a child process; the death of the child is a fault too."""
     receive, give = os.pipe()
     child = os.fork()
     if child == 0:
@@ -183,7 +182,7 @@ def in_child(name: str, numbers: range, seed: int) -> dict[str, Any]:
 
 
 def show_one(name: str, number: int, seed: int) -> None:
-    """One input again: its files' beginnings, and what the parser does."""
+    """Runs one input again, and prints the beginnings of its files and the result."""
     files = make_input(name, number, seed, PARSERS[name].seeds())
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "x", files)
@@ -194,12 +193,14 @@ def show_one(name: str, number: int, seed: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=100_000, help="in all, shared out by the parsers' weights")
-    parser.add_argument("--parser", action="append", choices=sorted(PARSERS), help="only this one; may be repeated")
+    parser.add_argument("--inputs", type=int, default=100_000, help="total, distributed by the weights of the parsers")
+    parser.add_argument(
+        "--parser", action="append", choices=sorted(PARSERS), help="run only this parser; may be repeated"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, help="one input's number, in this process")
+    parser.add_argument("--only", type=int, help="number of one input to run in this process")
     given = parser.parse_args()
-    image_cache.cache_folder = image_folder.cache_folder = lambda folder: None  # it writes beside the data, on purpose
+    image_cache.cache_folder = image_folder.cache_folder = lambda folder: None  # it writes beside the data
     names = given.parser or list(PARSERS)
     if given.only is not None:
         show_one(names[0], given.only, given.seed)
