@@ -1,4 +1,4 @@
-"""What launchers would run (DRY_RUN=1), and how the set-up behaves, with a small stand-in for Python and pip."""
+"""Commands of the launchers (DRY_RUN=1), the set-up of the environment with a stand-in for Python and pip, restarts."""
 
 import os
 import shlex
@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,12 @@ from paths import REPO
 
 SCRIPTS = sorted([*REPO.glob("scripts/*.sh"), REPO / ".ci" / "run"])
 CONFIGS = sorted(REPO.glob("configs/*.yaml"))
-LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + ["train.sh", "counterfactual.sh"]
+OTHERS = ["train.sh", "counterfactual.sh", "demo.sh", "explore.sh", "test.sh"]
+LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + OTHERS
+TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "flock", "ls", "mkdir", "rm", "tee"]
+Result = subprocess.CompletedProcess[str]
 
-# Plays an environment's python: everything that would install or check libraries is written to a record instead.
+# Stands in for an environment's python: what would install or check libraries is recorded instead.
 STAND_IN = """\
 #!/bin/sh
 case "$*" in
@@ -40,50 +42,40 @@ exec 'PYTHON' -S "$@"
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the parts that launchers need, at a path with spaces."""
+    """A copy of what launchers need, at a path with spaces, and a folder of data beside it."""
     copy = tmp_path / "a clone with spaces"
     for path in [*SCRIPTS, *CONFIGS, REPO / "setup.py", REPO / "causaldiffae" / "__init__.py"]:
         target = copy / path.relative_to(REPO)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
+    for folder in ("bin", "tools", "else where", "my data"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "my data" / "something").touch()
     stand_in = tmp_path / "bin" / "python3"
-    stand_in.parent.mkdir()
     stand_in.write_text(STAND_IN.replace("PYTHON", sys.executable))
     stand_in.chmod(0o755)
+    for name in TOOLS:  # no other Python may be found, or a test would install for real
+        found = shutil.which(name)
+        if found:
+            (tmp_path / "tools" / name).symlink_to(found)
     return copy
 
 
-TOOLS = ["bash", "cat", "cp", "cut", "dirname", "flock", "grep", "ls", "mkdir", "mv", "rm", "sleep", "tail"]
+def environment(clone: Path, **variables: str) -> dict[str, str]:
+    base = {"PATH": f"{clone.parent / 'bin'}:{clone.parent / 'tools'}", "FAIL_ON": ""}
+    return {**base, "RECORD": str(clone.parent / "record"), "DATA_DIR": str(clone.parent / "my data"), **variables}
 
 
-def search_path(clone: Path) -> str:
-    """A shell's tools and the stand-in: no other Python may be found, or a test would install for real."""
-    tools = clone.parent / "tools"
-    tools.mkdir(exist_ok=True)
-    for name in TOOLS:
-        found = shutil.which(name)
-        if found and not (tools / name).exists():
-            (tools / name).symlink_to(found)
-    return f"{clone.parent / 'bin'}:{tools}"
-
-
-def launch(clone: Path, script: str, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG", "TMPDIR")}
-    environment = {
-        "PATH": search_path(clone),
-        "RECORD": str(clone.parent / "record"),
-        "FAIL_ON": "",
-        **kept,
-        **variables,
-    }
+def launch(clone: Path, script: str, *arguments: str, **variables: str) -> Result:
     command = ["bash", str(clone / "scripts" / script), *arguments]
     elsewhere = clone.parent / "else where"
-    elsewhere.mkdir(exist_ok=True)
-    return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=60)
+    env = environment(clone, **variables)
+    return subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-def commands(result: "subprocess.CompletedProcess[str]") -> list[list[str]]:
-    """The command lines of a dry run, split as the shell would."""
+def dry_run(clone: Path, script: str, *arguments: str, **variables: str) -> list[list[str]]:
+    """The commands that a launcher would run, split as the shell would."""
+    result = launch(clone, script, *arguments, DRY_RUN="1", **variables)
     assert result.returncode == 0, result.stderr
     return [shlex.split(line) for line in result.stdout.splitlines()]
 
@@ -95,6 +87,9 @@ def record(clone: Path) -> list[str]:
     return lines
 
 
+# ---------------------------------------------------------------------- the scripts' text
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
 def test_scripts_are_valid_bash(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -102,232 +97,215 @@ def test_scripts_are_valid_bash(script: Path) -> None:
         subprocess.run(["shellcheck", "-x", "-P", "SCRIPTDIR", str(script)], check=True)
 
 
-@pytest.mark.parametrize("script", [*LAUNCHERS, "demo.sh", "explore.sh", "test.sh"])
+@pytest.mark.parametrize("script", LAUNCHERS)
 def test_launchers_are_short_executable_and_share_the_set_up(script: str) -> None:
     path = REPO / "scripts" / script
-    assert os.access(path, os.X_OK)
     lines = path.read_text().splitlines()
-    assert 5 <= len(lines) <= 16
+    assert os.access(path, os.X_OK) and 5 <= len(lines) <= 16
     assert any(line.startswith(". ") and ("setup_env.sh" in line or "launch.sh" in line) for line in lines)
 
 
-def test_train_defaults(clone: Path) -> None:
-    python = str(clone / ".venv" / "bin" / "python")
-    make, train = commands(launch(clone, "train_pendulum_causaldae.sh", "--lr", "1e-3", "--x", "a b", DRY_RUN="1"))
-    data = str(clone / "data" / "pendulum")
+# ---------------------------------------------------------------------- commands
+
+
+def test_defaults(clone: Path) -> None:
+    python, data, run = (
+        str(clone / path) for path in (".venv/bin/python", "data/pendulum", "runs/pendulum_causaldae_paper")
+    )
+    arguments = ["--lr", "1e-3", "--x", "a b"]
+    make, train = dry_run(clone, "train_pendulum_causaldae.sh", *arguments, DATA_DIR="")
     assert make == [python, str(clone / "scripts" / "make_dataset.py"), "pendulum", "--out", data]
-    assert train == [
-        *[python, str(clone / "scripts" / "image_train.py")],
-        *["--config", str(clone / "configs" / "pendulum_causaldae_paper.yaml"), "--data_dir", data],
-        *["--run_dir", str(clone / "runs" / "pendulum_causaldae_paper"), "--lr", "1e-3", "--x", "a b"],
-    ]
+    config = str(clone / "configs" / "pendulum_causaldae_paper.yaml")
+    script = str(clone / "scripts" / "image_train.py")
+    assert train == [python, script, "--config", config, "--data_dir", data, "--run_dir", run, *arguments]
 
 
-def test_variables(clone: Path) -> None:
-    data = clone.parent / "my data"
-    data.mkdir()
-    given = {"SIZE": "mini", "DATA_DIR": str(data), "RUN_DIR": "my run", "MNIST": "raw idx", "DRY_RUN": "1"}
-    make, train = commands(launch(clone, "train_morphomnist_causaldae.sh", **given))
+def test_variables_override_defaults(clone: Path) -> None:
+    data, given = clone.parent / "my data", {"SIZE": "mini", "RUN_DIR": "my run"}
+    (test,) = dry_run(clone, "test_morphomnist_causaldae.sh", "--do", "thickness=4.5", **given)
+    script = str(clone / "scripts" / "image_causaldae_test.py")
+    paths = ["--model_path", "my run", "--data_dir", str(data), "--out_dir", "my run/test"]
+    assert test[1:] == [script, *paths, "--do", "thickness=4.5"]
+    (data / "something").unlink()  # an empty folder is filled
+    make, train = dry_run(clone, "train_morphomnist_causaldae.sh", MNIST="raw idx", **given)
     assert make[2:] == ["morphomnist", "--mnist", "raw idx", "--out", str(data)]
-    assert train[2:] == [
-        *["--config", str(clone / "configs" / "morphomnist_causaldae_mini.yaml")],
-        *["--data_dir", str(data), "--run_dir", "my run"],
-    ]
-    (data / "something").touch()  # the set is there
-    (test,) = commands(launch(clone, "test_morphomnist_causaldae.sh", "--do", "thickness=4.5", **given))
-    assert test[1:] == [
-        *[str(clone / "scripts" / "image_causaldae_test.py"), "--model_path", "my run", "--data_dir", str(data)],
-        *["--out_dir", "my run/test", "--do", "thickness=4.5"],
-    ]
-    (data / "something").unlink()
-    del given["MNIST"]
-    assert "--download" in commands(launch(clone, "train_morphomnist_causaldae.sh", **given))[0]
+    config = str(clone / "configs" / "morphomnist_causaldae_mini.yaml")
+    assert train[2:] == ["--config", config, "--data_dir", str(data), "--run_dir", "my run"]
+    assert "--download" in dry_run(clone, "train_morphomnist_causaldae.sh", **given)[0]
 
 
 @pytest.mark.parametrize("dataset", ["morphomnist", "pendulum", "circuit"])
 @pytest.mark.parametrize("model", ["conditional", "diffae", "causalvae"])
-def test_models_of_comparison(clone: Path, dataset: str, model: str) -> None:
-    """CausalDiffAE's configuration with the model's own over it, and a test script of its own."""
-    data = clone.parent / "data"
-    data.mkdir()
-    (data / "something").touch()
-    given = {"SIZE": "mini", "DATA_DIR": str(data), "DRY_RUN": "1"}
-    (train,) = commands(launch(clone, f"train_{dataset}_{model}.sh", "--lr", "1e-3", **given))
+def test_baselines_are_overrides_of_causaldiffae(clone: Path, dataset: str, model: str) -> None:
+    (train,) = dry_run(clone, f"train_{dataset}_{model}.sh", "--lr", "1e-3", SIZE="mini")
+    base, override = (f"configs/{name}.yaml" for name in (f"{dataset}_causaldae_mini", f"baselines/{model}"))
     run_dir = str(clone / "runs" / f"{dataset}_{model}_mini")
-    assert train[2:] == [
-        *["--config", str(clone / "configs" / f"{dataset}_causaldae_mini.yaml")],
-        *["--config", str(clone / "configs" / "baselines" / f"{model}.yaml")],
-        *["--data_dir", str(data), "--run_dir", run_dir, "--lr", "1e-3"],
+    assert train[2:6] == ["--config", str(clone / base), "--config", str(clone / override)]
+    assert train[8:] == ["--run_dir", run_dir, "--lr", "1e-3"]
+    (test,) = dry_run(clone, f"test_{dataset}_{model}.sh", SIZE="mini")
+    script = f"scripts/image_{model}_test.py"
+    assert test[1:4] == [str(clone / script), "--model_path", run_dir]
+    assert all((REPO / path).is_file() for path in (base, override, script))
+
+
+def test_diff_scm_trains_its_predictor_first(clone: Path) -> None:
+    predictor, train = dry_run(clone, "train_mnist_diffscm.sh", SIZE="mini")
+    configs = [str(clone / "configs" / f"{name}_mini.yaml") for name in ("noised", "mnist_diffscm")]
+    run_dir = clone / "runs" / "mnist_diffscm_mini"
+    assert predictor[1:6] == [
+        str(clone / "classifiers/noised_classifier.py"),
+        "--config",
+        configs[0],
+        "--score_config",
+        configs[1],
     ]
-    assert (REPO / "configs" / "baselines" / f"{model}.yaml").is_file()
-    (test,) = commands(launch(clone, f"test_{dataset}_{model}.sh", **given))
-    assert test[1:4] == [str(clone / "scripts" / f"image_{model}_test.py"), "--model_path", run_dir]
-    assert (REPO / "scripts" / f"image_{model}_test.py").is_file()
+    assert predictor[-2:] == ["--out", str(run_dir / "predictor")] and train[-2:] == ["--run_dir", str(run_dir)]
+    (run_dir / "predictor").mkdir(parents=True)
+    (run_dir / "predictor" / "config.json").touch()
+    assert dry_run(clone, "train_mnist_diffscm.sh", SIZE="mini") == [train]
 
 
 def test_your_own_folder(clone: Path) -> None:
-    folder = str(clone.parent / "my images")
-    given = {"SIZE": "mini", "DRY_RUN": "1"}
-    (train,) = commands(launch(clone, "train.sh", "--data_dir", folder, "--graph", "g.yaml", **given))
+    folder, given = str(clone.parent / "my images"), {"SIZE": "mini", "DATA_DIR": ""}
+    (train,) = dry_run(clone, "train.sh", "--data_dir", folder, "--graph", "g.yaml", **given)
     run_dir = str(clone / "runs" / "my images_causaldae_mini")
-    assert train[2:] == [
-        *["--config", str(clone / "configs" / "folder_causaldae_mini.yaml"), "--data_dir", folder],
-        *["--run_dir", run_dir, "--data_dir", folder, "--graph", "g.yaml"],
-    ]
-    (asked,) = commands(launch(clone, "counterfactual.sh", f"--data_dir={folder}", "--do", "age=60", **given))
-    assert asked[1:7] == [
-        *[str(clone / "scripts" / "image_causaldae_test.py"), "--model_path", run_dir],
-        *["--data_dir", folder, "--out_dir"],
-    ]
-    (other,) = commands(launch(clone, "train.sh", DATA_DIR=folder, MODEL="diffae", **given))
+    config = str(clone / "configs" / "folder_causaldae_mini.yaml")
+    own = ["--data_dir", folder, "--graph", "g.yaml"]
+    assert train[2:] == ["--config", config, "--data_dir", folder, "--run_dir", run_dir, *own]
+    (test,) = dry_run(clone, "counterfactual.sh", f"--data_dir={folder}", "--do", "age=60", **given)
+    script = str(clone / "scripts" / "image_causaldae_test.py")
+    assert test[1:6] == [script, "--model_path", run_dir, "--data_dir", folder]
+    (other,) = dry_run(clone, "train.sh", **given | {"DATA_DIR": folder}, MODEL="diffae")
     assert str(clone / "configs" / "baselines" / "diffae.yaml") in other
-    refused = launch(clone, "train.sh", **given)
-    assert refused.returncode == 2
-    assert refused.stderr.strip() == "data_dir: it is not given; --data_dir must name the folder of your images"
 
 
-def test_many_processes(clone: Path) -> None:
-    dry = {"DRY_RUN": "1", "NPROC": "5"}
-    with_starter = commands(launch(clone, "train_pendulum_causaldae.sh", MPIEXEC="srun --mpi=pmix", **dry))[-1]
-    assert with_starter[:5] == ["srun", "--mpi=pmix", "-n", "5", str(clone / ".venv" / "bin" / "python")]
+def test_several_processes(clone: Path) -> None:
+    python = str(clone / ".venv" / "bin" / "python")
+    command = dry_run(clone, "train_pendulum_causaldae.sh", MPIEXEC="srun --mpi=pmix", NPROC="5")[-1]
+    assert command[:5] == ["srun", "--mpi=pmix", "-n", "5", python]
     assert not any("mpi]" in line for line in record(clone))
     mpiexec = clone / ".venv" / "bin" / "mpiexec"
     mpiexec.write_text("#!/bin/sh\n")
     mpiexec.chmod(0o755)
-    command = commands(launch(clone, "train_pendulum_causaldae.sh", **dry))[-1]
-    assert command[:4] == [str(mpiexec), "-n", "5", str(clone / ".venv" / "bin" / "python")]
-    assert any(line.endswith(f"install -e {clone}[mpi]") for line in record(clone))
+    command = dry_run(clone, "train_pendulum_causaldae.sh", NPROC="5")[-1]
+    assert command[:4] == [str(mpiexec), "-n", "5", python]
+    assert record(clone)[-2].endswith(f"install -e {clone}[mpi]")
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
-    [({"SIZE": "huge"}, "SIZE: huge is unknown, allowed are paper, fast, mini"), ({"NPROC": "0"}, "NPROC: 0 is no")],
+    ("script", "arguments", "end", "extras"),
+    [
+        ("train_circuit_causaldae.sh", [], [], "[dev,circuit]"),
+        ("test_circuit_causaldae.sh", ["--do", "arm=0.5"], ["--do", "arm=0.5"], "[dev,circuit]"),
+        ("test_imagenet_diffscm.sh", ["--do", "tiger"], ["--do", "tiger"], "[dev,imagenet]"),
+    ],
 )
-def test_wrong_variables_are_refused_before_anything_is_made(clone: Path, variables: dict, message: str) -> None:
-    result = launch(clone, "train_pendulum_causaldae.sh", **variables)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_launchers_install_their_extras(
+    clone: Path, script: str, arguments: list[str], end: list[str], extras: str
+) -> None:
+    commands = dry_run(clone, script, *arguments, DATA_DIR="", EXTRAS="dev", OUT_DIR="out")
+    assert commands[-1][-len(end) :] == end or not end
+    assert record(clone)[-2].endswith(f"install -e {clone}{extras}")
+    if script.startswith("train"):
+        assert commands[0][2:] == ["circuit", "--image_size", "128", "--out", str(clone / "data" / "circuit")]
+    if "imagenet" in script:
+        assert commands[0][1:4] == [str(clone / "scripts" / "imagenet_diffscm_test.py"), "--out_dir", "out"]
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "message"),
+    [
+        ("train_pendulum_causaldae.sh", {"SIZE": "huge"}, "SIZE: expected paper, fast or mini, got huge"),
+        ("train_pendulum_causaldae.sh", {"NPROC": "0"}, "NPROC: expected a number above 0, got 0"),
+        ("train_pendulum_causaldae.sh", {"RESTARTS": "many"}, "RESTARTS: expected a number, got many"),
+        ("train.sh", {"DATA_DIR": ""}, "data_dir: expected the folder of your images, got none; set --data_dir"),
+    ],
+)
+def test_wrong_variables_are_refused_first(clone: Path, script: str, variables: dict[str, str], message: str) -> None:
+    result = launch(clone, script, **variables)
+    assert (result.returncode, result.stderr.strip()) == (2, message)
     assert not (clone / ".venv").exists()
 
 
-def test_set_up_once_and_again_when_something_changed(clone: Path) -> None:
-    def dry(script: str = "train_pendulum_causaldae.sh", **variables: str) -> list[str]:
-        assert commands(launch(clone, script, DRY_RUN="1", **variables))
+# ---------------------------------------------------------------------- set-up
+
+
+def test_the_set_up_runs_once_and_again_after_a_change(clone: Path) -> None:
+    def installed(**variables: str) -> list[str]:
+        assert dry_run(clone, "train_pendulum_causaldae.sh", **variables)
         return record(clone)
 
-    first = dry()
+    first = installed()
     assert first[0] == "venv"
     assert first[1].endswith("install torch>=2.11 torchvision")  # one command for both
     assert first[2].endswith(f"install -e {clone}")
     assert first[3:] == ["checked"]
     assert (clone / ".venv" / "setup.log").exists()
-    assert dry() == []
-    assert dry(EXTRAS="dev")[-2].endswith(f"install -e {clone}[dev]")
-    assert dry() == []  # more than enough is there
-    assert dry(EXTRAS="mpi")[-2].endswith("[dev,mpi]")
-    named = dry(CAUSALDIFFAE_TORCH="torch==2.12.0 torchvision==0.27.0 --index-url https://host/cpu")
-    assert named[0].endswith("install torch==2.12.0 torchvision==0.27.0 --index-url https://host/cpu")
-    assert dry() == []  # the build that was asked for stays
+    assert installed() == []
+    assert installed(EXTRAS="dev")[-2].endswith(f"install -e {clone}[dev]")
+    assert installed() == []  # fewer extras are needed than installed
+    assert installed(EXTRAS="mpi")[-2].endswith("[dev,mpi]")
+    build = "torch==2.12.0 torchvision==0.27.0 --index-url https://host/cpu"
+    assert installed(CAUSALDIFFAE_TORCH=build)[0].endswith(f"install {build}")
+    assert installed() == []  # the requested build is kept
     (clone / "setup.py").write_text((clone / "setup.py").read_text() + "# changed\n")
-    assert len(dry()) == 3
-    moved = clone.with_name("moved clone")
-    clone.rename(moved)
-    clone = moved
-    assert dry()[0] == "venv"  # an environment points to where it was made
+    assert len(installed()) == 3
+    clone = clone.rename(clone.with_name("moved clone"))
+    assert installed()[0] == "venv"  # an environment contains its path
 
 
-def test_a_failed_set_up_says_why_and_is_tried_again(clone: Path) -> None:
+def test_a_failed_set_up_is_reported_and_repeated(clone: Path) -> None:
     result = launch(clone, "train_pendulum_causaldae.sh", DRY_RUN="1", FAIL_ON="install -e")
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert "no space left" in result.stderr
-    assert "[setup] error: the requirements could not be installed" in result.stderr
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "no space left" in result.stderr and "[setup] error: installing this clone: failed" in result.stderr
     assert "Traceback" not in result.stderr
     record(clone)
-    assert commands(launch(clone, "train_pendulum_causaldae.sh", DRY_RUN="1"))
-    assert len(record(clone)) == 3  # the environment stayed, the installation ran again
+    assert dry_run(clone, "train_pendulum_causaldae.sh")
+    assert len(record(clone)) == 3  # the environment is kept, the installation repeated
 
 
-def test_no_usable_python_is_said(clone: Path) -> None:
+def test_a_missing_python_is_reported(clone: Path) -> None:
     result = launch(clone, "demo.sh", NO_ENSUREPIP="1")
-    assert result.returncode == 1
-    assert "python3 cannot make an environment: its modules venv and ensurepip are missing" in result.stderr
+    assert result.returncode == 1 and "python3: expected the modules venv and ensurepip" in result.stderr
     (clone.parent / "bin" / "python3").unlink()
     result = launch(clone, "demo.sh")
-    assert result.returncode == 1
-    assert "Python 3.10 or newer is needed" in result.stderr
+    assert result.returncode == 1 and "expected Python 3.10 or newer" in result.stderr
     assert not (clone / ".venv").exists()
 
 
-def test_another_environment_is_used_or_refused(clone: Path) -> None:
-    other = clone.parent / "other env"
-    (command,) = commands(launch(clone, "test_pendulum_causaldae.sh", DRY_RUN="1", CAUSALDIFFAE_VENV=str(other)))[1:]
-    assert command[0] == str(other / "bin" / "python")
-    assert not (clone / ".venv").exists()
+def test_another_environment_is_set_up_or_refused(clone: Path) -> None:
+    other, full = clone.parent / "other env", clone.parent / "full"
+    (command,) = dry_run(clone, "test_pendulum_causaldae.sh", CAUSALDIFFAE_VENV=str(other))
+    assert command[0] == str(other / "bin" / "python") and not (clone / ".venv").exists()
     assert len(record(clone)) == 4
-    full = clone.parent / "full"
     full.mkdir()
     (full / "thesis.tex").touch()
     result = launch(clone, "test_pendulum_causaldae.sh", CAUSALDIFFAE_VENV=str(full))
-    assert result.returncode == 1
-    assert "is no environment with Python 3.10 or newer" in result.stderr
+    assert result.returncode == 1 and "CAUSALDIFFAE_VENV: expected an environment" in result.stderr
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
 
 
-def test_a_package_from_elsewhere_is_not_taken(clone: Path) -> None:
-    foreign = clone.parent / "foreign"
-    (foreign / "causaldiffae").mkdir(parents=True)
-    (foreign / "causaldiffae" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+def test_another_clone_on_the_path_is_ignored(clone: Path) -> None:
+    foreign = clone.parent / "foreign" / "causaldiffae"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").write_text("raise SystemExit('the wrong package')")
     probe = clone / "scripts" / "image_causaldae_test.py"
     probe.write_text("import causaldiffae, os; print(causaldiffae.__file__, os.environ['PYTHONNOUSERSITE'])")
-    data = clone.parent / "data"
-    data.mkdir()
-    (data / "x").touch()
-    result = launch(clone, "test_pendulum_causaldae.sh", PYTHONPATH=str(foreign), DATA_DIR=str(data))
+    result = launch(clone, "test_pendulum_causaldae.sh", PYTHONPATH=str(foreign.parent))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"{clone / 'causaldiffae' / '__init__.py'} 1"
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
 def test_two_launchers_at_once_install_once(clone: Path) -> None:
-    if shutil.which("flock") is None:
-        pytest.skip("there is no flock")
-    script = clone.parent / "both.sh"
-    script.write_text(
-        textwrap.dedent("""\
-        set -e
-        "$1/scripts/test_pendulum_causaldae.sh" & first=$!
-        "$1/scripts/train_pendulum_causaldae.sh" & second=$!
-        wait $first
-        wait $second
-        """)
-    )
-    environment = {"PATH": search_path(clone), "RECORD": str(clone.parent / "record")}
-    subprocess.run(
-        ["bash", str(script), str(clone)],
-        env=environment | {"DRY_RUN": "1", "FAIL_ON": ""},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    env = environment(clone, DRY_RUN="1")
+    commands = [["bash", str(clone / "scripts" / f"{task}_pendulum_causaldae.sh")] for task in ("test", "train")]
+    running = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for command in commands]
+    assert [process.wait(60) for process in running] == [0, 0]
     assert len(record(clone)) == 4
 
 
-def test_circuit_brings_its_extra(clone: Path) -> None:
-    make, train = commands(launch(clone, "train_circuit_causaldae.sh", DRY_RUN="1", SIZE="fast", EXTRAS="dev"))
-    assert make[2:] == ["circuit", "--image_size", "128", "--out", str(clone / "data" / "circuit")]
-    assert train[2:4] == ["--config", str(clone / "configs" / "circuit_causaldae_fast.yaml")]
-    assert any(line.endswith(f"install -e {clone}[dev,circuit]") for line in record(clone))
-    test = commands(launch(clone, "test_circuit_causaldae.sh", "--do", "arm=0.5", DRY_RUN="1"))[-1]
-    assert test[1] == str(clone / "scripts" / "image_causaldae_test.py") and test[-2:] == ["--do", "arm=0.5"]
-
-
-def test_imagenet_brings_its_extra(clone: Path) -> None:
-    script, *rest = commands(launch(clone, "test_imagenet_diffscm.sh", "--do", "tiger", DRY_RUN="1"))[-1][1:]
-    assert script == str(clone / "scripts" / "imagenet_diffscm_test.py")
-    assert rest == ["--out_dir", str(clone / "out" / "imagenet"), "--do", "tiger"]
-    assert any(line.endswith(f"install -e {clone}[imagenet]") for line in record(clone))
-    rest = commands(launch(clone, "test_imagenet_diffscm.sh", DRY_RUN="1", OUT_DIR="/elsewhere"))[-1]
-    assert rest[-2:] == ["--out_dir", "/elsewhere"]
+# ---------------------------------------------------------------------- restarts and signals
 
 
 TRAINER = """\
@@ -357,11 +335,8 @@ sys.exit(int(ending))
 
 @pytest.fixture
 def crashing(clone: Path) -> Path:
-    """A clone whose training ends as `ENDINGS` says, one word for each time it is started."""
+    """A clone whose training ends as the words of `ENDINGS` say, one for each start."""
     (clone / "scripts" / "image_train.py").write_text(TRAINER)
-    data = clone.parent / "data"
-    data.mkdir()
-    (data / "something").touch()
     return clone
 
 
@@ -372,39 +347,33 @@ def crashing(clone: Path) -> Path:
         ("killed 1 0", "3", 0, 3),
         ("killed killed killed", "1", 137, 2),
         ("killed", "0", 137, 1),
-        ("early", "3", 137, 1),  # without a checkpoint since the start the next life would end alike
+        ("early", "3", 137, 1),  # without a new checkpoint the next start would end alike
         ("killed early", "3", 137, 2),
-        ("2", "3", 2, 1),  # for the user to mend
+        ("2", "3", 2, 1),  # an error in the input
     ],
 )
-def test_after_a_crash_training_goes_on(crashing: Path, endings: str, restarts: str, code: int, lives: int) -> None:
+def test_training_resumes_after_a_crash(crashing: Path, endings: str, restarts: str, code: int, lives: int) -> None:
     run_dir = crashing.parent / "my run"
-    given = {"DATA_DIR": str(crashing.parent / "data"), "RUN_DIR": str(run_dir), "RESTARTS": restarts}
-    result = launch(crashing, "train_pendulum_causaldae.sh", ENDINGS=endings, **given)
+    given = {"ENDINGS": endings, "RESTARTS": restarts, "RUN_DIR": str(run_dir)}
+    result = launch(crashing, "train_pendulum_causaldae.sh", **given)
     assert result.returncode == code, result.stderr
     assert len((run_dir / "lives").read_text()) == lives
-    assert result.stderr.count("it goes on from its newest checkpoint") == lives - 1
+    assert result.stderr.count("resuming from its newest checkpoint") == lives - 1
 
 
 @pytest.mark.parametrize(("number", "name"), [("TERM", "SIGTERM"), ("USR1", "SIGUSR1"), ("INT", "SIGTERM")])
 def test_signals_reach_the_training(crashing: Path, number: str, name: str) -> None:
-    assert launch(crashing, "train_pendulum_causaldae.sh", DRY_RUN="1").returncode == 0  # the environment is there
-    environment = {"PATH": search_path(crashing), "RECORD": str(crashing.parent / "record"), "FAIL_ON": ""}
-    environment |= {"ENDINGS": "wait", "RUN_DIR": str(crashing.parent / "run")}
-    environment |= {"DATA_DIR": str(crashing.parent / "data")}
+    assert dry_run(crashing, "train_pendulum_causaldae.sh")  # makes the environment
+    env = environment(crashing, ENDINGS="wait", RUN_DIR=str(crashing.parent / "run"))
     command = ["bash", str(crashing / "scripts" / "train_pendulum_causaldae.sh")]
 
-    def attend() -> None:  # tests that run in the background ignore Ctrl-C, and a shell could not undo that
+    def restore_interrupts() -> None:  # a background process ignores Ctrl-C, and a shell cannot undo that
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=attend) as launcher:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, text=True, preexec_fn=restore_interrupts
+    ) as launcher:
         assert launcher.stdout is not None and launcher.stdout.readline() == "waiting\n"
         launcher.send_signal(getattr(signal, f"SIG{number}"))
         out, _ = launcher.communicate(timeout=30)
     assert (launcher.returncode, out) == (0, f"stopped by {name}\n")
-
-
-def test_restarts_must_be_a_number(clone: Path) -> None:
-    result = launch(clone, "train_pendulum_causaldae.sh", RESTARTS="many")
-    assert result.returncode == 2
-    assert "RESTARTS: many is no number of restarts" in result.stderr
