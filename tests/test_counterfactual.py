@@ -25,6 +25,7 @@ ALPHA_BAR = np.cumprod(1 - BETAS)
 SCHEDULE = NoiseSchedule(ALPHA_BAR)
 SPEC = replace(squares_spec(), image_size=4, channels=2)
 CLASSES = torch.tensor([0, 1, 2])
+DOS = [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}, {"size": 3.0}]
 
 
 class Oracle:
@@ -108,9 +109,8 @@ def test_do_on_the_cause_moves_the_effect_as_in_the_true_counterfactual(solver: 
 def test_do_on_the_effect_does_not_change_the_cause() -> None:
     counterfactuals = engine()
     factual, moved = counterfactuals.predict(counterfactuals.abduct(images()), [{}, {"grey": 250.0}])
-    assert torch.equal(moved.images[:, 0], factual.images[:, 0]) and torch.equal(
-        moved.labels[:, 0], factual.labels[:, 0]
-    )
+    for name in ("images", "labels", "z"):
+        assert torch.equal(getattr(moved, name)[:, 0], getattr(factual, name)[:, 0])
     assert (moved.labels[:, 1] == 250.0).all()
     torch.testing.assert_close(moved.images[:, 1].mean(dim=(1, 2)), torch.full((3,), GAIN * 2.0), rtol=0, atol=0.02)
 
@@ -124,13 +124,8 @@ def test_do_with_the_factual_values_is_the_reconstruction() -> None:
 
 
 def test_one_abduction_serves_every_intervention() -> None:
-    x, counterfactuals, interventions = (
-        images(),
-        engine(20),
-        [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}],
-    )
-    shared = counterfactuals.predict(counterfactuals.abduct(x), interventions)
-    for do, result in zip(interventions, shared, strict=True):
+    x, counterfactuals = images(), engine(20)
+    for do, result in zip(DOS, counterfactuals.predict(counterfactuals.abduct(x), DOS), strict=True):
         alone = counterfactuals.counterfactual(x, do)
         for name in ("images", "labels", "z"):
             assert torch.equal(getattr(result, name), getattr(alone, name))
@@ -138,7 +133,6 @@ def test_one_abduction_serves_every_intervention() -> None:
 
 @pytest.mark.parametrize("solver", ["", "dpmpp2m", "obelm"])
 def test_interventions_are_decoded_as_batches_of_bounded_size(solver: str) -> None:
-    dos = [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}, {"size": 3.0}]
     guidances = [*[Guidance()] * 4, Guidance(w=1.5)]
     results, sizes = {}, {}
     for rows in (1, 6, 100):
@@ -146,7 +140,7 @@ def test_interventions_are_decoded_as_batches_of_bounded_size(solver: str) -> No
         counterfactuals = engine(10, oracle, solver, residual=True, pixels=rows * 16)
         abducted = counterfactuals.abduct(images(), CLASSES)
         oracle.conditions.clear(), oracle.classes.clear()
-        results[rows] = counterfactuals.predict(abducted, dos, guidances)
+        results[rows] = counterfactuals.predict(abducted, DOS, guidances)
         sizes[rows] = [len(conditions[0]) for conditions in oracle.conditions if conditions[0] is not None]
         expected = [CLASSES.repeat(count // 3) for count in sizes[rows]]
         assert all(map(torch.equal, oracle.classes, expected))
@@ -179,9 +173,7 @@ def test_encoding_is_unguided_under_the_factual_z_and_decoding_guided_under_the_
     assert [len(conditions) for conditions in oracle.conditions] == [1] * 5 + [2] * 5
     assert all(conditions[0] is abducted.z for conditions in oracle.conditions[:5])
     assert all(torch.equal(z, result.z) and null is None for z, null in oracle.conditions[5:])  # type: ignore[arg-type]
-    assert all(each is (CLASSES if class_cond else None) for each in oracle.classes), (
-        "only a model of classes sees them"
-    )
+    assert all(each is (CLASSES if class_cond else None) for each in oracle.classes)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 1.5])
@@ -199,15 +191,9 @@ def test_affected_and_invariant_variables_are_guided_separately() -> None:
     """w_affected = 0 is the reconstruction, 1 the counterfactual, and 0.5 their mean."""
     counterfactuals, do = engine(), {"grey": 250.0}
     abducted = counterfactuals.abduct(images())
-    guidances = [
-        Guidance(),
-        Guidance(),
-        *(Guidance(w_affected=w) for w in (0.0, 0.5, 1.0)),
-        Guidance(1.0, w_invariant=0.0),
-    ]
-    nothing, everything, none, half, whole, free = (
-        each.images for each in counterfactuals.predict(abducted, [{}, *[do] * 5], guidances)
-    )
+    guidances = [Guidance(), Guidance(), *(Guidance(w_affected=w) for w in (0.0, 0.5, 1.0)), Guidance(w_invariant=0.0)]
+    results = counterfactuals.predict(abducted, [{}, *[do] * 5], guidances)
+    nothing, everything, none, half, whole, free = (each.images for each in results)
     assert torch.equal(whole, everything) and (everything - nothing).abs().max() > 0.05
     torch.testing.assert_close(none, nothing, rtol=0, atol=1e-6)
     torch.testing.assert_close(half, (nothing + everything) / 2, rtol=0, atol=1e-3)
@@ -244,20 +230,14 @@ def test_the_guidance_interval_is_a_fraction_of_all_steps(rescaled: bool) -> Non
 @pytest.mark.parametrize(("kind", "stop"), [("noise", 1.0), ("noise", 0.3), ("none", 1.0)])
 def test_x_T_is_a_noised_image_or_plain_noise(kind: str, stop: float, solver: str, steps: int) -> None:
     x, seed = images(), 3
-    abducted = engine(steps, solver=solver, abduction=AbductionKind(kind), stop=stop).abduct(
-        x, generator=torch.Generator().manual_seed(seed)
-    )
-    last = int(1000 * stop) - 1 if solver else space_index(steps, stop)
+    counterfactuals = engine(steps, solver=solver, abduction=AbductionKind(kind), stop=stop)
+    abducted = counterfactuals.abduct(x, generator=torch.Generator().manual_seed(seed))
+    last = int(1000 * stop) - 1 if solver else sorted(space_timesteps(1000, [steps]))[round(stop * steps) - 1]
     alpha_bar = ALPHA_BAR[last] if kind == "noise" else 0.0
     expected = alpha_bar**0.5 * x + (1 - alpha_bar) ** 0.5 * normal(*x.shape, seed=seed)
     torch.testing.assert_close(abducted.x_T, expected)
     encoded = engine(steps, solver=solver).abduct(x)
     assert torch.equal(abducted.u, encoded.u) and torch.equal(abducted.z, encoded.z)
-
-
-def space_index(steps: int, stop: float) -> int:
-    """The last original step of the fraction `stop` of `steps` spaced steps."""
-    return sorted(space_timesteps(1000, [steps]))[round(stop * steps) - 1]
 
 
 def test_partial_encoding_keeps_more_of_the_image() -> None:
@@ -310,10 +290,8 @@ def test_images_are_mapped_to_the_pixel_range_of_the_network() -> None:
 
 
 def test_images_are_clipped_float32_without_gradient_and_bfloat16_is_near() -> None:
-    low, full = (
-        engine(20, autocast=dtype).counterfactual(3 * images().float(), {"size": 7.0}).images
-        for dtype in (torch.bfloat16, None)
-    )
+    engines = [engine(20, autocast=dtype) for dtype in (torch.bfloat16, None)]
+    low, full = (each.counterfactual(3 * images().float(), {"size": 7.0}).images for each in engines)
     assert full.abs().max() == 1 and full.dtype == torch.float32 and not full.requires_grad
     assert (low - full).abs().max() < 0.05
 

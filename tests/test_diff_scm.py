@@ -218,6 +218,9 @@ def test_categories_enter_the_network_one_hot_and_numbers_as_they_are() -> None:
     expected = torch.tensor([[-0.5, 0.0, 0.0, 1.0], [0.5, 1.0, 0.0, 0.0]])
     torch.testing.assert_close(model.embed_labels(labels[:, :, None]), expected)
     assert label_width(spec) == 4
+    network = UNetModel(8, 1, 32, 1, num_res_blocks=1, attention_resolutions=(), cond_dim=3)
+    with pytest.raises(InputError, match="model: expected conditioning of width 4, got 3"):
+        DiffScm(model.scm, network, spec)
 
 
 @pytest.mark.parametrize("label_cond", [False, True])
@@ -242,17 +245,13 @@ def test_labels_train_the_network_only_if_it_is_conditional(label_cond: bool) ->
 def test_the_score_network_may_be_a_transformer() -> None:
     model = randomise(build(TWO_CLASSES, label_cond=True, network="dit", depth=2, patch_size=2)).eval()
     assert isinstance(model, DiffScm) and isinstance(model.network, DiT) and not model.class_cond
+    assert build(TWO_CLASSES, network="dit", depth=2, patch_size=2).network.cond_dim is None
     x, t, zs = normal(3, 1, 8, 8).float(), torch.tensor([0.0, 12.5, 99.0]), [as_z(*[k] * 3).float() for k in (0, 1)]
     with torch.no_grad():
         dark, free, bright = model.model_outputs(x, t, [zs[0], None, zs[1]])
         torch.testing.assert_close(free, model.model_output(x, t, None))
         torch.testing.assert_close(bright, model.model_output(x, t, zs[1]))
     assert not torch.equal(dark, bright) and not torch.equal(dark, free)
-
-
-@pytest.mark.parametrize("network", ["unet", "dit"])
-def test_by_default_the_score_network_takes_no_labels(network: str) -> None:
-    assert build(TWO_CLASSES, network=network, patch_size=2).network.cond_dim is None
 
 
 @pytest.mark.parametrize(
@@ -267,9 +266,3 @@ def test_by_default_the_score_network_takes_no_labels(network: str) -> None:
 def test_networks_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DiffScm.from_config(small_config(**({"model_type": "diffscm"} | changes)).model, squares_spec())
-
-
-def test_conditioning_of_another_width_is_refused() -> None:
-    network = UNetModel(8, 1, 32, 1, num_res_blocks=1, attention_resolutions=(), cond_dim=3)
-    with pytest.raises(InputError, match="model: expected conditioning of width 2, got 3"):
-        DiffScm(LatentSCM(squares_spec().graph, 1), network, squares_spec())

@@ -10,16 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from causaldiffae.dit import Attention, DiT, modulate, position_embedding
 from causaldiffae.errors import InputError
 
-SETTINGS = {
-    "image_size": 8,
-    "patch_size": 2,
-    "in_channels": 3,
-    "hidden_size": 32,
-    "depth": 2,
-    "num_heads": 4,
-    "num_classes": 5,
-    "learn_sigma": False,
-}
+SETTINGS = {"image_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 4}
+SETTINGS |= {"num_classes": 5, "learn_sigma": False}
 X, T, Y = normal(3, 3, 8, 8, dtype=torch.float32), torch.tensor([0, 5, 999]), torch.tensor([0, 1, 4])
 
 

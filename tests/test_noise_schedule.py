@@ -1,5 +1,8 @@
 """Beta schedules, alpha-bar at fractional steps and conversions of model outputs, against formulas in float64."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,27 +60,19 @@ def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_pure_noise(name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "message"),
+    ("make", "arguments", "message"),
     [
-        ("sine", 10, "noise_schedule: expected one of linear, cosine, got 'sine'"),
-        ("linear", 0, "diffusion_steps: expected at least 1, got 0"),
-        ("linear", 20, "diffusion_steps: expected more than 20 for the linear schedule, got 20"),
+        (get_named_beta_schedule, ("sine", 10), "noise_schedule: expected one of linear, cosine, got 'sine'"),
+        (get_named_beta_schedule, ("linear", 0), "diffusion_steps: expected at least 1, got 0"),
+        (get_named_beta_schedule, ("linear", 20), "diffusion_steps: expected more than 20 for the linear schedule"),
+        (enforce_zero_terminal_snr, ([0.5],), "zero_terminal_snr: expected at least 2 diffusion_steps"),
+        *((NoiseSchedule, (np.array(bars),), "diffusion: expected alpha-bar to decrease at every step")
+          for bars in ([0.9, 0.9, 0.5], [0.5, 0.6], [0.9, 0.5, 0.0])),
     ],
-)
-def test_unknown_names_and_too_few_steps_are_refused(name: str, steps: int, message: str) -> None:
+)  # fmt: skip
+def test_schedules_that_are_not_defined_are_refused(make: Callable[..., Any], arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        get_named_beta_schedule(name, steps)
-
-
-def test_zero_terminal_snr_needs_two_steps() -> None:
-    with pytest.raises(InputError, match="zero_terminal_snr: expected at least 2 diffusion_steps"):
-        enforce_zero_terminal_snr(np.array([0.5]))
-
-
-@pytest.mark.parametrize("bars", [[0.9, 0.9, 0.5], [0.5, 0.6], [0.9, 0.5, 0.0]])
-def test_alpha_bar_that_does_not_decrease_or_reaches_zero_is_refused(bars: list[float]) -> None:
-    with pytest.raises(InputError, match="diffusion: expected alpha-bar to decrease at every step and to stay above 0"):
-        NoiseSchedule(np.array(bars))
+        make(*arguments)
 
 
 # ---------------------------------------------------------------------- alpha-bar at whole and fractional steps
