@@ -321,7 +321,9 @@ def load_model(
             loaded = load_noised_predictor(predictor, spec, config.diffusion, device)
             model.set_predictor(loaded, create_gaussian_diffusion(config.diffusion).noise_schedule)
     elif predictor:
-        raise InputError(f"predictor_path: expected none for a model of type {model_type}, got {predictor}")
+        raise InputError(
+            f"predictor_path: expected none for a model of type {config.model.model_type}, got {predictor}"
+        )
     return LoadedModel(model, config, spec, checkpoint.step, str(checkpoint.path))
 
 
