@@ -287,7 +287,7 @@ class UNetModel(_DownwardPath):
             return self.up_emb(z)
         if self.null_emb is None:
             assert self.cond_dim is not None
-            null = self.up_emb(self.time_embed[0].weight.new_zeros(batch, self.cond_dim))
+            null = self.up_emb(torch.zeros(batch, self.cond_dim, device=next(self.parameters()).device))
         else:
             null = self.null_emb.expand(batch, -1)
         if z is None:
