@@ -91,7 +91,7 @@ def test_load_data_is_an_endless_iterator_like_that_of_guided_diffusion(monkeypa
     arguments: dict[str, Any] = {"dataset": "squares", "data_dir": REPO, "batch_size": 3, "deterministic": True}
     loader = load_data(**arguments, class_cond=True)
     classes = [next(loader)[1]["y"].tolist() for _ in range(3)]
-    assert data.classes is not None and sum(classes, []) == np.resize(data.classes, 9).tolist()
+    assert data.classes is not None and np.concatenate(classes).tolist() == np.resize(data.classes, 9).tolist()
     images, cond = next(load_data(**arguments, start_step=2))
     assert images.shape == (3, 1, 8, 8) and list(cond) == ["c"] and cond["c"].shape == (3, 2)
     assert torch.equal(images, to_model_range(data.images[[6, 7, 0]]))
