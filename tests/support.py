@@ -9,8 +9,10 @@ import torch
 from tiny import randomise
 from torch import Tensor, nn
 
+from causaldiffae.datasets.images import ImageData, resize_area
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.encoder import CausalEncoder
+from causaldiffae.generators import pendulum
 from causaldiffae.model import CausalDiffAE
 from causaldiffae.scm import LatentSCM
 from causaldiffae.unet import UNetModel
@@ -76,3 +78,13 @@ def published_causaldiffae(latents: int = 8, num_classes: int | None = 10) -> tu
             key = key.removeprefix("unet.")
         state[key] = value
     return state, net
+
+
+def pendulum_images(count: int, seed: int = 0) -> ImageData:
+    """Pendulums (count, 3, 32, 32) with the labels of their file names."""
+    rng = np.random.default_rng(seed)
+    labels = pendulum.file_labels(rng.integers(-40, 44, count), rng.integers(60, 100, count))
+    images = np.stack([pendulum.render(*row[:2])[..., :3].transpose(2, 0, 1) for row in labels])
+    ids = [str(i) for i in range(count)]
+    spec = dataset_spec("pendulum", 32, 3)
+    return ImageData(spec, "train", resize_area(images, 32), labels.astype(np.float32), None, ids)

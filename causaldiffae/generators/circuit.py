@@ -26,10 +26,8 @@ from causaldiffae.generators.circuit_scene import lamp_shares, pressed, render, 
 from causaldiffae.generators.common import Generator, check_labels, do_columns, measure_in_blocks
 from causaldiffae.graphs import CausalGraph
 
-GRAPH: Final = CausalGraph(
-    ("arm", "blue", "green", "red"),
-    (("arm", "blue"), ("arm", "green"), ("arm", "red"), ("blue", "red"), ("green", "red")),
-)
+_EDGES: Final = (("arm", "blue"), ("arm", "green"), ("arm", "red"), ("blue", "red"), ("green", "red"))
+GRAPH: Final = CausalGraph(("arm", "blue", "green", "red"), _EDGES)
 FILE_ORDER: Final = ("red", "green", "blue", "arm")  # of the columns in the files
 IMAGE_SIZE: Final = 128
 
@@ -55,11 +53,7 @@ def strength(name: str, labels: np.ndarray) -> np.ndarray:
 
 
 def predict(noise: Any, do: Mapping[str, Any]) -> np.ndarray:
-    """Labels (N, 4) float64 for exogenous noise (N, 4) under an intervention: variable -> a number or (N,) numbers.
-
-    Raises:
-        InputError: for noise outside 0..1, an unknown variable, a value outside 0..1, or wrong shapes.
-    """
+    """Labels (N, 4) float64 for exogenous noise (N, 4) under an intervention: variable -> a number or (N,) numbers."""
     noise = check_labels(GRAPH, noise, _UNIT, "noise")
     columns = do_columns(GRAPH, do, len(noise), _UNIT)
     labels = np.empty_like(noise)
@@ -74,11 +68,7 @@ def predict(noise: Any, do: Mapping[str, Any]) -> np.ndarray:
 
 
 def abduct(labels: Any) -> np.ndarray:
-    """The exogenous noise (N, 4) float64, each in 0..1, of labels (N, 4): the inverse of `predict` without `do`.
-
-    Raises:
-        InputError: for labels outside 0..1 or of another shape.
-    """
+    """The exogenous noise (N, 4) float64, each in 0..1, of labels (N, 4): the inverse of `predict` without `do`."""
     labels = check_labels(GRAPH, labels, _UNIT)
     noise = labels.copy()
     for i, name in enumerate(GRAPH.names):
@@ -114,11 +104,7 @@ class CircuitGenerator(Generator):
             result[:, i] = np.where(v == before, factual[:, i], moved)
 
     def counterfactual_images(self, labels: Any, do: Mapping[str, Any], image_size: int = IMAGE_SIZE) -> np.ndarray:
-        """The true counterfactual images, (N, image_size, image_size, 3) uint8, as `circuit_scene.render` draws them.
-
-        Raises:
-            InputError: as `counterfactual_labels`, for a size that cannot be drawn, or where MuJoCo is missing.
-        """
+        """The true counterfactual images, (N, image_size, image_size, 3) uint8, by `circuit_scene.render`."""
         images = [render(row, image_size) for row in self.counterfactual_labels(labels, do)]
         return np.stack(images) if images else np.empty((0, image_size, image_size, 3), np.uint8)
 

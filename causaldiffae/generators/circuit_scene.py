@@ -196,7 +196,7 @@ def render(labels: Any, size: int) -> np.ndarray:
         size: pixels per side.
 
     Raises:
-        InputError: for other values or shapes, or where MuJoCo or the libraries it renders with are missing.
+        InputError: for other values, or where MuJoCo or the libraries it renders with are missing.
     """
     row = np.asarray(labels, np.float32).astype(np.float64)
     if row.shape != (4,) or not ((row >= 0) & (row <= 1)).all():

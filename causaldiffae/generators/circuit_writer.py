@@ -108,9 +108,6 @@ def write_dataset(
         image_size: pixels per side; 512 as published.
         seed: of everything that is drawn.
         workers: processes.
-
-    Raises:
-        InputError: if an argument is out of range, `out` holds anything else, or MuJoCo cannot render here.
     """
     out = Path(out)
     tenth = max(num_train // 10, 1)

@@ -29,8 +29,7 @@ def do_columns(
 ) -> dict[str, np.ndarray]:
     """The values of an intervention, variable -> a number or `count` numbers, as (count,) float64 each.
 
-    Raises:
-        InputError: for an unknown variable, or a value that is not finite, out of range or of another shape.
+    Unknown variables, and values that are not finite, out of range or of another shape, are an `InputError`.
     """
     columns = {}
     for name, value in do.items():
@@ -82,9 +81,6 @@ class Generator(ABC):
         Args:
             labels: (N, n) factual labels, in label units.
             do: variable -> a number or (N,) numbers.
-
-        Raises:
-            InputError: for an unknown variable, a value or label that the model does not allow, or wrong shapes.
         """
         factual = check_labels(self.graph, labels, self.within)
         columns = do_columns(self.graph, do, len(factual), self.within)
@@ -103,11 +99,7 @@ class Generator(ABC):
 def measure_in_blocks(
     function: Callable[[np.ndarray], np.ndarray], images: np.ndarray, variables: int, smallest: int = 1
 ) -> np.ndarray:
-    """`function` of blocks of images (N, S, S, C) uint8, RGB first, as (N, variables) float64; bounds the memory.
-
-    Raises:
-        InputError: for other images, or less than `smallest` pixels per side.
-    """
+    """`function` of blocks of images (N, S, S, C) uint8, RGB first, as (N, variables) float64; bounds the memory."""
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] < 3 or images.dtype != np.uint8:
         raise InputError(f"images: expected uint8 (N, S, S, 3 or more), got {images.dtype} {images.shape}")
     if images.shape[1] < smallest:
@@ -119,11 +111,7 @@ def measure_in_blocks(
 
 
 def is_finished(out: Path, recipe: Mapping[str, Any]) -> bool:
-    """Whether `out` is a complete data set of this recipe.
-
-    Raises:
-        InputError: if `out` is a file, or a folder with other content.
-    """
+    """Whether `out` is a complete data set of this recipe; `InputError` if it is a file or has other content."""
     if not out.exists():
         return False
     if not out.is_dir():

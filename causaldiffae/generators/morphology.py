@@ -64,9 +64,6 @@ def measure_batch(images: np.ndarray, workers: int = 1, progress: bool = False) 
     """Measures digits (N, 28, 28) uint8, bright on a dark background: (N, 6) float64, columns as `Morphometrics`.
 
     A row is NaN for an image of one grey level.
-
-    Raises:
-        InputError: if the images are not (N, 28, 28) uint8.
     """
     images = _check(images)
     chunks = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
@@ -105,17 +102,9 @@ def strokes_of(images: np.ndarray) -> list[Stroke]:
 
 
 def redraw(base: Stroke, thickness: float, intensity: float) -> np.ndarray:
-    """The digit, (28, 28) uint8, dilated or eroded to a mean thickness and scaled to a median intensity.
+    """The digit, (28, 28) uint8, dilated or eroded to a mean thickness (pixels) and scaled to a median intensity.
 
     Erosion by a radius that would leave no stroke uses the largest radius that leaves one.
-
-    Args:
-        base: the digit.
-        thickness: in pixels.
-        intensity: in grey levels.
-
-    Raises:
-        InputError: if thickness is not in (0, 28] or intensity not in 0..255.
     """
     if not (np.isfinite(thickness) and 0 < thickness <= DIGIT_SIZE):
         raise InputError(f"thickness: expected a number in (0, {DIGIT_SIZE}], got {thickness}")

@@ -53,11 +53,7 @@ def sample_labels(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def abduct(labels: Any) -> np.ndarray:
-    """The exogenous noise (N, 2) float64 of labels (N, 2): g = t - 1/2 and e.
-
-    Raises:
-        InputError: if an intensity is not strictly between 64 and 255, the range of the mechanism.
-    """
+    """The exogenous noise (N, 2) float64 of labels (N, 2), g = t - 1/2 and e; intensities strictly in 64..255."""
     labels = check_labels(GRAPH, labels)
     share = (labels[:, 1] - _LOWEST) / _SPAN
     inside = (share > 0) & (share < 1)
@@ -135,28 +131,18 @@ class MorphoMnistGenerator(Generator):
 def read_morpho_csv(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads `index` (N,) int64 and thickness, intensity (N, 2) float64 from a CSV file, gzipped or not.
 
-    Other columns are ignored.
-
-    Raises:
-        DataError: naming the file and the line, if the file is missing or damaged, a column or a cell is missing, or a
-            cell is not a finite number (`index`: not an integer of 0 or more, or one given twice).
+    Other columns are ignored. A file that is missing or damaged, lacks a column or has a cell that is not a number is a
+    `DataError` that names the file and the line.
     """
     path, columns = Path(path), ("index", *GRAPH.names)
-    rows = csv.reader(io.StringIO(read_text(path, _MAX_TABLE_BYTES), newline=""))
+    rows = csv.DictReader(io.StringIO(read_text(path, _MAX_TABLE_BYTES), newline=""))
     try:
-        header = [cell.strip() for cell in next(rows, [])]
+        rows.fieldnames = header = [cell.strip() for cell in rows.fieldnames or []]
         for name in columns:
             if header.count(name) != 1:
                 found = ", ".join(header)[:200] or "nothing"
                 raise DataError(f"{path}: header: expected column {name!r} once, got {found}")
-        positions = [header.index(name) for name in columns]
-        table = []
-        for row in filter(None, rows):
-            if len(row) <= max(positions):
-                expected = max(positions) + 1
-                raise DataError(f"{path}: line {rows.line_num}: expected {expected} or more cells, got {len(row)}")
-            cells = [row[position] for position in positions]
-            table.append([_number(path, rows.line_num, *pair) for pair in zip(columns, cells, strict=True)])
+        table = [[_number(path, rows.line_num, name, row[name]) for name in columns] for row in rows]
     except csv.Error as error:
         raise DataError(f"{path}: line {rows.line_num}: expected CSV ({error})") from None
     values = np.array(table, dtype=np.float64).reshape(-1, len(columns))
@@ -166,14 +152,14 @@ def read_morpho_csv(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return index, values[:, 1:]
 
 
-def _number(path: Path, line: int, name: str, cell: str) -> float:
+def _number(path: Path, line: int, name: str, cell: str | None) -> float:
     try:
-        value = float(cell)
+        value = float(cell or "")
     except ValueError:
         value = math.nan
     expected = "a finite number" if name != "index" else "an integer of 0 or more"
     if not math.isfinite(value) or (name == "index" and not (value.is_integer() and 0 <= value < 2**53)):
-        raise DataError(f"{path}: line {line}: {name}: expected {expected}, got {cell[:40]!r}")
+        raise DataError(f"{path}: line {line}: {name}: expected {expected}, got {(cell or '')[:40]!r}")
     return value
 
 
@@ -197,9 +183,6 @@ def write_dataset(
         seed: of the drawn labels. The same seed gives the same bytes; a smaller set is the start of a larger one.
         num_train, num_test: number of images of each split; None for all. 0 leaves a split empty.
         workers: processes.
-
-    Raises:
-        InputError: if an argument is out of range, `out` holds anything else, or a file is damaged.
     """
     mnist_dir, out = Path(mnist_dir), Path(out)
     mnist_dir = mnist_dir / "MNIST" / "raw" if (mnist_dir / "MNIST" / "raw").is_dir() else mnist_dir
@@ -229,10 +212,8 @@ def write_dataset(
         return out
     with complete_folder(out, recipe) as folder:
         for name, (index, values, bases, digits) in sources.items():
-            pairs = [
-                (bases[start : start + _CHUNK], values[start : start + _CHUNK])
-                for start in range(0, len(bases), _CHUNK)
-            ]
+            starts = range(0, len(bases), _CHUNK)
+            pairs = [(bases[i : i + _CHUNK], values[i : i + _CHUNK]) for i in starts]
             drawn = list(parallel_map(_redraw_chunk, pairs, workers=workers, description=name, progress=progress))
             images = np.concatenate(drawn) if drawn else np.empty((0, DIGIT_SIZE, DIGIT_SIZE), np.uint8)
             write_idx(folder / f"{name}-images-idx3-ubyte.gz", images)

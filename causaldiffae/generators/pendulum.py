@@ -28,15 +28,8 @@ from causaldiffae.generators.common import Generator, complete_folder, is_finish
 from causaldiffae.generators.workers import parallel_map
 from causaldiffae.graphs import CausalGraph
 
-GRAPH: Final = CausalGraph(
-    ("angle", "light", "shadow_length", "shadow_position"),
-    (
-        ("angle", "shadow_length"),
-        ("angle", "shadow_position"),
-        ("light", "shadow_length"),
-        ("light", "shadow_position"),
-    ),
-)
+_SHADOW: Final = ("shadow_length", "shadow_position")
+GRAPH: Final = CausalGraph(("angle", "light", *_SHADOW), tuple(itertools.product(("angle", "light"), _SHADOW)))
 IMAGE_SIZE: Final = 96
 
 _RECIPE: Final = {"dataset": "pendulum", "version": 1}
@@ -54,18 +47,9 @@ _SHADOW_THICKNESS: Final = 3.0 / 72.0  # as a share of the image
 
 
 def true_labels(angle: Any, light: Any) -> np.ndarray:
-    """Labels (N, 4) float64 of N pendulums, shadows not truncated.
-
-    Args:
-        angle, light: numbers or (N,) arrays, in grid units.
-
-    Raises:
-        InputError: if a light is not strictly between 0 and 200, that is, at or below the floor.
-    """
-    angle, light = np.broadcast_arrays(
-        np.atleast_1d(np.asarray(angle, np.float64)), np.atleast_1d(np.asarray(light, np.float64))
-    )
-    inside = (light > 0) & (light < 200)
+    """Labels (N, 4) float64, shadows not truncated, of angles and lights, numbers or (N,) arrays, in grid units."""
+    angle, light = np.broadcast_arrays(*(np.atleast_1d(np.asarray(cause, np.float64)) for cause in (angle, light)))
+    inside = (light > 0) & (light < 200)  # above the floor
     if not inside.all():
         raise InputError(f"light: expected a number strictly between 0 and 200, got {light[~inside][0]:g}")
     theta = angle * _UNIT
@@ -134,9 +118,6 @@ def render(
         angle, light: grid units.
         shadow_length, shadow_position: axes units; None takes the value that follows from angle and light. Any other
             value is an intervention on the shadow.
-
-    Raises:
-        InputError: if a value is not finite, the length is negative or the light is at or below the floor.
     """
     length, position = true_labels(angle, light)[0, 2:]
     length = length if shadow_length is None else float(shadow_length)
@@ -170,7 +151,7 @@ class PendulumGenerator(Generator):
         target = self.counterfactual_labels(labels, do)
         images = np.empty((len(target), IMAGE_SIZE, IMAGE_SIZE, 4), np.uint8)
         for i, row in enumerate(target):
-            shadow = {name: row[self.graph.index(name)] for name in ("shadow_length", "shadow_position") if name in do}
+            shadow = {name: row[self.graph.index(name)] for name in _SHADOW if name in do}
             images[i] = render(row[0], row[1], **shadow)
         return images
 
@@ -290,9 +271,6 @@ def write_dataset(out: str | Path, workers: int = 2, progress: bool = True) -> P
     """Draws the whole data set: `out/train` (5,482 PNGs) and `out/test` (1,826).
 
     The folder appears when complete. If `out` is already this data set, nothing is done.
-
-    Raises:
-        InputError: if `out` is a file or holds anything else, or cannot be created.
     """
     out = Path(out)
     if is_finished(out, _RECIPE):

@@ -47,17 +47,12 @@ def parallel_map(
     workers: int,
     description: str,
     progress: bool,
-    unit: str = "batch",
 ) -> Iterator[Result]:
-    """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar.
-
-    Raises:
-        InputError: if `workers` is below 1.
-    """
+    """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar."""
     work = list(items)
     if workers < 1:
         raise InputError(f"workers: expected 1 or more, got {workers}")
-    with tqdm(total=len(work), desc=description, unit=unit, disable=not progress) as bar:
+    with tqdm(total=len(work), desc=description, unit="batch", disable=not progress) as bar:
         if workers == 1 or len(work) < 2:
             for item in work:
                 with threadpool_limits(1):  # the matrices are small: more threads only wait for each other

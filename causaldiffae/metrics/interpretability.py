@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from causaldiffae.checkpoints.checkpoint import build_with_weights, export_weights, load_checkpoint
+from causaldiffae.checkpoints.checkpoint import build_with_weights
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import InputError
+from causaldiffae.predictors.common import open_folder, save_folder
 
 MODEL_TYPE: Final = "class_autoencoders"
 EPSILON: Final = 1e-7
@@ -168,16 +169,11 @@ def steps_to_train(train: ImageData, class_epochs: int = CLASS_EPOCHS, all_epoch
 
 
 def save_autoencoders(folder: str | Path, networks: ClassAutoencoders, figures: dict[str, Any]) -> Path:
-    """Writes a model folder."""
-    described = {"model_type": MODEL_TYPE, "dataset": networks.spec.to_dict(), "figures": figures}
-    return export_weights(folder, networks.state_dict(), described, torch.float16)
+    """Writes a model folder; `figures` are plain types for config.json."""
+    return save_folder(folder, networks, MODEL_TYPE, dataset=networks.spec.to_dict(), figures=figures)
 
 
 def load_autoencoders(path: str | Path, device: torch.device | str = "cpu") -> ClassAutoencoders:
-    """Opens a model folder of `save_autoencoders`; `DataError` if there is none, or it holds another model."""
-    found = load_checkpoint(path)
-    if found.config.get("model_type") != MODEL_TYPE:
-        kind = found.config.get("model_type")
-        raise DataError(f"{path}: expected {MODEL_TYPE} (classifiers/class_autoencoders.py trains them), got {kind!r}")
-    spec = DatasetSpec.from_dict(found.config.get("dataset"))
+    """Opens a folder of `save_autoencoders`; `DataError` if there is none, or it holds another model."""
+    found, spec = open_folder(path, MODEL_TYPE, "classifiers/class_autoencoders.py")
     return build_with_weights(lambda: ClassAutoencoders(spec), found.model_state, str(path)).to(device)

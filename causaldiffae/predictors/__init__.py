@@ -1,1 +1,1 @@
-"""Anti-causal predictors: networks that read labels off images."""
+"""Anti-causal predictors: networks that predict the labels of an image."""

@@ -1,16 +1,14 @@
-"""Anti-causal predictors: from an image back to its labels, p(y | x); the judges of counterfactual images.
+"""Anti-causal predictors p(y | x): labels from images, for the evaluation of counterfactuals.
 
-One network for all variables of a data set, with a head for each: one number for a continuous variable, a score for
-each category of a categorical one, and a score for each class where images have classes (the digit).
+One network predicts all variables of a data set: one output for a continuous variable, a logit for each category of a
+categorical one, and a logit for each class where images have classes (the digit).
 
-    x (B,C,S,S) -> 2x2 patches -> three stages of residual convolutions -> all places -> hidden features -> heads
+    x (B,C,S,S) -> patches -> three stages of residual convolutions -> all positions -> hidden features -> heads
 
-Places are kept (no average pooling), so that positions can be read to a fraction of a pixel; ordered grey levels join
-the features, among all pixels and among the bright ones, because brightness is a matter of ranks. A
-predictor is a model folder: config.json and weights.
-
-Beside the heads, and trained apart from them, a predictor carries the encoder of a small VAE of the images: CLD
-compares its posteriors (metrics/realism.py), and models can only be compared where they have one and the same judge.
+Positions are not averaged, so that labels of position can be predicted to a fraction of a pixel. Sorted grey levels
+join the features, because brightness depends on the ranks of pixels. A predictor is a model folder: config.json and
+weights. It also contains the encoder of a small VAE of the images, trained separately, whose posteriors CLD compares
+(metrics/realism.py): models can only be compared with the same predictor.
 """
 
 from __future__ import annotations
@@ -24,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causaldiffae.checkpoints.checkpoint import build_with_weights, export_weights, load_checkpoint
+from causaldiffae.checkpoints.checkpoint import build_with_weights
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.encoder import CausalEncoder, Posterior
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.encoder import CausalEncoder
+from causaldiffae.errors import InputError
 from causaldiffae.files.places import CLONE
+from causaldiffae.predictors.common import Head, check_same, make_heads, open_folder, read_network, save_folder
 
 MODEL_TYPE: Final = "predictor"
 CLASS: Final = "class"
@@ -42,11 +41,11 @@ _VAE_WIDTHS: Final = (16, 32, 32)
 
 @dataclass(frozen=True)
 class PredictorConfig:
-    """The network.
+    """Sizes of the network.
 
     Attributes:
-        widths: of the three stages; each one after the first halves the resolution.
-        patch_size: the first convolution works on patches of so many pixels a side.
+        widths: channels of the three stages; each one after the first halves the resolution.
+        patch_size: pixels per side of the patches that the first convolution works on.
         features: width of the layer below the heads, whose activations FID-own compares.
     """
 
@@ -56,26 +55,17 @@ class PredictorConfig:
 
 
 def config_for(spec: DatasetSpec) -> PredictorConfig:
-    """The network for a data set: patches grow with the images, so that the first stage has about 16 places a side."""
-    wanted = max(2, spec.image_size // 16)
-    return PredictorConfig(patch_size=next(size for size in range(wanted, 0, -1) if spec.image_size % size == 0))
-
-
-class Head(NamedTuple):
-    """One variable's share of the last layer: a number (`values` is empty) or a score for each of its values."""
-
-    name: str
-    start: int
-    size: int
-    values: tuple[float, ...]
+    """The network for a data set; larger images get larger patches, about 16 per side."""
+    largest = max(2, spec.image_size // 16)
+    return PredictorConfig(patch_size=next(size for size in range(largest, 0, -1) if spec.image_size % size == 0))
 
 
 class Readings(NamedTuple):
-    """What is read off N images.
+    """Predictions for N images.
 
     Attributes:
-        labels: (N, n) float64 in label units; of a categorical variable the likeliest category.
-        classes: (N,) int64, or None where there are no classes.
+        labels: (N, n) float64 in label units; the most likely category of a categorical variable.
+        classes: (N,) int64, or None without classes.
         features: (N, F) float32, the activations below the heads.
     """
 
@@ -85,15 +75,11 @@ class Readings(NamedTuple):
 
 
 def heads_of(spec: DatasetSpec) -> list[Head]:
-    """The heads that a data set needs, variables in the graph's order, then the class."""
-    heads: list[Head] = []
-    for i, name in enumerate(spec.graph.names):
-        values = spec.category_values(i)
-        heads.append(Head(name, heads[-1].start + heads[-1].size if heads else 0, len(values) or 1, values))
+    """The heads of a data set: its variables in the graph's order, then the class."""
+    variables = [(name, spec.category_values(i)) for i, name in enumerate(spec.graph.names)]
     if spec.num_classes is not None:
-        last = heads[-1]
-        heads.append(Head(CLASS, last.start + last.size, spec.num_classes, tuple(map(float, range(spec.num_classes)))))
-    return heads
+        variables.append((CLASS, tuple(map(float, range(spec.num_classes)))))
+    return make_heads(variables, continuous_size=1)
 
 
 class _Residual(nn.Module):
@@ -111,10 +97,10 @@ def _convolution(fan_in: int, fan_out: int, stride: int = 1) -> nn.Sequential:
 
 
 def grey_levels(images: Tensor) -> Tensor:
-    """Grey levels of each channel by rank, brightest first: images (B, C, S, S) -> (B, C * 21).
+    """Sorted grey levels of each channel, brightest first: images (B, C, S, S) -> (B, C * 21).
 
-    Sixteen ranks among all pixels, five among those above the middle of the channel's own range: the median of these
-    is the ink's brightness, however thin the strokes are.
+    Sixteen ranks of all pixels, and five of the pixels above the middle of the channel's range, whose median is the
+    brightness of a stroke of any width.
     """
     ordered = images.flatten(2).sort(dim=2, descending=True).values
     among_all = ordered[:, :, [round(rank * (ordered.shape[2] - 1)) for rank in _RANKS]]
@@ -125,11 +111,11 @@ def grey_levels(images: Tensor) -> Tensor:
 
 
 class Predictor(nn.Module):
-    """Reads all labels off an image.
+    """Predicts all labels of an image.
 
     Args:
-        spec: the data set's sizes, variables and label statistics.
-        config: the network's sizes.
+        spec: image sizes, variables and label statistics of the data set.
+        config: sizes of the network.
     """
 
     def __init__(self, spec: DatasetSpec, config: PredictorConfig | None = None) -> None:
@@ -137,7 +123,7 @@ class Predictor(nn.Module):
         self.spec, self.config = spec, config or PredictorConfig()
         patch, widths = self.config.patch_size, self.config.widths
         if spec.image_size % patch:
-            raise InputError(f"patch_size: {patch} given, a divisor of the image size {spec.image_size} is needed")
+            raise InputError(f"patch_size: expected a divisor of the image size {spec.image_size}, got {patch}")
         self.heads = heads_of(spec)
         layers: list[nn.Module] = [nn.PixelUnshuffle(patch)]
         fan_in, side = spec.channels * patch**2, spec.image_size // patch
@@ -152,20 +138,22 @@ class Predictor(nn.Module):
         self.vae_encoder = CausalEncoder(spec.image_size, spec.channels, 1, VAE_LATENTS, _VAE_WIDTHS, "none")
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) in [-1, 1] -> activations (B, F) below the heads, and ordered grey levels (B, C * 21)."""
+        """Images (B, C, S, S) in [-1, 1] -> activations (B, F) below the heads, and sorted grey levels (B, C * 21)."""
         levels = grey_levels(images)
         return functional.relu(self.hidden(torch.cat([self.layers(images), levels], dim=1))), levels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) in [-1, 1] -> every head's output (B, outputs); numbers are normalised labels."""
+        """Images (B, C, S, S) in [-1, 1] -> outputs (B, outputs); those of continuous variables are normalised."""
         return self.last(torch.cat(self.features(images), dim=1))
 
     @torch.inference_mode()
     def read(self, images: np.ndarray) -> Readings:
-        """Reads uint8 images (N, C, S, S); the network must be in evaluation mode."""
-        wanted = (self.spec.channels, self.spec.image_size, self.spec.image_size)
-        if images.dtype != np.uint8 or images.shape[1:] != wanted:
-            raise InputError(f"images: {images.dtype} {images.shape} given, uint8 (N, {wanted}) is needed")
+        """Predictions for uint8 images (N, C, S, S); the network must be in evaluation mode."""
+        shape = (self.spec.channels, self.spec.image_size, self.spec.image_size)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise InputError(
+                f"images: expected uint8 (N, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}"
+            )
         device = self.last.weight.device
         outputs, features = [], []
         for start in range(0, len(images), _BATCH):
@@ -181,17 +169,16 @@ class Predictor(nn.Module):
     def posteriors(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and log-variance, (N, 12) float64 each, of the VAE's posteriors of uint8 images (N, C, S, S)."""
         device = self.last.weight.device
-        found: list[Posterior] = []
-        for start in range(0, len(images), _BATCH):
-            found.append(self.vae_encoder(to_model_range(images[start : start + _BATCH]).to(device)))
+        starts = range(0, len(images), _BATCH)
+        found = [self.vae_encoder(to_model_range(images[start : start + _BATCH]).to(device)) for start in starts]
         mean, logvar = (torch.cat([part[i] for part in found])[:, 0].double().cpu().numpy() for i in range(2))
         return mean, logvar
 
     def labels_of(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Labels (N, n) in label units and classes (N,) or None, from the heads' outputs (N, outputs)."""
+        """Labels (N, n) in label units and classes (N,) or None for outputs (N, outputs)."""
         labels, classes = np.empty((len(outputs), len(self.spec.graph))), None
         for i, head in enumerate(self.heads):
-            found = outputs[:, head.start : head.start + head.size]
+            found = head.outputs(outputs)
             if head.name == CLASS and i == len(self.spec.graph):
                 classes = found.argmax(axis=1).astype(np.int64)
             elif head.values:
@@ -202,7 +189,7 @@ class Predictor(nn.Module):
 
 
 class LoadedPredictor(NamedTuple):
-    """A trained predictor, where it came from, and the figures that it was saved with."""
+    """A trained predictor, its folder, and the figures that were saved with it."""
 
     predictor: Predictor
     path: str
@@ -210,83 +197,53 @@ class LoadedPredictor(NamedTuple):
 
 
 def save_predictor(folder: str | Path, predictor: Predictor, figures: dict[str, Any]) -> Path:
-    """Writes a model folder with weights in half precision; `figures` are plain types that go into its config.json."""
-    described = {
-        "model_type": MODEL_TYPE,
-        "network": {**asdict(predictor.config), "widths": list(predictor.config.widths)},
-        "dataset": predictor.spec.to_dict(),
-        "figures": figures,
-    }
-    return export_weights(folder, predictor.state_dict(), described, torch.float16)
+    """Writes a model folder with weights in half precision; `figures` are plain types for config.json."""
+    described = {"network": asdict(predictor.config), "dataset": predictor.spec.to_dict(), "figures": figures}
+    return save_folder(folder, predictor, MODEL_TYPE, **described)
 
 
 def load_predictor(path: str | Path, device: torch.device | str = "cpu") -> LoadedPredictor:
-    """Opens a model folder that `save_predictor` wrote.
+    """Opens a folder of `save_predictor`.
 
     Raises:
-        DataError: if there is none, it is damaged, or holds another kind of model.
+        DataError: if there is none, it is damaged, or it holds another type of model.
     """
-    found = load_checkpoint(path)
-    if found.config.get("model_type") != MODEL_TYPE:
-        kind = found.config.get("model_type")
-        raise DataError(f"{path}: a {kind!r} model, a predictor is needed (classifiers/ train them)")
-    network, spec = found.config.get("network"), DatasetSpec.from_dict(found.config.get("dataset"))
-    config = read_network(network, str(path))
+    found, spec = open_folder(path, MODEL_TYPE, "a script in classifiers/")
+    config = read_network(PredictorConfig, found.config.get("network"), str(path))
     predictor = build_with_weights(lambda: Predictor(spec, config), found.model_state, str(path))
     figures = found.config.get("figures")
     return LoadedPredictor(predictor.to(device), str(path), figures if isinstance(figures, dict) else {})
 
 
-def read_network(network: Any, where: str) -> PredictorConfig:
-    """The network's sizes from a config.json; anything else is a `DataError`."""
-    if not isinstance(network, dict) or set(network) != {"widths", "patch_size", "features"}:
-        raise DataError(f"{where}: network is {str(network)[:80]}, widths, patch_size and features are needed")
-    widths = network["widths"]
-    sizes = [*widths, network["patch_size"], network["features"]] if isinstance(widths, list) and widths else [0]
-    if len(sizes) > 12 or not all(type(size) is int and 0 < size <= 4096 for size in sizes):
-        raise DataError(f"{where}: network is {str(network)[:80]}, whole numbers in 1..4096 are needed")
-    return PredictorConfig(tuple(widths), network["patch_size"], network["features"])
-
-
 def find_predictor(spec: DatasetSpec, given: str = "") -> str:
-    """The predictor's folder: the one given, or `weights/NAME_SIZE_predictor` beside the package or in this folder.
-
-    Raises:
-        InputError: if none is given and there is none for this data set and size.
-    """
-    if given:
-        return given
-    return find_shipped(spec, "predictor")
+    """The folder `given`, or else the shipped predictor; `InputError` if there is neither."""
+    return given or find_shipped(spec, "predictor")
 
 
 def find_shipped(spec: DatasetSpec, kind: str) -> str:
-    """`weights/NAME_SIZE_KIND` beside the package or in this folder; `InputError` if there is none."""
+    """`weights/NAME_SIZE_KIND` beside the package or in the current folder; `InputError` if there is none."""
     shipped = _shipped(spec, kind)
     if shipped is None:
         name = f"{spec.name}_{spec.image_size}_{kind}"
-        raise InputError(f"{kind}: none is given and there is no weights/{name}; train one (classifiers/)")
+        raise InputError(
+            f"{kind}: expected a folder, got none and found no weights/{name}; scripts in classifiers/ train it"
+        )
     return shipped
 
 
 def predictor_is_shipped(spec: DatasetSpec) -> bool:
-    """Whether `find_predictor` finds one that is not named."""
+    """Whether `find_predictor` finds a predictor without being given one."""
     return _shipped(spec, "predictor") is not None
 
 
 def _shipped(spec: DatasetSpec, kind: str) -> str | None:
-    name = f"{spec.name}_{spec.image_size}_{kind}"
     for root in (Path.cwd(), CLONE):
-        if (root / "weights" / name / "config.json").is_file():
-            return str(root / "weights" / name)
+        folder = root / "weights" / f"{spec.name}_{spec.image_size}_{kind}"
+        if (folder / "config.json").is_file():
+            return str(folder)
     return None
 
 
 def check_fits(predictor: Predictor, spec: DatasetSpec, where: str) -> None:
-    """`InputError` where a predictor is for other images or other variables than those of `spec`."""
-    theirs = predictor.spec
-    for what in ("name", "image_size", "channels"):
-        given, needed = getattr(theirs, what), getattr(spec, what)
-        if given != needed:
-            raise InputError(f"predictor: {where} is for {what} {given!r}, {needed!r} is needed")
-    if theirs.graph.names != spec.graph.names:
-        raise InputError(f"predictor: {where} reads {', '.join(theirs.graph.names)}, not {', '.join(spec.graph.names)}")
+    """`InputError` if a predictor is for other images or variables than those of `spec`."""
+    check_same(predictor.spec, spec, ("name", "image_size", "channels"), where)

@@ -80,7 +80,7 @@ def count_variables(state: State) -> int:
 
 def _rename(state: State) -> dict[str, Tensor]:
     """The state dict under our keys, with the counters of batch norm, which the published files may lack."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.startswith(_ENCODER):
             key = "encoder." + key.removeprefix(_ENCODER)

@@ -173,12 +173,10 @@ def unet_sizes(state: State) -> dict[str, Any]:
     layers = [f"{j}.{layer}.weight" for j in (1, 2) for layer in ("conv", "in_layers.0")]
     upward = range(count(state, r"output_blocks\.(\d+)\."))
     ends = [i for i in upward if any(f"output_blocks.{i}.{layer}" in state for layer in layers)]
-    if ends:
-        num_res_blocks = ends[0]
-    else:  # one level, or levels separated by pooling, which has no weights
-        blocks = range(1, count(state, r"input_blocks\.(\d+)\."))
-        one_level = all(f"input_blocks.{i}.0.out_layers.3.weight" in state for i in blocks)
-        num_res_blocks = len(blocks) if one_level else None
+    # Without any: one level, or levels separated by pooling, which has no weights.
+    blocks = range(1, count(state, r"input_blocks\.(\d+)\."))
+    one_level = all(f"input_blocks.{i}.0.out_layers.3.weight" in state for i in blocks)
+    num_res_blocks = ends[0] if ends else len(blocks) if one_level else None
     classes = state.get("label_emb.weight")
     return {
         **_downward_sizes(state, num_res_blocks),

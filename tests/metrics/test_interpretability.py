@@ -101,6 +101,6 @@ def test_data_without_classes_is_refused(tmp_path: Path) -> None:
     train = read_split("mnist", SHARE, "train")
     with pytest.raises(InputError, match="expected training images of every class, got none of class"):
         train_class_autoencoders(train.subset([0, 1, 2]), 1, 1)
-    with pytest.raises(DataError, match="expected class_autoencoders .*, got 'predictor'"):
+    with pytest.raises(DataError, match="expected a model of type 'class_autoencoders' .*, got 'predictor'"):
         load_autoencoders(REPO / "weights" / "pendulum_32_predictor")
     assert_refused(run(REPO / "classifiers" / "class_autoencoders.py", f"--out={tmp_path}"), "data_dir: ")

@@ -1,0 +1,74 @@
+"""Training of the predictor on noised images, and its script."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import REPO
+from running import assert_refused, run
+
+from causaldiffae.config import DiffusionConfig
+from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.predictors.noised_predictor import NoisedPredictorConfig, load_noised_predictor
+from causaldiffae.script_util import create_gaussian_diffusion
+from causaldiffae.training.noised_predictor import (
+    NoisedTraining,
+    figures_by_level,
+    levels_table,
+    train_noised_predictor,
+    validation_loss,
+)
+
+SHARE = REPO / "assets" / "mnist_share"
+SCRIPT = REPO / "classifiers" / "noised_classifier.py"
+TINY = NoisedPredictorConfig(classifier_width=32, channel_mult="1,1", patch_size=2, num_head_channels=32)
+
+
+def test_training_lowers_the_loss_and_is_reproducible() -> None:
+    train, test = (read_split("mnist", SHARE, split) for split in ("train", "test"))
+    diffusion = create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    config = NoisedTraining("mnist", "here", "there", iterations=120, batch_size=32, lr=4e-3)
+    untrained, _ = train_noised_predictor(replace(config, iterations=1, lr=1e-9), TINY, diffusion, train, test)
+    net, best = train_noised_predictor(config, TINY, diffusion, train, test)
+    assert best == pytest.approx(validation_loss(net, diffusion, test)), "the best weights are kept"
+    assert best < 0.9 * validation_loss(untrained, diffusion, test)
+    clean, noisy = figures_by_level(net, diffusion, test, (0.0, 1.0))
+    assert clean["digit_accuracy"] > 0.5 > 0.3 > noisy["digit_accuracy"]
+    assert clean["log_prob"] > noisy["log_prob"] and noisy["level"] == 1.0
+    assert "digit_accuracy" in levels_table([clean, noisy], train.spec)
+    again, _ = train_noised_predictor(config, TINY, diffusion, train, test)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_script_takes_data_and_schedule_of_the_score_network(tmp_path: Path) -> None:
+    score = tmp_path / "score.yaml"
+    score.write_text("dataset: pendulum\nimage_size: 16\nchannels: 3\ndiffusion_steps: 50\nnoise_schedule: cosine\n")
+    outcome = run(
+        SCRIPT, f"--score_config={score}", "--dataset=mnist", "--channels=1", f"--data_dir={SHARE}",
+        f"--out={tmp_path / 'p'}", "--iterations=2", "--batch_size=4", "--channel_mult=1,1",
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    spec = dataset_spec("mnist", 16)
+    config = DiffusionConfig(diffusion_steps=50, noise_schedule="cosine")
+    assert load_noised_predictor(tmp_path / "p", spec, config).spec == spec
+    assert "digit_accuracy" in outcome.stdout and "100%" in outcome.stderr
+    figures = json.loads((tmp_path / "p" / "config.json").read_text())["figures"]
+    assert len(figures["by_level"]) == 10 and np.isfinite(figures["validation_loss"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--data_dir=", "data_dir: expected a value, got none"),
+        ("--iterations=0", "iterations: expected 1 or more, got 0"),
+        ("--pool=mean", "pool: expected"),
+        ("--noise_schedule=square", "noise_schedule: expected"),
+        ("--patch_size=5", "patch_size: expected a divisor of the image size 28, got 5"),
+    ],
+)
+def test_invalid_settings_are_refused(tmp_path: Path, flag: str, message: str) -> None:
+    base = ["--dataset=mnist", f"--data_dir={SHARE}", f"--out={tmp_path / 'p'}"]
+    assert_refused(run(SCRIPT, *base, flag), message)

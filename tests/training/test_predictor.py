@@ -1,0 +1,86 @@
+"""Training of a predictor: validation split, augmentation, and a short training that never uses test images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import REPO
+from support import pendulum_images
+
+from causaldiffae.datasets.registry import exact_labels
+from causaldiffae.errors import InputError
+from causaldiffae.generators import morphomnist
+from causaldiffae.predictors.predictor import Predictor
+from causaldiffae.training import predictor as training
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mnist, out = REPO / "assets" / "mnist_share", tmp_path_factory.mktemp("data") / "digits"
+    return morphomnist.write_dataset(mnist, out, num_train=24, num_test=8, workers=1, progress=False)
+
+
+def test_validation_images_are_split_off() -> None:
+    train, held_out = training.split_validation(100, 0)
+    assert len(held_out) == 6 and not set(train) & set(held_out) and len(train) == 94
+    np.testing.assert_array_equal(training.split_validation(100, 0)[1], held_out)
+    with pytest.raises(InputError, match="2 or more"):
+        training.split_validation(1, 0)
+
+
+def test_augmentation_shifts_and_adds_noise() -> None:
+    images = torch.full((8, 1, 10, 10), -1.0)
+    images[:, :, 4:6, 4:6] = 1.0
+    generator = torch.Generator().manual_seed(0)
+    shifted = training.augment(images, 0.0, 2, generator)
+    assert shifted.shape == images.shape and not torch.equal(shifted, images)
+    torch.testing.assert_close(shifted.sum(dim=(1, 2, 3)), images.sum(dim=(1, 2, 3)))
+    noisy = training.augment(images, 10.0, 0, generator)
+    assert 0 < (noisy - images).abs().max() < 0.5
+    torch.testing.assert_close(training.augment(images, 0.0, 0, generator), images)
+
+
+def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_path: Path) -> None:
+    config = training.PredictorTraining(
+        str(digits), str(tmp_path / "predictor"), steps=60, batch_size=16, vae_steps=3, cache_dir=str(tmp_path)
+    )
+    prepared = training.prepare(config, "morphomnist", progress=False)
+    assert prepared.drawn_train is not None and len(prepared.drawn_train) == 3 * len(prepared.train)
+    used = {image.tobytes() for image in prepared.train.images}
+    assert not used & {image.tobytes() for image in (*prepared.validation.images, *prepared.test.images)}
+    untrained, _ = training.train_predictor(replace(config, steps=1, lr=1e-9), prepared)
+    trained, best = training.train_predictor(config, prepared)
+    assert best < 0.8 * training.validation_loss(untrained, prepared)
+    assert best == pytest.approx(training.validation_loss(trained, prepared)), "the best weights are kept"
+    encoder = {name: value.clone() for name, value in trained.vae_encoder.state_dict().items()}
+    labels = trained.read(prepared.test.images).labels
+    assert np.isfinite(training.train_vae(config, trained, prepared.train))
+    assert any(not torch.equal(value, encoder[name]) for name, value in trained.vae_encoder.state_dict().items())
+    np.testing.assert_array_equal(trained.read(prepared.test.images).labels, labels)
+    figures = training.errors_on(trained, prepared.test)
+    assert figures is not None and set(figures) == {"images", "thickness", "intensity", "class_accuracy"}
+
+
+def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pendulum_images(12)
+    train = replace(images, labels=exact_labels(images))
+    prepared = training.PredictorData(train, train, train, None, None, None)
+    weights: list[torch.Tensor] = []
+
+    def scripted(predictor: Predictor, _: training.PredictorData) -> float:
+        weights.append(predictor.last.weight.detach().clone())
+        return [5.0, 1.0, 9.0, 2.0][len(weights) - 1]
+
+    monkeypatch.setattr(training, "validation_loss", scripted)
+    config = training.PredictorTraining("here", "there", steps=4, batch_size=4)
+    trained, best = training.train_predictor(config, prepared)
+    assert best == 1.0 and torch.equal(trained.last.weight, weights[1]) and not torch.equal(weights[1], weights[3])
+
+
+def test_missing_and_invalid_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="data_dir: expected a value, got none; set --data_dir"):
+        training.PredictorTraining(out="x")
+    with pytest.raises(InputError, match="steps: expected 1 or more, got 0"):
+        training.PredictorTraining("a", "b", steps=0)
