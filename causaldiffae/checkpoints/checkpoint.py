@@ -226,9 +226,9 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
     def verified(folder: Path) -> Path:
         try:
             verify(folder)
+            return folder
         except OSError as error:
-            raise DataError(str(error)) from error
-        return folder
+            raise DataError(error) from error
 
     return newest_intact(run_dir, _steps(Path(run_dir)).values(), verified)
 
@@ -326,8 +326,7 @@ def build_with_weights(
     except InputError as error:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:  # each layer has its own way to refuse sizes
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{where}: no network has these sizes ({reason})") from None
+        raise DataError(f"{where}: no network has these sizes ({str(error)[:120] or type(error).__name__})") from None
     full = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     network = network if hold_once else build()
     network.load_state_dict(full, assign=hold_once)

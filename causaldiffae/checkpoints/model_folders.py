@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,10 +107,9 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
 
 def _hub(what: str) -> Any:
     try:
-        import huggingface_hub
+        return import_module("huggingface_hub")
     except ImportError:
         raise InputError(f"{what}: huggingface_hub is not installed; pip install 'causaldiffae[hub]'") from None
-    return huggingface_hub
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -117,8 +117,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), revision=revision))
     except (OSError, ValueError) as error:  # not found, not reachable, invalid name
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"model {name!r}: download from the Hugging Face Hub failed ({reason})") from None
+        raise DataError(f"model {name!r}: download from the Hugging Face Hub failed ({str(error)[:200]})") from None
 
 
 def push_folder(folder: Path, name: str, *, private: bool, token: str | None, message: str) -> str:
@@ -141,9 +140,9 @@ def push_folder(folder: Path, name: str, *, private: bool, token: str | None, me
             repo_id=name, folder_path=str(folder), commit_message=message, allow_patterns=list(HUB_FILES)
         )
     except Exception as error:
-        # uploads do not wrap connection errors of httpx
-        if not (type(error).__module__.startswith("httpx") or isinstance(error, OSError | ValueError)):
+        if not (isinstance(error, OSError | ValueError) or type(error).__module__.startswith("httpx")):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: upload to the Hugging Face Hub failed ({reason}); it needs a write token") from None
+        raise DataError(
+            f"{name}: upload to the Hugging Face Hub failed ({str(error)[:200]}); use a write token"
+        ) from None
     return str(getattr(commit, "commit_url", commit))

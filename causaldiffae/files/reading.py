@@ -167,7 +167,7 @@ def read_tensors(path: Path) -> StateDict:
     try:
         state = load_file(path, device="cpu")
     except Exception as error:  # shapes and dtypes that torch lacks raise several kinds
-        raise DataError(f"{path}: expected a safetensors file ({' '.join(str(error).split())[:200]})") from error
+        raise DataError(f"{path}: expected a safetensors file ({str(error)[:200]})") from error
     for name, tensor in state.items():
         if tensor.dim() > MAX_DIMENSIONS:
             raise DataError(f"{path}: {name[:80]!r}: expected at most {MAX_DIMENSIONS} dimensions, got {tensor.dim()}")

@@ -126,7 +126,7 @@ class RemoteFolder:
         except FileNotFoundError:
             raise DataError(f"{address}: file not found") from None
         except Exception as error:
-            raise DataError(f"{address}: cannot be {what} ({' '.join(str(error).split())[:200]})") from error
+            raise DataError(f"{address}: cannot be {what} ({str(error)[:200]})") from error
 
     def read(self, name: str, limit: int) -> bytes:
         with self._reaching(name, "read") as address, self._storage.BlobFile(address, "rb") as file:

@@ -114,7 +114,7 @@ def test_paths_are_not_hub_names(hub: Hub, name: str) -> None:
 
 def test_a_failed_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.failure = OSError("404 Client Error:\n not found")
-    with pytest.raises(DataError, match=r"'a/b': download .* failed .404 Client Error: not found"):
+    with pytest.raises(DataError, match=r"'a/b': download .* failed .404 Client Error:  not found"):
         find_model("a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"huggingface_hub is not installed; pip install 'causaldiffae\[hub\]'"):
@@ -137,7 +137,7 @@ def test_a_failed_push(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="hub name: expected owner/repository, got 'digits'"):
         model.push_to_hub("digits")
     hub.failure = OSError("403 Forbidden:\n read token")
-    with pytest.raises(DataError, match=r"upload .* failed .403 Forbidden: read token.; it needs a write token"):
+    with pytest.raises(DataError, match=r"upload .* failed .403 Forbidden:  read token.; use a write token"):
         model.push_to_hub("me/x")
     hub.failure = type("ConnectError", (Exception,), {"__module__": "httpx"})("no route")
     with pytest.raises(DataError, match="no route"):
