@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 from causaldiffae.errors import InputError
 
@@ -51,6 +50,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Structural similarity per image (N,); NaN for images smaller than the window."""
+    from skimage.metrics import structural_similarity
+
     if min(a.shape[-2:]) < _SSIM_WINDOW:
         return np.full(len(a), np.nan)
     pairs = zip(a.astype(np.float64), b.astype(np.float64), strict=True)
