@@ -203,7 +203,7 @@ def _check_value(name: str, value: Any) -> None:
         elif name in POSITIVE and value <= 0:
             expected = "a positive number"
         elif name in FRACTIONS and not 0 <= value <= 1:
-            expected = "a number from 0 to 1"
+            expected = "a number between 0 and 1"
         elif name == "num_head_channels" and (value < -1 or value == 0):
             expected = "-1 or a positive number"
         elif value < 0 and name != "num_head_channels":
