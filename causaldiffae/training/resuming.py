@@ -47,7 +47,8 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
     saved = Config.from_dict(described.get("config"))
     if (saved.model, saved.diffusion) != (config.model, config.diffusion):
         raise InputError(
-            f"{path}: expected the model and diffusion options of this checkpoint; restore them or choose another run_dir"
+            f"{path}: expected the model and diffusion options of this checkpoint; restore them or choose another "
+            "run_dir"
         )
     if described.get("dataset") != source.spec.to_dict():
         raise InputError(f"{path}: expected the data set and graph of this checkpoint; choose another run_dir")
