@@ -52,7 +52,7 @@ def test_the_default_is_the_next_free_port() -> None:
 
 def test_the_script_refuses_bad_models_folders_and_ports(tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, "--model_path", tmp_path), "model_path: expected", str(tmp_path))
-    assert_refused(run(SCRIPT, "--model_path", "nothing"), "'nothing'", "shipped")
+    assert_refused(run(SCRIPT, "--model_path", "nothing"), "nothing", "morphomnist-mini")
     assert_refused(run(SCRIPT, "--model_path", REPO / "weights" / "pendulum_32_predictor"), "a predictor reads labels")
     assert_refused(run(SCRIPT, "--threads", 0), "threads: expected 1 or more, got 0")
     assert_refused(run(SCRIPT, "--data_dir", tmp_path / "none"), "data_dir: expected a folder")

@@ -161,9 +161,9 @@ def test_every_type_of_model_has_its_script(name: str, digits: Path, tmp_path: P
     ("flags", "words"),
     [
         (["--do", "width=2"], ("width", "thickness, intensity")),
-        (["--do", "thickness=thick"], ("thickness=thick",)),
+        (["--do", "thickness=thick"], ("thickness", "thick")),
         (["--do", "thickness=nan"], ("thickness", "nan", "finite number")),
-        (["--do", "thickness=inf"], ("thickness=inf",)),
+        (["--do", "thickness=inf"], ("thickness", "inf")),
         (["--do", "thickness"], ("name=value",)),
         (["--do", "thickness=1,thickness=2"], ("thickness", "twice")),
         (["--abduction", "magic"], ("magic", "ddim")),
