@@ -20,7 +20,8 @@ from mutate import Watch, make_input, run_one, write
 from causaldiffae.datasets.folder import image_cache, image_folder
 
 SLOW = {"model folder", "published pt", "predictor", "checkpoint", "labels and graph", "config yaml"}
-EXAMPLES = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
+SHARE = settings().max_examples / 100  # the profile's number of examples, relative to hypothesis's default
+EXAMPLES = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=int(30 * SHARE))
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def test_the_seeds_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_mutated_files_are_read_or_refused(name: str) -> None:
-    @settings(EXAMPLES, max_examples=8 if name in SLOW else 30)
+    @settings(EXAMPLES, max_examples=int((8 if name in SLOW else 30) * SHARE))
     @given(st.randoms(use_true_random=False), st.integers(0, 100), st.integers(0, 100), st.booleans())
     def check(rng: random.Random, first: int, second: int, repaired: bool) -> None:
         parser, some = PARSERS[name], seeds(name)

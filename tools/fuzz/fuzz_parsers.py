@@ -132,11 +132,11 @@ def _pendulum_seeds() -> list[Files]:
 
 
 def _circuit_seeds() -> list[Files]:
-    pictures = [_image("JPEG", (16, 16, 3)) for _ in range(4)]
+    images = [_image("JPEG", (16, 16, 3)) for _ in range(4)]
     latents = np.random.default_rng(0).random((2, 2, 4))
     objects = np.empty((2, 2), object)
-    objects[:] = np.array(pictures, object).reshape(2, 2)
-    fixed = np.array(pictures).reshape(2, 2)
+    objects[:] = np.array(images, object).reshape(2, 2)
+    fixed = np.array(images).reshape(2, 2)
     note = np.array(b'{"dataset": "circuit", "image_size": 16, "stand_in": true, "version": 1}')
     return [
         {"train.npz": _npz(original_latents=latents, imgs=objects)},
@@ -197,12 +197,12 @@ def _read_table(path: Path) -> object:
 
 
 def _table_seeds() -> list[Files]:
-    pictures = {f"im/{i}.png": _image("PNG", (8, 8, 3)) for i in range(3)}
+    images = {f"im/{i}.png": _image("PNG", (8, 8, 3)) for i in range(3)}
     table = b"file,age,hat,split\n" + b"".join(
         f"im/{i}.png,{20 + i},{hat},{split}\n".encode()
         for i, hat, split in ((0, "cap", "train"), (1, "none", "train"), (2, "cap", "test"))
     )
-    return [{"labels.csv": table, "graph.yaml": FOLDER_GRAPH, **pictures}, {"labels.csv": TABLE, "graph.dot": DOT}]
+    return [{"labels.csv": table, "graph.yaml": FOLDER_GRAPH, **images}, {"labels.csv": TABLE, "graph.dot": DOT}]
 
 
 def _image_seeds() -> list[Files]:
