@@ -18,7 +18,7 @@ import torch
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, resize_area, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, dataset_spec, measure, read_split, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.datasets.variables import is_whole
+from causaldiffae.datasets.variables import is_integer
 from causaldiffae.errors import InputError
 
 __all__ = [
@@ -99,11 +99,11 @@ class BatchSource:
             raise InputError(f"data set {data.spec.name}: split {data.split} has no images")
         if not 0 <= rank < world:
             raise InputError(f"rank: expected a number in 0..{world - 1}, got {rank}")
-        if not (is_whole(batch_size) and batch_size > 0 and batch_size % world == 0):
-            multiple = f"a multiple of the {world} processes" if world > 1 else "a whole number above 0"
+        if not (is_integer(batch_size) and batch_size > 0 and batch_size % world == 0):
+            multiple = f"a multiple of the {world} processes" if world > 1 else "a positive integer"
             raise InputError(f"batch_size: expected {multiple}, got {batch_size!r}")
-        if not (is_whole(seed) and 0 <= seed < 2**63):
-            raise InputError(f"seed: expected a whole number of 0 or more, got {seed!r}")
+        if not (is_integer(seed) and 0 <= seed < 2**63):
+            raise InputError(f"seed: expected a non-negative integer, got {seed!r}")
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
         images = torch.from_numpy(np.ascontiguousarray(data.images))
@@ -125,8 +125,8 @@ class BatchSource:
 
     def indices(self, step: int) -> np.ndarray:
         """Indices (batch_size,) int64 in the split of the global batch `step`."""
-        if not (is_whole(step) and step >= 0):
-            raise InputError(f"step: expected a whole number of 0 or more, got {step!r}")
+        if not (is_integer(step) and step >= 0):
+            raise InputError(f"step: expected a non-negative integer, got {step!r}")
         epochs, offsets = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self))
         result = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):

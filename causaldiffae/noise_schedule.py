@@ -1,4 +1,4 @@
-"""Noise schedules: betas by name, alpha-bar at whole and fractional steps, and what a model output means there.
+"""Noise schedules: betas by name, alpha-bar at integer and fractional steps, and what a model output means there.
 
 A process gives x_t = a x_0 + sigma eps with a = sqrt(abar_t) and sigma = sqrt(1 - abar_t). Solvers evaluate the network
 between the steps it was trained on. `NoiseSchedule` interpolates alpha-bar there, for all users: solvers read it as
@@ -185,7 +185,7 @@ class NoiseSchedule:
         return (low + high) / 2
 
     def level(self, t: Tensor, like: Tensor) -> Level:
-        """a and sigma at steps t (B,) in the units of the network, whole or fractional, in the dtype of `like`.
+        """a and sigma at steps t (B,) in the units of the network, integer or fractional, in the dtype of `like`.
 
         Everything stays on the device of t.
         """

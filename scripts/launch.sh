@@ -99,7 +99,7 @@ launch() {
     shift 3
     case $size in paper | fast | mini) ;; *) launch_die "SIZE: expected paper, fast or mini, got $size" ;; esac
     case ${RESTARTS:-3} in *[!0-9]*) launch_die "RESTARTS: expected a number, got $RESTARTS" ;; esac
-    case $nproc in '' | 0* | *[!0-9]*) launch_die "NPROC: expected a number above 0, got $nproc" ;; esac
+    case $nproc in '' | 0* | *[!0-9]*) launch_die "NPROC: expected a positive number, got $nproc" ;; esac
     if [ "$dataset" = folder ]; then data_dir=$(launch_data_dir "$@") || exit 2; fi
     if [ "$nproc" -gt 1 ] && [ -z "${MPIEXEC:-}" ]; then EXTRAS=${EXTRAS:+$EXTRAS,}mpi; fi
     # shellcheck source=scripts/setup_env.sh

@@ -71,17 +71,17 @@ def test_a_batch_holds_the_images_of_its_indices() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size: expected a whole number above 0, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"batch_size": 3, "world": 2}, "batch_size: expected a multiple of the 2 processes, got 3"),
         ({"rank": 2, "world": 2}, r"rank: expected a number in 0\.\.1, got 2"),
-        ({"seed": -1}, "seed: expected a whole number of 0 or more, got -1"),
+        ({"seed": -1}, "seed: expected a non-negative integer, got -1"),
         ({"data": data_of(0)}, "data set squares: split train has no images"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         BatchSource(**{"data": data_of(4), "batch_size": 2, **arguments})
-    with pytest.raises(InputError, match="step: expected a whole number of 0 or more, got -1"):
+    with pytest.raises(InputError, match="step: expected a non-negative integer, got -1"):
         BatchSource(data_of(4), 2).batch(-1)
 
 

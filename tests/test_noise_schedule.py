@@ -75,7 +75,7 @@ def test_schedules_that_are_not_defined_are_refused(make: Callable[..., Any], ar
         make(*arguments)
 
 
-# ---------------------------------------------------------------------- alpha-bar at whole and fractional steps
+# ---------------------------------------------------------------------- alpha-bar at integer and fractional steps
 
 
 @pytest.mark.parametrize(("name", "steps"), [("linear", 1000), ("linear", 50), ("cosine", 100)])

@@ -114,7 +114,7 @@ def test_classes_are_read_where_they_are_not_given() -> None:
 @pytest.mark.parametrize("classes", [[1], [0, 4], [0.5, 1.0], [-1, 0]])
 def test_bad_classes_are_refused(classes: list[float]) -> None:
     model = CounterfactualModel(tiny_model(class_cond=True))
-    with pytest.raises(InputError, match=r"classes: expected 2 whole numbers in 0\.\.3, got \["):
+    with pytest.raises(InputError, match=r"classes: expected 2 integers in 0\.\.3, got \["):
         model.abduct(squares(2).images, classes=classes)
 
 
@@ -136,10 +136,10 @@ REFUSED: list[tuple[dict[str, Any], Callable[[CounterfactualModel], object], str
         "expected a 'causaldae' model for CausalDiffAE, got a 'conditional' model",
     ),
     ({}, lambda model: CounterfactualModel(model.loaded, solver="euler"), "solver: .*'euler'"),
-    ({}, lambda model: model.sample(0), "sample: expected a whole number of images above 0, got 0"),
+    ({}, lambda model: model.sample(0), "sample: expected a positive integer, got 0"),
     ({"model_type": "diffae"}, lambda model: model.sample(2), "sample: expected a model with a prior"),
     ({}, lambda model: model.counterfactual(squares(2).images, do={"colour": 1.0}), "unknown variable 'colour'"),
-    ({"class_cond": True}, lambda model: model.sample(3, classes=4), r"classes: expected 3 whole numbers in 0\.\.3"),
+    ({"class_cond": True}, lambda model: model.sample(3, classes=4), r"classes: expected 3 integers in 0\.\.3"),
 ]
 
 

@@ -94,7 +94,7 @@ def save_checkpoint(
         OSError: if writing fails. Either way nothing is left behind, and older checkpoints are kept.
     """
     if type(step) is not int or not 0 <= step < 10**12:
-        raise InputError(f"step: expected an integer of 0 or more, got {step!r}")
+        raise InputError(f"step: expected a non-negative integer, got {step!r}")
     if keep_last is not None and keep_last < 1:
         raise InputError(f"keep_last: expected 1 or more (None keeps all), got {keep_last}")
     for rate in ema_states:

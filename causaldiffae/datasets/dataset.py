@@ -11,7 +11,7 @@ import numpy as np
 
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.datasets.variables import is_whole
+from causaldiffae.datasets.variables import is_integer
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.places import ASSETS
 
@@ -84,8 +84,8 @@ class Dataset:
 
 def check_form(image_size: int, channels: int, allowed: tuple[int, ...], reason: str = "", where: str = "") -> None:
     """Raises a `DataError` for an image size out of range, or a number of channels that is not `allowed`."""
-    if not (is_whole(image_size) and MIN_SIZE <= image_size <= MAX_SIZE):
-        raise DataError(f"{where}image_size: expected a whole number in {MIN_SIZE}..{MAX_SIZE}, got {image_size!r}")
+    if not (is_integer(image_size) and MIN_SIZE <= image_size <= MAX_SIZE):
+        raise DataError(f"{where}image_size: expected an integer in {MIN_SIZE}..{MAX_SIZE}, got {image_size!r}")
     if channels not in allowed:
         numbers = " or ".join(map(str, allowed))
         raise DataError(f"{where}channels: expected {numbers}{reason}, got {channels!r}")

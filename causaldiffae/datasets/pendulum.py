@@ -27,7 +27,7 @@ def parse_pendulum_name(name: str) -> tuple[int, ...]:
     """Labels (angle, light, length, position) in a file name `a_{angle}_{light}_{length}_{position}.png`."""
     match = _PENDULUM_NAME.fullmatch(name)
     if not match:
-        raise DataError(f"{name}: expected a file name a_ANGLE_LIGHT_LENGTH_POSITION.png with whole numbers")
+        raise DataError(f"{name}: expected a file name a_ANGLE_LIGHT_LENGTH_POSITION.png with integers")
     return tuple(int(part) for part in match.groups())
 
 
@@ -68,7 +68,7 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
 
 
 def _exact_labels(data: ImageData) -> np.ndarray:
-    """The labels that the images show: those of the shadow are truncated to whole numbers in the file names."""
+    """The labels that the images show: those of the shadow are truncated to integers in the file names."""
     return pendulum.true_labels(data.labels[:, 0], data.labels[:, 1]).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ from causaldiffae.datasets.dataset import DATASETS, Dataset
 from causaldiffae.datasets.folder.image_folder import folder_spec, is_image_folder, read_image_folder
 from causaldiffae.datasets.images import ImageData, resize_area
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.datasets.variables import is_whole
+from causaldiffae.datasets.variables import is_integer
 from causaldiffae.errors import DataError, InputError
 
 SPLITS: Final = ("train", "test")
@@ -83,8 +83,8 @@ def read_split(
         DataError: for a missing or invalid file or folder.
     """
     entry = find_dataset(dataset)
-    if limit is not None and not (is_whole(limit) and limit > 0):
-        raise InputError(f"limit: expected a whole number above 0, got {limit!r}")
+    if limit is not None and not (is_integer(limit) and limit > 0):
+        raise InputError(f"limit: expected a positive integer, got {limit!r}")
     if spec is not None and (image_size, channels, graph) != (None, None, None):
         raise InputError("spec: image_size, channels and graph cannot be given together with spec")
     if entry.spec is None:

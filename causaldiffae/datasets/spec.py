@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 
-from causaldiffae.datasets.variables import category_label, check_kinds, is_number, is_whole
+from causaldiffae.datasets.variables import category_label, check_kinds, is_integer, is_number
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
@@ -84,14 +84,14 @@ class DatasetSpec:
             raise DataError(f"{where}: graph: expected a CausalGraph, got {self.graph!r}")
         for key, largest in _LARGEST.items():
             value = getattr(self, key)
-            if not (is_whole(value) and 0 < value <= largest) and not (key == "num_classes" and value is None):
-                raise DataError(f"{where}: {key}: expected a whole number in 1..{largest}, got {value!r}")
+            if not (is_integer(value) and 0 < value <= largest) and not (key == "num_classes" and value is None):
+                raise DataError(f"{where}: {key}: expected an integer in 1..{largest}, got {value!r}")
         n = len(self.graph)
         for key in ("shift", "scale", "low", "high"):
             self._check_numbers(key, n, where)
         self._check_numbers("split_shares", 3, where)
         if not all(value > 0 for value in self.scale):
-            raise DataError(f"{where}: scale: expected numbers above 0, got {list(self.scale)}")
+            raise DataError(f"{where}: scale: expected positive numbers, got {list(self.scale)}")
         if not all(low < high for low, high in zip(self.low, self.high, strict=True)):
             raise DataError(f"{where}: low: expected numbers below high {list(self.high)}, got {list(self.low)}")
         is_list = isinstance(self.units, list | tuple) and len(self.units) in (0, n)
@@ -100,8 +100,8 @@ class DatasetSpec:
         check_kinds(self.kinds, self.categories, n, where)
         if self.resize not in RESIZE_RULES:
             raise DataError(f"{where}: resize: expected one of {', '.join(RESIZE_RULES)}, got {self.resize!r}")
-        if not (is_whole(self.split_seed) and self.split_seed >= 0):
-            raise DataError(f"{where}: split_seed: expected a whole number of 0 or more, got {self.split_seed!r}")
+        if not (is_integer(self.split_seed) and self.split_seed >= 0):
+            raise DataError(f"{where}: split_seed: expected a non-negative integer, got {self.split_seed!r}")
         if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
             raise DataError(f"{where}: split_shares: expected shares that sum to 1, got {list(self.split_shares)}")
         some_kinds = any(kind != "continuous" for kind in self.kinds)

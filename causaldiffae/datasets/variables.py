@@ -16,7 +16,7 @@ from causaldiffae.errors import DataError, InputError
 KINDS: Final = ("continuous", "binary", "categorical")
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether a value is an integer of Python or numpy; booleans are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

@@ -162,7 +162,7 @@ class Session:
             raise InputError(f"image: expected uint8 of shape {shape}, got {image.dtype} of shape {image.shape}")
         low, high = STEP_RANGE
         if not (isinstance(request.steps, int) and low <= request.steps <= high):
-            raise InputError(f"steps: expected a whole number in {low}..{high}, got {request.steps}")
+            raise InputError(f"steps: expected an integer in {low}..{high}, got {request.steps}")
         if not 0.0 <= request.w <= self.max_w:
             raise InputError(f"guidance: expected a weight in 0..{self.max_w:g}, got {request.w:g}")
         do = self.spec.check_do(request.do, warn=False)

@@ -157,7 +157,7 @@ def _number(path: Path, line: int, name: str, cell: str | None) -> float:
         value = float(cell or "")
     except ValueError:
         value = math.nan
-    expected = "a finite number" if name != "index" else "an integer of 0 or more"
+    expected = "a finite number" if name != "index" else "a non-negative integer"
     if not math.isfinite(value) or (name == "index" and not (value.is_integer() and 0 <= value < 2**53)):
         raise DataError(f"{path}: line {line}: {name}: expected {expected}, got {(cell or '')[:40]!r}")
     return value

@@ -52,7 +52,7 @@ def scores(importances: np.ndarray) -> Scores:
     matrix = np.asarray(importances, np.float64)
     if matrix.ndim != 2 or not np.isfinite(matrix).all() or (matrix < 0).any():
         raise InputError(
-            f"importances: expected finite numbers of 0 or more, (latents, labels), got shape {matrix.shape}"
+            f"importances: expected non-negative finite numbers, (latents, labels), got shape {matrix.shape}"
         )
     total = matrix.sum()
     if total <= 0:

@@ -250,7 +250,7 @@ def test_any_mutation_of_a_checkpoint_is_refused_or_harmless(tmp_path: Path, dat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"step": -1}, "step: expected an integer of 0 or more, got -1"),
+        ({"step": -1}, "step: expected a non-negative integer, got -1"),
         ({"keep_last": 0}, "keep_last: expected 1 or more"),
         ({"ema_states": {"../x": {}}}, r"ema rate: .*, got '\.\./x'"),
         ({"config": {"x": float("nan")}}, r"config\.json: expected plain types and finite numbers"),

@@ -24,9 +24,9 @@ from causaldiffae.errors import DataError, InputError
     [
         ({"dataset": "celeba"}, "dataset: expected one of .*circuit.*pendulum.*, got 'celeba'"),
         ({"split": "val"}, "split: expected one of train, test, got 'val'"),
-        ({"limit": 0}, "limit: expected a whole number above 0, got 0"),
-        ({"image_size": 4}, r"image_size: expected a whole number in 8\.\.512, got 4"),
-        ({"dataset": "circuit", "image_size": 1000}, r"image_size: expected a whole number in 8\.\.512, got 1000"),
+        ({"limit": 0}, "limit: expected a positive integer, got 0"),
+        ({"image_size": 4}, r"image_size: expected an integer in 8\.\.512, got 4"),
+        ({"dataset": "circuit", "image_size": 1000}, r"image_size: expected an integer in 8\.\.512, got 1000"),
         ({"channels": 1}, "channels: expected 3 or 4 for data set pendulum, got 1"),
         ({"dataset": "mnist", "channels": 3}, "channels: expected 1 for data set mnist, got 3"),
         ({"data_dir": "/nowhere"}, "/nowhere: the folder is missing"),

@@ -57,7 +57,7 @@ def test_results_do_not_depend_on_earlier_requests() -> None:
         ({"do": {"colour": 1.0}}, "unknown variable 'colour'"),
         ({"w": 9.0}, r"guidance: expected a weight in 0\.\.3, got 9"),
         ({"w": float("nan")}, "guidance: .* got nan"),
-        ({"steps": 3}, r"steps: expected a whole number in 4\.\.50, got 3"),
+        ({"steps": 3}, r"steps: expected an integer in 4\.\.50, got 3"),
         ({"steps": 4.5}, "steps: .* got 4.5"),
         ({"digit": 3}, "class: .* got 3"),
         ({"image": SourceImage(np.zeros((3, 8, 8), np.uint8), "x")}, r"image: expected uint8 of shape \(1, 8, 8\)"),

@@ -106,7 +106,7 @@ CSV_HEADER = "index,thickness,intensity\n"
         (CSV_HEADER + "0,1\n", "line 2: intensity: expected a finite number, got ''"),
         (CSV_HEADER + "0,fat,100\n", "line 2: thickness: expected a finite number, got 'fat'"),
         (CSV_HEADER + "0,2,nan\n", "line 2: intensity: expected a finite number, got 'nan'"),
-        (CSV_HEADER + "0.5,2,3\n", "line 2: index: expected an integer of 0 or more, got '0.5'"),
+        (CSV_HEADER + "0.5,2,3\n", "line 2: index: expected a non-negative integer, got '0.5'"),
         (CSV_HEADER + "1,2,3\n1,2,3\n", "index: expected different values, got one twice"),
     ],
 )

@@ -30,7 +30,7 @@ def test_a_latent_without_importance_has_no_weight() -> None:
 
 @pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]]])
 def test_importances_are_finite_and_not_negative(bad: list[list[float]]) -> None:
-    with pytest.raises(InputError, match="importances: expected finite numbers of 0 or more"):
+    with pytest.raises(InputError, match="importances: expected non-negative finite numbers"):
         scores(np.array(bad))
 
 

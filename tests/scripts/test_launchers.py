@@ -216,7 +216,7 @@ def test_launchers_install_their_extras(
     ("script", "variables", "message"),
     [
         ("train_pendulum_causaldae.sh", {"SIZE": "huge"}, "SIZE: expected paper, fast or mini, got huge"),
-        ("train_pendulum_causaldae.sh", {"NPROC": "0"}, "NPROC: expected a number above 0, got 0"),
+        ("train_pendulum_causaldae.sh", {"NPROC": "0"}, "NPROC: expected a positive number, got 0"),
         ("train_pendulum_causaldae.sh", {"RESTARTS": "many"}, "RESTARTS: expected a number, got many"),
         ("train.sh", {"DATA_DIR": ""}, "data_dir: expected the folder of your images, got none; set --data_dir"),
     ],

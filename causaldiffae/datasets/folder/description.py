@@ -97,7 +97,7 @@ def _variable(entry: Any, where: str) -> Variable:
         if kind == "binary" and count != 2:
             raise DataError(f"{where}: categories: expected 2 for a binary variable, got {count}")
     if given.get("scale", 1.0) <= 0:
-        raise DataError(f"{where}: scale: expected a number above 0, got {given['scale']:g}")
+        raise DataError(f"{where}: scale: expected a positive number, got {given['scale']:g}")
     if given.get("low", -math.inf) >= given.get("high", math.inf):
         raise DataError(f"{where}: low: expected a number below high {given['high']:g}, got {given['low']:g}")
     if given.get("kind", "continuous") != "continuous" and ("low" in given or "high" in given):
@@ -155,7 +155,7 @@ def _shares(values: Any) -> tuple[float, ...]:
 
 
 _Converter = tuple[Callable[[Any], Any], str]
-_WHOLE: Final[_Converter] = (_whole, "a whole number of 0 or more")
+_WHOLE: Final[_Converter] = (_whole, "a non-negative integer")
 _WORDS: Final[_Converter] = (_words, "a list of different words")
 _NUMBER: Final[_Converter] = (_number, "a finite number")
 _KEYS: Final[dict[str, _Converter]] = {
@@ -164,7 +164,7 @@ _KEYS: Final[dict[str, _Converter]] = {
     "channels": _WHOLE,
     "resize": ({rule: rule for rule in RESIZE_RULES}.__getitem__, f"one of {', '.join(RESIZE_RULES)}"),
     "split_seed": _WHOLE,
-    "split_shares": (_shares, "three shares (train, val, test) of 0 or more that sum to 1"),
+    "split_shares": (_shares, "three non-negative fractions (train, val, test) that sum to 1"),
     "ignore": _WORDS,
 }
 _VARIABLE_KEYS: Final[dict[str, _Converter]] = {

@@ -109,9 +109,9 @@ def test_an_invalid_file_is_refused(
     assert capfd.readouterr().out == "", "nothing is printed"
 
 
-WHOLE, NUMBER = "expected a whole number of 0 or more, got ", "expected a finite number, got "
+WHOLE, NUMBER = "expected a non-negative integer, got ", "expected a finite number, got "
 WORDS = "of different words, got "
-SHARES = r"split_shares: expected three shares \(train, val, test\) of 0 or more that sum to 1, got "
+SHARES = r"split_shares: expected three non-negative fractions \(train, val, test\) that sum to 1, got "
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ SHARES = r"split_shares: expected three shares \(train, val, test\) of 0 or more
         ("variables: {a: 3}", "variables: a: expected a mapping, like {kind: binary}, got '3'"),
         ("variables: {a: {size: 3}}", "variables: a: unknown key 'size', expected one of kind, unit, categories, low"),
         ("variables: {a: {kind: ordinal}}", "variables: a: kind: expected one of continuous, binary, categorical, got"),
-        ("variables: {a: {scale: 0}}", "variables: a: scale: expected a number above 0, got 0"),
+        ("variables: {a: {scale: 0}}", "variables: a: scale: expected a positive number, got 0"),
         ("variables: {a: {low: 2, high: 1}}", "variables: a: low: expected a number below high 1, got 2"),
         ("variables: {a: {low: nan}}", "variables: a: low: " + NUMBER + "'nan'"),
         ("variables: {a: {kind: binary, low: 1}}", "variables: a: low and high are only for a continuous variable"),

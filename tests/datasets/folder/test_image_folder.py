@@ -315,7 +315,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "cycle": (graph("edges: [[age, hat], [hat, age]]"), "graph.yaml: graph: it has a cycle, age -> hat -> age"),
     "size": (
         graph(GRAPH.replace("8", "4096")),
-        r"graph.yaml: image_size: expected a whole number in 8\.\.512, got 4096",
+        r"graph.yaml: image_size: expected an integer in 8\.\.512, got 4096",
     ),
     "channels": (graph(GRAPH + "channels: 2\n"), "graph.yaml: channels: expected 1 or 3 or 4 .*, got 2"),
     "name": (graph(GRAPH + "name: faces\n"), "graph.yaml: name: expected one of .*circuit.*, got 'faces'"),
@@ -345,9 +345,9 @@ def test_a_damaged_folder_is_refused(folder: Path, damage: Damage, message: str)
     ("arguments", "message"),
     [
         ({"split": "dev"}, "split: expected one of train, val, test, got 'dev'"),
-        ({"image_size": 4}, r"image_size: expected a whole number in 8\.\.512, got 4"),
+        ({"image_size": 4}, r"image_size: expected an integer in 8\.\.512, got 4"),
         ({"channels": 2}, "channels: expected 1 or 3 or 4 .*, got 2"),
-        ({"limit": 0}, "limit: expected a whole number above 0, got 0"),
+        ({"limit": 0}, "limit: expected a positive integer, got 0"),
         ({"data_dir": "/nowhere"}, "/nowhere: "),
         ({"graph": "/nowhere.yaml"}, "/nowhere.yaml: "),
     ],
