@@ -95,11 +95,9 @@ class CounterfactualModel:
         steps: int = STEPS,
         solver: str = SOLVER,
     ) -> ModelT:
-        """Opens a model by folder (model folder, run directory or step), shipped name or Hub name.
+        """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
-        Args:
-            name: for example "runs/mine", "morphomnist-mini" or "owner/name". Files are never unpickled.
-            revision: branch, tag or commit on the Hub.
+        Files are never unpickled. `revision` is a branch, tag or commit on the Hub.
 
         Raises:
             InputError: if there is no such model (the message lists the shipped ones), or it is of another type.
@@ -152,9 +150,6 @@ class CounterfactualModel:
                 (`ImageData`), whose classes and labels are then used.
             classes: (N,), for a class-conditional model; by default read from the images.
             labels: (N, n) in label units, for a model without an encoder; by default read from the images.
-
-        Raises:
-            InputError: for images, classes or labels of another shape or range, or that cannot be read.
         """
         x_start, classes, labels = self._inputs(images, classes, labels)
         return self.engine().abduct(x_start, classes, torch.Generator(self.device).manual_seed(seed), labels)
@@ -217,7 +212,7 @@ class CounterfactualModel:
         if scm is None or getattr(model, "aligned", True) is False:
             raise InputError("sample: expected a model with a prior over labels; the latents of this model have none")
         if not (isinstance(count, int) and count > 0):
-            raise InputError(f"sample: expected a whole number of images above 0, got {count!r}")
+            raise InputError(f"sample: expected a positive integer, got {count!r}")
         generator = torch.Generator().manual_seed(seed)
         low, high = (spec.normalise(torch.tensor(bound)) for bound in (spec.low, spec.high))
         u = sample_noise(scm, low, high, count, generator).to(self.device)
@@ -241,10 +236,7 @@ class CounterfactualModel:
         metrics: Mapping[str, float] | None = None,
         name: str = "",
     ) -> Path:
-        """Writes a model folder that `from_pretrained` opens.
-
-        It holds the weights, config.json without paths of this machine, the model card README.md, the training log if
-        there is one, and the predictors that the model needs.
+        """Writes a model folder that `from_pretrained` opens: weights, config, model card, training log, predictors.
 
         Args:
             dtype: dtype of the weights, for example `torch.float16`; by default unchanged.
@@ -252,7 +244,7 @@ class CounterfactualModel:
             name: name under which the card's example opens the model.
 
         Raises:
-            InputError: for published weights with pixels in 0..1, which config.json cannot express.
+            InputError: for published weights for pixels in 0..1, which config.json cannot express.
         """
         if self.loaded.pixel_range != (-1.0, 1.0):
             raise InputError(f"{self.loaded.path}: expected pixels in -1..1, got published weights for pixels in 0..1")
@@ -282,16 +274,12 @@ class CounterfactualModel:
         dtype: torch.dtype | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> str:
-        """Uploads the folder of `save_pretrained` to "owner/name" on the Hugging Face Hub.
+        """Uploads the folder of `save_pretrained` to "owner/name" on the Hub; returns the address of the commit.
 
         Args:
             private: whether a new repository is private.
             token: access token; by default that of `hf auth login`.
             message: commit message.
-            dtype, metrics: as in `save_pretrained`.
-
-        Returns:
-            Address of the commit.
 
         Raises:
             InputError: for a name of another form, or if huggingface_hub (extra `hub`) is not installed.
@@ -329,8 +317,8 @@ class CounterfactualModel:
             labels = self._read("labels", x_start)
         if labels is not None:
             labels = torch.as_tensor(np.asarray(labels), dtype=torch.float32).to(self.device)
-            if labels.shape != (len(x_start), len(self.graph)):
-                expected = (len(x_start), len(self.graph))
+            expected = (len(x_start), len(self.graph))
+            if labels.shape != expected:
                 raise InputError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
         return x_start, classes if model.class_cond else None, labels
 
@@ -346,7 +334,7 @@ class CounterfactualModel:
         given = torch.as_tensor(np.asarray(classes) if not isinstance(classes, Tensor) else classes)
         largest = (self.spec.num_classes or 1) - 1
         if given.shape != (count,) or given.is_floating_point() or not bool(((given >= 0) & (given <= largest)).all()):
-            raise InputError(f"classes: expected {count} whole numbers in 0..{largest}, got {str(classes)[:80]}")
+            raise InputError(f"classes: expected {count} integers in 0..{largest}, got {str(classes)[:80]}")
         return given.long().to(self.device)
 
     def _by_name(self, labels: Tensor) -> dict[str, np.ndarray]:

@@ -57,20 +57,22 @@ def write_circuit(args: argparse.Namespace) -> Path:
     return write_dataset(args.out, num_train=args.num, progress=not args.quiet, **chosen)
 
 
-def copy_classes(name: str, published: str, installed: Path | None = None) -> Callable[[argparse.Namespace], Path]:
-    """Copies IDX files from --source, from the folder of a system package, or from a download."""
+def copy_mnist(args: argparse.Namespace, torchvision_name: str = "MNIST") -> Path:
+    from causaldiffae.datasets.mnist import copy_files
 
-    def write(args: argparse.Namespace) -> Path:
-        from causaldiffae.datasets.mnist import copy_files
+    if args.download:
+        args.source = download(
+            torchvision_name, args.source or args.out.absolute().parent / f"{torchvision_name}_download"
+        )
+    if args.source is None:
+        raise InputError("--source: expected the folder with the four IDX files, or --download")
+    return copy_files(args.dataset, args.source, args.out)
 
-        source = args.source or (installed if installed is not None and installed.is_dir() else None)
-        if args.download:
-            source = download(published, args.source or args.out.absolute().parent / f"{published}_download")
-        if source is None:
-            raise InputError("--source: expected the folder with the four IDX files, or --download")
-        return copy_files(name, source, args.out)
 
-    return write
+def copy_fashion_mnist(args: argparse.Namespace) -> Path:
+    if args.source is None and FASHION_MNIST_OF_DEBIAN.is_dir() and not args.download:
+        args.source = FASHION_MNIST_OF_DEBIAN
+    return copy_mnist(args, "FashionMNIST")
 
 
 class Recipe(NamedTuple):
@@ -103,12 +105,8 @@ CLASS_FLAGS: dict[str, dict[str, Any]] = {
 RECIPES = {
     "pendulum": Recipe("7,308 images of a pendulum, a light and a shadow", write_pendulum, {}),
     "morphomnist": Recipe("MNIST redrawn with thickness and intensity", write_morphomnist, MORPHOMNIST_FLAGS),
-    "mnist": Recipe("MNIST: class -> image", copy_classes("mnist", "MNIST"), CLASS_FLAGS),
-    "fashion_mnist": Recipe(
-        "Fashion-MNIST: class -> image",
-        copy_classes("fashion_mnist", "FashionMNIST", FASHION_MNIST_OF_DEBIAN),
-        CLASS_FLAGS,
-    ),
+    "mnist": Recipe("MNIST: class -> image", copy_mnist, CLASS_FLAGS),
+    "fashion_mnist": Recipe("Fashion-MNIST: class -> image", copy_fashion_mnist, CLASS_FLAGS),
     "circuit": Recipe("a stand-in for CausalCircuit, drawn with MuJoCo", write_circuit, CIRCUIT_FLAGS),
 }
 
