@@ -4,9 +4,16 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from causaldiffae.noise_schedule import ModelMeanType
+from causaldiffae.noise_schedule import ModelMeanType, NoiseSchedule
+
+
+def levels(schedule: NoiseSchedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Signal and noise at steps t (B,), each (B, 1, 1, 1), by numpy in float64."""
+    signal, noise = (torch.from_numpy(each).reshape(-1, 1, 1, 1) for each in schedule.signal_and_noise(t.numpy()))
+    return signal, noise
 
 
 def gaussian_eps(x_t: Tensor, signal: Any, noise: Any, mean: Any, std: float) -> Tensor:

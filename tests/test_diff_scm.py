@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closed_form import as_output, gaussian_eps
+from closed_form import as_output, gaussian_eps, levels
 from tiny import normal, randomise, small_config, squares, squares_spec, training_draws
 from torch import Tensor, nn
 
@@ -36,12 +36,12 @@ TWO_CLASSES = replace(
 
 
 def class_eps(x_t: Tensor, t: Tensor, k: int) -> Tensor:
-    return gaussian_eps(x_t, *SCHEDULE.level(t, x_t), MEANS[k], SPREAD)
+    return gaussian_eps(x_t, *levels(SCHEDULE, t), MEANS[k], SPREAD)
 
 
 def log_posterior(x_t: Tensor, t: Tensor) -> Tensor:
     """log p(y | x_t), (B, 2), for equally frequent classes."""
-    a, sigma = SCHEDULE.level(t, x_t)
+    a, sigma = levels(SCHEDULE, t)
     logits = [-((x_t - a * mean) ** 2 / (2 * (a**2 * SPREAD**2 + sigma**2))).flatten(1).sum(1) for mean in MEANS]
     return torch.log_softmax(torch.stack(logits, dim=1), dim=1)
 
@@ -81,7 +81,7 @@ class ExactNetwork(nn.Module):
             of_class = sum(z[:, k].reshape(-1, 1, 1, 1) * class_eps(x, t, k) for k in range(2))
             kept = torch.ones(len(x), dtype=torch.bool) if keep is None else keep
             eps = torch.where(kept.reshape(-1, 1, 1, 1), of_class, eps)
-        a, sigma = SCHEDULE.level(t, x)
+        a, sigma = levels(SCHEDULE, t)
         output = as_output(self.mean_type, (x - sigma * eps) / a, eps, a, sigma)
         return torch.cat([output, output + 7.0], dim=1) if self.learned else output
 

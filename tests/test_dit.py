@@ -7,7 +7,7 @@ from tiny import gradients, normal, randomise
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from causaldiffae.dit import Attention, DiT, modulate, position_embedding
+from causaldiffae.dit import Attention, DiT, position_embedding
 from causaldiffae.errors import InputError
 
 SETTINGS = {"image_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 4}
@@ -116,11 +116,6 @@ def test_every_parameter_and_the_image_have_gradients_and_positions_are_fixed() 
 def test_attention_uses_the_fused_kernel() -> None:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises for any other kernel
         Attention(16, 4)(torch.randn(2, 5, 16)).sum().backward()
-
-
-def test_modulation_scales_and_shifts_each_image() -> None:
-    shift, scale = (torch.tensor(values)[:, None].expand(2, 4) for values in ([0.0, 1.0], [1.0, 2.0]))
-    torch.testing.assert_close(modulate(torch.ones(2, 3, 4), shift, scale)[:, 0, 0], torch.tensor([2.0, 4.0]))
 
 
 def test_embeddings_keep_full_precision_under_autocast() -> None:

@@ -297,15 +297,6 @@ def test_obelm_round_trip_is_near_exact_in_single_precision() -> None:
     torch.testing.assert_close(solver.decode(network, solver.encode(network, x_start)), x_start, rtol=0, atol=1e-4)
 
 
-def test_obelm_alone_keeps_the_state_one_level_cleaner() -> None:
-    x_start = mixture_images(4)
-    solver, shorter = (OdeSolver(process(), Solver.OBELM, Grid.UNIFORM, steps) for steps in (28, 27))
-    before = solver.encode(mixture, x_start).x_before
-    torch.testing.assert_close(before, shorter.encode(mixture, x_start, stop=0.963).x_T, rtol=0, atol=1e-9)
-    for kind in (Solver.DDIM, Solver.DPMPP2M):
-        assert OdeSolver(process(), kind).encode(mixture, x_start).x_before is None
-
-
 @pytest.mark.parametrize("kind", Solver)
 def test_all_kinds_of_prediction_give_the_same_result(kind: Solver) -> None:
     x, results = mixture_images(4), []

@@ -90,21 +90,14 @@ def test_gradients_reach_z_only_where_it_is_kept(learned: bool) -> None:
     assert z.grad is not None and z.grad.any(dim=1).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_activation_checkpointing_keeps_the_gradients(dropout: float) -> None:
+def test_activation_checkpointing_keeps_the_gradients() -> None:
     found = []
     for use_checkpoint in (False, True):
-        network = unet(use_checkpoint=use_checkpoint, dropout=dropout).train()
+        network = unet(use_checkpoint=use_checkpoint, dropout=0.3).train()
         torch.manual_seed(3)
         found.append(gradients(network, (network(images(), T) ** 2).mean()))
     for name, gradient in found[0].items():
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-5, atol=1e-7)
-
-
-def test_dropout_acts_in_training_only() -> None:
-    network, x = unet(dropout=0.5), images()
-    assert not torch.equal(network.train()(x, T), network(x, T))
-    assert torch.equal(network.eval()(x, T), network(x, T))
 
 
 def test_bfloat16_is_near_float32() -> None:
