@@ -80,9 +80,7 @@ def run_demo(demo: Demo, folder: Path, images: int, workers: int) -> tuple[dict[
     data = read_split(demo.dataset, folder, "test", spec.image_size, spec.channels, images or demo.images)
     engine = loaded.engine(demo.steps)
     with progress_bar(total=len(data), desc=f"counterfactuals of {demo.dataset}", unit="image") as bar:
-        results = evaluate_interventions(
-            engine, data, demo.interventions, batch_size=32, device=device, on_batch=bar.update
-        )
+        results = evaluate_interventions(engine, data, demo.interventions, 32, device, bar.update)
     entry = {
         **figures_of(results[0], spec),
         "seconds": round(time.perf_counter() - started, 1),

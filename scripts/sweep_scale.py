@@ -109,9 +109,7 @@ def main(argv: list[str]) -> None:
     predictor = load_predictor(find_predictor(spec, config.label_predictor), device)
     check_fits(predictor.predictor, spec, predictor.path)
     autoencoders = load_autoencoders(config.autoencoders or find_shipped(spec, "autoencoders"), device)
-    reference, data = (
-        test.subset(range(min(n or len(test), len(test)))) for n in (config.num_reference, config.num_images)
-    )
+    data, reference = (test.subset(range(len(test))[: n or None]) for n in (config.num_images, config.num_reference))
     scorers = Scorers(predictor.predictor, autoencoders, reference)
     engine = loaded.engine(
         config.steps,

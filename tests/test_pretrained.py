@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import causaldiffae
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import describe_checkpoint, load_model
@@ -32,12 +34,13 @@ def squares(count: int) -> ImageData:
     return replace(data, spec=replace(data.spec, name="folder"))
 
 
-@pytest.mark.parametrize("documented", [causaldiffae, CounterfactualModel])
+@pytest.mark.parametrize("documented", [causaldiffae, CounterfactualModel, Counterfactuals])
 def test_documented_examples_run(documented: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"^ {4,8}(?=\S)(.*)$", str(documented.__doc__).split("Args:")[0], re.MULTILINE)
-    exec(compile("\n".join(code), "docstring", "exec"), {})
-    if documented is CounterfactualModel:
+    blocks = re.split(r"\n\s*\n(?=\s*[A-Z])", str(documented.__doc__))  # paragraphs begin with a capital letter
+    code = textwrap.dedent(next(block for block in blocks if "from causaldiffae import" in block).split("\n", 1)[1])
+    exec(compile(code, "docstring", "exec"), {})
+    if documented is not causaldiffae:
         with Image.open(tmp_path / "grid.png") as grid:
             assert min(grid.size) > 200
 

@@ -1,4 +1,4 @@
-"""Counterfactual images with their labels, as `CounterfactualModel` returns them, and a grid to show them."""
+"""The counterfactual images and labels that `CounterfactualModel` returns, and a grid to display them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ _SHOWN: Final = 8
 class Counterfactuals:
     """N counterfactual images, or samples.
 
+        from causaldiffae import CausalDiffAE
+
+        model = CausalDiffAE.from_pretrained("morphomnist-mini")
+        cf = model.counterfactual(model.examples(4), do={"thickness": 4.5})
+        for factual, predicted in zip(cf.factual_labels["intensity"], cf.labels["intensity"]):
+            print(f"intensity {factual:.0f} -> {predicted:.0f}")
+        cf.save("grid.png")
+
     Attributes:
         images: (N, C, S, S) uint8.
         labels: variable -> (N,) values in label units, predicted by the structural model.
         do: the intervention.
         factual: (N, C, S, S) uint8 factual images; None for samples.
-        factual_labels: variable -> (N,) values that the model reads from the factual images; None for samples.
+        factual_labels: variable -> (N,) values that the model infers from the factual images; None for samples.
         truth: (N, C, S, S) uint8 true counterfactuals; None if unknown.
         spec: names and units of the data set.
     """

@@ -23,7 +23,7 @@ class GraphDrawing(NamedTuple):
 
     Attributes:
         edges: state ("cut", "live" or "idle") and SVG path of each.
-        boxes: role, x, y, width, height and lines of text of each variable's box.
+        boxes: role, centre x and y, width, height and lines (x, y, text) of each variable's box.
     """
 
     width: int
@@ -60,13 +60,8 @@ def draw(graph: CausalGraph, do: Iterable[str], values: Mapping[str, str]) -> Gr
         x, y = pixels(*placed.positions[name])
         width, height = (placed.widths[name] - _MARGIN) * _PIXELS, heights[name] * _PIXELS
         first = y - height / 2 + (_PADDING + LINE * 0.75) * _PIXELS
-        lines = [
-            {"x": f"{x:.1f}", "y": f"{first + i * LINE * _PIXELS:.1f}", "text": text}
-            for i, text in enumerate([*names[name], values.get(name, "")])
-        ]
-        corner = {"x": f"{x - width / 2:.1f}", "y": f"{y - height / 2:.1f}"}
-        size = {"width": f"{width:.1f}", "height": f"{height:.1f}"}
-        boxes.append({"role": role_of[name], "lines": lines, **corner, **size})
+        lines = [(x, first + i * LINE * _PIXELS, text) for i, text in enumerate([*names[name], values.get(name, "")])]
+        boxes.append({"role": role_of[name], "x": x, "y": y, "width": width, "height": height, "lines": lines})
     right, bottom = pixels(placed.right, -placed.step * (placed.layers - 1))
     return GraphDrawing(round(right + _MARGIN * _PIXELS), round(bottom + top * _PIXELS), edges, boxes)
 

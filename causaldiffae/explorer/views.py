@@ -74,14 +74,9 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 def _png_uri(image: np.ndarray) -> str:
     """(C, H, W) uint8 as a PNG data URI."""
-    pixels = image.transpose(1, 2, 0)
-    buffer = io.BytesIO()
+    pixels, buffer = image.transpose(1, 2, 0), io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    return _uri("image/png", buffer.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 # ---------------------------------------------------------------------- values
@@ -194,12 +189,11 @@ def table_html(result: Result) -> str:
 
 def downloads_html(result: Result, model: str) -> str:
     """Links to the counterfactual, all images in a row, and all values as JSON."""
-    values = json.dumps(report(result, model), indent=2).encode()
-    counterfactual, everything = _png_uri(result.counterfactual), _png_uri(contact_sheet(result))
+    values = base64.b64encode(json.dumps(report(result, model), indent=2).encode()).decode("ascii")
     links = [
-        {"file": "counterfactual.png", "text": "Counterfactual (PNG)", "uri": counterfactual},
-        {"file": "all_pictures.png", "text": "All images (PNG)", "uri": everything},
-        {"file": "counterfactual.json", "text": "Values (JSON)", "uri": _uri("application/json", values)},
+        ("counterfactual.png", "Counterfactual (PNG)", _png_uri(result.counterfactual)),
+        ("all_pictures.png", "All images (PNG)", _png_uri(contact_sheet(result))),
+        ("counterfactual.json", "Values (JSON)", f"data:application/json;base64,{values}"),
     ]
     return str(_macros().downloads(links))
 
