@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare clone to counterfactual images compared with the true ones: ./scripts/demo.sh [OUT] [arguments of demo.py]
+# Sets up the environment and compares counterfactuals with the true images: ./scripts/demo.sh [OUT] [arguments of demo.py]
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
 out=demo_out

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare clone to a moving slider: ./scripts/explore.sh [arguments of explore.py], then open the address it prints
+# Sets up the environment and starts the explorer: ./scripts/explore.sh [arguments of explore.py]; open the printed address
 set -euo pipefail
 EXTRAS=${EXTRAS:+$EXTRAS,}app
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"

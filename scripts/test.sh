@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests: ./scripts/test.sh [pytest arguments]; paths are relative to the clone, `-m slow` runs the slow ones.
-# Without arguments the whole suite runs in WORKERS=2 processes of one thread each, which suits two cores.
+# Without arguments it runs the whole suite in WORKERS=2 processes of one thread each, for two cores.
 set -euo pipefail
 EXTRAS=${EXTRAS:+$EXTRAS,}dev,circuit,imagenet,app
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"

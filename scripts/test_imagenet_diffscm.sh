@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Counterfactuals of any picture by Diff-SCM with published ImageNet networks; docs/imagenet.md says where they are.
+# Counterfactuals of any image by Diff-SCM with published ImageNet networks (see docs/imagenet.md).
 # Example: ./scripts/test_imagenet_diffscm.sh --model_path DiT-XL-2-256x256.pt --vae_path sd-vae-ft-mse --image cat.jpg --do tiger
-# OUT_DIR (default out/imagenet in the clone) is where it writes; DRY_RUN=1 prints the command; arguments pass through.
+# OUT_DIR is the output folder (default out/imagenet in the clone); DRY_RUN=1 prints the command; arguments are passed on.
 set -euo pipefail
 EXTRAS=${EXTRAS:+$EXTRAS,}imagenet
 . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"

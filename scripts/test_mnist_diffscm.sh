@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Counterfactuals of the test images of MNIST (digit) by Diff-SCM.
-# What can be set (DATA_DIR, RUN_DIR, OUT_DIR, SIZE, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+# launch.sh lists the environment variables (DATA_DIR, RUN_DIR, OUT_DIR, SIZE, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch test mnist diffscm "$@"

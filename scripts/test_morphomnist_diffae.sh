@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Counterfactuals of the test images of MorphoMNIST (thickness -> intensity) by DiffAE, a diffusion autoencoder without a graph.
-# What can be set (DATA_DIR, RUN_DIR, OUT_DIR, SIZE, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+# Counterfactuals of the test images of MorphoMNIST (thickness -> intensity) by DiffAE (a baseline without a graph).
+# launch.sh lists the environment variables (DATA_DIR, RUN_DIR, OUT_DIR, SIZE, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch test morphomnist diffae "$@"

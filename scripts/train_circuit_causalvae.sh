@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains the CausalVAE-style model on CausalCircuit (arm -> lights; blue, green -> red), to compare CausalDiffAE with.
-# It has CausalDiffAE's configuration (configs/circuit_causaldae_SIZE.yaml) with configs/baselines/causalvae.yaml over it.
-# What can be set (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+# Trains the CausalVAE-style model on CausalCircuit (arm -> lights; blue, green -> red), a baseline of CausalDiffAE.
+# Its configuration is configs/circuit_causaldae_SIZE.yaml with configs/baselines/causalvae.yaml over it.
+# launch.sh lists the environment variables (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
 EXTRAS=${EXTRAS:+$EXTRAS,}circuit
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains DiffAE, a diffusion autoencoder without a graph, on MorphoMNIST (thickness -> intensity), to compare CausalDiffAE with.
-# It has CausalDiffAE's configuration (configs/morphomnist_causaldae_SIZE.yaml) with configs/baselines/diffae.yaml over it.
-# For its aligned form: RUN_DIR=DIR ... --config configs/baselines/diffae_aligned.yaml
-# What can be set (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+# Trains DiffAE on MorphoMNIST (thickness -> intensity): a diffusion autoencoder without a graph, a baseline of CausalDiffAE.
+# Its configuration is configs/morphomnist_causaldae_SIZE.yaml with configs/baselines/diffae.yaml over it.
+# Aligned variant: RUN_DIR=DIR ... --config configs/baselines/diffae_aligned.yaml
+# launch.sh lists the environment variables (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch train morphomnist diffae "$@"

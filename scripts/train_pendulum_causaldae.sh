@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains CausalDiffAE on Pendulum (angle, light -> shadow), and makes the data set first where it is missing.
+# Trains CausalDiffAE on Pendulum (angle, light -> shadow); makes the data set first if it is missing.
 # Example: NPROC=5 ./scripts/train_pendulum_causaldae.sh
-# What else can be set (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...) is listed in launch.sh; arguments pass through.
+# launch.sh lists the environment variables (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch train pendulum causaldae "$@"
