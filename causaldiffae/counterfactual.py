@@ -4,8 +4,8 @@
     action       do(thickness = 4.5)                                                 `CounterfactualEngine.act`
     prediction   z' = scm(u, do),  x' = ODE decoding of x_T under z'                 `CounterfactualEngine.predict`
 
-(Pearl, Causality, 2009, theorem 7.1.7; CausalDiffAE, algorithm 2.) Everything that the intervention does not change is
-contained in u and x_T, which are kept. One abduction serves any number of interventions.
+(Pearl, Causality, 2009, theorem 7.1.7; CausalDiffAE, algorithm 2.) Everything that the intervention leaves unchanged is
+encoded in u and x_T. One abduction serves any number of interventions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
 
 class AbductionKind(Enum):
-    """The source of x_T: the DDIM encoding of x0, the noised image of the printed algorithm, or plain noise."""
+    """The source of x_T: ODE encoding of x0, the noised image (CausalDiffAE, algorithm 2), or random noise."""
 
     DDIM = "ddim"
     NOISE = "noise"
@@ -39,8 +39,9 @@ class AbductionKind(Enum):
 class CausalModel(Protocol):
     """The causal part of a generative model.
 
-    `needs_labels`: `abduct` requires the normalised labels (B, n) of the images.
-    `unconditional_abduction`: x_T is encoded without the latents, which act in decoding only (Diff-SCM).
+    Attributes:
+        needs_labels: whether `abduct` requires the normalised labels (B, n) of the images.
+        unconditional_abduction: whether x_T is encoded without the latents, which then only guide decoding (Diff-SCM).
     """
 
     needs_labels: bool
@@ -54,7 +55,7 @@ class CausalModel(Protocol):
 
 
 class DiffusionModel(CausalModel, Protocol):
-    """Generates images by diffusion; x_T holds what the latents leave open."""
+    """Generates images by diffusion; x_T encodes what the latents do not determine."""
 
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
@@ -63,13 +64,13 @@ class DiffusionModel(CausalModel, Protocol):
 
 @runtime_checkable
 class DirectModel(CausalModel, Protocol):
-    """Generates images from the latents alone, in one step."""
+    """Generates images from the latents alone, in one forward pass."""
 
     def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor: ...
 
 
 class ImageCodec(Protocol):
-    """Maps images to another space in which the network works, and back (`published/autoencoder.py`)."""
+    """Encodes images into the latent space of the network and decodes them (`published/autoencoder.py`)."""
 
     def encode(self, images: Tensor) -> Tensor: ...
     def decode(self, codes: Tensor) -> Tensor: ...
@@ -82,9 +83,9 @@ class Abduction:
     Attributes:
         u: (B, n, d) exogenous noise of the causal variables.
         z: (B, n, d) factual causal variables, implied by u.
-        state: x_T (B, C, H, W) as the solver left it; None for a model that generates from the latents alone.
+        state: x_T (B, C, H, W) as returned by the solver; None for a model that generates from the latents alone.
         classes: (B,) or None.
-        residual: (B, C, H, W) image minus reconstruction, if it is kept.
+        residual: (B, C, H, W) image minus reconstruction, or None.
     """
 
     u: Tensor
@@ -99,7 +100,7 @@ class Abduction:
         return None if self.state is None else self.state.x_T
 
     def repeated(self, count: int) -> Abduction:
-        """Repeats the batch `count` times, for as many interventions: all images for the first, then for the second."""
+        """Repeats the batch `count` times, once per intervention: all images of the first, then of the second."""
         if count == 1:
             return self
         state = self.state
@@ -115,8 +116,8 @@ class Counterfactual:
     """Counterfactual images.
 
     Attributes:
-        images: (B, C, H, W) in [-1, 1]; NaN where the model generated a pixel that is not finite.
-        labels: (B, n) in label units, as the structural model predicts them.
+        images: (B, C, H, W) in [-1, 1]; NaN where the model generated non-finite pixels.
+        labels: (B, n) in label units, predicted by the structural model.
         z: (B, n, d) counterfactual causal variables.
     """
 
@@ -129,22 +130,22 @@ class CounterfactualEngine:
     """Computes counterfactuals with a trained model.
 
     Args:
-        model: a generative model; used in evaluation mode, without gradients.
-        solver: encodes and decodes; a diffusion process stands for its own DDIM loops.
+        model: a generative model in evaluation mode; no gradients are computed.
+        solver: encodes and decodes; a `GaussianDiffusion` selects its DDIM loops.
         spec: names, units and graph of the variables.
         abduction: see `AbductionKind`.
-        guidance: guidance weights of interventions; by default none.
-        stop: encode and decode only up to this fraction of T (partial encoding of Diff-SCM), which keeps more of the
-            factual image.
+        guidance: guidance weights of interventions; by default no guidance.
+        stop: encode and decode only up to this fraction of T (partial encoding of Diff-SCM), which preserves more of
+            the factual image.
         residual: add the reconstruction error to every result, so that the null intervention returns the image itself;
-            costs one more decoding per image.
+            requires one more decoding per image.
         rescale_quantile: quantile of dynamic thresholding while decoding an intervention, see `guidance.thresholded`;
-            0 for none. Reconstructions are never thresholded.
-        autocast: dtype of the activations, None for float32.
-        pixel_range: black and white as the network sees them; images here are always in [-1, 1].
-        codec: the space in which the network works, None for pixels; a residual is kept in that space.
-        pixels: interventions on the same images are decoded as one batch of at most this many pixels (of the space of
-            the network); a batch of images is never divided.
+            0 disables it. Reconstructions are never thresholded.
+        autocast: dtype of the activations; None for float32.
+        pixel_range: pixel range of the network; images passed in and returned are always in [-1, 1].
+        codec: autoencoder of a latent model, None for pixels; residuals are computed in its latent space.
+        pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
+            input); a batch of images is never split.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class CounterfactualEngine:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
         if abduction is AbductionKind.NONE and stop < 1.0:
-            raise InputError(f"stop: expected 1 with abduction 'none', which draws plain noise, got {stop}")
+            raise InputError(f"stop: expected 1 with abduction 'none', got {stop}")
         if not 0.0 <= rescale_quantile <= 1.0:
             raise InputError(f"rescale_quantile: expected a number between 0 and 1, got {rescale_quantile}")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
@@ -180,7 +181,7 @@ class CounterfactualEngine:
         classes: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Counterfactual:
-        """All three steps for one intervention; see `abduct` and `predict` for the arguments."""
+        """Performs all three steps for one intervention; arguments as in `abduct` and `predict`."""
         return self.predict(self.abduct(x_start, classes, labels=labels), [do])[0]
 
     @torch.inference_mode()
@@ -194,14 +195,14 @@ class CounterfactualEngine:
         """Abduction: infers the noise of images (B, C, H, W) in [-1, 1].
 
         Args:
-            classes: (B,), required by a class-conditional model and ignored by others.
-            generator: draws x_T if it is random (`NOISE`, `NONE`), on the device of the images.
-            labels: (B, n) in label units, required by a model without an encoder and ignored by others.
+            classes: (B,), required by class-conditional models and ignored by others.
+            generator: generator for a random x_T (`NOISE`, `NONE`), on the device of the images.
+            labels: (B, n) in label units, required by models without an encoder and ignored by others.
         """
         if self.model.class_cond and classes is None:
-            raise InputError("classes: expected the classes of the images for this class-conditional model")
+            raise InputError("classes: expected the classes of the images for a class-conditional model, got none")
         if self.model.needs_labels and labels is None:
-            raise InputError("labels: expected the labels of the images for this model, which has no encoder")
+            raise InputError("labels: expected the labels of the images for a model without an encoder, got none")
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
         u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels))
@@ -221,7 +222,7 @@ class CounterfactualEngine:
         """Action: validates an intervention in label units and normalises it.
 
         Args:
-            do: variable -> a number, or (count,) numbers, one per image.
+            do: variable -> one number, or (count,) numbers, one per image.
         """
         return self.spec.normalise_do(self.spec.check_do(do, count))
 
@@ -235,8 +236,8 @@ class CounterfactualEngine:
         """Prediction: returns the images under each intervention.
 
         Args:
-            interventions: in label units, a number or (B,) numbers per variable; empty for the reconstruction.
-            guidances: one per intervention; by default that of the engine.
+            interventions: one number or (B,) numbers per variable, in label units; empty for the reconstruction.
+            guidances: one per intervention; by default the guidance of the engine.
         """
         count = len(abducted.u)
         latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
@@ -274,13 +275,13 @@ class CounterfactualEngine:
 
     @property
     def _inverting(self) -> Guidance:
-        """The guidance with which decoding inverts the encoding, for reconstructions."""
+        """The guidance under which decoding inverts encoding, for reconstructions."""
         return Guidance(w=0.0) if self.model.unconditional_abduction else Guidance()
 
     def _decode_all(
         self, latents: Sequence[Tensor], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction
     ) -> list[Tensor]:
-        """Decodes every intervention; consecutive ones with equal settings are decoded as one batch."""
+        """Decodes all interventions; consecutive ones with equal settings are batched."""
         decoded: list[Tensor] = []
         size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
         together = max(self.pixels // max(len(abducted.u) * size, 1), 1)

@@ -13,7 +13,7 @@ eps(null) + s [eps(y') - eps(null)] (Ho and Salimans, 2022, arXiv 2207.12598). I
 weight w of `guidance.py`.
 
 The paper has one variable, the class. Here the labels may have a causal graph: their noise is abducted, and do() is
-propagated to descendants before the image is guided to all of them.
+propagated to descendants before the image is guided towards all of them.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class DiffScm(LabelModel):
         return cls(scm, unet_from_config(config, spec, learn_sigma, width), spec, config.class_cond)
 
     def set_predictor(self, predictor: NoisedPredictor, schedule: NoiseSchedule) -> None:
-        """Guides decoding by an explicit predictor from now on.
+        """Sets the explicit predictor that guides decoding.
 
         Args:
-            predictor: of the same labels and noise schedule (checked by `load_noised_predictor`).
-            schedule: of the process of the score network.
+            predictor: a predictor of the same labels and noise schedule (checked by `load_noised_predictor`).
+            schedule: noise schedule of the score network.
         """
         self.predictor, self.schedule = predictor, schedule
 
@@ -85,24 +85,24 @@ class DiffScm(LabelModel):
     # ------------------------------------------------------------------ the labels
 
     def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the exogenous noise of the labels of images, (B, n, 1).
+        """Returns the exogenous noise (B, n, 1) of the labels of images.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1].
-            labels: (B, n) normalised; if they are not given, the explicit predictor reads them from the images.
+            labels: (B, n) normalised; by default predicted from the images by the explicit predictor.
 
         Raises:
-            InputError: if there are neither labels nor an explicit predictor.
+            InputError: without labels or an explicit predictor.
         """
         if labels is None:
             if self.predictor is None:
-                raise InputError("labels: expected the labels of the images for a model without an explicit predictor")
+                raise InputError("labels: expected labels for a model without an explicit predictor, got none")
             clean = torch.zeros(len(x_start), device=x_start.device)
             labels = self.predictor.read(self.predictor(x_start, clean))
         return super().abduct(x_start, labels)
 
     def embed_labels(self, z: Tensor) -> Tensor:
-        """Returns labels (B, n, 1) as network input (B, width): categories one-hot, numbers as they are."""
+        """Returns labels (B, n, 1) as network input (B, width): categories one-hot, numbers unchanged."""
         columns = []
         for i, head in enumerate(self.heads):
             column = z[:, i, 0]
@@ -117,7 +117,7 @@ class DiffScm(LabelModel):
     def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Returns the output (B, C, H, W), given labels z (B, n, 1) if the network takes any and `keep` is True."""
+        """Returns the output (B, C, H, W), given labels z (B, n, 1) if the network is conditional, where `keep`."""
         if z is None or not self.has_labels:
             return self.network(x_t, t, classes)
         return self.network(x_t, t, classes, self.embed_labels(z), keep)
@@ -186,7 +186,7 @@ def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, w
 
 
 def label_width(spec: DatasetSpec) -> int:
-    """Returns the width of the labels as input of the score network: 1 per number, 1 per category."""
+    """Returns the width of the labels as network input: 1 per number and 1 per category."""
     return sum(len(head.values) or 1 for head in label_heads(spec))
 
 

@@ -2,8 +2,8 @@
 
 The image, or its latent code, is divided into patches, which become tokens with fixed sine-cosine positions. Time step
 and class are embedded, added, and modulate every block: adaLN-Zero shifts and scales both normalisations and gates both
-residual branches; all gates start at 0, so that every block starts as the identity. One more row of the class table is
-the null token, which makes the network conditional and unconditional (Ho and Salimans, 2022, arXiv 2207.12598).
+residual branches; all gates start at 0, so that every block starts as the identity. The class table has an additional
+row for the null token, for classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598).
 
 State-dict keys are those of facebookresearch/DiT, so that its checkpoints load (`published/dit.py`). `DiT.forward` has
 the signature of `UNetModel.forward`.
@@ -139,14 +139,14 @@ class DiT(nn.Module):
     """The score network: model output for (x_t, t, y). The defaults are DiT-XL/2 for latents of 256-pixel images.
 
     Args:
-        image_size: height and width of the input: an image, or a latent code (32 for a 256-pixel image).
+        image_size: height and width of the input, an image or a latent code (32 for a 256-pixel image).
         patch_size: side of a patch, a divisor of `image_size`.
-        in_channels: of the input.
+        in_channels: number of input channels.
         hidden_size: width of the tokens, a multiple of 4 and of `num_heads`.
         depth: number of blocks.
         mlp_ratio: width of the MLPs divided by `hidden_size`.
-        num_classes: without the null token; 0 for a network without classes.
-        learn_sigma: the output has twice the channels, the second half for the variance.
+        num_classes: number of classes without the null token; 0 for an unconditional network.
+        learn_sigma: double the output channels, with the second half for the variance.
     """
 
     pos_embed: Tensor
@@ -207,15 +207,15 @@ class DiT(nn.Module):
             x: (B, in_channels, image_size, image_size).
             timesteps: (B,), integer or fractional.
             y: (B,) class indices, `num_classes` for the null token.
-            z: (B, num_classes) weights of the class embeddings in place of y; one-hot for a single class.
-            keep: (B,) bool; where False, the null token is used, as it is without y and z.
+            z: (B, num_classes) weights of the class embeddings, instead of y; one-hot for a single class.
+            keep: (B,) bool; where False, the null token is used, as without y and z.
         """
         if z is not None and (y is not None or z.shape[1] != self.num_classes):
             raise InputError(f"z: expected {self.num_classes} weights per image and no y, got shape {tuple(z.shape)}")
         if x.shape[1:] != (self.in_channels, self.image_size, self.image_size):
             expected = (self.in_channels, self.image_size, self.image_size)
             raise InputError(f"x: expected images of shape {expected}, got {tuple(x.shape[1:])}")
-        with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
+        with torch.autocast(x.device.type, enabled=False):  # full precision for the labels
             emb = self.t_embedder(timesteps) + self.embed_classes(y, z, keep, len(x))
         h = self.x_embedder(x) + self.pos_embed
         for block in self.blocks:

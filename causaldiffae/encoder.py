@@ -2,7 +2,7 @@
 
 Strided 3x3 convolutions, normalisation and leaky ReLU, then two linear heads for the mean and, through softplus, the
 variance (CausalDiffAE, section 4.1 and its published network). The published network uses batch normalisation;
-`norm="none"` keeps absolute grey levels and makes several processes compute exactly what one process computes.
+`norm="none"` preserves absolute grey levels and gives identical results for any number of processes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class CausalEncoder(nn.Module):
     """The network of q(u | x0).
 
     Args:
-        image_size, in_channels: of the images.
-        num_variables, block_size: n and d of the (B, n, d) result.
-        channels: widths of the convolutions; each halves the resolution, rounding up.
+        image_size, in_channels: size in pixels and number of channels of the images.
+        num_variables, block_size: n and d of the latents (B, n, d).
+        channels: widths of the convolutions; each halves the resolution, rounded up.
         norm: one of `NORMS`.
     """
 

@@ -2,8 +2,8 @@
 
 With alpha-bar_t = prod_{s<=t} (1 - beta_s), the forward process is q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)
 (Ho et al., 2020, arXiv 2006.11239, eq. 4). A network predicts eps, x_0 or v. DDIM (Song et al., 2021, arXiv 2010.02502)
-makes the reverse process deterministic, so that it runs in both directions: it encodes an image into x_T and decodes
-x_T into an image. Tables are float64 and are cast to the dtype of the images at use.
+makes the reverse process deterministic, so that it can be run in both directions: to encode an image into x_T and to
+decode x_T into an image. Tables are float64 and are cast to the dtype of the images at use.
 
 A `model` is called as model(x_t, steps) and returns (B, C, H, W), or (B, 2C, H, W) with a learned variance. Conditions
 such as labels or latents are bound to it by the caller.
@@ -79,13 +79,12 @@ class GaussianDiffusion:
     Args:
         betas: (T,) in (0, 1].
         model_mean_type, model_var_type, loss_type: see the enums.
-        rescale_timesteps: the network sees t * 1000 / T.
-        min_snr_gamma: weights the squared error of every step as that of x_0 times min(SNR, gamma) (Hang et al., 2023,
-            arXiv 2303.09556); 0 for the unweighted error of the prediction.
+        rescale_timesteps: pass t * 1000 / T to the network.
+        min_snr_gamma: gamma of min-SNR loss weights, see `min_snr_weights`; 0 disables them.
 
     Raises:
-        InputError: for betas outside (0, 1]; for a last beta of 1 with eps-prediction, which says nothing about an
-            image without signal; for a gamma below 0 or together with the variational bound.
+        InputError: for betas outside (0, 1]; for a last beta of 1 with eps-prediction, which does not determine x_0 at
+            zero SNR; for a negative gamma, or one together with the variational bound.
     """
 
     def __init__(
@@ -143,16 +142,16 @@ class GaussianDiffusion:
 
     @property
     def max_timestep(self) -> float:
-        """T in the units in which the network sees the steps."""
+        """T in the time units of the network."""
         return 1000.0 if self.rescale_timesteps else float(self.original_num_steps)
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
-        """alpha-bar at fractional steps of the process that the network was trained on, not of a respaced one."""
+        """alpha-bar at fractional steps of the training process, not of a respaced one."""
         return NoiseSchedule(self.base_alphas_cumprod, self.model_mean_type, self.max_timestep)
 
     def _at(self, table: str, t: Tensor, like: Tensor) -> Tensor:
-        """Entries at steps t (B,) of the table with this attribute name, as `extract`; cached once per device."""
+        """Entries at steps t (B,) of the table with this attribute name, see `extract`; cached per device."""
         return extract(self._table(table, t.device), t, like)
 
     def _table(self, name: str, device: torch.device) -> Tensor:
@@ -181,7 +180,7 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------ predictions
 
     def model_timesteps(self, t: Tensor) -> Tensor:
-        """Steps as the network sees them: indices of the original process, rescaled if `rescale_timesteps`."""
+        """Time steps passed to the network: indices of the original process, rescaled if `rescale_timesteps`."""
         original = self._table("timestep_map", t.device)[t]
         return original.float() * (1000.0 / self.original_num_steps) if self.rescale_timesteps else original
 
@@ -227,7 +226,7 @@ class GaussianDiffusion:
         return ReverseStep(mean, log_variance.exp(), log_variance, pred_xstart, eps)
 
     def _split(self, output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-        """Separates the prediction from the output for the learned variance, if there is one."""
+        """Splits the output into the prediction and the output for a learned variance, or None."""
         if self.model_var_type is not ModelVarType.LEARNED_RANGE:
             return output, None
         if output.shape[1] != 2 * channels:
@@ -296,21 +295,21 @@ class GaussianDiffusion:
         return self._loop(lambda x, t: self.ddim_sample(model, x, t, clip_denoised, eta), x, reversed(range(count)))
 
     def ddim_reverse_sample(self, model: ModelFn, x: Tensor, t: Tensor) -> Tensor:
-        """Takes one DDIM encoding step x_t -> x_{t+1} with the network evaluated at x_t, as guided-diffusion does."""
+        """Takes one DDIM encoding step x_t -> x_{t+1} with the network evaluated at x_t, as in guided-diffusion."""
         step = self.p_mean_variance(model, x, t, clip_denoised=False)
         alpha_bar_next = self._at("alphas_cumprod_next", t, x)
         return step.pred_xstart * alpha_bar_next.sqrt() + torch.sqrt(1 - alpha_bar_next) * step.eps
 
     def ddim_reverse_sample_loop(self, model: ModelFn, x: Tensor) -> Tensor:
-        """DDIM encoding from x at step 0 to alpha-bar = 0, as guided-diffusion does; `ddim_encode` inverts decoding."""
+        """DDIM encoding from x at step 0 to alpha-bar = 0, as in guided-diffusion; `ddim_encode` inverts decoding."""
         return self._loop(lambda x, t: self.ddim_reverse_sample(model, x, t), x, range(self.num_timesteps))
 
     def ddim_encode(self, model: ModelFn, x_start: Tensor, stop: int | None = None) -> Tensor:
         """DDIM encoding that inverts `ddim_sample_loop` step by step: clean image -> x_0 -> ... -> x_{T-1}.
 
-        The step from x_{t-1} to x_t inverts the decoding step from x_t, except that eps is taken at (x_{t-1}, t - 1)
-        where decoding takes it at (x_t, t). The first step starts at the clean image, alpha-bar = 1, and the last one
-        ends where decoding begins. A constant eps is therefore inverted exactly.
+        The step from x_{t-1} to x_t inverts the decoding step from x_t, with eps evaluated at (x_{t-1}, t - 1) instead
+        of (x_t, t). The first step starts at the clean image (alpha-bar = 1), and the last one ends where decoding
+        starts. A constant eps is therefore inverted exactly.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1]; predictions are not clipped, since clipping cannot be inverted.
@@ -318,7 +317,7 @@ class GaussianDiffusion:
         """
 
         def step(x: Tensor, t: Tensor) -> Tensor:
-            source = (t - 1).clamp(min=0)  # x has the noise of step t - 1; the clean image is taken for step 0
+            source = (t - 1).clamp(min=0)  # x has the noise of step t - 1, and the clean image that of step 0
             output = model(x, self.model_timesteps(source))[:, : x.shape[1]]
             eps = output
             if self.model_mean_type is not ModelMeanType.EPSILON:
@@ -353,7 +352,7 @@ class GaussianDiffusion:
         Args:
             x_start: (B, C, H, W) in [-1, 1].
             t: (B,) indices into this process.
-            noise: (B, C, H, W), drawn if not given.
+            noise: (B, C, H, W), sampled by default.
 
         Returns:
             `loss` (B,) and its parts: `mse`, before min-SNR weighting, and, with a learned variance, `vb`.

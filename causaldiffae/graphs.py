@@ -1,9 +1,9 @@
 """Causal graphs over named variables.
 
-`adjacency[i, j] == 1` means that variable `i` is a direct cause of variable `j` (`i -> j`), so column `j` holds the
-parents of `j`. Code uses `graph.parents[name]`; the matrix is for input, display and tests.
+`adjacency[i, j] == 1` means that variable `i` is a direct cause of variable `j` (`i -> j`), so column `j` marks the
+parents of `j`. Use `graph.parents[name]` in code; the matrix is for input, display and tests.
 
-An intervention on a variable changes only its *descendants* (Pearl, Causality, 2009).
+An intervention on a variable affects only its *descendants* (Pearl, Causality, 2009).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CausalGraph:
             _check_name(name)
         for name, count in Counter(names).items():
             if count > 1:
-                raise InputError(f"graph: variable {name!r} is named more than once")
+                raise InputError(f"graph: expected unique variable names, got {name!r} {count} times")
         position = {name: i for i, name in enumerate(names)}
         edges: set[tuple[str, str]] = set()
         for cause, effect in map(_edge, self.edges):
@@ -70,16 +70,16 @@ class CausalGraph:
                     known = ", ".join(names)
                     raise InputError(f"graph: edge {cause} -> {effect}: unknown variable {name!r}, expected {known}")
             if cause == effect:
-                raise InputError(f"graph: edge {cause} -> {effect} is a self-loop")
+                raise InputError(f"graph: expected no self-loops, got edge {cause} -> {effect}")
             if (cause, effect) in edges:
-                raise InputError(f"graph: edge {cause} -> {effect} is given twice")
+                raise InputError(f"graph: expected unique edges, got {cause} -> {effect} twice")
             edges.add((cause, effect))
         ordered = sorted(edges, key=lambda edge: (position[edge[0]], position[edge[1]]))
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "edges", tuple(ordered))
         if not nx.is_directed_acyclic_graph(self.digraph):
             cycle = [cause for cause, _ in nx.find_cycle(self.digraph)]
-            raise InputError(f"graph: it has a cycle, {' -> '.join([*cycle, cycle[0]])}")
+            raise InputError(f"graph: expected no cycles, got {' -> '.join([*cycle, cycle[0]])}")
 
     @classmethod
     def from_adjacency(cls, names: Sequence[str], matrix: Iterable[Iterable[float]]) -> CausalGraph:
@@ -87,19 +87,19 @@ class CausalGraph:
         try:
             adjacency = np.asarray([list(row) for row in matrix], dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError("graph: adjacency: expected a table of numbers") from error
+            raise InputError("graph: adjacency: expected a matrix of numbers") from error
         n = len(names)
         if adjacency.shape != (n, n):
             raise InputError(f"graph: adjacency: expected shape {(n, n)} for {n} variables, got {adjacency.shape}")
         if not np.isin(adjacency, (0.0, 1.0)).all():
-            raise InputError("graph: adjacency: expected only 0 and 1")
+            raise InputError("graph: adjacency: expected a 0/1 matrix, got other values")
         return cls(tuple(names), tuple((names[i], names[j]) for i, j in zip(*np.nonzero(adjacency), strict=True)))
 
     @classmethod
     def from_dict(cls, description: Any) -> CausalGraph:
-        """Reads `{"names": [...], "edges": [[cause, effect], ...]}` or `{"names": [...], "adjacency": [[...]]}`.
+        """Builds a graph from `{"names": [...], "edges": [[cause, effect], ...]}` or with an `"adjacency"` matrix.
 
-        Without names, the variables are in the order of the edges.
+        Without names, variables have their order in the edges.
         """
         if not isinstance(description, dict):
             raise InputError(f"graph: expected a mapping with names and edges, got {type(description).__name__}")
@@ -120,7 +120,7 @@ class CausalGraph:
         return cls(tuple(names), pairs) if adjacency is None else cls.from_adjacency(names, adjacency)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain form that `from_dict` reads, for configurations and checkpoints."""
+        """Inverse of `from_dict`, for configurations and checkpoints."""
         return {"names": list(self.names), "edges": [list(edge) for edge in self.edges]}
 
     def __len__(self) -> int:
@@ -143,12 +143,12 @@ class CausalGraph:
 
     @cached_property
     def parents(self) -> dict[str, tuple[str, ...]]:
-        """Direct causes of every variable, in the variables' order."""
+        """Direct causes of every variable, in graph order."""
         return self._neighbours(self.digraph.pred)
 
     @cached_property
     def children(self) -> dict[str, tuple[str, ...]]:
-        """Direct effects of every variable, in the variables' order."""
+        """Direct effects of every variable, in graph order."""
         return self._neighbours(self.digraph.succ)
 
     def _neighbours(self, found: Any) -> dict[str, tuple[str, ...]]:
@@ -161,7 +161,7 @@ class CausalGraph:
 
     @cached_property
     def topological_order(self) -> tuple[str, ...]:
-        """Variables ordered so that causes come before effects; ties keep the variables' order."""
+        """Variables with causes before effects; ties keep the graph order."""
         return tuple(nx.lexicographical_topological_sort(self.digraph, key=self.names.index))
 
     @cached_property
@@ -170,7 +170,7 @@ class CausalGraph:
         return nx.to_numpy_array(self.digraph, nodelist=self.names)
 
     def descendants(self, *names: str) -> frozenset[str]:
-        """Every direct or indirect effect of at least one of `names`, except `names` themselves."""
+        """All direct and indirect effects of `names`, without `names` themselves."""
         found: set[str] = set()
         for name in names:
             self.index(name)
@@ -178,6 +178,6 @@ class CausalGraph:
         return frozenset(found - set(names))
 
     def ancestors(self, name: str) -> frozenset[str]:
-        """Every direct or indirect cause of `name`."""
+        """All direct and indirect causes of `name`."""
         self.index(name)
         return frozenset(nx.ancestors(self.digraph, name))

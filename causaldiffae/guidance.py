@@ -1,4 +1,4 @@
-"""Guided model output: how strongly the latents act on the image.
+"""Classifier-free guidance of the model output, with separate weights for affected and invariant latents.
 
 With one weight w this is CausalDiffAE's w out(z) + (1 - w) out(null) (section 4.4; Ho and Salimans, 2022, arXiv
 2207.12598). With separate weights for the *affected* blocks of an intervention (the intervened variables and their
@@ -7,13 +7,12 @@ descendants) and the *invariant* ones, there are two forms:
 decoupled   out(z) + (w_affected - 1) [out(z affected) - out(null)] + (w_invariant - 1) [out(z invariant) - out(null)]
 change      out(null) + w_invariant [out(z_factual) - out(null)] + w_affected [out(z) - out(z_factual)]
 
-"z affected" keeps the affected blocks and drops the others. The decoupled form (after arXiv 2506.14399, with weights of
-1 giving exactly out(z)) needs a model that was trained with single blocks dropped (`block_null`), and is used for such
-a model. The change form serves all others: w_affected scales the change from the factual (0) to the counterfactual
-image (1) and beyond. There w_invariant also holds the *factual* values of affected blocks; if all blocks are affected,
-nothing is invariant and w_invariant is ignored.
+"z affected" keeps the affected blocks and drops the others. The decoupled form (after arXiv 2506.14399; weights of 1
+give exactly out(z)) is used for models trained with dropped blocks (`block_null`). The change form is used for all
+others: w_affected scales the change from the factual (0) to the counterfactual image (1) and beyond, and w_invariant
+also weights the *factual* values of affected blocks. If all blocks are affected, w_invariant is ignored.
 
-Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside of it the
+Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside it the
 output is out(z).
 """
 
@@ -91,18 +90,18 @@ def guided_model_output(
 ) -> ModelFn:
     """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
-    Conditions of weight 0 are not evaluated, the others are evaluated as one batch. Without guidance the output under z
-    is returned unchanged.
+    Conditions with weight 0 are skipped, and the others are evaluated as one batch. Without guidance, the output under
+    z is returned unchanged.
 
     Args:
         z: (B, n, d) latents, None for the null token.
         z_factual: (B, n, d) latents before the intervention, by default z. Blocks that differ are affected.
-        max_timestep: T in the units in which the network sees t.
+        max_timestep: T in the time units of the network.
     """
     guidance = guidance or Guidance()
     everywhere = guidance.low == 0.0 and guidance.high == 1.0
     terms = _terms(model, z, guidance, z_factual)
-    # The output under z itself is needed outside of the interval.
+    # The output under z is required outside the interval.
     terms = [term for i, term in enumerate(terms) if torch.any(torch.as_tensor(term[1])) or (i == 0 and not everywhere)]
     conditions, weights = [condition for condition, _ in terms], [weight for _, weight in terms]
 
@@ -124,7 +123,7 @@ def guided_model_output(
 def _terms(
     model: ConditionalModel, z: Tensor | None, guidance: Guidance, z_factual: Tensor | None
 ) -> list[tuple[Tensor | None, float | Tensor]]:
-    """The conditions, z first, and their weights, numbers or (B, 1, 1, 1), which sum to 1."""
+    """The conditions, starting with z, and their weights, which are numbers or (B, 1, 1, 1) and sum to 1."""
     of_affected, of_invariant = guidance.affected, guidance.invariant
     if z is None or z_factual is None or of_affected == of_invariant:
         return [(z, of_invariant), (None, 1.0 - of_invariant)]
@@ -142,13 +141,12 @@ def _terms(
 def thresholded(model: ModelFn, schedule: NoiseSchedule, quantile: float) -> ModelFn:
     """Applies dynamic thresholding to the predicted x_0 (Saharia et al., 2022, arXiv 2205.11487, section 2.3).
 
-    x_0 of every image is clipped to [-q, q] and divided by q, where q is the quantile of |x_0|, at least 1. A step in
-    which this changes anything cannot be inverted, so it is for decoding only. Channels beyond those of x_t (a learned
-    variance) are passed on.
+    x_0 of every image is clipped to [-q, q] and divided by q, where q is the quantile of |x_0|, at least 1. Clipping
+    cannot be inverted, so it is for decoding only. Channels beyond those of x_t (a learned variance) are unchanged.
 
     Args:
         model: (x_t, t) -> model output (B, C, H, W) or (B, 2C, H, W).
-        quantile: between 0 and 1, for instance 0.99.
+        quantile: in [0, 1], for instance 0.99.
     """
 
     def model_within_range(x_t: Tensor, t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Batches of a data set, and `load_data` as in guided-diffusion.
 
-Batches are stateless: batch `step` depends on (seed, step) only. Training that resumes at a step sees the same images
-as without the interruption, and several processes share the batch that one process would use.
+Batches are stateless: batch `step` depends only on (seed, step). Resumed training uses the same images as uninterrupted
+training, and several processes share the batch that one process would use.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = [
 
 
 class Batch(NamedTuple):
-    """The share of a batch that one process uses.
+    """The part of a batch that one process uses.
 
     Attributes:
         images: (B, C, H, W) in [-1, 1].
         labels: (B, n) normalised; 0 for unlabelled images.
         classes: (B,) or None.
-        indices: (B,) in the split.
+        indices: (B,) indices into the split.
         labelled: (B,) bool.
-        labelled_share: of the whole batch of all processes.
+        labelled_share: fraction of labelled images in the global batch.
     """
 
     images: torch.Tensor
@@ -61,27 +61,27 @@ class Batch(NamedTuple):
 
 
 def fits_on(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes of images leave a GPU two thirds of its free memory; always true for other devices."""
+    """Whether `size` bytes take at most a third of the free memory of a GPU; true for other devices."""
     return device.type != "cuda" or 3 * size <= torch.cuda.mem_get_info(device)[0]
 
 
 class BatchSource:
-    """Endless batches of a split, which is moved to the device if it fits there.
+    """Endless batches of a split, which is moved to the device if it fits.
 
     The images of all epochs form one sequence, each epoch in a random order that depends on (seed, epoch). Batch `step`
     is the part [step * batch_size, (step + 1) * batch_size) of the sequence: no image is dropped at the end of an
-    epoch. Process `rank` of `world` uses its share of the batch, which itself does not depend on `world`.
+    epoch. Process `rank` of `world` uses its part of the batch, which does not depend on `world`.
 
     Args:
         data: the split.
-        batch_size: of the global batch.
-        seed: of the order.
-        shuffle: if False, every epoch has the order on disk.
-        device: of the batches.
-        rank, world: index of this process, and the number of processes.
+        batch_size: size of the global batch.
+        seed: seed of the order.
+        shuffle: shuffle every epoch; otherwise the order on disk is used.
+        device: device of the batches.
+        rank, world: index of this process, and number of processes.
 
     Raises:
-        InputError: if there are no images, or the batch cannot be divided equally.
+        InputError: for an empty split, or a batch size that is not a multiple of the number of processes.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class BatchSource:
         world: int = 1,
     ) -> None:
         if not len(data):
-            raise InputError(f"data set {data.spec.name}: split {data.split} has no images")
+            raise InputError(f"data set {data.spec.name}: expected images in split {data.split}, got none")
         if not 0 <= rank < world:
             raise InputError(f"rank: expected a number in 0..{world - 1}, got {rank}")
         if not (is_integer(batch_size) and batch_size > 0 and batch_size % world == 0):
@@ -124,7 +124,7 @@ class BatchSource:
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self))
 
     def indices(self, step: int) -> np.ndarray:
-        """Indices (batch_size,) int64 in the split of the global batch `step`."""
+        """Indices (batch_size,) int64 of the global batch `step`."""
         if not (is_integer(step) and step >= 0):
             raise InputError(f"step: expected a non-negative integer, got {step!r}")
         epochs, offsets = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self))
@@ -134,7 +134,7 @@ class BatchSource:
         return result
 
     def batch(self, step: int) -> Batch:
-        """The share of this process in batch `step`."""
+        """The part of batch `step` that this process uses."""
         share, whole = self.batch_size // self.world, self.indices(step)
         indices = torch.from_numpy(whole[self.rank * share : (self.rank + 1) * share]).to(self.device)
         return Batch(
@@ -167,12 +167,12 @@ def load_data(
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """guided-diffusion's data loader: an endless iterator of (images, cond), the batches of a `BatchSource`.
 
-    `cond["c"]` are the normalised labels (B, n); with `class_cond`, `cond["y"]` are the classes (B,). Files are read at
-    the call. `deterministic` keeps the order on disk.
+    `cond["c"]` holds the normalised labels (B, n) and, with `class_cond`, `cond["y"]` the classes (B,). Files are read
+    when the function is called. `deterministic` keeps the order on disk.
     """
     data = read_split(dataset, data_dir, split, image_size, channels, limit, graph=graph)
     if class_cond and data.classes is None:
-        raise InputError(f"class_cond: data set {dataset} has no classes")
+        raise InputError(f"class_cond: expected a data set with classes, got {dataset}")
     source = BatchSource(data, batch_size, seed=seed, shuffle=not deterministic, device=device, rank=rank, world=world)
 
     def batches() -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:

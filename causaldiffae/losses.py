@@ -3,8 +3,8 @@
 CausalDiffAE (section 4.2) minimises  E ||eps - eps_theta(x_t, t, z)||^2 + gamma [ KL(q(z | x0, y) || p(z | y)) +
 KL(q(u | x0) || p(u)) ]. `prior_kl` is the last term, `label_kl` the middle one. Here p(u_i) = N(0, sigma_i^2 I) with a
 learned scale for variables with parents, so that the noise of a child is the *residual* of its mechanism. Otherwise the
-noise could carry the whole child, f = 0 would fit as well as any f, and an intervention on the parent would not reach
-the child. `model.mechanism_nll` also fits the mechanisms on the labels themselves, whose blocks are known exactly.
+noise could encode the child entirely, f = 0 would be optimal, and interventions on a parent would not affect the child.
+`model.mechanism_nll` also fits the mechanisms to the labels themselves, whose blocks are known exactly.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, log
 def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales: Tensor) -> Tensor:
     """Returns the log-likelihood of 8-bit pixels in [-1, 1] under a Gaussian integrated over the bin of each pixel.
 
-    Ho et al., 2020, eq. 13, with the tanh approximation of the normal distribution function that the published networks
-    were trained with.
+    Ho et al., 2020, eq. 13, with the tanh approximation of the normal distribution function used to train the published
+    networks.
     """
     centred, inv_std = x - means, torch.exp(-log_scales)
     upper = approx_standard_normal_cdf(inv_std * (centred + 1.0 / 255.0))
@@ -78,13 +78,13 @@ def label_kl(
 def label_kl_by_variable(
     z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, labelled: Tensor
 ) -> Tensor:
-    """Returns the terms of `label_kl` by variable, (B, n), without gradient, for the log."""
+    """Returns the terms of `label_kl` by variable, (B, n), without gradient, for logging."""
     kl = normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)).sum(dim=2)
     return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
 
 
 def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
-    """Returns the mean of (B,) values over the labelled images; 0, with a zero gradient, if there are none.
+    """Returns the mean of (B,) values over the labelled images; 0 with zero gradient without labelled images.
 
     If the images are a microbatch, `share` is the fraction of labelled images in the whole batch; the results of the
     microbatches then average to that of the batch.

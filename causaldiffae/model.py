@@ -2,8 +2,8 @@
 
     x0 (B,C,H,W) -> encoder -> q(u | x0), u (B,n,d) -> structural model -> z (B,n,d) -> U-Net: output(x_t, t, z)
 
-(Komanduri et al., ECAI 2024, arXiv 2404.17735.) Training minimises the diffusion loss plus gamma times two divergences:
-q(z | x0, y) from a prior tied to the labels, and q(u | x0) from the exogenous prior; see `losses.py`.
+(Komanduri et al., ECAI 2024, arXiv 2404.17735.) Training minimises the diffusion loss plus gamma times two KL
+divergences: of q(z | x0, y) from the label prior, and of q(u | x0) from the exogenous prior; see `losses.py`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
 MAX_NAMED = 16
-"""Variables whose label term is logged by name."""
+"""Maximum number of variables whose label term is logged by name."""
 
 
 def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
-    """Builds the score network; attention resolutions are sides of feature maps, as in guided-diffusion."""
+    """Builds the score network; attention resolutions are feature map sizes, as in guided-diffusion."""
     multipliers = parse_ints("channel_mult", config.channel_mult)
     sides = parse_ints("attention_resolutions", config.attention_resolutions)
     map_sizes = [spec.image_size // config.patch_size // 2**level for level in range(len(multipliers))]
@@ -64,7 +64,7 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
 
 
 def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncoder, LatentSCM]:
-    """Builds the encoder and the structural model over the same latents."""
+    """Builds the encoder and the structural model, over the same latents."""
     n, block_size = len(spec.graph), config.block_size_for(len(spec.graph))
     widths = parse_ints("encoder_channels", config.encoder_channels)
     encoder = CausalEncoder(spec.image_size, spec.channels, n, block_size, widths, config.encoder_norm)
@@ -72,7 +72,7 @@ def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncod
 
 
 def label_scm(config: ModelConfig, spec: DatasetSpec) -> LatentSCM:
-    """Builds the structural model over the labels themselves, with blocks of one entry."""
+    """Builds the structural model over the labels, with blocks of one entry."""
     return _scm(config, spec, 1)
 
 
@@ -82,10 +82,10 @@ def _scm(config: ModelConfig, spec: DatasetSpec, block_size: int) -> LatentSCM:
 
 
 class CausalAutoencoder(nn.Module):
-    """Encoder and structural causal model: from images to causal variables, with any decoder.
+    """Encoder and structural causal model, without a decoder: maps images to causal variables.
 
     Args:
-        encoder, scm: over the same (B, n, d) latents.
+        encoder, scm: modules over the same latents (B, n, d).
     """
 
     needs_labels = False
@@ -105,7 +105,7 @@ class CausalAutoencoder(nn.Module):
 
     def encode(self, x_start: Tensor) -> Posterior:
         """Returns q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
-        with torch.autocast(x_start.device.type, enabled=False):  # labels are read from it: full precision
+        with torch.autocast(x_start.device.type, enabled=False):  # labels are computed from it
             return self.encoder(x_start.float())
 
     def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ class CausalDiffAE(CausalAutoencoder):
 
     Args:
         encoder, scm, unet: the parts; `unet.cond_dim` must be n * d.
-        block_null: give every block a learned null vector, so that variables can be dropped one by one.
+        block_null: give every block a learned null vector, so that single variables can be dropped.
     """
 
     def __init__(self, encoder: CausalEncoder, scm: LatentSCM, unet: UNetModel, block_null: bool = False) -> None:
@@ -173,7 +173,7 @@ class CausalDiffAE(CausalAutoencoder):
 
 
 class LabelModel(nn.Module):
-    """A structural model of the labels for models without an encoder; the labels (B, n, 1) take the place of z."""
+    """A structural model of the labels, for models without an encoder; the labels (B, n, 1) replace z."""
 
     def __init__(self, scm: LatentSCM) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class LabelModel(nn.Module):
     def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
         """Returns the exogenous noise (B, n, 1) of normalised labels (B, n). Images are not used."""
         if labels is None:
-            raise InputError("labels: expected the labels of the images for this model, which has no encoder")
+            raise InputError("labels: expected the labels of the images for a model without an encoder, got none")
         return self.scm.abduct(labels.to(x_start.dtype)[:, :, None])
 
     def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
@@ -216,15 +216,15 @@ def batched_model_outputs(
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """The random numbers of one training step, each of batch length B.
+    """The random numbers of one training step.
 
     Attributes:
-        t, weights: (B,) steps and the weights of their losses.
+        t, weights: (B,) time steps and their loss weights.
         noise: (B, C, H, W) noise on the images.
         latent_noise: (B, n, d) noise on the latents.
-        keep: (B,) bool, images that keep their latents; the others are trained with the null token.
-        keep_blocks: (B, n) bool, blocks that are kept.
-        forced: (B,) bool, images that are decoded from latents of the label prior (`LossConfig.label_forcing`).
+        keep: (B,) bool mask of images that keep their latents; the others are trained with the null token.
+        keep_blocks: (B, n) bool mask of blocks that are kept.
+        forced: (B,) bool mask of images decoded from the label prior (`LossConfig.label_forcing`).
     """
 
     t: Tensor
@@ -237,7 +237,7 @@ class TrainingDraws:
 
 
 def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:
-    """Returns draws for a trial step on images (B, C, H, W) at steps t (B,), with all latents kept."""
+    """Returns draws for a trial step on images (B, C, H, W) at time steps t (B,), with all latents kept."""
     everything = torch.ones(len(x_start), dtype=torch.bool, device=x_start.device)
     return TrainingDraws(
         t=t,
@@ -251,9 +251,9 @@ def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> Tr
 
 
 class TrainingStep(nn.Module):
-    """The loss of one batch as a module, so that all trained parts are used in one forward pass.
+    """The loss of one batch as a module, so that one forward pass (of DDP) uses all trained parts.
 
-    Other models override its two parts, `represent` and `image_terms`.
+    Subclasses for other models override `represent` and `image_terms`.
     """
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig) -> None:
@@ -272,19 +272,19 @@ class TrainingStep(nn.Module):
         kl_weight: float,
         labelled_share: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss and its parts.
+        """Returns the loss and its terms.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1].
             labels: (B, n) normalised.
             classes: (B,) or None.
-            labelled: (B,) bool. Images without labels train encoder and decoder under the null token; they are left
-                out of `label_kl` and `mechanism_nll`.
+            labelled: (B,) bool. Unlabelled images are decoded under the null token and excluded from `label_kl` and
+                `mechanism_nll`.
             kl_weight: gamma of this step.
-            labelled_share: fraction of labelled images in the whole batch, if this is a microbatch of it.
+            labelled_share: fraction of labelled images in the whole batch, for microbatches.
 
         Returns:
-            The scalar loss, and per-image parts (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and
+            The scalar loss, and per-image terms (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and
             `label_kl_NAME` of the first variables), `label_mse`, and the scalar `mechanism_nll`.
         """
         z, terms = self.represent(x_start, labels, labelled, draws, labelled_share)
@@ -299,8 +299,8 @@ class TrainingStep(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Samples causal variables z (B, n, d) from q(z | x0); returns them and the loss terms of the latents.
 
-        If an image is `forced`, z is sampled from the label prior p(z | y) instead, so that the decoder learns to
-        follow the labels alone.
+        For `forced` images, z is sampled from the label prior p(z | y) instead, which trains the decoder to follow the
+        labels alone.
         """
         model, config = cast(CausalAutoencoder, self.model), self.config
         posterior = model.encode(x_start)
@@ -356,7 +356,7 @@ def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
 def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
     """Returns -log p(y_i | y_pa(i)) per block entry, summed over children and averaged over labelled images.
 
-    The blocks of the labels, y_i 1, are known exactly, so the mechanisms are fitted without the noise of the encoder.
+    The label blocks y_i 1 are known exactly, so the mechanisms are fitted without encoder noise.
     """
     if scm.mechanism == "one_hop" or not scm.graph.edges:
         return labels.new_zeros(())

@@ -1,8 +1,8 @@
-"""Layers and small functions that the networks share.
+"""Layers and functions shared by the networks.
 
 Names and shapes follow guided-diffusion (Dhariwal and Nichol, 2021, arXiv 2105.05233), so that its public checkpoints
 load: group normalisation in 32 groups computed in float32, sinusoidal time embeddings with the cosines first, and
-layers initialised to zero, with which a residual block starts as the identity.
+zero-initialised layers, so that residual blocks start as the identity.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ModelFn = Callable[..., Tensor]
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation with statistics in at least float32, whatever the dtype of the activations."""
+    """Group normalisation with statistics in at least float32, for any dtype of the activations."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype in (torch.bfloat16, torch.float16):
-            # The kernel accumulates in float32; weights may stay float32 when only activations are low precision.
+            # The kernel accumulates in float32. Under autocast the weights are float32 and need a cast.
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         return super().forward(x)
 
@@ -49,7 +49,7 @@ def zero_module(module: ModuleT) -> ModuleT:
 
 
 def repeat_times(t: Tensor, count: int) -> Tensor:
-    """Repeats the times of a batch for `count` copies of it: (B,) -> (count * B,); a single time (1,) stays one."""
+    """Repeats the times of a batch for `count` copies of it: (B,) -> (count * B,); a single time (1,) is unchanged."""
     return t if len(t) == 1 else t.repeat(count)
 
 
@@ -132,7 +132,7 @@ def self_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, n
     """Computes proj(softmax(q k^T / sqrt(channels per head)) v) over L positions: (B, C, L) -> (B, out, L).
 
     `qkv` and `proj` are convolutions of width 1, as in existing checkpoints, applied as linear layers on (B, L, C).
-    With the channels of each head contiguous, PyTorch uses its fused attention, which does not store L x L weights.
+    PyTorch requires contiguous channels per head for fused attention, which does not store L x L weights.
     """
     tokens = F.linear(x.transpose(1, 2), qkv.weight[:, :, 0], qkv.bias)
     heads = tokens.unflatten(2, (3, num_heads, -1) if new_order else (num_heads, 3, -1))

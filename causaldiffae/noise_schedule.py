@@ -1,8 +1,8 @@
-"""Noise schedules: betas by name, alpha-bar at integer and fractional steps, and what a model output means there.
+"""Noise schedules: named betas, alpha-bar at integer and fractional steps, and conversion of model outputs.
 
-A process gives x_t = a x_0 + sigma eps with a = sqrt(abar_t) and sigma = sqrt(1 - abar_t). Solvers evaluate the network
-between the steps it was trained on. `NoiseSchedule` interpolates alpha-bar there, for all users: solvers read it as
-numpy arrays, guidance and thresholding as tensors on the device.
+The forward process is x_t = a x_0 + sigma eps with a = sqrt(abar_t) and sigma = sqrt(1 - abar_t). Solvers evaluate the
+network between its training steps. `NoiseSchedule` interpolates alpha-bar there, as NumPy arrays for solvers and as
+tensors on the device for guidance and thresholding.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def enforce_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     last beta is 1.
     """
     if len(betas) < 2:
-        raise InputError("zero_terminal_snr: expected at least 2 diffusion_steps")
+        raise InputError(f"zero_terminal_snr: expected at least 2 diffusion_steps, got {len(betas)}")
     signal = np.sqrt(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)))
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     alphas_cumprod = signal**2
@@ -87,13 +87,13 @@ class ModelMeanType(Enum):
     VELOCITY = "velocity"
 
 
-def conversion(given: ModelMeanType, wanted: ModelMeanType, a: Any, sigma: Any) -> tuple[Any, Any]:
-    """Returns (c, d) with wanted = c x_t + d given: converts between eps, x_0 and v at one noise level.
+def conversion(given: ModelMeanType, target: ModelMeanType, a: Any, sigma: Any) -> tuple[Any, Any]:
+    """Returns (c, d) with target = c x_t + d given, to convert between eps, x_0 and v at one noise level.
 
     Args:
         a, sigma: numbers or tensors, with x_t = a x_0 + sigma eps.
     """
-    if given is wanted:
+    if given is target:
         return 0.0 * a, 1.0 + 0.0 * a
     start, eps, v = ModelMeanType.START_X, ModelMeanType.EPSILON, ModelMeanType.VELOCITY
     return {
@@ -103,15 +103,14 @@ def conversion(given: ModelMeanType, wanted: ModelMeanType, a: Any, sigma: Any) 
         (v, eps): (sigma, a),
         (start, v): (a / sigma, -1 / sigma),
         (eps, v): (-sigma / a, 1 / a),
-    }[given, wanted]
+    }[given, target]
 
 
 def min_snr_weights(alphas_cumprod: np.ndarray, mean_type: ModelMeanType, gamma: float) -> np.ndarray:
-    """Returns the (T,) weights of the squared error of the prediction that weight x_0 by min(SNR, gamma).
+    """Returns the (T,) loss weights for which the squared error of x_0 has weight min(SNR, gamma).
 
-    Hang et al., 2023, arXiv 2303.09556. A last step without signal, whose weight would be 0, keeps weight 1, since
-    sampling starts there. The weights are scaled to a mean of 1, so that other loss terms keep their weight; a gamma of
-    0 gives 1 everywhere.
+    Hang et al., 2023, arXiv 2303.09556. A last step with zero SNR, where sampling starts, keeps weight 1 instead of 0.
+    Weights are scaled to mean 1, which preserves the balance with other loss terms; all are 1 if gamma is 0.
     """
     if not gamma:
         return np.ones(len(alphas_cumprod))
@@ -137,14 +136,13 @@ class Level(NamedTuple):
 class NoiseSchedule:
     """alpha-bar at fractional steps 0 <= t <= T - 1.
 
-    The interpolated quantity is -log alpha-bar, the integral of the noise rate: it is 0 for the clean image, which
-    counts as t = -1, and nearly a polynomial in t. The interpolant (monotone cubic, PCHIP) has a continuous derivative,
-    increases strictly and passes through every step.
+    Interpolates -log alpha-bar, the integral of the noise rate, which is 0 at the clean image (t = -1) and nearly a
+    polynomial in t. The monotone cubic interpolant (PCHIP) has a continuous derivative and is exact at integer steps.
 
     Args:
         alphas_cumprod: (T,) decreasing, in (0, 1).
-        mean_type: what the network predicts.
-        max_timestep: T in the units in which the network sees the steps; by default T.
+        mean_type: type of the model output.
+        max_timestep: T in the time units of the network; by default T.
 
     Raises:
         InputError: if alpha-bar does not decrease at every step, or reaches 0.
@@ -158,7 +156,7 @@ class NoiseSchedule:
     ) -> None:
         attenuation = -np.log(np.maximum(np.append(1.0, alphas_cumprod), np.finfo(np.float64).tiny))
         if not (alphas_cumprod > 0).all() or not (np.diff(attenuation) > 0).all():
-            raise InputError("diffusion: expected alpha-bar to decrease at every step and to stay above 0")
+            raise InputError("diffusion: expected positive, strictly decreasing alpha-bar")
         self.num_timesteps = len(alphas_cumprod)
         self.mean_type = mean_type
         self.max_timestep = float(self.num_timesteps) if max_timestep is None else max_timestep
@@ -175,17 +173,17 @@ class NoiseSchedule:
         return np.exp(-attenuation / 2), np.sqrt(-np.expm1(-attenuation))
 
     def step_of(self, half_logsnr: np.ndarray) -> np.ndarray:
-        """The inverse of `half_logsnr`, by bisection; levels outside the schedule give its ends."""
-        wanted = np.log1p(np.exp(-2.0 * half_logsnr))
-        low, high = np.zeros_like(wanted), np.full_like(wanted, self.num_timesteps - 1.0)
+        """The inverse of `half_logsnr`, by bisection; levels outside the schedule are clamped."""
+        target = np.log1p(np.exp(-2.0 * half_logsnr))
+        low, high = np.zeros_like(target), np.full_like(target, self.num_timesteps - 1.0)
         for _ in range(60):
             middle = (low + high) / 2
-            too_clean = self._attenuation(middle) < wanted
+            too_clean = self._attenuation(middle) < target
             low, high = np.where(too_clean, middle, low), np.where(too_clean, high, middle)
         return (low + high) / 2
 
     def level(self, t: Tensor, like: Tensor) -> Level:
-        """a and sigma at steps t (B,) in the units of the network, integer or fractional, in the dtype of `like`.
+        """a and sigma at steps t (B,) in the time units of the network, in the dtype of `like`.
 
         Everything stays on the device of t.
         """

@@ -1,13 +1,13 @@
 """The structural causal model over latents: z_i = f_i(z_pa(i), u_i), in topological order.
 
 u and z are (B, n, d): one block of d numbers per variable. `predict` maps exogenous noise to causal variables under an
-intervention: a block named in `do` is set, its mechanism is not evaluated, and its descendants follow from the new
-value (Pearl's action and prediction). `abduct` is the inverse. Roots have no mechanism: z_i = u_i.
+intervention: blocks in `do` are set to the given value instead of evaluating their mechanism, and descendants are
+computed from it (Pearl's action and prediction). `abduct` is the inverse. Roots have no mechanism: z_i = u_i.
 
 The input of a mechanism is its parents' z, concatenated in the order of the graph:
     additive   z_i = f_i(z_pa) + u_i                                (CausalDiffAE, eq. 5)
     affine     z_i = exp(s_i(z_pa)) u_i + f_i(z_pa)                 (a causal flow with log-determinant sum s_i)
-    one_hop    z_i = f_i(sum_j A_ji u_j) + u_i for every i          (the published code: sum of the parents' noise)
+    one_hop    z_i = f_i(sum_j A_ji u_j) + u_i for every i          (published code: sum of the parents' noise)
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ Do = Mapping[str, Tensor | float]
 
 
 class Prediction(NamedTuple):
-    """Causal variables (B, n, d) and log |dz_i / du_i| (B, n, d) of every block; zero where a block was set."""
+    """Causal variables (B, n, d) and log |dz_i / du_i| (B, n, d), which is zero for blocks that are set."""
 
     z: Tensor
     log_stretch: Tensor
 
 
 class LatentSCM(nn.Module):
-    """A structural causal model with a given graph over blocks of d latents.
+    """A structural causal model over blocks of d latents with a given graph.
 
     Args:
         graph: the causal graph.
         block_size: d.
         mechanism: one of `MECHANISMS`.
         width, depth: hidden width and number of hidden layers of every f_i.
-        min_scale: lower bound of the residual scale sigma_i of a child, in normalised label units. For a child that is
-            a deterministic function of its parents, sigma_i would otherwise go to zero.
+        min_scale: lower bound of the residual scale sigma_i of a child, in normalised label units; otherwise sigma_i
+            vanishes for a child that is a deterministic function of its parents.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class LatentSCM(nn.Module):
 
         Args:
             u: exogenous noise.
-            do: variable name -> its value in normalised label units (a number or (B,), the same in all d entries) or a
-                block (B, d); empty for no intervention.
+            do: variable name -> value in normalised label units, a number or (B,), for all d entries, or a block
+                (B, d); empty for no intervention.
         """
         return self.predict_with_stretch(u, do).z
 
@@ -163,13 +163,13 @@ def _leaky_mlp(fan_in: int, width: int, fan_out: int) -> nn.Sequential:
 def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draws exogenous noise u (count, n, d) from its prior, on the CPU.
 
-    u_i is N(0, 1) for roots, truncated to the range of the training labels, and N(0, sigma_i^2) for children. The label
-    term of training ties all d entries of a block to one label, so one number is repeated d times; independent entries
-    would give blocks that the decoder has never seen.
+    u_i is N(0, 1) for roots, truncated to the range of the training labels, and N(0, sigma_i^2) for children. Each
+    number is repeated d times, because the label loss ties all d entries of a block to one label; blocks of independent
+    entries do not occur in training.
 
     Args:
         low, high: (n,) range of the normalised labels.
-        generator: on the CPU.
+        generator: generator on the CPU.
     """
     names = scm.graph.names
     noise = torch.randn(count, len(names), generator=generator) * scm.log_scale.detach().exp().cpu()
@@ -179,7 +179,7 @@ def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generato
 
 
 def _truncated_normal(count: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws (count, n) from N(0, 1) truncated to [low, high], each (1, n), by inverting the distribution function."""
+    """Samples (count, n) from N(0, 1) truncated to [low, high], each (1, n), by inverse transform sampling."""
     normal = torch.distributions.Normal(0.0, 1.0)
     from_share, to_share = normal.cdf(low), normal.cdf(high)
     shares = torch.rand(count, low.shape[1], generator=generator)

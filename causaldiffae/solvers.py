@@ -3,17 +3,17 @@
 With a = sqrt(abar_t), sigma = sqrt(1 - abar_t) and l = log(a / sigma), the flow (Song et al., 2021, arXiv 2011.13456,
 eq. 13) is d(x / sigma) / dl = e^l x_0(x, t), or d(x / a) = eps(x, t) d(sigma / a).
 
-DDIM holds the prediction over a step: an exponential integrator of first order. DPM-Solver++(2M) (Lu et al., 2022,
-arXiv 2211.01095, eq. 18) extrapolates x_0 from the previous step: second order with the same number of evaluations.
-O-BELM (Wang et al., 2024, arXiv 2410.07761) is a leapfrog method in sigma / a that two neighbouring states invert
-exactly.
+DDIM is an exponential integrator of first order, which keeps the prediction constant over a step. DPM-Solver++(2M) (Lu
+et al., 2022, arXiv 2211.01095, eq. 18) extrapolates x_0 from the previous step: second order with as many evaluations.
+O-BELM (Wang et al., 2024, arXiv 2410.07761) is a leapfrog method in sigma / a, which can be inverted exactly from two
+adjacent states.
 
 The network is evaluated at fractional steps, with alpha-bar from `noise_schedule.py`. A path consists of the clean
-image and `steps` noise levels from step 0 to the noisiest one. log-SNR is infinite at the clean image, so the interval
+image and `steps` noise levels from step 0 to the noisiest one. log-SNR is infinite at the clean image, so the step
 between it and step 0 is always a DDIM step.
 
-Decoding ends by reading x_0 at step 0. DPM-Solver++(2M) therefore corrects its encoding there, x += a (image - x_0),
-with the evaluation that is made at step 0 in any case: what decoding reads is then the image, to second order.
+Decoding ends with the prediction of x_0 at step 0. DPM-Solver++(2M) therefore corrects its encoding at step 0,
+x += a (image - x_0), using the evaluation made there. Decoding then predicts the image to second order.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from causaldiffae.noise_schedule import ModelMeanType, NoiseSchedule, conversion
 RHO = 7.0
 CENTRE_WIDTH = 3.0
 CLEAN = 0
-"""The node of a path that is the clean image."""
+"""Index of the clean image in a path."""
 MIN_HALF_LOGSNR = -6.0
-"""log(a / sigma) below which an image leaves no trace: 0.3 grey levels under noise of 127."""
+"""log(a / sigma) below which the signal is negligible: 0.3 grey levels at a noise level of 127."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
 
@@ -54,7 +54,7 @@ class Solver(Enum):
 class Grid(Enum):
     """The spacing of the noise levels.
 
-    CENTRED is even in asinh(log(a / sigma) / CENTRE_WIDTH): log-SNR with more steps where signal and noise are alike.
+    CENTRED is even in asinh(log(a / sigma) / CENTRE_WIDTH): log-SNR with more steps where signal and noise are similar.
     LOGSNR is even in log-SNR, RHO in (sigma / a)^(1/7) (Karras et al., 2022, arXiv 2206.00364, eq. 5), UNIFORM in t.
     """
 
@@ -69,7 +69,7 @@ SPACINGS: dict[Grid, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     Grid.LOGSNR: (lambda level: level, lambda even: even),
     Grid.RHO: (lambda level: np.exp(-level / RHO), lambda even: -RHO * np.log(even)),
 }
-"""The evenly spaced function of log(a / sigma) of every grid of noise levels, and its inverse."""
+"""The function of log(a / sigma) that a grid spaces evenly, and its inverse, by grid."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Path:
     """Noise levels from clean to noisy, N + 1 nodes each; node 0 is the clean image.
 
     Attributes:
-        t: steps of the process; at the clean image the network is evaluated at step 0.
+        t: time steps; at the clean image the network is evaluated at step 0.
         signal, noise: a and sigma of x = a x_0 + sigma eps.
     """
 
@@ -121,11 +121,11 @@ def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of the network and the update x <- x_weight x + weight prediction + older_weight older.
+    """One network evaluation and the update x <- x_weight x + weight prediction + older_weight older.
 
     Attributes:
-        node: the node of x, at which the network is evaluated.
-        predicts: the prediction in the update, eps or x_0.
+        node: index of x in the path, at which the network is evaluated.
+        predicts: type of the prediction in the update, eps or x_0.
         older_weight: weight of the previous step's prediction, or of its state for O-BELM.
     """
 
@@ -141,7 +141,7 @@ StepRule = Callable[[Path, "int | None", int, int], Step]
 
 
 def ddim_step(path: Path, before: int | None, here: int, there: int) -> Step:
-    """Holds eps, or equivalently x_0, over the step; the only rule that can leave the clean image."""
+    """Keeps eps, or equivalently x_0, constant; the only rule that can start at the clean image."""
     scale = float(path.signal[there] / path.signal[here])
     return Step(here, ModelMeanType.EPSILON, scale, float(path.noise[there] - scale * path.noise[here]))
 
@@ -149,7 +149,7 @@ def ddim_step(path: Path, before: int | None, here: int, there: int) -> Step:
 def dpmpp2m_step(path: Path, before: int | None, here: int, there: int) -> Step:
     """Extrapolates x_0 linearly in log-SNR from nodes `before` and `here` to the middle of the step.
 
-    Without `before`, or if it is the clean image, x_0 is held.
+    Without `before`, or if it is the clean image, x_0 is kept constant.
     """
     if here == CLEAN:
         return ddim_step(path, before, here, there)
@@ -189,7 +189,7 @@ STEP_RULES: dict[Solver, StepRule] = {
 
 
 def plan(kind: Solver, path: Path, nodes: Sequence[int], before: int | None = None) -> list[Step]:
-    """Returns the steps through `nodes` in this order; `before` is the node of a known state before the first."""
+    """Returns the steps through `nodes`, in order; `before` is the node of a known state that precedes them."""
     rule = STEP_RULES[kind]
     previous = [before, *nodes[:-2]]
     return [rule(path, last, here, there) for last, (here, there) in zip(previous, pairwise(nodes), strict=True)]
@@ -200,13 +200,13 @@ def plan(kind: Solver, path: Path, nodes: Sequence[int], before: int | None = No
 
 @dataclass(frozen=True)
 class SolverState:
-    """The end of an encoding, where decoding begins.
+    """The result of encoding, from which decoding starts.
 
     Attributes:
         x_T: (B, C, H, W).
         x_before: (B, C, H, W), the state one level cleaner, which O-BELM needs for an exact inverse; None for other
             solvers, or if x_T was sampled.
-        stop: fraction of the process below x_T.
+        stop: fraction of the process that x_T corresponds to.
     """
 
     x_T: Tensor
@@ -215,10 +215,10 @@ class SolverState:
 
 
 class DdimLoops:
-    """The DDIM loops of a diffusion process, as published, with the interface of `OdeSolver`.
+    """The published DDIM loops of a diffusion process, with the interface of `OdeSolver`.
 
     Args:
-        diffusion: the steps to take, for instance a `SpacedDiffusion` with 250 of 1000.
+        diffusion: process that defines the steps, for instance a `SpacedDiffusion` with 250 of 1000.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
@@ -246,10 +246,10 @@ class OdeSolver:
     """Solves the probability-flow ODE with a fixed number of network evaluations in each direction.
 
     Args:
-        diffusion: the process of the network; for a `SpacedDiffusion`, its base process is used.
+        diffusion: diffusion process of the network; the base process of a `SpacedDiffusion` is used.
         kind: a `Solver` or its name.
-        grid: a `Grid` or its name. CENTRED suits DPM-Solver++(2M), RHO suits O-BELM.
-        steps: evaluations, at least 2.
+        grid: a `Grid` or its name; CENTRED is recommended for DPM-Solver++(2M), RHO for O-BELM.
+        steps: number of evaluations, at least 2.
 
     Raises:
         InputError: for an unknown name, fewer than 2 steps, or a process whose alpha-bar does not decrease.
@@ -272,7 +272,7 @@ class OdeSolver:
         """Returns the noise levels between the clean image and the fraction `stop` of the process.
 
         Raises:
-            InputError: unless 0 < stop <= 1 and more than one step of the network lies below.
+            InputError: unless 0 < stop <= 1 and stop * T > 1.
         """
         _check_stop(stop)
         total = self.schedule.num_timesteps
@@ -282,14 +282,14 @@ class OdeSolver:
 
     @torch.no_grad()
     def encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
-        """Encodes clean images into the noise from which `decode` returns them.
+        """Encodes clean images into the noise that `decode` maps back to them.
 
         Args:
-            model: called as model(x_t, t) with x_t (B, C, H, W) and fractional steps t (1,), float32 or finer, in the
-                units of the network; returns eps, x_0 or v as the process says, (B, C, H, W) or more channels, of
-                which the first C are used.
+            model: called as model(x_t, t) with x_t (B, C, H, W) and fractional steps t (1,), in float32 or float64 and
+                in the time units of the network; returns eps, x_0 or v (the `mean_type` of the process) with C or more
+                channels, of which the first C are used.
             x_start: (B, C, H, W) in [-1, 1]; predictions are not clipped.
-            stop: fraction of the process to encode through. All evaluations are spent below it.
+            stop: fraction of the process to encode; all evaluations lie within it.
         """
         path = self.path(stop)
         nodes = range(path.last + 1)
@@ -300,8 +300,8 @@ class OdeSolver:
     def decode(self, model: ModelFn, state: SolverState) -> Tensor:
         """Decodes noise into images (B, C, H, W), neither clipped nor rounded; `model` as in `encode`.
 
-        With both states that `encode` returns, O-BELM inverts it exactly under the same model and saves one evaluation;
-        with x_T alone its first step is DDIM's. In every other case the last step is DDIM's.
+        Given both states of `encode`, O-BELM inverts it exactly under the same model and saves one evaluation; given
+        only x_T, its first step is a DDIM step. In all other cases the last step is a DDIM step.
         """
         path = self.path(state.stop)
         nodes = range(path.last, CLEAN - 1, -1)
@@ -312,27 +312,27 @@ class OdeSolver:
         return self._run(model, path, steps, state.x_T, None)[0]
 
     def noised(self, x_start: Tensor, noise: Tensor, stop: float = 1.0) -> SolverState:
-        """Adds noise of the level at which an encoding ends."""
+        """Adds noise at the level at which encoding ends."""
         path = self.path(stop)
         return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
 
     def _run(
         self, model: ModelFn, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Takes the steps from x; returns the last state and the history before it.
+        """Takes the steps from x; returns the last state and the previous state or prediction.
 
-        Coefficients are Python floats and times are filled on the device, so that nothing waits for the device.
+        Coefficients are Python floats and times are created on the device, to avoid synchronisation.
         """
         channels, times = x.shape[1], self._times(path, x)
         image = x if self.kind is Solver.DPMPP2M and steps[0].node == CLEAN else None
         for step in steps:
             of_x, of_output = self._conversion(path, step)
             output = model(x, times[step.node])[:, :channels].to(x.dtype)
-            # The product is a new tensor: CUDA graphs overwrite a network's output at its next call.
+            # Not in place: CUDA graphs overwrite the output of a network at its next call.
             prediction = output * of_output
             if of_x:
                 prediction.add_(x, alpha=of_x)
-            if image is not None and step.node == CLEAN + 1:  # x_0 as decoding will read it here becomes the image
+            if image is not None and step.node == CLEAN + 1:  # the correction at step 0, see the module docstring
                 x = torch.add(x, image - prediction, alpha=float(path.signal[step.node]))
                 prediction = image
             x_next = torch.add(x * step.x_weight, prediction, alpha=step.weight)
@@ -348,7 +348,7 @@ class OdeSolver:
         return conversion(self.schedule.mean_type, step.predicts, signal, noise)
 
     def _times(self, path: Path, x: Tensor) -> list[Tensor]:
-        """The time (1,) of every node in the units of the network; one for all images, which embeds it once."""
+        """The time (1,) of every node in the units of the network, shared by the batch to embed it once."""
         scale = self.schedule.max_timestep / self.schedule.num_timesteps
         dtype = torch.promote_types(x.dtype, torch.float32)
         return [torch.full((1,), float(t) * scale, dtype=dtype, device=x.device) for t in path.t]

@@ -30,11 +30,11 @@ class Resample(Enum):
 
 
 class TimestepBlock(nn.Module):
-    """A module whose forward takes the embedding as a second argument."""
+    """A module whose forward takes the embedding as second argument."""
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """A sequence that passes the embedding to the children that take it."""
+    """A sequential module that passes the embedding to its `TimestepBlock` children."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -68,12 +68,12 @@ class Downsample(nn.Module):
 
 
 class ResBlock(TimestepBlock):
-    """A residual block of two (normalise, activate, convolve), modulated by the embedding in between.
+    """A residual block of two (normalise, activate, convolve) groups, modulated by the embedding in between.
 
     Args:
         channels, out_channels: input and output widths.
         emb_channels: width of the embedding.
-        use_scale_shift_norm: the embedding scales and shifts the second normalisation; else it is added before it.
+        use_scale_shift_norm: scale and shift the second normalisation by the embedding, instead of adding it before.
         resample: change of resolution inside the block, on both branches.
         use_checkpoint: recompute activations in the backward pass.
     """
@@ -132,19 +132,19 @@ class ResBlock(TimestepBlock):
 
 
 class _DownwardPath(nn.Module):
-    """The part that the U-Net and its encoder half share: time embedding, downward blocks and middle block.
+    """The shared part of the U-Net and its encoder half: time embedding, downward blocks and middle block.
 
     Args:
-        in_channels: of the input.
+        in_channels: number of input channels.
         model_channels: base width, a multiple of 32.
         num_res_blocks: residual blocks per resolution.
         attention_resolutions: downsampling factors at which attention is applied, for instance {4, 8}.
         dropout: probability in residual blocks.
         channel_mult: width multiplier per resolution.
-        conv_resample: change resolutions by a convolution; else by average pooling and nearest neighbours.
-        num_heads: attention heads; num_head_channels: channels per head, -1 for `num_heads` heads.
-        use_scale_shift_norm: the embedding scales and shifts normalised activations; else it is added.
-        resblock_updown: change resolutions inside residual blocks.
+        conv_resample: resample with convolutions, instead of only average pooling and nearest neighbours.
+        num_heads: number of attention heads.
+        use_scale_shift_norm: see `ResBlock`.
+        resblock_updown: resample inside residual blocks.
         use_new_attention_order: see `AttentionBlock`.
         use_checkpoint: recompute activations in the backward pass.
     """
@@ -226,13 +226,13 @@ class UNetModel(_DownwardPath):
 
     Args:
         image_size: height and width of the images in pixels.
-        in_channels, out_channels: of the images and of the output (twice as many with a learned variance).
+        in_channels, out_channels: channels of the images and of the output (twice as many with a learned variance).
         model_channels: base width, a multiple of 32.
         num_classes: number of classes; None for a network without a class `y`.
         cond_dim: width of the conditioning vector z; None for a network without one.
         cond_hidden: width of a hidden layer in the embedding of z; 0 for a single linear layer, as published.
-        learned_null: the null token has an embedding of its own; else it is the embedding of z = 0.
-        patch_size: side of the patches that are stacked into channels at the input; 1 is the published network.
+        learned_null: learn the embedding of the null token, instead of embedding z = 0.
+        patch_size: side of the input patches that are stacked into channels; 1 in the published network.
         backbone: the other arguments of `_DownwardPath`.
     """
 
@@ -313,11 +313,11 @@ class UNetModel(_DownwardPath):
             keep: (B,) bool; where False, z is replaced by the null token.
         """
         if (y is not None) != (self.num_classes is not None):
-            expected = "class labels" if self.num_classes is not None else "none for a network without classes"
-            raise InputError(f"y: expected {expected}")
+            expected, given = ("none", "class labels") if self.num_classes is None else ("class labels", "none")
+            raise InputError(f"y: expected {expected} for this network, got {given}")
         if z is not None and self.cond_dim is None:
-            raise InputError("z: expected none for a network without conditioning")
-        with torch.autocast(x.device.type, enabled=False):  # the embedding carries the labels: full precision
+            raise InputError(f"z: expected none for an unconditional network, got shape {tuple(z.shape)}")
+        with torch.autocast(x.device.type, enabled=False):  # full precision for the labels
             emb = self.embed_time(timesteps)
             if y is not None:
                 emb = emb + self.label_emb(y)

@@ -183,5 +183,5 @@ def test_causalvae_has_the_latents_and_divergences_of_causaldiffae() -> None:
 def test_decoders_generate_images_of_any_size(size: int, channels: tuple[int, ...]) -> None:
     decoder = ConvDecoder(4, size, 3, channels, num_classes=2)
     assert decoder(torch.randn(2, 4), torch.tensor([0, 1])).shape == (2, 3, size, size)
-    with pytest.raises(InputError, match="y: expected class labels"):
+    with pytest.raises(InputError, match="y: expected class labels for this decoder, got none"):
         decoder(torch.randn(2, 4))

@@ -307,8 +307,8 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str
 
 
 @pytest.mark.parametrize(("needs", "message"), [
-    ({"needs_labels": True}, "labels: expected the labels of the images for this model, which has no encoder"),
-    ({"class_cond": True}, "classes: expected the classes of the images for this class-conditional model"),
+    ({"needs_labels": True}, "labels: expected the labels of the images for a model without an encoder, got none"),
+    ({"class_cond": True}, "classes: expected the classes of the images for a class-conditional model, got none"),
 ])  # fmt: skip
 def test_missing_labels_and_classes_are_refused(needs: dict[str, bool], message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -132,7 +132,7 @@ def test_labels_without_any_predictor_are_refused() -> None:
         InputError, match="predictor_path: expected a noised predictor for a score network trained without"
     ):
         model.model_outputs(images([0]), torch.tensor([3.0]), [as_z(1)])
-    with pytest.raises(InputError, match="labels: expected the labels of the images for a model without an explicit"):
+    with pytest.raises(InputError, match="labels: expected labels for a model without an explicit"):
         model.abduct(images([0]))
 
 

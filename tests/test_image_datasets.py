@@ -75,7 +75,7 @@ def test_a_batch_holds_the_images_of_its_indices() -> None:
         ({"batch_size": 3, "world": 2}, "batch_size: expected a multiple of the 2 processes, got 3"),
         ({"rank": 2, "world": 2}, r"rank: expected a number in 0\.\.1, got 2"),
         ({"seed": -1}, "seed: expected a non-negative integer, got -1"),
-        ({"data": data_of(0)}, "data set squares: split train has no images"),
+        ({"data": data_of(0)}, "data set squares: expected images in split train, got none"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -95,5 +95,5 @@ def test_load_data_is_an_endless_iterator_like_that_of_guided_diffusion(monkeypa
     images, cond = next(load_data(**arguments, start_step=2))
     assert images.shape == (3, 1, 8, 8) and list(cond) == ["c"] and cond["c"].shape == (3, 2)
     assert torch.equal(images, to_model_range(data.images[[6, 7, 0]]))
-    with pytest.raises(InputError, match="class_cond: data set mnist has no classes"):
+    with pytest.raises(InputError, match="class_cond: expected a data set with classes, got mnist"):
         load_data(dataset="mnist", data_dir=REPO / "assets" / "mnist_share", batch_size=2, class_cond=True)

@@ -65,8 +65,8 @@ def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_pure_noise(name: str
         (get_named_beta_schedule, ("sine", 10), "noise_schedule: expected one of linear, cosine, got 'sine'"),
         (get_named_beta_schedule, ("linear", 0), "diffusion_steps: expected at least 1, got 0"),
         (get_named_beta_schedule, ("linear", 20), "diffusion_steps: expected more than 20 for the linear schedule"),
-        (enforce_zero_terminal_snr, ([0.5],), "zero_terminal_snr: expected at least 2 diffusion_steps"),
-        *((NoiseSchedule, (np.array(bars),), "diffusion: expected alpha-bar to decrease at every step")
+        (enforce_zero_terminal_snr, ([0.5],), "zero_terminal_snr: expected at least 2 diffusion_steps, got 1"),
+        *((NoiseSchedule, (np.array(bars),), "diffusion: expected positive, strictly decreasing alpha-bar")
           for bars in ([0.9, 0.9, 0.5], [0.5, 0.6], [0.9, 0.5, 0.0])),
     ],
 )  # fmt: skip

@@ -412,7 +412,7 @@ def test_nothing_is_read_back_from_the_device(kind: Solver) -> None:
         *(({"steps": steps}, f"steps: expected at least 2, got {steps}") for steps in (1, 0, -3)),
         (
             {"diffusion": GaussianDiffusion(betas=np.array([0.1, 1e-20, 0.1]))},
-            "diffusion: expected alpha-bar to decrease",
+            "diffusion: expected positive, strictly decreasing alpha-bar",
         ),
     ],
 )

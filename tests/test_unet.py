@@ -152,9 +152,9 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("changes", "condition", "message"),
     [
-        ({"num_classes": 3}, {}, "y: expected class labels"),
-        ({}, {"y": torch.tensor([0, 1, 2])}, "y: expected none for a network without classes"),
-        ({}, {"z": torch.zeros(3, 4)}, "z: expected none for a network without conditioning"),
+        ({"num_classes": 3}, {}, "y: expected class labels for this network, got none"),
+        ({}, {"y": torch.tensor([0, 1, 2])}, "y: expected none for this network, got class labels"),
+        ({}, {"z": torch.zeros(3, 4)}, "z: expected none for an unconditional network, got shape"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(

@@ -3,7 +3,7 @@ convolutional decoder in place of diffusion.
 
     x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0          loss = mse + gamma (kl_u + label_prior_kl)
 
-There is no x_T: information that z does not carry is lost. Images without labels are decoded from their own z.
+There is no x_T: information that is not in z is lost. Unlabelled images are decoded from their own z.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ConvDecoder(nn.Module):
 
     Args:
         latents: total number of latents.
-        image_size, out_channels: of the images.
+        image_size, out_channels: size in pixels and number of channels of the images.
         channels: widths, starting at the smallest feature map; each step doubles the resolution.
         num_classes: number of classes, whose embedding is added to the features; None for no classes.
     """
@@ -47,14 +47,14 @@ class ConvDecoder(nn.Module):
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(channels, (*channels[1:], channels[-1]), strict=True):
             layers += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(fan_in, fan_out, 3, padding=1)]
-        # No tanh: where it has learned a background of -1, its gradient vanishes.
+        # No tanh: its gradient vanishes on a background of -1.
         self.layers = nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(channels[-1], out_channels, 3, padding=1))
 
     def forward(self, z: Tensor, classes: Tensor | None = None) -> Tensor:
         """Maps latents (B, n d) and classes (B,), if any, to images (B, C, H, W) near [-1, 1]."""
         if (classes is None) != (self.label_emb is None):
-            expected = "none for a decoder without classes" if self.label_emb is None else "class labels"
-            raise InputError(f"y: expected {expected}")
+            expected, given = ("none", "class labels") if self.label_emb is None else ("class labels", "none")
+            raise InputError(f"y: expected {expected} for this decoder, got {given}")
         h = self.expand(z)
         if self.label_emb is not None:
             h = h + self.label_emb(classes).reshape(h.shape)

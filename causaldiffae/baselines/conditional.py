@@ -3,7 +3,7 @@
 Its counterfactual is that of a deep structural causal model with a diffusion mechanism for the image (Sanchez and
 Tsaftaris, 2022, arXiv 2202.10166; Pawlowski et al., 2020, arXiv 2006.06485): abduction of the noise of the labels under
 a structural model and of x_T by ODE encoding under the factual labels; propagation of do() through the labels; decoding
-under the new labels. The labels of the factual images must be given.
+under the new labels. The labels of the factual images are required.
 """
 
 from __future__ import annotations

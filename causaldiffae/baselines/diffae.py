@@ -1,9 +1,9 @@
 """Diffusion autoencoders without a graph (Preechakul et al., CVPR 2022): an encoder, free latents, a diffusion decoder.
 
-*Aligned*: block i of the latents is tied to label i as in CausalDiffAE, and an intervention sets its block; no other
-block changes. *Unaligned*: the latents are trained without labels. A linear probe predicts the labels from them (fitted
-during training, without a gradient into the encoder), and an intervention takes the shortest step in latent space to
-the requested value of the probe: the attribute manipulation of section 5.2 of the paper, solved for a value.
+*Aligned*: block i of the latents is tied to label i as in CausalDiffAE, and an intervention changes only its own block.
+*Unaligned*: the latents are trained without labels. A linear probe, fitted during training without gradients into the
+encoder, predicts the labels from them. An intervention takes the shortest step in latent space for which the probe
+predicts the requested value: the attribute manipulation of section 5.2 of the paper, solved for a value.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class DiffAE(CausalDiffAE):
 
 
 class DiffAETrainingStep(TrainingStep):
-    """The loss of CausalDiffAE; if unaligned, without the label term and with the error of the probe."""
+    """The loss of CausalDiffAE; if unaligned, with the error of the probe instead of the label term."""
 
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns sampled latents, their divergence, and either the label term or the error of the probe."""
         model = cast(DiffAE, self.model)
-        if not model.aligned:  # its latents have no label prior
+        if not model.aligned:  # no label prior
             draws = replace(draws, forced=torch.zeros_like(draws.forced))
         z, terms = super().represent(x_start, labels, labelled, draws, share)
         if not model.aligned:
@@ -83,6 +83,6 @@ class DiffAETrainingStep(TrainingStep):
         return z, terms
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TrainingStep`, with the error of the probe added, whose gradient ends at the probe."""
+        """As `TrainingStep`, plus the error of the probe, whose gradient does not reach the encoder."""
         loss, terms = super().forward(*args, **kwargs)  # type: ignore[arg-type]
         return (loss + terms["probe_mse"] if "probe_mse" in terms else loss), terms

@@ -1,12 +1,12 @@
-"""Reads directed graphs in the DOT language of Graphviz.
+"""Parses directed graphs in Graphviz's DOT language.
 
     digraph NAME { a -> b -> {c d}; e; subgraph s { f -> a } node [shape=box]; b [label="why"]; rankdir=LR }
 
-Nodes and edges are read in the order of the text. Attributes are ignored, except that `dir` must not reverse an edge.
+Nodes and edges keep their order in the text. Attributes are ignored, except that `dir` must not reverse an edge.
 
-pydot 4.0 was considered for untrusted files, but its parser backtracks: 14 nested braces take 44 s, a flat sequence of
-3,000 blocks `{a}` (9 kB) 34 s, and 3,000 plain edges 5 s, where this parser needs less than 0.1 s. It also prints
-syntax errors. This parser reads every token once, so its time is proportional to the length of the text.
+pydot 4.0 is unsuitable for untrusted files because its parser backtracks: 14 nested braces take 44 s, a sequence of
+3,000 blocks `{a}` (9 kB) 34 s, and 3,000 plain edges 5 s, compared with less than 0.1 s here. It also prints syntax
+errors. This parser reads every token once, in time proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class DotGraph(NamedTuple):
 
 class _Token(NamedTuple):
     text: str
-    is_bare: bool  # neither quoted nor HTML, so it can be a keyword or a mark
+    is_bare: bool  # neither quoted nor HTML: a keyword, a symbol or a name
     is_name: bool
 
 
 def parse_dot(text: str, where: str) -> DotGraph:
-    """Parses one `digraph`.
+    """Parses a `digraph`.
 
     Raises:
-        DataError: starting with `where`, for any other text, or an edge that is not cause -> effect.
+        DataError: starting with `where`, for invalid text or an edge that is not directed forward.
     """
     parser = _Parser(text, where)
     parser.graph()
@@ -68,9 +68,7 @@ class _Parser:
             found = _TOKEN.match(text, position)
             if found is None:
                 line = text.count("\n", 0, position) + 1
-                raise DataError(
-                    f"{where}:{line}: it is not a DOT graph (unexpected {text[position : position + 20]!r})"
-                )
+                raise DataError(f"{where}:{line}: expected a DOT graph, got {text[position : position + 20]!r}")
             kind, position = str(found.lastgroup), found.end()
             content = found[kind]
             if kind == "quoted":
@@ -85,11 +83,11 @@ class _Parser:
         return self.tokens[self.position]
 
     def sees(self, *texts: str) -> bool:
-        """Whether a mark or a keyword is next."""
+        """Whether the next token is one of these symbols or keywords."""
         return self.next.is_bare and self.next.text.lower() in texts
 
     def skip(self, *texts: str) -> bool:
-        """Consumes a mark or a keyword if it is next."""
+        """Consumes the next token if it is one of these symbols or keywords."""
         seen = self.sees(*texts)
         self.position += seen
         return seen
@@ -97,10 +95,10 @@ class _Parser:
     def require(self, condition: bool, expected: str) -> None:
         if not condition:
             given = self.next.text
-            raise DataError(f"{self.where}: it is not a DOT graph (expected {expected}, got {given!r:.40})")
+            raise DataError(f"{self.where}: DOT graph: expected {expected}, got {given!r:.40}")
 
     def name(self) -> str:
-        """Reads a name; quoted parts can be joined by +."""
+        """Parses a name; quoted parts may be joined by +."""
         parts: list[str] = []
         while not parts or self.skip("+"):
             self.require(self.next.is_name, "a name")
@@ -117,7 +115,7 @@ class _Parser:
         self.require(self.position == len(self.tokens) - 1, "the end after one digraph")
 
     def block(self, depth: int) -> dict[str, None]:
-        """Reads `{ statements }` and returns the nodes in it."""
+        """Parses `{ statements }` and returns its nodes."""
         self.require(depth <= MAX_DEPTH, f"at most {MAX_DEPTH} nested subgraphs")
         self.require(self.skip("{"), "'{'")
         nodes: dict[str, None] = {}
@@ -132,7 +130,7 @@ class _Parser:
         return nodes
 
     def statement(self, depth: int) -> dict[str, None]:
-        """Reads `a`, `a -> b -> {c d}` or `key = value` and returns the nodes in it."""
+        """Parses `a`, `a -> b -> {c d}` or `key = value` and returns its nodes."""
         is_block = self.sees("{", "subgraph")
         ends = [self.end(depth)]
         if not is_block and self.skip("="):
@@ -151,7 +149,7 @@ class _Parser:
         return dict.fromkeys(name for nodes in ends for name in nodes)
 
     def end(self, depth: int) -> dict[str, None]:
-        """Reads one end of an edge, a node or a subgraph, and returns its nodes."""
+        """Parses one end of an edge, a node or a subgraph, and returns its nodes."""
         if self.skip("subgraph"):
             if self.next.is_name:
                 self.name()
@@ -165,7 +163,7 @@ class _Parser:
         return {node: None}
 
     def attributes(self, is_edge: bool) -> None:
-        """Reads `[key=value, key=value] [...]`; refuses an edge that is not directed forward."""
+        """Parses `[key=value, key=value] [...]`; raises for an edge that is not directed forward."""
         while self.skip("["):
             while not self.skip("]"):
                 key = self.name()
