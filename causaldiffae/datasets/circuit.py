@@ -1,14 +1,15 @@
 """CausalCircuit: `train.npz` (or its parts `train-0.npz`, `train-1.npz`, ...), `val.npz` and `test.npz`.
 
-Each file holds pairs of samples; index 0 of the second axis is before an intervention, and only that is used.
+Each file contains pairs of samples before and after an intervention; only those before it (index 0 of the second axis)
+are used.
 
     original_latents (N, 2, 4) float64    red, green, blue, arm, in 0..1
     imgs             (N, 2)               JPEG files: byte strings, or Python objects of type bytes as published
-    epsilon (N, 2, 4), pressed (N, 2, 3), intervention_labels (N,), intervention_masks (N, 4)    not read
+    epsilon (N, 2, 4), pressed (N, 2, 3), intervention_labels (N,), intervention_masks (N, 4)    ignored
     stand_in                              JSON, only in files rendered by this package
 
-Images are decoded and resized in small blocks, so that neither all files nor all full-size images are in memory. The
-true counterfactual is known only for images rendered by this package: it is rendered and JPEG-encoded like them.
+Images are decoded and resized in small blocks to limit memory. The true counterfactual is known only for images
+rendered by this package; it is rendered and JPEG-encoded in the same way.
 """
 
 from __future__ import annotations
@@ -44,31 +45,31 @@ class CircuitData(ImageData):
     """A split of CausalCircuit.
 
     Attributes:
-        rendered_size: pixels per side at which this package rendered the images; None for the published files.
+        rendered_size: side in pixels at which this package rendered the images; None for the published files.
     """
 
     rendered_size: int | None = None
 
 
 def split_files(data_dir: Path, split: str) -> list[Path]:
-    """`split.npz`, or else its parts `split-0.npz`, `split-1.npz`, ...; a `DataError` if any is missing."""
+    """`split.npz`, or its parts `split-0.npz`, `split-1.npz`, ...; raises `DataError` if any is missing."""
     whole = data_dir / f"{split}.npz"
     if whole.exists():
         return [whole]
     parts = list(itertools.takewhile(Path.exists, (data_dir / f"{split}-{i}.npz" for i in itertools.count())))
     found = len(list(data_dir.glob(f"{split}-*.npz")))
     if not parts:
-        raise DataError(f"{data_dir}: {split}.npz (or {split}-0.npz, {split}-1.npz, ...) is missing")
+        raise DataError(f"{data_dir}: expected {split}.npz, or {split}-0.npz, {split}-1.npz, ..., got neither")
     if found != len(parts):
-        raise DataError(f"{data_dir}: {found} files {split}-*.npz, but {split}-{len(parts)}.npz is missing")
+        raise DataError(f"{data_dir}: expected {split}-{len(parts)}.npz, got {found} files {split}-*.npz without it")
     return parts
 
 
 def read_circuit(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> ImageData:
-    """Reads one split: the images before the intervention, the first `limit` of them.
+    """Reads the first `limit` images of one split.
 
     Raises:
-        DataError: naming file and member, for content other than the module describes.
+        DataError: naming the file and member, for content that differs from the module docstring.
     """
     paths = split_files(data_dir, split)
     labels, sizes = [], []
@@ -79,7 +80,7 @@ def read_circuit(spec: DatasetSpec, data_dir: Path, split: str, limit: int | Non
     counts = [len(part) for part in labels]
     total = min(sum(counts), limit or sum(counts))
     if not total:
-        raise DataError(f"{paths[0]}: the file has no images")
+        raise DataError(f"{paths[0]}: expected at least one image, got none")
     try:
         images = np.empty((total, spec.channels, spec.image_size, spec.image_size), np.uint8)
     except MemoryError:
@@ -106,7 +107,7 @@ def _read_labels(path: Path, file: NpzFile) -> np.ndarray:
 
 
 def _rendered_size(path: Path, file: NpzFile) -> int | None:
-    """The size in the member `stand_in`; None without it, or if another version of this package rendered the images."""
+    """The size in the member `stand_in`; None if it is absent or written by another version of this package."""
     if "stand_in" not in file.names:
         return None
     text = file.array("stand_in", (), "S").item()
@@ -115,7 +116,7 @@ def _rendered_size(path: Path, file: NpzFile) -> int | None:
         size = note["image_size"]
         known = all(note[key] == value for key, value in STAND_IN.items())
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DataError(f"{path}: stand_in: expected what make_dataset.py writes, got {text!r:.60}") from None
+        raise DataError(f"{path}: stand_in: expected the note of make_dataset.py, got {text!r:.60}") from None
     return size if known and type(size) is int and 16 <= size <= MAX_SIDE else None
 
 
@@ -137,8 +138,8 @@ def _read_images(path: Path, count: int, images: np.ndarray) -> None:
 def decode_jpeg(content: bytes, size: int, where: str) -> np.ndarray:
     """Decodes one square JPEG image to (3, size, size) uint8, resized by area averaging.
 
-    The header is checked first. An image that is at least twice too large is decoded at a half, a quarter or an eighth
-    of its size, as the JPEG format allows; this takes a third of the time.
+    The header is checked first. An image of at least twice the size is decoded at 1/2, 1/4 or 1/8 of its resolution, as
+    the JPEG format allows, which takes a third of the time.
     """
     with open_image(content, ("JPEG",), where, MAX_SIDE**2) as image:
         width, height = image.size
@@ -157,9 +158,7 @@ def _rendered(data: ImageData) -> int | None:
 def _counterfactual(data: ImageData, do: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
     rendered_size, size = _rendered(data), data.spec.image_size
     if rendered_size is None:
-        raise InputError(
-            "true counterfactual: the images are not rendered by this package (scripts/make_dataset.py circuit)"
-        )
+        raise InputError("true counterfactual: expected images rendered by scripts/make_dataset.py circuit, got others")
     generator = CircuitGenerator()
     labels = generator.counterfactual_labels(data.labels, do)
     images = np.empty((len(labels), 3, size, size), np.uint8)
@@ -174,7 +173,7 @@ register(
         name="circuit",
         spec=DatasetSpec(
             name="circuit",
-            image_size=128,  # the published images have 512
+            image_size=128,  # the published images have 512 pixels
             channels=3,
             graph=GRAPH,
             # mean and standard deviation under the structural model
@@ -185,7 +184,7 @@ register(
             units=("share of the sweep", "share of full light", "share of full light", "share of full light"),
         ),
         read=read_circuit,
-        source="a stand-in for CausalCircuit drawn by this package, unless the publisher's files were given.",
+        source="a stand-in for CausalCircuit rendered by this package, unless the published files were used.",
         counterfactual=_counterfactual,
         has_truth=lambda data: _rendered(data) is not None and can_render(),
         measure=lambda images: CircuitGenerator().measure(images.transpose(0, 2, 3, 1)),

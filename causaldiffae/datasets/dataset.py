@@ -1,4 +1,4 @@
-"""Everything that is particular to one data set: `Dataset`, and `DATASETS`, the data sets by name."""
+"""`Dataset`, everything specific to one data set, and `DATASETS`, the registered data sets by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MIN_SIZE, MAX_SIZE = 8, 512
 
 @dataclass(frozen=True)
 class PredictorDefaults:
-    """How an anti-causal predictor of the data set is trained.
+    """Training settings of the data set's anti-causal predictor.
 
     Attributes:
-        shift: largest shift of a training image, in pixels, that leaves its label valid.
-        head_weights: loss weights of variables; 1 for the others.
+        shift: maximum random shift of training images, in pixels, that does not change the labels.
+        head_weights: loss weights by variable; 1 by default.
     """
 
     shift: int = 0
@@ -33,27 +33,27 @@ class PredictorDefaults:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set. Each file of this folder registers its own; see docs/extending.md.
+    """A data set, registered by its own file in this folder; see docs/extending.md.
 
     Attributes:
         name: key in `DATASETS`.
         spec: the spec at the published image size; None if the spec is read from the data.
-        read: (spec, folder, split, limit) -> one split.
+        read: (spec, folder, split, limit) -> the split.
         source: origin and licence of the images, for the model card.
-        channels: numbers of channels that can be read; empty for those of `spec` only.
+        channels: supported numbers of channels; empty if only those of `spec` are supported.
         counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size;
-            None if there is no generator.
-        has_truth: whether `counterfactual` works for these data.
-        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 measured in the image, NaN where that fails; None
-            if nothing can be measured.
-        examples: (spec, count) -> test images that need no files except `assets/`.
-        exact_labels: the labels (N, n) that the images show, if those on disk are rounded.
-        shows_all: labels (N, n) -> (N,) bool, whether an image with these labels shows all of them.
+            None without a generator.
+        has_truth: whether `counterfactual` supports the data.
+        measure: images (N, C, H, W) uint8 -> labels (N, n) float64 measured in the images, NaN if that fails; None if
+            labels cannot be measured.
+        examples: (spec, count) -> test images that require no files except `assets/`.
+        exact_labels: data -> exact labels (N, n) of the images, if those on disk are rounded.
+        shows_all: labels (N, n) -> (N,) bool, whether all labels are visible in the image.
         deformed: (base image, generator) -> another base image of the same class, for interventional images.
-        predictor: how a predictor is trained.
-        light_on_dark: images show light objects on a dark background; uploaded photographs are inverted to match.
-        published_channels, published_steps: of the published CausalDiffAE networks. Their checkpoints are recognised
-            by the numbers of variables and channels, and do not contain T. None if there are none.
+        predictor: training settings of predictors.
+        light_on_dark: whether images show light objects on a dark background; uploaded photographs are then inverted.
+        published_channels, published_steps: channels and T of the published CausalDiffAE networks. Their checkpoints
+            are identified by the numbers of variables and channels and do not contain T. None without such networks.
     """
 
     name: str
@@ -74,16 +74,16 @@ class Dataset:
     published_steps: int = 1000
 
     def spec_at(self, image_size: int | None, channels: int | None) -> DatasetSpec:
-        """The spec at an image size and a number of channels, those published by default."""
+        """The spec at an image size and a number of channels, by default the published ones."""
         if self.spec is None:
-            raise InputError(f"data_dir: expected a folder; the spec of data set {self.name} is read there")
+            raise InputError(f"data_dir: expected the folder with the spec of data set {self.name}, got none")
         image_size, channels = image_size or self.spec.image_size, channels or self.spec.channels
         check_form(image_size, channels, self.channels or (self.spec.channels,), f" for data set {self.name}")
         return replace(self.spec, image_size=image_size, channels=channels)
 
 
 def check_form(image_size: int, channels: int, allowed: tuple[int, ...], reason: str = "", where: str = "") -> None:
-    """Raises a `DataError` for an image size out of range, or a number of channels that is not `allowed`."""
+    """Raises `DataError` for an image size out of range or a number of channels that is not in `allowed`."""
     if not (is_integer(image_size) and MIN_SIZE <= image_size <= MAX_SIZE):
         raise DataError(f"{where}image_size: expected an integer in {MIN_SIZE}..{MAX_SIZE}, got {image_size!r}")
     if channels not in allowed:
@@ -92,7 +92,7 @@ def check_form(image_size: int, channels: int, allowed: tuple[int, ...], reason:
 
 
 DATASETS: Final[dict[str, Dataset]] = {}
-"""The data sets by name. `registry.py` imports every file of this folder, and each registers its own."""
+"""The data sets by name. `registry.py` imports every file of this folder, which registers its data set."""
 
 
 def register(dataset: Dataset) -> Dataset:
@@ -102,8 +102,8 @@ def register(dataset: Dataset) -> Dataset:
 
 
 def asset(name: str) -> Path:
-    """A folder of `assets/` in the clone of the repository."""
+    """Path of a folder in `assets/` of the cloned repository."""
     folder = ASSETS / name
     if not folder.is_dir():
-        raise DataError(f"{folder}: the folder is missing; examples need a clone of the repository (pip install -e)")
+        raise DataError(f"{folder}: expected a folder, got none; clone the repository and run pip install -e")
     return folder

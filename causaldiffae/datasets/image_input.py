@@ -1,8 +1,8 @@
-"""Converts images in any common form to what a model takes: (N, C, S, S) in [-1, 1].
+"""Converts images to the input of a model, (N, C, S, S) in [-1, 1].
 
-Accepted are uint8 arrays (0..255), float tensors in [-1, 1], PIL images, and paths of JPEG, PNG or WebP files; one
-image or a list. Files and PIL images are decoded as in a folder of images (folder/image_files.py): orientation, number
-of channels, centre square, resizing. Sizes are checked before an image is decoded.
+Supports uint8 arrays (0..255), float tensors in [-1, 1], PIL images, and paths of JPEG, PNG or WebP files; one image or
+a list. Files and PIL images are decoded like those of an image folder (folder/image_files.py): orientation, number of
+channels, centre crop, resizing. Sizes are checked before decoding.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
     """Converts images to a float32 tensor (N, C, S, S) in [-1, 1] on the CPU; a tensor stays on its device.
 
     Args:
-        images: see the module; arrays are (N, C, H, W) or (C, H, W). Square arrays of another size are resized.
+        images: see the module docstring; arrays are (N, C, H, W) or (C, H, W), square ones are resized.
 
     Raises:
-        InputError: for another type or shape, values out of range, or an empty list.
+        InputError: for an unsupported type or shape, values out of range, or an empty list.
         DataError: for a file that cannot be read.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
@@ -43,7 +43,7 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
         return to_model_range(_checked_bytes(array, spec))
     several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not several:
-        raise InputError("images: expected one image or more, got an empty list")
+        raise InputError("images: expected at least one image, got an empty list")
     if all(isinstance(each, np.ndarray | Tensor) for each in several):
         return torch.cat([as_model_images(each, spec) for each in several])
     return to_model_range(np.stack([_decode(each, spec) for each in several]))
@@ -84,16 +84,16 @@ def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
 
 
 def decode_image(content: bytes, spec: DatasetSpec) -> np.ndarray:
-    """Decodes a file's bytes to (C, S, S) uint8; the message of a `DataError` does not name the file."""
+    """Decodes the bytes of a file to (C, S, S) uint8; the message of a `DataError` does not name the file."""
     return ImageRule(spec.image_size, spec.channels, spec.resize).decode(content)
 
 
 def _png(image: Image.Image) -> bytes:
-    """Encodes a PIL image, so that it is decoded like a file."""
+    """Encodes a PIL image as PNG, so that it is decoded like a file."""
     kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else image.convert("RGB")
     buffer = io.BytesIO()
     try:
         kept.save(buffer, "PNG", compress_level=1)
     except (OSError, ValueError, MemoryError) as error:
-        raise DataError(f"image: the PIL image cannot be read ({' '.join(str(error).split())[:80]})") from None
+        raise DataError(f"image: cannot read the PIL image ({' '.join(str(error).split())[:80]})") from None
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""One split of a data set in memory, and conversions of images.
+"""A split of a data set in memory, and conversions of images.
 
-Images are stored as uint8 (N, C, H, W); networks take floats in [-1, 1]. Images of another size are resized by area
-averaging (`resize_area`), true counterfactuals too.
+Images are stored as uint8 (N, C, H, W); networks take floats in [-1, 1]. Images and true counterfactuals of another
+size are resized by area averaging (`resize_area`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _RESIZED_AT_ONCE: Final = 1 << 24  # pixels
 
 @dataclass
 class ImageData:
-    """One split of a data set, in memory.
+    """A split of a data set in memory.
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N, n) float32, label units, columns in the graph's order.
-        classes: (N,) int64 where the data set has classes.
-        ids: each image's file name, or its index in the file.
-        base_images: (N, 28, 28) uint8, the digits that the images were drawn from, if the folder holds them.
-        labelled: (N,) bool, the images whose labels can be used; None for all.
+        labels: (N, n) float32 in label units, with columns in graph order.
+        classes: (N,) int64; None without classes.
+        ids: file name of each image, or its index in the file.
+        base_images: (N, 28, 28) uint8 digits from which the images were rendered, if available.
+        labelled: (N,) bool mask of labelled images; None if all are labelled.
     """
 
     spec: DatasetSpec
@@ -46,7 +46,7 @@ class ImageData:
         return len(self.images)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageData:
-        """The images at `indices`, in this order."""
+        """The subset at `indices`, in this order."""
         rows = np.asarray(indices, dtype=np.int64)
         names = ("images", "labels", "classes", "base_images", "labelled")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -57,7 +57,7 @@ class ImageData:
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:
     """Resizes square images (N, C, S, S) uint8 to (N, C, size, size): each new pixel averages the area it covers.
 
-    For an integer ratio this is Pillow's box filter; for other ratios, split pixels are weighted exactly.
+    For integer ratios this equals Pillow's box filter; for other ratios, partly covered pixels are weighted exactly.
     """
     if images.shape[-1] == size:
         return images
@@ -71,9 +71,9 @@ def resize_area(images: np.ndarray, size: int) -> np.ndarray:
     return resized.reshape(*images.shape[:2], size, size)
 
 
-@lru_cache(maxsize=16)  # each is a few megabytes, and a folder can hold images of many sizes
+@lru_cache(maxsize=16)  # a matrix takes a few megabytes, and a folder can have images of many sizes
 def _area_weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: the share of each old pixel in each new one; rows sum to 1."""
+    """(new, old) float32 weight of each old pixel in each new one; rows sum to 1."""
     edges, pixels = np.arange(new + 1) * (old / new), np.arange(old)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (np.clip(overlap, 0.0, None) * (new / old)).astype(np.float32)
@@ -88,7 +88,7 @@ def to_model_range(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(images: Any) -> Any:
-    """Maps images in [-1, 1] to uint8, rounded and clipped; a tensor stays a tensor on its device."""
+    """Maps images in [-1, 1] to uint8, rounded and clipped; a tensor stays on its device."""
     if isinstance(images, torch.Tensor):
         return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
@@ -103,7 +103,7 @@ class ModelInputs(NamedTuple):
 
 
 def model_inputs(data: ImageData, device: torch.device | str = "cpu") -> ModelInputs:
-    """All images of a split on a device, with their classes and labels."""
+    """All images, classes and labels of a split, on a device."""
     classes = None if data.classes is None else torch.from_numpy(data.classes).to(device)
     return ModelInputs(to_model_range(data.images).to(device), classes, torch.from_numpy(data.labels).to(device))
 

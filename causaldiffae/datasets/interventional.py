@@ -1,8 +1,8 @@
-"""Interventional images: every label drawn independently, and the image rendered by the generator.
+"""Interventional images: labels are sampled independently, and the generator renders the images.
 
-Labels of a data set are correlated (thick digits are bright). A predictor trained on such data alone can infer one
-label from another, and is then wrong on counterfactuals. Here all variables are set at once, do(all := independent
-values), each uniform over its range. Digits can also be rendered from deformed base digits, with exact labels.
+Labels of a data set are correlated (thick digits are bright). A predictor trained only on such data can infer one label
+from another, and then fails on counterfactuals. Here an intervention sets all variables to independent values, each
+uniform over its range. Digits can also be rendered from deformed base digits, with exact labels.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CHUNK: Final = 32
 
 
 def independent_labels(spec: DatasetSpec, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Labels (count, n) float64, each uniform over its training range and independent of the others.
+    """Samples labels (count, n) float64, independent and uniform over their training ranges.
 
-    Labels that an image cannot show, like a shadow outside of it, are drawn again.
+    Labels that are not visible in the image, such as a shadow outside it, are rejected.
     """
     labels, shows_all = np.empty((0, len(spec.graph))), find_dataset(spec.name).shows_all
     while len(labels) < count:
@@ -47,12 +47,12 @@ def interventional(
     """Renders `repeats` images with independent labels from every image of `data`.
 
     Args:
-        data: what the labels do not determine (the digit) is taken from these images.
-        seed: of labels and deformations.
+        data: source images; they determine what the labels do not (the digit).
+        seed: seed of labels and deformations.
         bend: deform base digits first.
 
     Returns:
-        N * repeats images in chunks of `data`'s order, with exact labels.
+        N * repeats images with exact labels, in chunks of the order of `data`.
     """
     parts = [data.subset(range(start, min(start + _CHUNK, len(data)))) for start in range(0, len(data), _CHUNK)]
     draw, name = partial(_draw_chunk, repeats=repeats, seed=seed, bend=bend), "interventional images"
@@ -101,7 +101,7 @@ def cached_interventional(
     try:
         replace_file(path, packed.getvalue())
     except OSError as error:
-        warnings.warn(f"{path}: the images cannot be cached ({error.strerror})", stacklevel=2)
+        warnings.warn(f"{path}: cannot cache the images ({error.strerror})", stacklevel=2)
     return drawn
 
 
@@ -116,6 +116,6 @@ def _read(path: Path, data: ImageData, repeats: int) -> ImageData:
         raise DataError(f"{error}; delete it to render the images again") from None
     valid = classes is None or ((classes >= 0) & (classes < (spec.num_classes or 0))).all()
     if images.dtype != np.uint8 or not np.isfinite(labels).all() or not valid:
-        raise DataError(f"{path}: the content does not match the name; delete it to render the images again")
+        raise DataError(f"{path}: expected the images of its name, got others; delete it to render them again")
     classes = None if classes is None else classes.astype(np.int64)
     return ImageData(spec, data.split, images, labels.astype(np.float32), classes, [str(i) for i in range(count)])

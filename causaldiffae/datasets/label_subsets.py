@@ -1,9 +1,9 @@
-"""Weak supervision: which training images have labels.
+"""Weak supervision: selects the training images that keep their labels.
 
-A share of the training images keeps its labels (CausalDiffAE, section 4.4). The images are put in a random order that
-depends on a seed only, and the order is cut at the share: the images of 10 % are among those of 50 %. The choice is
-made once and written beside the data, so that other models and later runs use the same labels. (The published code
-draws the choice at every step, so that every label is used in the end.)
+A fraction of the training images keeps its labels (CausalDiffAE, section 4.4). The images are shuffled with a seed and
+the first ones are selected, so the labelled images at 10 % are a subset of those at 50 %. The selection is written to
+the data folder, so that other models and later runs use the same labels. (The published code samples a new selection at
+every step and so eventually uses every label.)
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def list_path(folder: Path, data: ImageData, fraction: float, seed: int) -> Path
 
 
 def with_labels_of(data: ImageData, fraction: float, seed: int, folder: str | Path, write: bool = True) -> ImageData:
-    """The split with labels on a share of its images.
+    """Returns the split with labels on a fraction of its images.
 
-    The list of labelled images in `folder` is used if there is one. Otherwise the images are chosen and, with `write`,
-    listed there. Images without labels in `data` stay without.
+    Uses the list of labelled images in `folder` if it exists; otherwise selects the images and, with `write`, writes
+    the list. Images without labels in `data` stay unlabelled.
 
     Raises:
-        InputError: for a share outside 0..1.
-        DataError: if the list does not name the right number of images of the split.
+        InputError: for a fraction outside 0..1.
+        DataError: if the list does not contain the expected number of images of the split.
     """
     labelled = choose_labelled(len(data), fraction, seed)
     if fraction < 1.0:
@@ -55,8 +55,8 @@ def with_labels_of(data: ImageData, fraction: float, seed: int, folder: str | Pa
             names = "".join(f"{name}\n" for name, chosen in zip(data.ids, labelled, strict=True) if chosen)
             try:
                 replace_file(path, names.encode())
-            except OSError as error:  # a read-only folder; the checkpoint holds the choice too
-                warnings.warn(f"{path}: the list of labelled images cannot be written ({error.strerror})", stacklevel=2)
+            except OSError as error:  # a read-only folder; the checkpoint also stores the selection
+                warnings.warn(f"{path}: cannot write the list of labelled images ({error.strerror})", stacklevel=2)
     if data.labelled is not None:
         labelled &= data.labelled
     return replace(data, labelled=labelled)
@@ -66,20 +66,20 @@ def _read_list(path: Path, data: ImageData, count: int) -> np.ndarray:
     try:
         names = read_file(path, sum(len(name.encode("utf-8", "replace")) + 2 for name in data.ids)).decode()
     except UnicodeDecodeError:
-        raise DataError(f"{path}: expected UTF-8 text; delete the file to choose the images again") from None
+        raise DataError(f"{path}: expected UTF-8 text; delete the file to reset it") from None
     rows = {name: i for i, name in enumerate(data.ids)}
     listed = names.splitlines()
     unknown = [name for name in listed if name not in rows]
     if unknown:
-        raise DataError(f"{path}: {unknown[0]!r:.80} is not in the split; delete the file to choose the images again")
+        raise DataError(f"{path}: expected images of the split, got {unknown[0]!r:.80}; delete the file to reset it")
     labelled = np.zeros(len(data), bool)
     labelled[[rows[name] for name in listed]] = True
     if len(listed) != count or labelled.sum() != count:
         different = int(labelled.sum())
-        raise DataError(f"{path}: expected {count} different names, got {different}; delete the file to choose again")
+        raise DataError(f"{path}: expected {count} distinct names, got {different}; delete the file to reset it")
     return labelled
 
 
 def digest(labelled: np.ndarray) -> str:
-    """Twelve hexadecimal digits that identify a choice of labelled images."""
+    """Digest of a selection of labelled images, 12 hexadecimal digits."""
     return hashlib.sha256(np.packbits(labelled).tobytes() + str(len(labelled)).encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST as a causal model of two variables, class -> image, as in Diff-SCM.
 
-Both are four IDX files, `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`. The class is a categorical variable
-without causes. The true counterfactual image is not known.
+Both consist of four IDX files, `{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`. The class is a categorical root
+variable. True counterfactual images are unknown.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILES: Final = tuple(
 
 
 def _spec(name: str, variable: str, *categories: str) -> DatasetSpec:
-    """The spec of a data set with one variable; the normalised label is the number of the class."""
+    """The spec of a data set with one variable; the normalised label is the class index."""
     return DatasetSpec(
         name=name,
         image_size=28,
@@ -44,10 +44,10 @@ def _spec(name: str, variable: str, *categories: str) -> DatasetSpec:
 
 
 def read_classes(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> ImageData:
-    """Reads one split, the first `limit` images of it; a `DataError` for a missing or damaged file."""
+    """Reads the first `limit` images of one split; raises `DataError` for a missing or damaged file."""
     images, classes = read_digits(data_dir, SPLIT_FILES[split])
     if not len(images):
-        raise DataError(f"{data_dir}: {SPLIT_FILES[split]}-images-idx3-ubyte has no images")
+        raise DataError(f"{data_dir}: {SPLIT_FILES[split]}-images-idx3-ubyte: expected at least one image, got none")
     resized = resize_area(images[:limit, None], spec.image_size)
     ids = [str(i) for i in range(len(resized))]
     return ImageData(spec, split, resized, classes[:limit, None].astype(np.float32), None, ids)
@@ -57,11 +57,12 @@ def copy_files(name: str, source: str | Path, out: str | Path) -> Path:
     """Checks the four IDX files of a folder and copies them to the new folder `out`.
 
     Args:
-        name: the data set's name.
-        source: the folder with the files, or torchvision's folder around `MNIST/raw` or `FashionMNIST/raw`.
+        name: name of the data set.
+        source: the folder of the files, or the torchvision root that contains `MNIST/raw` or `FashionMNIST/raw`.
 
     Raises:
-        InputError: if `out` has other content; as a `DataError`, if a file is missing or damaged.
+        InputError: if `out` has other content.
+        DataError: if a file is missing or damaged.
     """
     source, out = Path(source), Path(out)
     source = next((folder for folder in sorted(source.glob("*/raw")) if folder.is_dir()), source)

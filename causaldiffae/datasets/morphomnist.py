@@ -1,6 +1,6 @@
-"""MorphoMNIST thickness-intensity (Pawlowski et al., 2020): IDX files of digits and a table of their labels.
+"""MorphoMNIST thickness-intensity (Pawlowski et al., 2020): IDX files of digits and a CSV file of their labels.
 
-The true counterfactual of an image is known if the folder also holds the base digits that the images were drawn from.
+The true counterfactual of an image is known if the folder also contains the base digits of the images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
     if len(index) != len(images):
         raise DataError(f"{table}: expected {len(images)} rows as in {name}-images-idx3-ubyte, got {len(index)}")
     if not len(images):
-        raise DataError(f"{data_dir}: {name}-images-idx3-ubyte has no images")
+        raise DataError(f"{data_dir}: {name}-images-idx3-ubyte: expected at least one image, got none")
     bases = None
     if any((data_dir / f"{name}-base-idx3-ubyte{ending}").exists() for ending in (".gz", "")):
         base_file = find_file(data_dir, f"{name}-base-idx3-ubyte")
@@ -52,14 +52,14 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
 
 @cache
 def _generator() -> morphomnist.MorphoMnistGenerator:
-    """One generator for all calls, because it caches the digits that it has prepared."""
+    """The shared generator, which caches prepared digits."""
     return morphomnist.MorphoMnistGenerator()
 
 
 def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if data.base_images is None:
         raise InputError(
-            "true counterfactual: the folder has no base digits ({train,t10k}-base-idx3-ubyte.gz); write the data set "
+            "true counterfactual: expected base digits ({train,t10k}-base-idx3-ubyte.gz), got none; write the data set "
             "with scripts/make_dataset.py"
         )
     generator = _generator()
@@ -68,7 +68,7 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
 
 
 def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A digit (28, 28) uint8, slightly rotated, sheared, scaled, shifted and bent; never an empty image."""
+    """Slightly rotates, shears, scales, shifts and bends a digit (28, 28) uint8; never returns an empty image."""
     angle, shear = rng.uniform(-0.2, 0.2), rng.uniform(-0.2, 0.2)
     stretch = rng.uniform(0.88, 1.12, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -82,7 +82,7 @@ def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _examples(spec: DatasetSpec, count: int) -> ImageData:
-    """MNIST digits of `assets/`, drawn with new labels."""
+    """MNIST digits of `assets/`, rendered with sampled labels."""
     bases, digits = read_digits(asset("mnist_share"), SPLIT_FILES["test"])
     labels = morphomnist.sample_labels(len(bases), np.random.default_rng(_EXAMPLE_SEED))
     chosen = one_of_each_class(digits, count)
@@ -109,13 +109,13 @@ register(
             units=("pixels", "grey levels"),
         ),
         read=_read,
-        source="MNIST digits (CC BY-SA 3.0), redrawn by this package with a drawn thickness and intensity.",
+        source="MNIST digits (CC BY-SA 3.0), rendered by this package with sampled thickness and intensity.",
         counterfactual=_counterfactual,
         has_truth=lambda data: data.base_images is not None,
         measure=lambda images: _generator().measure(resize_area(images, 28)[:, 0]),
         examples=_examples,
         deformed=deformed,
-        # intensity has to be predicted to a smaller share of its spread than thickness
+        # intensity must be predicted to a smaller fraction of its spread than thickness
         predictor=PredictorDefaults(shift=2, head_weights={"intensity": 5.0}),
         light_on_dark=True,
         published_channels=1,

@@ -1,4 +1,4 @@
-"""Pendulum (Yang et al., 2021, CausalVAE): PNG files with the labels in their names."""
+"""Pendulum (Yang et al., 2021, CausalVAE): PNG files with labels in their names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from causaldiffae.files.images import open_image, without_size_warnings
 from causaldiffae.files.reading import read_file
 from causaldiffae.generators import pendulum
 
-_SHADOW_LIMITS: Final = (-0.25, 20.25)  # axes units; a shadow further out is cut off and cannot be measured
+_SHADOW_LIMITS: Final = (-0.25, 20.25)  # axes units; a shadow beyond them is cut off and cannot be measured
 _EXAMPLE_SEED: Final = 0
 _PENDULUM_NAME: Final = re.compile(r"a_(-?\d{1,6})_(-?\d{1,6})_(-?\d{1,6})_(-?\d{1,6})\.png", re.ASCII)
 _MAX_PNG_BYTES: Final = 1 << 20
 
 
 def parse_pendulum_name(name: str) -> tuple[int, ...]:
-    """Labels (angle, light, length, position) in a file name `a_{angle}_{light}_{length}_{position}.png`."""
+    """Parses the labels in a file name `a_{angle}_{light}_{length}_{position}.png`."""
     match = _PENDULUM_NAME.fullmatch(name)
     if not match:
         raise DataError(f"{name}: expected a file name a_ANGLE_LIGHT_LENGTH_POSITION.png with integers")
@@ -34,18 +34,18 @@ def parse_pendulum_name(name: str) -> tuple[int, ...]:
 def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> ImageData:
     folder = data_dir / split
     if not folder.is_dir():
-        raise DataError(f"{folder}: the folder is missing")
+        raise DataError(f"{folder}: expected a folder, got none")
     try:
         labelled = sorted((parse_pendulum_name(path.name), path) for path in folder.glob("*.png"))
     except DataError as error:
         raise DataError(f"{folder}/{error}") from None
     if not labelled:
-        raise DataError(f"{folder}: the folder has no PNG images")
+        raise DataError(f"{folder}: expected PNG images, got none")
     if limit is not None and limit < len(labelled):  # the first ones all have the same angle
         labelled = [labelled[i] for i in evenly_spread(limit, len(labelled))]
     images = np.empty((len(labelled), spec.channels, spec.image_size, spec.image_size), np.uint8)
     with ThreadPoolExecutor() as pool, without_size_warnings():  # Pillow releases the GIL while it decodes
-        for start in range(0, len(labelled), 256):  # in blocks, so that not all full-size images are in memory
+        for start in range(0, len(labelled), 256):  # in blocks, to limit memory
             decoded = list(pool.map(_read_png, [path for _, path in labelled[start : start + 256]]))
             block = np.stack(decoded)[..., : spec.channels].transpose(0, 3, 1, 2)
             images[start : start + 256] = resize_area(block, spec.image_size)
@@ -54,7 +54,7 @@ def _read(spec: DatasetSpec, data_dir: Path, split: str, limit: int | None) -> I
 
 
 def _read_png(path: Path) -> np.ndarray:
-    """One image (96, 96, 4) uint8. Size and mode in the header are checked before the image is decoded."""
+    """Decodes one image (96, 96, 4) uint8, after a check of size and mode in its header."""
     with open_image(read_file(path, _MAX_PNG_BYTES), ("PNG",), str(path)) as image:
         if image.size != (96, 96) or image.mode != "RGBA":
             raise DataError(f"{path}: expected 96x96 RGBA, got {image.width}x{image.height} {image.mode}")
@@ -68,21 +68,21 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
 
 
 def _exact_labels(data: ImageData) -> np.ndarray:
-    """The labels that the images show: those of the shadow are truncated to integers in the file names."""
+    """The exact labels; those of the shadow are truncated to integers in the file names."""
     return pendulum.true_labels(data.labels[:, 0], data.labels[:, 1]).astype(np.float32)
 
 
 def _shows_all(labels: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the shadow of labels (N, 4) lies in the image."""
+    """(N,) bool: whether the shadow of labels (N, 4) lies inside the image."""
     length, position = labels[:, 2], labels[:, 3]
     low, high = _SHADOW_LIMITS
     return (position - length / 2 >= low) & (position + length / 2 <= high)
 
 
 def _examples(spec: DatasetSpec, count: int) -> ImageData:
-    """Pendulums rendered on the spot."""
+    """Pendulums rendered at the call."""
     rng = np.random.default_rng(_EXAMPLE_SEED)
-    # away from the corners, where sun and shadow leave the image
+    # ranges for which sun and shadow lie inside the image
     angle, light = rng.integers(-35, 40, count), rng.integers(70, 138, count)
     light = np.where(light == 100, 101, light)
     rendered = np.stack([pendulum.render(a, b) for a, b in zip(angle, light, strict=True)])
@@ -108,7 +108,7 @@ PENDULUM: Final = register(
         ),
         channels=(3, 4),
         read=_read,
-        source="images of a pendulum, a light and its shadow, drawn by this package's generator.",
+        source="images of a pendulum, a light and its shadow, rendered by this package.",
         counterfactual=_counterfactual,
         has_truth=lambda data: True,
         measure=lambda images: pendulum.PendulumGenerator().measure(images.transpose(0, 2, 3, 1)),

@@ -1,4 +1,4 @@
-"""The data sets by name, and what can be done with each of them.
+"""The data set registry: reading, true counterfactuals, measurements and examples by data set name.
 
 To add a data set, add a file to this folder that calls `register(Dataset(...))`, or call `register` in your own code.
 """
@@ -25,7 +25,7 @@ MAX_EXAMPLES: Final = 64
 
 
 def find_dataset(name: str) -> Dataset:
-    """The data set of a name."""
+    """Looks up a data set by name."""
     if name not in DATASETS:
         raise InputError(f"dataset: expected one of {', '.join(DATASETS)}, got {name!r}")
     return DATASETS[name]
@@ -39,10 +39,10 @@ def dataset_spec(
     data_dir: str | Path | None = None,
     graph: str | Path | None = None,
 ) -> DatasetSpec:
-    """The spec of a data set, by default at the published image size.
+    """Returns the spec of a data set, by default at the published image size.
 
     Args:
-        data_dir, graph: only for data set "folder", whose spec is read there; see `folder_spec`.
+        data_dir, graph: only for data set "folder"; see `folder_spec`.
 
     Raises:
         InputError: for an unknown name, or an image size or number of channels that is not available.
@@ -70,13 +70,13 @@ def read_split(
 
     Args:
         dataset: a key of `DATASETS`.
-        data_dir: the folder as published or as `scripts/make_dataset.py` writes it; or any folder with a `labels.csv`
-            (folder/image_folder.py), which can also be an address like gs://bucket/set.
+        data_dir: the folder as published or as written by `scripts/make_dataset.py`; or a folder with a `labels.csv`
+            (folder/image_folder.py), which may be an address like gs://bucket/set.
         split: "train" or "test"; in a folder with a `labels.csv` also "val".
         image_size, channels: by default as published.
-        limit: read only this many images: the first ones or, if the files are sorted by a label, evenly spaced ones.
+        limit: maximum number of images: the first ones or, if files are sorted by a label, evenly spaced ones.
         graph: the graph file of data set "folder"; by default `graph.yaml` in the folder.
-        spec: the spec of a model, in place of `image_size`, `channels` and `graph`.
+        spec: the spec of a model, instead of `image_size`, `channels` and `graph`.
 
     Raises:
         InputError: for an unknown name or an invalid argument.
@@ -86,7 +86,7 @@ def read_split(
     if limit is not None and not (is_integer(limit) and limit > 0):
         raise InputError(f"limit: expected a positive integer, got {limit!r}")
     if spec is not None and (image_size, channels, graph) != (None, None, None):
-        raise InputError("spec: image_size, channels and graph cannot be given together with spec")
+        raise InputError("spec: expected no image_size, channels or graph together with spec")
     if entry.spec is None:
         return read_image_folder(spec, data_dir, split, limit, graph, image_size, channels)
     spec = spec or dataset_spec(dataset, image_size, channels, graph=graph)
@@ -95,33 +95,33 @@ def read_split(
     if split not in SPLITS:
         raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if not Path(data_dir).is_dir():
-        raise DataError(f"{data_dir}: the folder is missing")
+        raise DataError(f"{data_dir}: expected a folder, got none")
     return entry.read(spec, Path(data_dir), split, limit)
 
 
 def truth_is_known(data: ImageData) -> bool:
-    """Whether `true_counterfactual` works: there is a generator, and the folder holds what it needs."""
+    """Whether `true_counterfactual` supports the data: it has a generator, and the folder contains its inputs."""
     return find_dataset(data.spec.name).has_truth(data)
 
 
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The true counterfactual: labels (N, n) float32 in label units, and images (N, C, H, W) uint8 of `data`'s size.
+    """Renders true counterfactuals: labels (N, n) float32 in label units and images (N, C, H, W) uint8.
 
     Args:
-        do: variable -> a number, or (N,) numbers, one per image.
+        do: variable -> one number, or (N,) numbers, one per image.
 
     Raises:
-        InputError: for an invalid intervention, or if the truth is not known.
+        InputError: for an invalid intervention, or if the truth is unknown.
     """
     entry, checked = find_dataset(data.spec.name), data.spec.check_do(do, len(data))
     if entry.counterfactual is None:
-        raise InputError(f"true counterfactual: data set {data.spec.name} has no generator")
+        raise InputError(f"true counterfactual: expected a data set with a generator, got {data.spec.name}")
     labels, images = entry.counterfactual(data, checked)
     return labels.astype(np.float32), resize_area(images, data.spec.image_size)
 
 
 def measure(spec: DatasetSpec, images: np.ndarray) -> np.ndarray:
-    """Measures labels in images (N, C, S, S) uint8: (N, n) float64, NaN where nothing is found."""
+    """Measures labels (N, n) float64 in images (N, C, S, S) uint8; NaN if the measurement fails."""
     is_bytes = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
     if not is_bytes or images.shape[1] != spec.channels or images.shape[2] != images.shape[3]:
         given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
@@ -131,39 +131,37 @@ def measure(spec: DatasetSpec, images: np.ndarray) -> np.ndarray:
 
 
 def can_measure(spec: DatasetSpec) -> bool:
-    """Whether `measure` can find any label in images of this data set."""
+    """Whether labels can be measured in images of this data set."""
     return find_dataset(spec.name).measure is not None
 
 
 def exact_labels(data: ImageData) -> np.ndarray:
-    """The labels (N, n) float32 that the images show; they differ from `data.labels` where those are rounded."""
+    """Exact labels (N, n) float32 of the images; they differ from `data.labels` if those are rounded."""
     exact = find_dataset(data.spec.name).exact_labels
     return data.labels if exact is None or not truth_is_known(data) else exact(data)
 
 
 def has_examples(spec: DatasetSpec) -> bool:
-    """Whether `example_images` has images of this data set."""
+    """Whether `example_images` supports this data set."""
     return spec.name in DATASETS and DATASETS[spec.name].examples is not None
 
 
 def example_images(spec: DatasetSpec, count: int = 8) -> ImageData:
-    """The same few test images on every call, with labels and, where the data set has them, true counterfactuals.
-
-    No data files are needed.
+    """Returns a fixed set of test images with labels; no data files are needed.
 
     Args:
-        count: number of images in 1..64; there are twelve of the circuit.
+        count: number of images in 1..64; the circuit has only twelve.
 
     Raises:
-        InputError: for a data set without examples, or another count.
-        DataError: if the clone's `assets` folder is missing, as after an installation without a clone.
+        InputError: for a data set without examples or an invalid count.
+        DataError: if the `assets` folder is missing, as after an installation without a clone.
     """
     examples = DATASETS[spec.name].examples if spec.name in DATASETS else None
     if examples is None:
         known = ", ".join(name for name, entry in DATASETS.items() if entry.examples is not None)
-        raise InputError(f"examples: expected a data set among {known}, got {spec.name!r}")
+        raise InputError(f"examples: expected one of {known}, got {spec.name!r}")
     if not (isinstance(count, int) and 1 <= count <= MAX_EXAMPLES):
-        raise InputError(f"examples: expected a number in 1..{MAX_EXAMPLES}, got {count!r}")
+        raise InputError(f"examples: expected an integer in 1..{MAX_EXAMPLES}, got {count!r}")
     return examples(spec, count)
 
 

@@ -1,7 +1,7 @@
-"""The description of a data set that a model needs; it is stored in the checkpoint.
+"""The description of a data set that is stored in every checkpoint.
 
-Labels are in their own units everywhere. Only `DatasetSpec.normalise` maps them to (label - shift) / scale. An
-intervention is validated once, where it enters: `DatasetSpec.check_do` turns it into a `CheckedDo`.
+Labels are in label units, unless `DatasetSpec.normalise` has mapped them to (label - shift) / scale. Interventions are
+validated once, at the public interface: `DatasetSpec.check_do` converts them to a `CheckedDo`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from causaldiffae.datasets.variables import category_label, check_kinds, is_inte
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # it becomes part of file names
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # used in file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
 RESIZE_RULES: Final = ("crop", "area")
 SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
@@ -30,34 +30,33 @@ Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 
 
 class CheckedDo(dict[str, Any]):
-    """An intervention that `DatasetSpec.check_do` has validated: variable -> its value in label units.
+    """An intervention that `DatasetSpec.check_do` has validated: variable -> value in label units.
 
-    A value is a float, or (B,) float64 with one value per image. Functions that take a `CheckedDo` do not validate it
-    again.
+    A value is a float, or (B,) float64 with one value per image.
     """
 
     def rows(self, rows: slice) -> CheckedDo:
-        """The intervention on some of the images."""
+        """The intervention on a slice of the images."""
         return CheckedDo({name: value[rows] if np.ndim(value) else value for name, value in self.items()})
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """The description of a data set that a model needs; it is stored in the checkpoint.
+    """The description of a data set that is stored in every checkpoint.
 
     Attributes:
-        name: the data set's name, a key of `DATASETS`.
-        image_size, channels: of the images that the network sees.
-        graph: the causal graph; its names are the label columns.
+        name: key in `DATASETS`.
+        image_size, channels: size in pixels and number of channels of the network input.
+        graph: the causal graph; its names are those of the label columns.
         shift, scale: normalised label = (label - shift) / scale, one entry per variable.
         low, high: range of the training labels, in label units.
         num_classes: number of classes, or None for a data set without class labels.
         units: the label units, for display.
-        kinds, categories: per variable, see values.py; empty if all variables are continuous.
-        resize, split_seed, split_shares: how a folder of images is read, see folder/image_folder.py.
+        kinds, categories: per variable, see variables.py; empty if all variables are continuous.
+        resize, split_seed, split_shares: settings of an image folder, see folder/description.py.
 
     Raises:
-        DataError: for a field of another type, length or range.
+        DataError: for a field of invalid type, length or range.
     """
 
     name: str
@@ -96,14 +95,14 @@ class DatasetSpec:
             raise DataError(f"{where}: low: expected numbers below high {list(self.high)}, got {list(self.low)}")
         is_list = isinstance(self.units, list | tuple) and len(self.units) in (0, n)
         if not is_list or not all(isinstance(unit, str) for unit in self.units):
-            raise DataError(f"{where}: units: expected a text per variable, or none, got {self.units!r}")
+            raise DataError(f"{where}: units: expected one string per variable, or none, got {self.units!r}")
         check_kinds(self.kinds, self.categories, n, where)
         if self.resize not in RESIZE_RULES:
             raise DataError(f"{where}: resize: expected one of {', '.join(RESIZE_RULES)}, got {self.resize!r}")
         if not (is_integer(self.split_seed) and self.split_seed >= 0):
             raise DataError(f"{where}: split_seed: expected a non-negative integer, got {self.split_seed!r}")
         if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
-            raise DataError(f"{where}: split_shares: expected shares that sum to 1, got {list(self.split_shares)}")
+            raise DataError(f"{where}: split_shares: expected fractions that sum to 1, got {list(self.split_shares)}")
         some_kinds = any(kind != "continuous" for kind in self.kinds)
         normal = {
             "units": tuple(self.units),
@@ -121,7 +120,7 @@ class DatasetSpec:
         object.__setattr__(self, key, tuple(map(float, values)))
 
     def normalise(self, labels: Labels) -> Labels:
-        """Labels (..., n) in label units to normalised units; a floating dtype is kept."""
+        """Maps labels (..., n) from label units to normalised units; a floating dtype is kept."""
         shift, scale = self._constants(labels)
         return (labels - shift) / scale
 
@@ -146,22 +145,22 @@ class DatasetSpec:
         return self.kinds[i] if self.kinds else "continuous"
 
     def category_names(self, i: int) -> tuple[str, ...]:
-        """Names of the categories of variable i; empty for a variable of numbers."""
+        """Names of the categories of variable i; empty for a numeric variable."""
         return self.categories[i] if self.categories else ()
 
     def category_values(self, i: int) -> tuple[float, ...]:
-        """All labels, in label units, of a categorical or binary variable i; empty for a continuous one."""
+        """All values, in label units, of a categorical or binary variable i; empty for a continuous one."""
         if self.kind(i) == "continuous":
             return ()
         return tuple(map(float, range(len(self.category_names(i))))) or (self.low[i], self.high[i])
 
     def format_value(self, name: str, value: float) -> str:
-        """A variable's value for display: the category's name, or three significant digits."""
+        """Formats a value for display: as category name, or with three significant digits."""
         names = self.category_names(self.graph.index(name))
         return names[int(value)] if value in range(len(names)) else f"{value:.3g}"
 
     def check_do(self, do: Mapping[str, Any], count: int = 1, warn: bool = True) -> CheckedDo:
-        """Validates an intervention in label units; a `CheckedDo` is returned as it is.
+        """Validates an intervention in label units; a `CheckedDo` is returned unchanged.
 
         Args:
             do: variable -> a number, a category's name or number, or an array (count,) with one value per image.
@@ -191,7 +190,7 @@ class DatasetSpec:
         return checked
 
     def _check_value(self, name: str, value: Any) -> float:
-        """Converts one value of a variable to its label."""
+        """Converts one value of a variable to a label."""
         i = self.graph.index(name)
         if self.kind(i) != "continuous":
             return category_label(name, value, self.category_names(i), self.low[i], self.high[i])
@@ -211,7 +210,7 @@ class DatasetSpec:
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
         i = self.graph.index(name)
         low, high = self.low[i], self.high[i]
-        slack = 1e-6 * (high - low)  # the limits themselves, rounded to float32 or printed
+        slack = 1e-6 * (high - low)  # for limits that were rounded to float32 or printed
         if not self.category_values(i) and not (np.min(value) >= low - slack and np.max(value) <= high + slack):
             extreme = np.min(value) if np.min(value) < low - slack else np.max(value)
             warnings.warn(
@@ -233,7 +232,7 @@ class DatasetSpec:
 
     @classmethod
     def from_dict(cls, description: Any) -> DatasetSpec:
-        """Reads what `to_dict` wrote; raises a `DataError` for a missing or unknown key or an invalid value."""
+        """Inverse of `to_dict`; raises `DataError` for a missing or unknown key or an invalid value."""
         if not isinstance(description, dict):
             raise DataError(f"data set: expected a mapping, got {type(description).__name__}")
         known = [field.name for field in fields(cls)]
@@ -242,7 +241,7 @@ class DatasetSpec:
             raise DataError(f"data set: unknown key {unknown[0]!r}, expected {', '.join(known)}")
         missing = [key for key in known if key not in description and key not in _ADDED]
         if missing:
-            raise DataError(f"data set: key {missing[0]!r} is missing")
+            raise DataError(f"data set: expected key {missing[0]!r}, got none")
         try:
             graph = CausalGraph.from_dict(description["graph"])
         except (InputError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Kinds of variables, and the labels of categories.
 
-Every variable has one label column. A continuous variable, and a binary variable of two numbers, hold numbers in label
-units. A variable with named categories holds the index of its category.
+Every variable has one label column. Labels of continuous variables, and of binary variables with two numeric values,
+are numbers in label units. Labels of variables with named categories are category indices.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ KINDS: Final = ("continuous", "binary", "categorical")
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer of Python or numpy; booleans are not."""
+    """Whether a value is a Python or NumPy integer, and not a boolean."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number of Python or numpy; booleans are not."""
+    """Whether a value is a Python or NumPy real number, and not a boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
@@ -30,7 +30,7 @@ def check_kinds(kinds: Any, categories: Any, count: int, where: str) -> None:
     """Checks the fields `kinds` and `categories` of a `DatasetSpec` with `count` variables.
 
     Raises:
-        DataError: starting with `where`, for another length or content.
+        DataError: starting with `where`, for invalid length or content.
     """
     if not isinstance(kinds, list | tuple) or len(kinds) not in (0, count) or not all(k in KINDS for k in kinds):
         raise DataError(f"{where}: kinds: expected one of {', '.join(KINDS)} per variable, or none, got {kinds!r}")
@@ -41,13 +41,13 @@ def check_kinds(kinds: Any, categories: Any, count: int, where: str) -> None:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
             raise DataError(f"{where}: categories: expected lists of names, got {names!r}")
         if len(names) == 1 or len(set(names)) != len(names):
-            raise DataError(f"{where}: categories: expected two or more different names, got {list(names)}")
+            raise DataError(f"{where}: categories: expected two or more distinct names, got {list(names)}")
         if len(names) not in lengths[kind]:
-            raise DataError(f"{where}: categories: {list(names)} do not fit a {kind} variable")
+            raise DataError(f"{where}: categories: expected names that fit a {kind} variable, got {list(names)}")
 
 
 def category_indices(names: Sequence[str]) -> dict[Any, int]:
-    """Maps each category's name to its index; where all names are different numbers, those numbers too."""
+    """Maps category names to indices; if all names are distinct numbers, maps the numbers too."""
     indices: dict[Any, int] = {name: i for i, name in enumerate(names)}
     try:
         numbers = {float(name): i for i, name in enumerate(names)}
@@ -60,8 +60,8 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
     """Converts a category in an intervention to its label.
 
     Args:
-        value: a category's name; or a number: the one that a name spells where the names are numbers, else an index.
-            A binary variable without `names` takes `low` or `high`.
+        value: a category name or index; if the names are numbers, a number is looked up as a name. A binary variable
+            without `names` takes `low` or `high`.
 
     Raises:
         InputError: for any other value.

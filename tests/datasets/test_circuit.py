@@ -66,7 +66,9 @@ def test_published_files_are_read(tmp_path: Path, circuit_members: Members, form
     data = read_split("circuit", tmp_path, "train", image_size=32)
     assert_holds(data, circuit_members, slice(None))
     assert isinstance(data, CircuitData) and data.rendered_size is None and not truth_is_known(data)
-    with pytest.raises(InputError, match="true counterfactual: the images are not rendered by this package"):
+    with pytest.raises(
+        InputError, match="true counterfactual: expected images rendered by scripts/make_dataset.py circuit"
+    ):
         true_counterfactual(data, {})
     if form == "parts":
         assert data.ids == ["train-0:0", "train-0:1", "train-0:2", "train-1:0", "train-2:0", "train-2:1", "train-2:2"]
@@ -170,10 +172,13 @@ SQUARE = r"row 5: expected a square RGB image of 8\.\.2048 pixels per side, got 
         (with_jpeg(image_file(32, 32, "L")), SQUARE + "32x32 L"),
         (with_jpeg(image_file(64, 64)[:-40]), "row 5: .*JPEG image"),
         (with_jpeg(bomb()), "row 5: .*pixels"),
-        (with_member("stand_in", np.array(b"{}")), "stand_in: expected what make_dataset.py writes, got b'{}'"),
-        (with_member("stand_in", np.array(b"[[")), r"stand_in: expected what make_dataset.py writes, got b'\[\["),
+        (with_member("stand_in", np.array(b"{}")), "stand_in: expected the note of make_dataset.py, got b'{}'"),
+        (with_member("stand_in", np.array(b"[[")), r"stand_in: expected the note of make_dataset.py, got b'\[\["),
         (with_member("stand_in", np.array(["x"])), "stand_in: .*<U1"),
-        (lambda members: [members.update({k: v[:0]}) for k, v in members.items() if v.ndim], "the file has no images"),
+        (
+            lambda members: [members.update({k: v[:0]}) for k, v in members.items() if v.ndim],
+            "expected at least one image, got none",
+        ),
     ],
 )
 def test_a_damaged_file_is_refused(
@@ -187,11 +192,11 @@ def test_a_damaged_file_is_refused(
 
 
 def test_missing_parts_are_named(circuit_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train.npz \(or train-0.npz, train-1.npz, ...\) is missing"):
+    with pytest.raises(DataError, match=r"expected train.npz, or train-0.npz, train-1.npz, ..., got neither"):
         read_split("circuit", tmp_path, "train")
     for i in (0, 1, 3):
         (tmp_path / f"train-{i}.npz").write_bytes((circuit_dir / "test.npz").read_bytes())
-    with pytest.raises(DataError, match=r"3 files train-\*.npz, but train-2.npz is missing"):
+    with pytest.raises(DataError, match=r"expected train-2.npz, got 3 files train-\*.npz without it"):
         read_split("circuit", tmp_path, "train")
     (tmp_path / "train-3.npz").unlink()
     assert len(read_split("circuit", tmp_path, "train", image_size=32)) == 6

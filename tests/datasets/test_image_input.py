@@ -48,7 +48,7 @@ def test_other_sizes_are_averaged_and_colours_become_grey() -> None:
         (torch.zeros(2, 1, 9, 9), r"expected a tensor \(N, 1, 8, 8\), got shape \(2, 1, 9, 9\)"),
         (torch.full((1, 1, 8, 8), 3.0), r"expected floats in \[-1, 1\] or uint8 in 0..255, got floats in 3\.\.3"),
         (torch.full((1, 1, 8, 8), float("nan")), r"got floats in nan\.\.nan"),
-        ([], "expected one image or more, got an empty list"),
+        ([], "expected at least one image, got an empty list"),
         ([7], "expected an array, a tensor, a PIL image or a path, got int"),
         (7, "got int"),
     ],

@@ -54,10 +54,10 @@ def test_images_without_labels_get_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"0\n1\n99\n", "'99' is not in the split; delete the file to choose the images again"),
-        (b"0\n1\n", "expected 10 different names, got 2"),
-        (b"0\n" * 10, "expected 10 different names, got 1"),
-        ("\n".join(map(str, range(11))).encode(), "expected 10 different names, got 11"),
+        (b"0\n1\n99\n", "expected images of the split, got '99'; delete the file to reset it"),
+        (b"0\n1\n", "expected 10 distinct names, got 2"),
+        (b"0\n" * 10, "expected 10 distinct names, got 1"),
+        ("\n".join(map(str, range(11))).encode(), "expected 10 distinct names, got 11"),
         (b"\xff\xfe\x00", "expected UTF-8 text"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_list_of_other_images_is_refused(tmp_path: Path, content: bytes, messa
 
 
 def test_a_list_that_cannot_be_written_is_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the list of labelled images cannot be written"):
+    with pytest.warns(UserWarning, match="cannot write the list of labelled images"):
         chosen = with_labels_of(squares(40), 0.25, 0, "/nowhere")
     assert np.array_equal(chosen.labelled, choose_labelled(40, 0.25, 0))  # type: ignore[arg-type]
 

@@ -29,11 +29,11 @@ from causaldiffae.errors import DataError, InputError
         ({"dataset": "circuit", "image_size": 1000}, r"image_size: expected an integer in 8\.\.512, got 1000"),
         ({"channels": 1}, "channels: expected 3 or 4 for data set pendulum, got 1"),
         ({"dataset": "mnist", "channels": 3}, "channels: expected 1 for data set mnist, got 3"),
-        ({"data_dir": "/nowhere"}, "/nowhere: the folder is missing"),
+        ({"data_dir": "/nowhere"}, "/nowhere: expected a folder, got none"),
         ({"graph": "g.yaml"}, "graph: expected none, got g.yaml; data set pendulum has its own graph"),
         (
             {"spec": squares_spec(), "image_size": 8},
-            "spec: image_size, channels and graph cannot be given together with",
+            "spec: expected no image_size, channels or graph together with",
         ),
     ],
 )
@@ -70,11 +70,11 @@ def test_example_images_show_every_class_and_need_no_renderer() -> None:
 
 
 def test_missing_examples_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="examples: expected a data set among circuit, .*, got 'squares'"):
+    with pytest.raises(InputError, match="examples: expected one of circuit, .*, got 'squares'"):
         example_images(squares_spec())
-    with pytest.raises(InputError, match=r"examples: expected a number in 1\.\.64, got 65"):
+    with pytest.raises(InputError, match=r"examples: expected an integer in 1\.\.64, got 65"):
         example_images(dataset_spec("pendulum"), 65)
     monkeypatch.setattr(dataset, "ASSETS", tmp_path / "assets")
-    with pytest.raises(DataError, match="examples need a clone of the repository"):
+    with pytest.raises(DataError, match="expected a folder, got none; clone the repository"):
         example_images(dataset_spec("morphomnist"), 1)
     assert len(example_images(dataset_spec("pendulum"), 1)) == 1, "rendered on the spot"

@@ -114,7 +114,7 @@ def test_an_invalid_intervention_is_refused(spec: DatasetSpec, do: Any, message:
         ({"name": "../../x"}, "data set: name: expected up to 64 letters, digits, - and _, got '../../x'"),
         ({"name": "a" * 65}, "data set: name: expected up to 64 letters"),
         ({"channels": 65}, r"channels: expected an integer in 1\.\.64, got 65"),
-        ({"graph": {"names": ["a", "a"]}}, "data set: graph: variable 'a' is named more than once"),
+        ({"graph": {"names": ["a", "a"]}}, "data set: graph: expected unique variable names, got 'a' 2 times"),
         ({"graph": [1]}, "data set: graph: expected a mapping with names and edges, got list"),
         ({"shift": None}, "shift: expected a list of 5 finite numbers, got None"),
         ({"shift": [1.0]}, r"shift: expected a list of 5 finite numbers, got \[1.0\]"),
@@ -125,21 +125,21 @@ def test_an_invalid_intervention_is_refused(spec: DatasetSpec, do: Any, message:
         ({"image_size": 4.5}, r"image_size: expected an integer in 1\.\.4096, got 4.5"),
         ({"image_size": 5000}, r"image_size: expected an integer in 1\.\.4096, got 5000"),
         ({"num_classes": 0}, r"num_classes: expected an integer in 1\.\.10000, got 0"),
-        ({"units": ["m"]}, r"units: expected a text per variable, or none, got \['m'\]"),
-        ({"units": "meter"}, "units: expected a text per variable, or none, got 'meter'"),
-        ({"units": [1] * 5}, "units: expected a text per variable"),
+        ({"units": ["m"]}, r"units: expected one string per variable, or none, got \['m'\]"),
+        ({"units": "meter"}, "units: expected one string per variable, or none, got 'meter'"),
+        ({"units": [1] * 5}, "units: expected one string per variable"),
         ({"kinds": ["odd"] * 5}, "kinds: expected one of continuous, binary, categorical per variable, or none, got"),
         ({"kinds": ["binary"]}, "kinds: expected one of continuous"),
         ({"categories": [["a", "b"]]}, "categories: expected a list per variable, or none, got"),
-        ({"categories": [["a"], [], [], [], []]}, r"categories: expected two or more different names, got \['a'\]"),
+        ({"categories": [["a"], [], [], [], []]}, r"categories: expected two or more distinct names, got \['a'\]"),
         ({"categories": ["ab", [], [], [], []]}, "categories: expected lists of names, got 'ab'"),
         (
             {"categories": [["a", "b"], ["a", "b"], [], [], []]},
-            r"categories: \['a', 'b'\] do not fit a continuous variable",
+            r"categories: expected names that fit a continuous variable, got \['a', 'b'\]",
         ),
         ({"resize": "stretch"}, "resize: expected one of crop, area, got 'stretch'"),
         ({"split_seed": -1}, "split_seed: expected a non-negative integer, got -1"),
-        ({"split_shares": [1, 1, 1]}, r"split_shares: expected shares that sum to 1, got \[1.0, 1.0, 1.0\]"),
+        ({"split_shares": [1, 1, 1]}, r"split_shares: expected fractions that sum to 1, got \[1.0, 1.0, 1.0\]"),
         ({"split_shares": [1, 0]}, "split_shares: expected a list of 3 finite numbers"),
     ],
 )
@@ -149,7 +149,7 @@ def test_an_invalid_description_is_refused(change: dict[str, Any], message: str)
 
 
 def test_an_incomplete_description_is_refused() -> None:
-    with pytest.raises(DataError, match="data set: key 'scale' is missing"):
+    with pytest.raises(DataError, match="data set: expected key 'scale', got none"):
         DatasetSpec.from_dict({key: value for key, value in TOY.to_dict().items() if key != "scale"})
     with pytest.raises(DataError, match="data set: expected a mapping, got NoneType"):
         DatasetSpec.from_dict(None)

@@ -95,8 +95,8 @@ def test_stored_interventional_images_are_checked(tmp_path: Path) -> None:
 
     assert len(read()) == 4
     for change in ({"classes": np.full(4, 3)}, {"classes": np.full(4, -1)}, {"labels": labels + np.nan}):
-        refuses(lambda change=change: read(**change), "a.npz: the content does not match the name; delete it")
-    refuses(lambda: read(images=images.astype(np.uint16)), "the content does not match the name")
+        refuses(lambda change=change: read(**change), "a.npz: expected the images of its name, got others; delete it")
+    refuses(lambda: read(images=images.astype(np.uint16)), "expected the images of its name")
     refuses(lambda: read(images=images[:3]), r"images: expected shape \(4, 1, 8, 8\), got .*; delete it")
     refuses(lambda: read(images=np.array([[[[{}]]]] * 4)), "images: expected a dtype of kind u, got object")
 
@@ -114,12 +114,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("part", "key", "value", "message"),
     [
-        ("model", "num_channels", 8192, "checkpoint of another model"),
+        ("model", "num_channels", 8192, "weights: expected those of this model"),
         ("model", "num_channels", 2**40, "num_channels: expected .*8192, got 1099511627776"),
-        ("model", "rep_dim", 65536, "checkpoint of another model"),
+        ("model", "rep_dim", 65536, "weights: expected those of this model"),
         ("model", "num_res_blocks", 10**9, "num_res_blocks: expected .*16, got 1000000000"),
         ("model", "channel_mult", "1," * 50, "channel_mult: expected at most 16 numbers up to 65536"),
-        ("model", "num_channels", 33, "no network has these sizes|num_channels"),
+        ("model", "num_channels", 33, "expected valid layer sizes|num_channels"),
         ("diffusion", "diffusion_steps", 10**12, "diffusion_steps: expected .*100000, got 1000000000000"),
     ],
 )

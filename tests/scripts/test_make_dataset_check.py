@@ -53,7 +53,7 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
         "  hat: categorical, cap 33.3 %, none 33.3 %, straw 33.3 %",
         "  age: continuous, 20..47.5, mean 34.77, standard deviation 8.288; 8.33 % missing",
         "  grey: binary, no 75 %, yes 25 %",
-        f"the graph is drawn in {folder}/graph.png",
+        f"graph written to {folder}/graph.png",
     ]
     with Image.open(folder / "graph.png") as picture:
         assert picture.mode == "RGB" and min(picture.size) > 100 and np.asarray(picture).std() > 10
@@ -81,17 +81,17 @@ def test_everything_that_is_wrong_is_said_at_once(check: Run, tmp_path: Path) ->
     table = f"error: {folder}/labels.csv"
     assert code == 2 and out == []
     assert err == [
-        f"{table}:22: expected 6 cells, as the header, got 2",
-        f"{table}:3: path '../1.png' leads out of the folder",
-        f"{table}:5: path 'im/2.png' is already in line 4",
+        f"{table}:22: expected 6 cells, got 2",
+        f"{table}:3: expected a path inside the folder, got '../1.png'",
+        f"{table}:5: expected unique paths, got 'im/2.png' as in line 4",
         f"{table}:10: split: expected one of train, val, test, got 'dev'",
-        f"{table}: column 'scarf' is missing; it is a variable of the graph",
-        f"{table}: column 'note' is not in the graph; list it under `ignore` to skip it",
+        f"{table}: expected a column 'scarf' for the variable of the graph, got none",
+        f"{table}: column 'note': expected a variable of the graph; to skip it, list it in `ignore`",
         f"{table}:7: age: expected a number, got 'old'",
         f"{table}:8: age: expected a finite 32-bit number, got 'inf'",
-        f"{table}: hat: no labelled training image has the category 'helmet' (first in line 21)",
+        f"{table}: hat: expected training labels 'helmet', got none (first in line 21)",
         f"{table}:11: im/9.png: file not found",
-        f"error: {folder}/im/13.png: cannot be read as a JPEG, PNG or WebP image",
+        f"error: {folder}/im/13.png: expected a JPEG, PNG or WebP image, got another format or a damaged file",
         f"{folder}: 11 problems found",
     ]
     assert not (folder / "graph.png").exists()
@@ -103,20 +103,19 @@ def test_a_wrong_graph_does_not_hide_a_wrong_table(check: Run, tmp_path: Path) -
     (tmp_path / "g.yaml").write_text("edges: [[a, b], [b, a]]")
     code, _, err = check(folder, "--graph", tmp_path / "g.yaml")
     assert code == 2 and err == [
-        f"error: {tmp_path}/g.yaml: graph: it has a cycle, a -> b -> a",
-        f"error: {folder}/im/3.png: cannot be read as a JPEG, PNG or WebP image",
+        f"error: {tmp_path}/g.yaml: graph: expected no cycles, got a -> b -> a",
+        f"error: {folder}/im/3.png: expected a JPEG, PNG or WebP image, got another format or a damaged file",
         f"{folder}: 2 problems found",
     ]
 
 
-def test_splits_by_chance_that_stay_empty_are_said(check: Run, tmp_path: Path) -> None:
+def test_empty_random_splits_are_reported(check: Run, tmp_path: Path) -> None:
     rows = [{k: v for k, v in row.items() if k != "split"} for row in table_rows()[:3]]
     rows[1]["age"] = 3
     folder = make_folder(tmp_path / "set", rows, "names: [age]\nedges: []\nignore: [grey, hat]\nimage_size: 8\n")
     code, _, err = check(folder)
-    assert code == 2 and err[0] == (
-        f"error: {folder}/labels.csv: no image is in split test; add a column `split` to choose its images"
-    )
+    problem = "expected images in split test, got none; add a column `split` to assign images to it"
+    assert code == 2 and err[0] == f"error: {folder}/labels.csv: {problem}"
 
 
 def test_many_problems_are_counted(check: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks a whole folder of images, and reports everything that is wrong with it or what it contains."""
+"""Checks an image folder: reports all of its problems, or else a summary of its content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import causaldiffae.datasets.registry  # noqa: F401  registers the data sets that a graph file can name
+import causaldiffae.datasets.registry  # noqa: F401  registers the data sets
 from causaldiffae.datasets.folder.image_folder import TABLE, Content, open_image_folder, read_images
 from causaldiffae.datasets.folder.label_table import SPLITS
 from causaldiffae.datasets.folder.problems import Problems
@@ -24,9 +24,9 @@ class FolderReport:
     """Result of `check_folder`.
 
     Attributes:
-        problems: one line each, at most a thousand; empty for a folder that can be used for training.
-        count: the number of problems.
-        summary: lines about images, splits and variables; empty if there are problems.
+        problems: one line each, at most `MAX_KEPT`; empty for a folder that can be used for training.
+        count: number of problems.
+        summary: lines on images, splits and variables; empty if there are problems.
     """
 
     problems: list[str]
@@ -40,10 +40,10 @@ def check_folder(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> FolderReport:
-    """Reads the graph, the table and every image, which also fills the cache; draws the graph of a valid folder.
+    """Reads the graph, the table and every image, which fills the cache; draws the graph if the folder is valid.
 
     Raises:
-        DataError: if the folder is missing, or the image of the graph cannot be written.
+        DataError: if the folder is missing or the drawing of the graph cannot be written.
     """
     problems = Problems()
     folder, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
@@ -53,8 +53,8 @@ def check_folder(
             if len(rows):
                 read_images(folder, content, rows, split, problems, check_all=True)
             elif split != "val":
-                hint = "" if content.table.splits is not None else "; add a column `split` to choose its images"
-                problems.add(f"{content.table.where}: no image is in split {split}{hint}")
+                hint = "" if content.table.splits is not None else "; add a column `split` to assign images to it"
+                problems.add(f"{content.table.where}: expected images in split {split}, got none{hint}")
     summary = [] if problems.count or content is None else _summary(folder, content)
     return FolderReport(problems.lines, problems.count, summary)
 
@@ -74,11 +74,11 @@ def _summary(folder: Folder, content: Content) -> list[str]:
     encoded = io.BytesIO()
     Image.fromarray(draw_graph(graph)).save(encoded, format="PNG")
     folder.write(GRAPH_IMAGE, encoded.getvalue())
-    return [*lines, f"the graph is drawn in {folder.where}/{GRAPH_IMAGE}"]
+    return [*lines, f"graph written to {folder.where}/{GRAPH_IMAGE}"]
 
 
 def _describe(content: Content, i: int) -> str:
-    """One variable: kind, range or categories in the training split, and the share of missing labels."""
+    """Describes a variable: kind, range or categories in the training split, and fraction of missing labels."""
     assert content.spec is not None and content.labels is not None
     spec, values = content.spec, content.labels[content.splits == "train", i]
     kind, present = spec.kind(i), values[~np.isnan(values)]

@@ -1,17 +1,17 @@
-"""What a YAML or JSON graph file can say about a folder of images, in addition to the graph.
+"""The description of an image folder in a YAML or JSON graph file.
 
 edges: [[age, grey_hair], [smile, teeth]]
-variables:                                  # optional, like everything below
-  age: {unit: years, low: 18, high: 90}     # low, high, shift, scale: instead of those of the training labels
+variables:                                  # optional, like all keys below
+  age: {unit: years, low: 18, high: 90}     # low, high, shift, scale: by default computed from the training labels
   smile: {kind: binary, categories: [no, yes]}
-  hat: {kind: categorical}                  # the categories are the words in the column
-image_size: 64                              # this and the following show the defaults
+  hat: {kind: categorical}                  # the categories are the values in the column
+image_size: 64                              # this and the keys below show their defaults
 channels: 3
 resize: crop                                # as in guided-diffusion; area: as in the built-in data sets
 split_seed: 0                               # for a table without a column `split`
 split_shares: [0.8, 0.1, 0.1]               # train, val, test
 ignore: [photographer]                      # columns that are not variables
-name: folder                                # or the built-in data set that the images belong to
+name: folder                                # or the built-in data set of the images
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESERVED: Final = ("file", "filename", "split")
 
 @dataclass(frozen=True)
 class Variable:
-    """The declared properties of one variable; None or empty if not declared."""
+    """Declared properties of a variable; None or empty if not declared."""
 
     kind: str | None = None
     unit: str = ""
@@ -47,7 +47,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class FolderDescription:
-    """A graph and the declared properties of the data; see the module."""
+    """A graph and the declared properties of the data; see the module docstring."""
 
     graph: CausalGraph
     variables: Mapping[str, Variable] = field(default_factory=dict)
@@ -61,11 +61,11 @@ class FolderDescription:
 
 
 def parse_description(content: bytes, where: str) -> FolderDescription:
-    """Parses a graph file and everything that it declares; every error is a `DataError` that starts with `where`."""
+    """Parses a graph file with its description; every error is a `DataError` that starts with `where`."""
     graph, keys = parse_graph(content, where)
     for name in graph.names:
         if name in RESERVED:
-            raise DataError(f"{where}: {name!r} cannot be a variable; that column holds the image's path or split")
+            raise DataError(f"{where}: expected a variable name other than {', '.join(RESERVED)}, got {name!r}")
         if name != " ".join(name.split()):
             raise DataError(f"{where}: variable {name!r}: expected a name with single spaces between words only")
     variables = keys.pop("variables", {})
@@ -127,21 +127,21 @@ def _number(value: Any) -> float:
     return number
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     number = _number(value)
     if number != int(number) or not 0 <= number < 2**63:
         raise ValueError
     return int(number)
 
 
-def _words(values: Any) -> tuple[str, ...]:
-    words = tuple(map(_word, values if isinstance(values, list) else [None]))
+def _strings(values: Any) -> tuple[str, ...]:
+    words = tuple(map(_string, values if isinstance(values, list) else [None]))
     if len(set(words)) != len(words):
         raise ValueError
     return words
 
 
-def _word(value: Any) -> str:
+def _string(value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise ValueError
     return str(value)
@@ -155,21 +155,21 @@ def _shares(values: Any) -> tuple[float, ...]:
 
 
 _Converter = tuple[Callable[[Any], Any], str]
-_WHOLE: Final[_Converter] = (_whole, "a non-negative integer")
-_WORDS: Final[_Converter] = (_words, "a list of different words")
+_INTEGER: Final[_Converter] = (_integer, "a non-negative integer")
+_STRINGS: Final[_Converter] = (_strings, "a list of distinct strings")
 _NUMBER: Final[_Converter] = (_number, "a finite number")
 _KEYS: Final[dict[str, _Converter]] = {
-    "name": (_word, "a word"),
-    "image_size": _WHOLE,
-    "channels": _WHOLE,
+    "name": (_string, "a string"),
+    "image_size": _INTEGER,
+    "channels": _INTEGER,
     "resize": ({rule: rule for rule in RESIZE_RULES}.__getitem__, f"one of {', '.join(RESIZE_RULES)}"),
-    "split_seed": _WHOLE,
+    "split_seed": _INTEGER,
     "split_shares": (_shares, "three non-negative fractions (train, val, test) that sum to 1"),
-    "ignore": _WORDS,
+    "ignore": _STRINGS,
 }
 _VARIABLE_KEYS: Final[dict[str, _Converter]] = {
     "kind": ({kind: kind for kind in KINDS}.__getitem__, f"one of {', '.join(KINDS)}"),
-    "unit": (_word, "a word"),
-    "categories": _WORDS,
+    "unit": (_string, "a string"),
+    "categories": _STRINGS,
     **dict.fromkeys(("low", "high", "shift", "scale"), _NUMBER),
 }

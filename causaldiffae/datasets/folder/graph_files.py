@@ -1,11 +1,11 @@
-"""Reads causal graphs from YAML, JSON, GML and DOT files; the file name's extension names the format.
+"""Reads causal graphs from YAML, JSON, GML and DOT files, by file name extension.
 
-YAML and JSON hold `edges: [[cause, effect], ...]` (and `names`, for variables without edges or another order), or
-`names` and a 0/1 matrix `adjacency` whose entry [i][j] is 1 for names[i] -> names[j]. They can also hold the
-description of a data set (description.py). GML and DOT are as networkx and DoWhy write them.
+YAML and JSON files contain `edges: [[cause, effect], ...]` (and `names`, for variables without edges or in another
+order), or `names` and a 0/1 matrix `adjacency` with [i][j] = 1 for names[i] -> names[j]. They can also contain the
+description of a data set (description.py). GML and DOT files are read as written by networkx and DoWhy.
 
-The files are untrusted: their size is limited, YAML has no tags and no anchors, and every YAML scalar is text (so that
-a category `no` stays a word). Every error is a `DataError` that names the file.
+Files are untrusted: their size is limited, YAML tags and anchors are rejected, and YAML scalars are strings (so that a
+category `no` is not a boolean). Every error is a `DataError` that names the file.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ EXTENSIONS: Final = (".yaml", ".yml", ".json", ".gml", ".dot", ".gv")
 
 
 def parse_graph(content: bytes, where: str) -> tuple[CausalGraph, dict[str, Any]]:
-    """Parses a file's content; `where` is the file's name.
+    """Parses the content of a file named `where`.
 
     Returns:
         The graph, and the other keys of a YAML or JSON file.
 
     Raises:
         DataError: starting with `where`, for a damaged file or an invalid graph.
-        InputError: for another extension.
+        InputError: for an unsupported extension.
     """
     extension = PurePosixPath(where).suffix.lower()
     if extension not in EXTENSIONS:
-        raise InputError(f"{where}: expected a file name that ends in {', '.join(EXTENSIONS)}, got {extension!r}")
+        raise InputError(f"{where}: expected a file name ending in {', '.join(EXTENSIONS)}, got {extension!r}")
     if extension == ".json":
         return _split(parse_json(content, where), where)
     try:
@@ -71,9 +71,9 @@ def _parse_gml(text: str, where: str) -> tuple[list[str], list[list[str]]]:
     try:
         digraph = nx.parse_gml(text, label=None)
     except Exception as error:  # networkx raises errors of many types for damaged files
-        raise DataError(f"{where}: it is not a GML graph ({' '.join(str(error).split())[:200]})") from None
+        raise DataError(f"{where}: expected a GML graph ({' '.join(str(error).split())[:200]})") from None
     if not digraph.is_directed():
-        raise DataError(f"{where}: expected a directed graph (`directed 1`)")
+        raise DataError(f"{where}: expected a directed graph (`directed 1`), got an undirected one")
     names = {node: str(attributes.get("label", node)) for node, attributes in digraph.nodes(data=True)}
     return list(names.values()), [[names[edge[0]], names[edge[1]]] for edge in digraph.edges()]
 

@@ -1,12 +1,12 @@
-"""Cache of decoded images, so that the files of a folder are decoded once.
+"""Cache of decoded images, so that every image file of a folder is decoded once.
 
-The images of a split are one uint8 array (N, C, S, S) in `.cache` beside the data, or in the user's cache folder if the
-data set is read-only or remote. The file's name contains a hash of everything that determines the pixels: name, size
-and time of change of each image file, and the form of the images. The array is memory-mapped when it is read again.
+The images of a split are stored as one uint8 array (N, C, S, S) in `.cache` in the data folder, or in the user's cache
+folder if the data folder is read-only or remote. The file name contains a hash of everything that determines the
+pixels: name, size and modification time of each image file, and shape and resizing of the images. The array is
+memory-mapped on later reads.
 
-Threads decode images directly into the mapped file (Pillow releases the GIL), so no more memory is needed than the
-array takes. The file gets its name when it is complete. If it is damaged later, checksums show it, and the images are
-decoded again with a warning.
+Threads decode directly into the mapped file (Pillow releases the GIL), so no further memory is needed. The file is
+renamed once it is complete. Checksums detect later damage; the images are then decoded again with a warning.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ REMOTE_THREADS: Final = 16
 def cached_images(
     folder: Folder, names: Sequence[str], stamps: Sequence[FileStamp], rule: ImageRule, label: str, problems: Problems
 ) -> np.ndarray:
-    """The images of `names`, (N, C, S, S) uint8, mapped from the cache, which is written first if necessary.
+    """Returns the images of `names`, (N, C, S, S) uint8, mapped from the cache; writes the cache if necessary.
 
     Args:
-        stamps: of each file, in the same order.
-        label: the split's name; a new cache with the same label replaces the old one.
+        stamps: size and modification time of each file, in the same order.
+        label: name of the split; a new cache replaces the previous one with the same label.
         problems: receives every image that cannot be decoded; the result is then invalid and not cached.
     """
-    home = cache_folder(folder)
-    if home is None:
+    cache = cache_folder(folder)
+    if cache is None:
         uncached = np.empty((len(names), *rule.shape), np.uint8)
         decode_all(folder, names, rule, uncached, problems)
         return uncached
     files = [[name, stamp.size, stamp.changed] for name, stamp in zip(names, stamps, strict=True)]
     key = json.dumps([FORMAT, PIL.__version__, astuple(rule), files])
     prefix = f"{label}-{'x'.join(map(str, rule.shape))}-{rule.resize}-"
-    path = home / f"{prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
-    with FileLock(home / "lock"):  # one process writes the cache while the others wait
+    path = cache / f"{prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    with FileLock(cache / "lock"):  # one process writes the cache while the others wait
         images = _open(path, (len(names), *rule.shape))
         return _build(folder, names, rule, path, prefix, problems) if images is None else images
 
 
 def cache_folder(folder: Folder) -> Path | None:
-    """The cache folder of a data set: beside it, or in the user's cache; None if neither can be written."""
+    """The cache folder of a data set: inside it, or in the user's cache; None if neither is writable."""
     candidates, address = [], folder.where
     if isinstance(folder, LocalFolder):
         candidates, address = [folder.path / FOLDER_NAME], str(folder.path.resolve())
-    with contextlib.suppress(RuntimeError):  # there is no home folder
+    with contextlib.suppress(RuntimeError):  # raised without a home folder
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         candidates.append(user / "causaldiffae" / hashlib.sha256(address.encode()).hexdigest()[:16])
     for candidate in candidates:
@@ -80,15 +80,15 @@ def cache_folder(folder: Folder) -> Path | None:
             candidate.mkdir(parents=True, exist_ok=True)
             entries = list(candidate.iterdir())
             if all(entry.is_file() for entry in entries) and not any(map(Path.is_symlink, [candidate, *entries])):
-                # without links that came with the data, writes cannot be redirected
+                # links that come with the data could redirect writes
                 with tempfile.TemporaryFile(dir=candidate):
                     return candidate
-    warnings.warn(f"{folder.where}: no cache can be written, the images are decoded at every start", stacklevel=2)
+    warnings.warn(f"{folder.where}: cannot write a cache; the images are decoded at every start", stacklevel=2)
     return None
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The mapped array; None if it does not exist, or is damaged and was removed with a warning."""
+    """The mapped array; None if it does not exist, or if it is damaged and was removed with a warning."""
     if not path.exists():
         return None
     try:
@@ -98,15 +98,15 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise DataError(f"expected uint8 {shape}, got {images.dtype} {images.shape}")
         starts = range(0, len(images), BLOCK)
         if not isinstance(expected, list) or len(expected) != len(starts):
-            raise DataError("the checksums are missing")
+            raise DataError("expected checksums, got none")
         step = max(images.nbytes // MAX_CHECKED_BYTES, 1)
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(lambda start: zlib.crc32(images[start : start + BLOCK].data), starts[::step])
             if list(found) != expected[::step]:
-                raise DataError("a checksum differs")
+                raise DataError("checksums differ")
         return np.asarray(images)
     except Exception as error:  # numpy raises errors of many types for a damaged header
-        warnings.warn(f"{path}: the cache is damaged, the images are decoded again ({error})", stacklevel=2)
+        warnings.warn(f"{path}: the cache is damaged ({error}); the images are decoded again", stacklevel=2)
         path.unlink(missing_ok=True)
         return None
 
@@ -114,13 +114,13 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def _build(
     folder: Folder, names: Sequence[str], rule: ImageRule, path: Path, prefix: str, problems: Problems
 ) -> np.ndarray:
-    """Decodes into a temporary file, which is renamed at the end."""
+    """Decodes into a temporary file and renames it at the end."""
     descriptor, name = tempfile.mkstemp(prefix=".part-", suffix=".npy", dir=path.parent)
     os.close(descriptor)
     temporary, before = Path(name), problems.count
     try:
         images = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=(len(names), *rule.shape))
-        if hasattr(os, "posix_fallocate"):  # so that a full disk is an error here and not a SIGBUS at a mapped page
+        if hasattr(os, "posix_fallocate"):  # a full disk raises here, and not as SIGBUS at a mapped page
             with temporary.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         checksums = decode_all(folder, names, rule, images, problems)
@@ -134,7 +134,7 @@ def _build(
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path.parent}: the decoded images cannot be written ({error.strerror or error})") from None
+        raise DataError(f"{path.parent}: cannot write the decoded images ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
     return np.asarray(np.lib.format.open_memmap(path, mode="c"))
@@ -143,10 +143,10 @@ def _build(
 def decode_all(
     folder: Folder, names: Sequence[str], rule: ImageRule, images: np.ndarray | None, problems: Problems
 ) -> list[int]:
-    """Decodes every file into `images`, or only checks it if `images` is None.
+    """Decodes every file into `images`; if it is None, only checks the files.
 
     Returns:
-        The checksum of each block of `BLOCK` images, or 0.
+        The checksum of each block of `BLOCK` images; 0 if `images` is None.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = cores if isinstance(folder, LocalFolder) else max(cores, REMOTE_THREADS)

@@ -1,14 +1,14 @@
-"""Decodes one image file to the pixels that a model takes.
+"""Decodes an image file to the pixels of a model input.
 
-JPEG, PNG and WebP files of at most `MAX_FILE_BYTES` are accepted; see also files/images.py. The EXIF orientation is
-applied. Grey images are repeated to RGB, colours become grey by their luma (ITU-R 601). Transparency is kept with four
-channels; otherwise the image is composed on white.
+Accepts JPEG, PNG and WebP files of at most `MAX_FILE_BYTES`; see also files/images.py. The EXIF orientation is applied.
+Greyscale is repeated to RGB, and colours are converted to greyscale by their luma (ITU-R 601). With four channels
+transparency is kept; otherwise the image is composited on white.
 
-An image that has the right size already is not changed. Others are resized by one of two rules:
+Images of the target size are unchanged. Others are resized by one of two rules:
 
 crop    as in guided-diffusion: halved by box filtering while the short side is at least twice the size, resized
-        bicubically to the size, and cropped to the centre square
-area    cropped to the centre square, then resized by area averaging, as the built-in data sets are
+        bicubically, and cropped to the centre square
+area    cropped to the centre square and resized by area averaging, like the built-in data sets
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _STRIP: Final = 1 << 20  # pixels
 
 @dataclass(frozen=True)
 class ImageRule:
-    """How files become images (channels, image_size, image_size) uint8; `resize` is "crop" or "area"."""
+    """Conversion of files to images (channels, image_size, image_size) uint8; `resize` is "crop" or "area"."""
 
     image_size: int
     channels: int
@@ -46,7 +46,7 @@ class ImageRule:
         return self.channels, self.image_size, self.image_size
 
     def decode(self, content: bytes) -> np.ndarray:
-        """Decodes a file's bytes to (C, S, S) uint8; the message of a `DataError` does not name the file."""
+        """Decodes the bytes of a file to (C, S, S) uint8; the message of a `DataError` does not name the file."""
         with open_image(content, FORMATS) as image:
             image.load()
             rotated = image.getexif().get(_ORIENTATION, 1) != 1
@@ -63,7 +63,7 @@ class ImageRule:
 
 def _with_channels(image: Image.Image, channels: int) -> Image.Image:
     mode = MODES[channels]
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+    if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow would clip
         image = _by_strips(image, "L", _high_bytes)
     if image.mode == mode:
         return image
@@ -75,7 +75,7 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _by_strips(image: Image.Image, mode: str, function: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Applies `function` to a few rows at a time, which limits the memory for intermediate copies."""
+    """Applies `function` to a few rows at a time, to limit the memory of intermediate copies."""
     width, height = image.size
     whole = Image.new(mode, image.size)
     rows = max(_STRIP // width, 1)
@@ -100,7 +100,7 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     ratio = size / min(image.size)
     width, height = round(image.width * ratio), round(image.height * ratio)
     if width * height > MAX_PIXELS:
-        raise DataError(f"the image is too narrow: with a short side of {size} pixels it would be {width}x{height}")
+        raise DataError(f"expected a less elongated image, got {width}x{height} pixels after resizing")
     return image.resize((width, height), Image.Resampling.BICUBIC).crop(_centre((width, height), size))
 
 

@@ -1,17 +1,17 @@
-"""A folder of images with `labels.csv` and a graph as a data set.
+"""An image folder with `labels.csv` and a graph as a data set.
 
     my_images/labels.csv        file,age,hat          (label_table.py)
     my_images/graph.yaml        edges: [[age, hat]]   (description.py, graph_files.py)
     my_images/photos/1.jpg ...                        (image_files.py, image_cache.py)
 
-The spec is computed once, from the training split, and stored in the checkpoint: the graph, shift and scale (mean and
-standard deviation of the labels), their range, the categories, how images are resized and how they were split. With
-this spec the folder is read again without its graph file, exactly as for training.
+The spec is computed once from the training split and stored in the checkpoint: the graph, shift and scale (mean and
+standard deviation of the labels), their ranges, the categories, and the rules for resizing and splitting. Given this
+spec, the folder is read exactly as for training, without its graph file.
 
-Any data set can have this layout. With the spec of a built-in data set, images and labels are bit for bit those of its
-own layout.
+Any data set can have this layout. With the spec of a built-in data set, images and labels are bitwise equal to those of
+its own layout.
 
-Errors are collected in `Problems` and reading continues as far as possible, so that all of them can be reported.
+Errors are collected in `Problems`, and reading continues as far as possible to report all of them.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ GRAPHS: Final = ("graph.yaml", "graph.yml", "graph.json", "graph.gml", "graph.do
 
 @dataclass(frozen=True)
 class Content:
-    """What a table contains, alone or together with a graph or a spec.
+    """The content of a table, with labels if a graph or a spec is available.
 
     Attributes:
-        rule: what the image files are converted to.
-        table: the cells.
-        splits: (N,) the split of each row.
+        rule: conversion of the image files.
+        table: the cells of `labels.csv`.
+        splits: (N,) split of each row.
         spec: None if there were problems.
-        labels: (N, n) float32, columns in the graph's order, NaN where missing; None if there were problems.
+        labels: (N, n) float32 with columns in graph order, NaN if missing; None if there were problems.
     """
 
     rule: ImageRule
@@ -73,7 +73,7 @@ class Content:
 
 
 def is_image_folder(data_dir: str | Path) -> bool:
-    """Whether a data set has this layout."""
+    """Whether a folder has this layout."""
     return open_folder(data_dir).has(TABLE) if is_remote(data_dir) else Path(data_dir, TABLE).is_file()
 
 
@@ -83,15 +83,15 @@ def folder_spec(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> DatasetSpec:
-    """Computes the spec of a folder of images.
+    """Computes the spec of an image folder.
 
     Args:
-        data_dir: the folder; a local path or an address like gs://bucket/set.
+        data_dir: a local path or an address like gs://bucket/set.
         graph_path: the graph file; by default `graph.yaml` (.yml, .json, .gml, .dot) in the folder.
-        image_size, channels: by default those of the graph file.
+        image_size, channels: by default as in the graph file.
 
     Raises:
-        DataError: with the first problem of the graph or the table, and the number of the others.
+        DataError: with the first problem of the graph or the table, and the number of further ones.
     """
     problems = Problems()
     _, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
@@ -116,8 +116,8 @@ def open_image_folder(
         table = folder.read(TABLE, MAX_TABLE_BYTES)
     content, found = interpret(folder.where, table, graph, image_size, channels)
     problems.extend(found)
-    if content is not None and content.spec is not None and (home := cache_folder(folder)) is not None:
-        write_json(home / "statistics.json", content.spec.to_dict())  # for the user; checkpoints hold it too
+    if content is not None and content.spec is not None and (cache := cache_folder(folder)) is not None:
+        write_json(cache / "statistics.json", content.spec.to_dict())  # for the user; checkpoints contain it too
     return folder, content
 
 
@@ -128,7 +128,7 @@ def _read_graph_file(folder: Folder, graph_path: str | Path | None) -> tuple[str
     for name in GRAPHS:
         if folder.has(name):
             return f"{folder.where}/{name}", folder.read(name, MAX_BYTES)
-    raise DataError(f"{folder.where}: {GRAPHS[0]} is missing; add it, or name the graph file with --graph")
+    raise DataError(f"{folder.where}: expected {GRAPHS[0]}, got none; add it or set --graph")
 
 
 @lru_cache(maxsize=1)  # for several splits of one folder
@@ -139,7 +139,7 @@ def interpret(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> tuple[Content | None, Problems]:
-    """Combines a table and a graph file, as far as they are there."""
+    """Combines a table and a graph file, as far as they are available."""
     problems, table, description = Problems(), None, None
     with problems.collect():
         if graph_file is not None:
@@ -160,7 +160,7 @@ def interpret(
 
 
 def _with_labels(content: Content, description: FolderDescription, problems: Problems) -> Content:
-    """Adds labels and spec, which follows from the labelled training rows; declared values take precedence."""
+    """Adds labels and the spec, computed from the labelled training rows; declared values take precedence."""
     table, rule, names = content.table, content.rule, description.graph.names
     check_columns(table, names, description.ignore, problems)
     present = [name for name in names if name in table.cells]
@@ -171,7 +171,7 @@ def _with_labels(content: Content, description: FolderDescription, problems: Pro
     labels = np.stack([column.values for column in columns.values()], axis=1)
     in_training = (content.splits == "train") & ~np.isnan(labels).any(1)
     if not in_training.any():
-        problems.add(f"{table.where}: no image of split train has all labels")
+        problems.add(f"{table.where}: expected images of split train with all labels, got none")
     check_training_labels(table, columns, in_training, problems)
     if problems.count:
         return content
@@ -199,7 +199,7 @@ def _with_labels(content: Content, description: FolderDescription, problems: Pro
 
 @lru_cache(maxsize=1)
 def _interpret_with_spec(where: str, table_bytes: bytes, spec: DatasetSpec) -> Content:
-    """Reads a table with the spec of a model or of a built-in data set; columns that it does not name are ignored."""
+    """Reads a table with the spec of a model or built-in data set; further columns are ignored."""
     problems = Problems()
     table = parse_table(table_bytes, f"{where}/{TABLE}", problems)
     check_columns(table, spec.graph.names, None, problems)
@@ -207,7 +207,7 @@ def _interpret_with_spec(where: str, table_bytes: bytes, spec: DatasetSpec) -> C
     columns = []
     for i, name in enumerate(spec.graph.names):
         categories = spec.category_names(i)
-        kind = spec.kind(i) if categories else "continuous"  # a binary variable of numbers is read like this too
+        kind = spec.kind(i) if categories else "continuous"  # as is a binary variable with numeric values
         columns.append(read_column(table, name, Variable(kind, categories=categories), problems).values)
     problems.raise_first()
     rule = ImageRule(spec.image_size, spec.channels, spec.resize)
@@ -224,19 +224,19 @@ def read_image_folder(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> ImageData:
-    """Reads one split; its images are mapped from the cache, which the first call writes.
+    """Reads one split. Images are mapped from the cache, which the first call writes.
 
     Args:
-        spec: of a model or a built-in data set, whose columns are read. None: as `folder_spec` computes it.
+        spec: spec of a model or built-in data set; by default computed by `folder_spec`.
         split: "train", "val" or "test".
-        limit: read only this many images, evenly spaced in the table.
+        limit: maximum number of images, evenly spaced in the table.
         graph_path, image_size, channels: see `folder_spec`; only without `spec`.
 
     Returns:
         The images with their labels; where a label is missing, `labels` is NaN and `labelled` is False.
 
     Raises:
-        DataError: with the first problem of the folder, and the number of the others.
+        DataError: with the first problem of the folder, and the number of further ones.
         InputError: for another split.
     """
     if split not in SPLITS:
@@ -251,8 +251,8 @@ def read_image_folder(
     assert content is not None and content.spec is not None and content.labels is not None
     rows = content.rows(split)
     if not len(rows):
-        raise DataError(f"{content.table.where}: no image is in split {split}")
-    if limit is not None and limit < len(rows):  # the first ones might all have the same label
+        raise DataError(f"{content.table.where}: expected images in split {split}, got none")
+    if limit is not None and limit < len(rows):  # the first ones may have the same label
         rows = rows[evenly_spread(limit, len(rows))]
     images = read_images(folder, content, rows, split if limit is None else f"{split}_{limit}", problems)
     problems.raise_first()
@@ -265,7 +265,7 @@ def read_image_folder(
 def read_images(
     folder: Folder, content: Content, rows: np.ndarray, label: str, problems: Problems, check_all: bool = False
 ) -> np.ndarray:
-    """Reads the images of some rows.
+    """Reads the images of the given rows.
 
     Args:
         label: see `cached_images`.
@@ -280,7 +280,7 @@ def read_images(
         if name and isinstance(stamp, FileStamp):
             names.append(name)
             stamps.append(stamp)
-        elif name:  # an empty name is an invalid path, already reported
+        elif name:  # an empty name stands for an invalid path, which was reported before
             problems.add(f"{content.table.at(row)}: {name}: {stamp}")
     if len(names) == len(rows):
         return cached_images(folder, names, stamps, content.rule, label, problems)
@@ -294,6 +294,6 @@ register(
         name="folder",
         spec=None,
         read=read_image_folder,
-        source="a folder of images of the user's own; their licence is not known here.",
+        source="an image folder of the user; its licence is unknown.",
     )
 )

@@ -1,11 +1,11 @@
-"""The table of a folder of images: one row per image, one column per variable.
+"""The label table of an image folder: one row per image, one column per variable.
 
-`labels.csv` is a comma-separated UTF-8 file. Column `file` (or `filename`) holds the image's path inside the folder, an
-optional column `split` holds train, val or test, and every other column is a variable of the graph. An empty cell is a
-missing label: the image counts as unlabelled, and its labels are not used for statistics.
+`labels.csv` is a comma-separated UTF-8 file. Column `file` (or `filename`) contains the path of the image relative to
+the folder, an optional column `split` contains train, val or test, and all other columns are variables of the graph. An
+empty cell is a missing label; the image is then unlabelled and excluded from statistics.
 
-A column whose kind is not declared is binary if it has two different values, continuous if it holds numbers, and
-categorical if it holds words. In a column of both, the majority decides, and the other cells are errors.
+A column of undeclared kind is binary if it has two distinct values, continuous if it contains numbers, and categorical
+if it contains other text. For mixed columns the majority determines the kind, and the other cells are errors.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|in
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a `labels.csv` as text, without white space around them.
+    """The cells of a `labels.csv` as text, stripped of white space.
 
     Attributes:
-        where: the file's name, for messages.
-        files: each image's normalised path inside the folder, "" if it is invalid.
-        lines: the line of the file in which each row ends.
+        where: file name, for messages.
+        files: normalised path of each image relative to the folder; "" if invalid.
+        lines: last line number of each row in the file.
         splits: the column `split`, or None.
-        cells: every other column by name.
+        cells: the other columns by name.
     """
 
     where: str
@@ -60,11 +60,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """The column of one variable as numbers.
+    """A variable's column as numbers.
 
     Attributes:
         kind: one of `KINDS`.
-        categories: the names that `values` are indices of, or empty.
+        categories: names of the categories that `values` index; empty for numbers.
         values: (N,) float32, NaN where the label is missing or invalid.
     """
 
@@ -74,10 +74,10 @@ class Column:
 
 
 def parse_table(content: bytes, where: str, problems: Problems) -> Table:
-    """Parses a `labels.csv`; rows that cannot be used are added to `problems` and left out.
+    """Parses a `labels.csv`; invalid rows are reported to `problems` and skipped.
 
     Raises:
-        DataError: if the file is not a table of images.
+        DataError: if the file has no valid header or no rows.
     """
     rows, lines = [], []
     try:
@@ -88,22 +88,22 @@ def parse_table(content: bytes, where: str, problems: Problems) -> Table:
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
             elif row:
-                problems.add(f"{where}:{reader.line_num}: expected {len(header)} cells, as the header, got {len(row)}")
+                problems.add(f"{where}:{reader.line_num}: expected {len(header)} cells, got {len(row)}")
     except UnicodeDecodeError:
         raise DataError(f"{where}: expected UTF-8 text") from None
     except csv.Error as error:
         raise DataError(f"{where}:{reader.line_num}: invalid CSV ({error})") from None
     for i, name in enumerate(header):
         if not name:
-            problems.add(f"{where}: column {i + 1} has no name")
+            problems.add(f"{where}: column {i + 1}: expected a name, got none")
         elif name in header[:i]:
-            problems.add(f"{where}: column {name!r} occurs twice")
+            problems.add(f"{where}: expected unique column names, got {name!r} twice")
     named = [name for name in ("file", "filename") if name in header]
     if len(named) != 1:
         found = ", ".join(header)[:500] or "no columns"
         raise DataError(f"{where}: expected one column `file` with the paths of the images, got {found}")
     if not rows:
-        raise DataError(f"{where}: the table has no rows")
+        raise DataError(f"{where}: expected at least one row, got none")
     cells = {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True) if name}
     files = _normalised_paths(cells.pop(named[0]), lines, where, problems)
     table = Table(where, files, lines, cells.pop("split", None), cells)
@@ -114,7 +114,7 @@ def parse_table(content: bytes, where: str, problems: Problems) -> Table:
 
 
 def _normalised_paths(names: list[str], lines: list[int], where: str, problems: Problems) -> list[str]:
-    """The images' paths ("./a.png" becomes "a.png"); "" for an invalid one."""
+    """Normalises image paths ("./a.png" becomes "a.png"); "" for an invalid one."""
     paths: list[str] = []
     seen: dict[str, int] = {}
     for name, line in zip(names, lines, strict=True):
@@ -122,11 +122,11 @@ def _normalised_paths(names: list[str], lines: list[int], where: str, problems: 
         if not name or path == ".":
             problem = "expected the path of an image, got an empty cell"
         elif "\0" in name or len(name.splitlines()) > 1:
-            problem = f"path {name!r:.200} contains control characters"
+            problem = f"expected a path without control characters, got {name!r:.200}"
         elif leaves_folder(name):
-            problem = f"path {name!r:.200} leads out of the folder"
+            problem = f"expected a path inside the folder, got {name!r:.200}"
         elif path in seen:
-            problem = f"path {name!r:.200} is already in line {seen[path]}"
+            problem = f"expected unique paths, got {name!r:.200} as in line {seen[path]}"
         if problem:
             problems.add(f"{where}:{line}: {problem}")
         seen.setdefault(path, line)
@@ -135,9 +135,9 @@ def _normalised_paths(names: list[str], lines: list[int], where: str, problems: 
 
 
 def assign_splits(table: Table, seed: int, shares: Sequence[float]) -> np.ndarray:
-    """The split of each row, (N,) text: from the column, or else at random.
+    """The split of each row, (N,) text: from the column if it exists, or else at random.
 
-    The random split is a hash of the seed and the path, so that adding or removing images moves no others.
+    The random split is a hash of the seed and the path, so adding or removing images does not move others.
     """
     if table.splits is not None:
         return np.array(table.splits)
@@ -147,22 +147,24 @@ def assign_splits(table: Table, seed: int, shares: Sequence[float]) -> np.ndarra
 
 
 def check_columns(table: Table, names: Sequence[str], ignore: Sequence[str] | None, problems: Problems) -> None:
-    """Every variable must be a column, and every column a variable or in `ignore` (None: any other column)."""
+    """Checks that every variable has a column, and that other columns are in `ignore`; None ignores all others."""
     for name in names:
         if name not in table.cells:
-            problems.add(f"{table.where}: column {name!r} is missing; it is a variable of the graph")
+            problems.add(f"{table.where}: expected a column {name!r} for the variable of the graph, got none")
     if ignore is None:
         return
     for name in table.cells:
         if name not in names and name not in ignore:
-            problems.add(f"{table.where}: column {name!r} is not in the graph; list it under `ignore` to skip it")
+            problems.add(
+                f"{table.where}: column {name!r}: expected a variable of the graph; to skip it, list it in `ignore`"
+            )
     for name in ignore:
         if name not in table.cells:
-            problems.add(f"{table.where}: column {name!r} is missing; it is listed under `ignore`")
+            problems.add(f"{table.where}: expected a column {name!r}, which is listed in `ignore`, got none")
 
 
 def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
-    """Converts a variable's column to numbers; every invalid cell is a problem."""
+    """Converts a variable's column to numbers; every invalid cell is reported to `problems`."""
     cells = table.cells[name]
     words = set(cells) - {""}
     numbers = {word: float(word) for word in words if _NUMBER.fullmatch(word)}
@@ -188,11 +190,11 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems)
 def _kind(
     cells: list[str], words: set[str], numbers: Mapping[str, float], declared: Variable
 ) -> tuple[str, tuple[str, ...], str]:
-    """A column's kind, its categories, and what is wrong with the whole column or "".
+    """Returns the kind of a column, its categories, and a problem of the whole column or "".
 
     Args:
-        words: the distinct cells that are not empty.
-        numbers: those of them that are numbers.
+        words: the distinct non-empty cells.
+        numbers: the numeric ones among them.
     """
     kind, categories = declared.kind, declared.categories
     all_numbers = len(numbers) == len(words)
@@ -201,30 +203,31 @@ def _kind(
         mostly_numbers = all_numbers or 2 * sum(cell in numbers for cell in cells) >= sum(map(bool, cells))
         kind = "binary" if different == 2 else "continuous" if mostly_numbers else "categorical"
     if not words:
-        return kind, (), "the column has no labels"
+        return kind, (), "expected labels, got an empty column"
     if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):
         return kind, categories, ""
     if kind == "binary" and different != 2:
         shown = ", ".join(sorted(words)[:5])[:200]
-        return kind, (), f"expected 2 different values for a binary variable, got {different} ({shown})"
+        return kind, (), f"expected 2 distinct values for a binary variable, got {different} ({shown})"
     if len(words) > MAX_CATEGORIES:
-        return kind, (), f"expected at most {MAX_CATEGORIES} different words, got {len(words)}"
+        return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(words)}"
     return kind, tuple(sorted(words, key=lambda word: (numbers.get(word, math.inf), word))), ""
 
 
 def check_training_labels(
     table: Table, columns: Mapping[str, Column], in_training: np.ndarray, problems: Problems
 ) -> None:
-    """Every column must vary, and every category occur, among the labelled training images (`in_training`)."""
+    """Checks that every column varies and every category occurs in the labelled training images."""
     for name, column in columns.items():
         values = column.values[in_training].astype(np.float64)
         if not len(values):
             continue
         if values.max() - values.min() <= 1e-6 * np.abs(values).max():
             shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"
-            problems.add(f"{table.where}: {name}: all {len(values)} labelled training images have the value {shown}")
+            where = f"all {len(values)} labelled training images"
+            problems.add(f"{table.where}: {name}: expected two or more values, got {shown} in {where}")
         for i, category in enumerate(column.categories):
             if not (values == i).any():
                 rows = np.nonzero(column.values == i)[0]
                 first = f" (first in line {table.lines[rows[0]]})" if len(rows) else ""
-                problems.add(f"{table.where}: {name}: no labelled training image has the category {category!r}{first}")
+                problems.add(f"{table.where}: {name}: expected training labels {category!r}, got none{first}")

@@ -1,4 +1,4 @@
-"""Collects everything that is wrong with a user's files, so that it can be reported at once."""
+"""Collects the problems of a user's files, so that all of them are reported together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_KEPT: Final = 1000
 
 
 class Problems:
-    """A list of one-line messages; beyond `MAX_KEPT` they are only counted."""
+    """A list of one-line messages, of which at most `MAX_KEPT` are stored."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -31,14 +31,14 @@ class Problems:
 
     @contextlib.contextmanager
     def collect(self) -> Iterator[None]:
-        """Adds a `DataError` of the body as a problem, so that the code after it still runs."""
+        """Context manager that adds a `DataError` of its body as a problem instead of raising it."""
         try:
             yield
         except DataError as error:
             self.add(str(error))
 
     def raise_first(self) -> None:
-        """Raises a `DataError` with the first problem and the number of the others, if there are any."""
+        """Raises a `DataError` with the first problem and the number of further ones, if there are any."""
         if self.count:
             more = f" (and {self.count - 1} more)" if self.count > 1 else ""
             raise DataError(self.lines[0] + more)

@@ -77,13 +77,13 @@ BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("g.yaml", "edges: [[a, a]]", "g.yaml: graph: edge a -> a is a self-loop"),
-        ("g.yaml", "edges: [[a, b], [b, c], [c, a]]", "g.yaml: graph: it has a cycle, a -> b -> c -> a"),
-        ("g.dot", "digraph { a -> b -> a }", "g.dot: graph: it has a cycle, a -> b -> a"),
-        ("g.gml", BACKWARDS, "g.gml: graph: it has a cycle, X -> Y -> X"),
-        ("g.json", '{"names": ["a", "a"]}', "g.json: graph: variable 'a' is named more than once"),
+        ("g.yaml", "edges: [[a, a]]", "g.yaml: graph: expected no self-loops, got edge a -> a"),
+        ("g.yaml", "edges: [[a, b], [b, c], [c, a]]", "g.yaml: graph: expected no cycles, got a -> b -> c -> a"),
+        ("g.dot", "digraph { a -> b -> a }", "g.dot: graph: expected no cycles, got a -> b -> a"),
+        ("g.gml", BACKWARDS, "g.gml: graph: expected no cycles, got X -> Y -> X"),
+        ("g.json", '{"names": ["a", "a"]}', "g.json: graph: expected unique variable names, got 'a' 2 times"),
         ("g.yaml", "edges: [[a, b]]\nedges: [[b, a]]", "line 1"),
-        ("g.json", '{"names": ["a"], "names": ["b"]}', "twice"),
+        ("g.json", '{"names": ["a"], "names": ["b"]}', "(repeated key)"),
         ("g.yaml", LAUGHS, "line 1"),
         ("g.yaml", "edges: !!python/object/apply:os.system [ls]", "line 1"),
         ("g.yaml", "edges: [[a, b", "g.yaml: "),
@@ -92,12 +92,12 @@ BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
         ("g.yaml", "- a\n", "g.yaml: expected a mapping, like edges: [[cause, effect]]"),
         ("g.yaml", b"\xff\xfe", "g.yaml: expected UTF-8 text"),
         ("g.gml", DOWHY_GML.replace("directed 1", ""), "g.gml: expected a directed graph (`directed 1`)"),
-        ("g.gml", "graph [ node", "g.gml: it is not a GML graph ("),
-        ("g.dot", "graph { a -- b }", "g.dot: it is not a DOT graph (expected 'digraph', got 'graph')"),
-        ("g.dot", "digraph { a } digraph { b }", "(expected the end after one digraph, got 'digraph')"),
+        ("g.gml", "graph [ node", "g.gml: expected a GML graph ("),
+        ("g.dot", "graph { a -- b }", "g.dot: DOT graph: expected 'digraph', got 'graph'"),
+        ("g.dot", "digraph { a } digraph { b }", "DOT graph: expected the end after one digraph, got 'digraph'"),
         ("g.dot", "digraph { a -> b [dir=both] }", "g.dot: expected edges cause -> effect, got dir=both"),
         ("g.dot", "digraph {" + " " * 200_000 + "}", "g.dot: expected at most 131072 characters, got 200010"),
-        ("g.txt", "", "g.txt: expected a file name that ends in .yaml, .yml, .json, .gml, .dot, .gv, got '.txt'"),
+        ("g.txt", "", "g.txt: expected a file name ending in .yaml, .yml, .json, .gml, .dot, .gv, got '.txt'"),
     ],
 )
 def test_an_invalid_file_is_refused(
@@ -110,7 +110,7 @@ def test_an_invalid_file_is_refused(
 
 
 WHOLE, NUMBER = "expected a non-negative integer, got ", "expected a finite number, got "
-WORDS = "of different words, got "
+WORDS = "of distinct strings, got "
 SHARES = r"split_shares: expected three non-negative fractions \(train, val, test\) that sum to 1, got "
 
 
@@ -139,7 +139,7 @@ SHARES = r"split_shares: expected three non-negative fractions \(train, val, tes
         ("variables: {a: {categories: [x]}}", "variables: a: categories: expected two or more names"),
         ("variables: {a: {kind: binary, categories: [x, y, z]}}", "variables: a: categories: expected 2 .*, got 3"),
         ("variables: {a: {categories: [x, x]}}", "variables: a: categories: expected a list " + WORDS),
-        ("names: [split, a]", "'split' cannot be a variable; that column holds the image's path or split"),
+        ("names: [split, a]", "expected a variable name other than file, filename, split, got 'split'"),
         ("names: [' a']", "variable ' a': expected a name with single spaces between words only"),
         ("names: [a, b]\nvariables: {c: {}}", "variables: expected names among a, b, got 'c'"),
     ],
