@@ -1,1 +1,1 @@
-"""Counterfactuals of a test set, scored: interventions, the protocol, its run, scores, tables and report."""
+"""Evaluation of counterfactuals on a test set: interventions, protocol, runner, scores, tables and report."""

@@ -1,7 +1,7 @@
-"""The run of a script image_*_test.py: counterfactuals of a test split, scored, as images, CSV, JSON and tables.
+"""Main function of the scripts image_*_test.py: scores counterfactuals of a test split; writes images, CSV and JSON.
 
-Besides the interventions there are two sweeps: of the first intervention over guidance weights w (`--sweep_w`), and of
-single variables over their ranges (`--traverse`). All share one abduction.
+Two optional sweeps share the abduction of the interventions: the first intervention over guidance weights w
+(`--sweep_w`), and single variables over their ranges (`--traverse`).
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     """Main function of a test script.
 
     Args:
-        interventions: by data set, the interventions without `--do`.
-        model_type: the type of model that the script tests.
+        interventions: default interventions by data set, used without `--do`.
+        model_type: the model type that the script accepts.
 
     Returns:
-        Tables to print.
+        The tables to print.
     """
     config = parse_test_config(argv, description)
     guidance, weights = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
@@ -102,8 +102,8 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
 def make_engine(
     loaded: LoadedModel, config: TestConfig, guidance: Guidance, device: torch.device
 ) -> CounterfactualEngine:
-    """The accelerated model's engine."""
-    accelerate(loaded.model, device, compiled=config.compile, channels_innermost=config.channels_last)
+    """Accelerates the model and builds its counterfactual engine."""
+    accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
     return loaded.engine(
         config.steps,
         config.solver,
@@ -119,7 +119,7 @@ def make_engine(
 
 
 def find_measurement(spec: DatasetSpec, label_predictor: str, device: torch.device) -> Measurement | None:
-    """A predictor's readings as measurement: the given one's, or the shipped one's if the data set cannot measure."""
+    """Measures labels with the given predictor, or with the shipped one if the data set has no measurement."""
     if not label_predictor and (can_measure(spec) or not predictor_is_shipped(spec)):
         return None
     path = find_predictor(spec, label_predictor)
@@ -138,7 +138,7 @@ def write_outputs(
     """Writes all files and returns the tables.
 
     Args:
-        results: "results", those of the interventions; "sweep_w"; and "traversal_NAME" for every variable traversed.
+        results: keys "results" (the interventions), "sweep_w", and "traversal_NAME" for each traversed variable.
     """
     spec, out, main = loaded.spec, Path(config.out_dir), results["results"]
     out.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def write_traversal(
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Writes figures as CSV, one row each."""
+    """Writes rows of figures as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -183,7 +183,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: DatasetSpec) -> str:
-    """Mean pixel errors and mean errors of the measured labels, one row per intervention."""
+    """Table of mean pixel errors and mean errors of the measured labels, one row per intervention."""
     columns = {"reconstruction L1": "reconstruction_l1", "change L1": "change_l1"}
     if any("counterfactual_l1" in row for row in figures.values()):
         columns = {"L1 to true image": "counterfactual_l1", "do nothing L1": "do_nothing_l1", **columns}
@@ -197,7 +197,7 @@ def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: Dataset
 
 
 def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec) -> str:
-    """Means over images, one row per guidance weight."""
+    """Table of means over images, one row per guidance weight."""
     known = any("counterfactual_l1" in row for row in rows)
     columns = {"L1 to true image": "counterfactual_l1"} if known else {"change L1": "change_l1"}
     for i, name in enumerate(spec.graph.names):
@@ -210,10 +210,10 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
 
 
 def traversal_table(effects: Mapping[str, Mapping[str, float]], name: str) -> str:
-    """The effect on every variable: a slope for descendants, a change for the others."""
+    """Table of effects on every variable: a slope for descendants, a change for the others."""
     rows = []
     for other, row in effects.items():
         is_slope = bool(np.isfinite(row["slope"]))
-        what = "slope of measured on true label, ideally 1" if is_slope else "mean change of measured label, ideally 0"
-        rows.append([other, what, number(row["slope"] if is_slope else row["change"])])
+        text = "slope of measured on true label, ideally 1" if is_slope else "mean change of measured label, ideally 0"
+        rows.append([other, text, number(row["slope"] if is_slope else row["change"])])
     return f"do({name}) over its range\n{text_table(['variable', 'effect', 'value'], rows, texts=2)}"

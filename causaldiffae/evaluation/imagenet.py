@@ -1,8 +1,8 @@
 """ImageNet as a causal model of two variables, class -> image: Diff-SCM with published networks.
 
-The score network is a class-conditional DiT in the latent space of an autoencoder, which is its own implicit predictor,
-or guided-diffusion's unconditional U-Net in pixels, with its noised classifier as explicit predictor. Both were trained
-with 1,000 steps of the linear schedule and a learned variance. Weights are not downloaded here.
+The score network is either a class-conditional DiT in the latent space of an autoencoder, which serves as its own
+implicit predictor, or the unconditional pixel-space U-Net of guided-diffusion with its noised classifier as explicit
+predictor. Both were trained with 1,000 steps of the linear schedule and a learned variance. No weights are downloaded.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ SUGGESTIONS = 5
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """Names of the 1,000 classes by index, from torchvision."""
+    """Names of the 1,000 classes in index order, from torchvision."""
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
 
 
 def find_class(text: str) -> int:
-    """Index of a class given by name, in any case, or by index.
+    """Index of a class, given by its case-insensitive name or its index.
 
     Raises:
-        InputError: for an unknown class, with similar names.
+        InputError: for an unknown class; the message lists similar names.
     """
     names = class_names()
     given = " ".join(text.replace("_", " ").split()).casefold()
@@ -65,7 +65,7 @@ def find_class(text: str) -> int:
 
 
 def imagenet_spec(image_size: int = 256) -> DatasetSpec:
-    """RGB images with one variable, their class."""
+    """Spec of RGB images with one variable, the class."""
     names = class_names()
     return DatasetSpec(
         name="imagenet",
@@ -97,13 +97,13 @@ def read_image(path: str | Path, image_size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImagenetModel:
-    """Published networks as a Diff-SCM.
+    """A Diff-SCM built from published networks.
 
     Attributes:
         model: the score network with its predictor.
-        config: the diffusion process it was trained with.
+        config: the diffusion process of the score network.
         spec: image size and classes.
-        latent_space: the space of the score network; None for pixels.
+        latent_space: the autoencoder of a latent score network; None for pixels.
     """
 
     model: DiffScm
@@ -117,14 +117,14 @@ class ImagenetModel:
         return self.model.predictor is None
 
     def engine(self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", **options: Any) -> CounterfactualEngine:
-        """The counterfactual engine; arguments as for `LoadedModel.engine`."""
+        """Builds the counterfactual engine; arguments as in `LoadedModel.engine`."""
         chosen = create_solver(self.config, solver, steps, grid)
         return CounterfactualEngine(self.model, chosen, self.spec, codec=self.latent_space, **options)
 
     def unknown_labels(self, count: int) -> torch.Tensor | None:
-        """Placeholders for factual classes that no predictor reads.
+        """Placeholder labels (count, 1) for a model without an explicit predictor, else None.
 
-        They have no effect, because encoding is unguided and do() sets the only variable.
+        Their values have no effect: encoding is unguided, and do() sets the only variable.
         """
         return torch.zeros(count, 1) if self.is_implicit else None
 
@@ -141,9 +141,9 @@ def load_imagenet_model(
 
     Args:
         model_path: a DiT as `.pt` state dict or diffusers folder, or a U-Net of guided-diffusion as `.pt`.
-        vae_path: for a DiT: folder of the autoencoder; by default the one in the pipeline folder `model_path`.
+        vae_path: for a DiT: folder of the autoencoder; by default the folder `vae` in `model_path`.
         predictor_path: for a U-Net: guided-diffusion's noised classifier as `.pt`, or the folder of a noised predictor.
-        num_heads: for a DiT's `.pt` of unpublished width.
+        num_heads: attention heads, for a DiT `.pt` of unpublished width.
         sizes: of a U-Net and its classifier; by default those for 256 pixels.
 
     Raises:

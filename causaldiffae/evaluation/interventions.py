@@ -1,8 +1,8 @@
-"""Counterfactuals of a whole split, and their errors against the true ones.
+"""Counterfactuals of a whole split, and their errors relative to the true counterfactuals.
 
-`evaluate_interventions` applies interventions to all images. Each result holds the images and, per image, the labels
-that the model predicts, that are true, and that are measured on the counterfactuals. Pixel errors are mean absolute
-differences in grey levels, 0..255.
+`evaluate_interventions` applies interventions to all images. Each result holds the images and, per image, the predicted
+labels, the true labels and the labels measured on the counterfactual. Pixel errors are mean absolute differences in
+grey levels, 0..255.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class InterventionResult:
 
     @cached_property
     def change_l1(self) -> np.ndarray:
-        """Difference between counterfactual and factual image."""
+        """Difference between the counterfactual and the factual image."""
         return l1_errors(self.counterfactual, self.factual)
 
 
@@ -78,12 +78,12 @@ def predict_split(
     on_batch: Callable[[int], object] | None = None,
     seed: int = 0,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images (N, C, H, W) uint8 and predicted labels (N, n) under each intervention; batches are abducted once.
+    """Images (N, C, H, W) uint8 and predicted labels (N, n) under each intervention; each batch is abducted once.
 
     Args:
         guidances: one per intervention; by default the engine's own.
         on_batch: called with the number of images of each finished batch.
-        seed: seed of x_T where it is drawn.
+        seed: seed of x_T if the abduction samples it.
     """
     parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in dos]
     generator = torch.Generator(device).manual_seed(seed)
@@ -112,11 +112,11 @@ def evaluate_interventions(
     guidances: Sequence[Guidance] | None = None,
     measurement: Measurement | None = None,
 ) -> list[InterventionResult]:
-    """Applies every intervention to every image, and compares with the truth; arguments as for `predict_split`.
+    """Applies every intervention to every image and renders the true counterfactuals; arguments as in `predict_split`.
 
     Args:
         guidances: one per intervention; the reconstruction is never guided.
-        measurement: reads `measured_labels` from the counterfactuals; by default the data set's `measure`.
+        measurement: computes `measured_labels` of the counterfactuals; by default the data set's `measure`.
     """
     if not interventions:
         raise InputError("do: expected at least one intervention, got none")
@@ -148,14 +148,14 @@ def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int =
 
 
 def interval(values: np.ndarray) -> float:
-    """Half the width of the normal 95 % interval of a mean; 0 for one image."""
+    """Half-width of the normal 95 % interval of a mean; 0 for one image."""
     return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
     """Means over images: pixel errors, and absolute errors of measured and predicted labels of every variable.
 
-    For a categorical variable that is set, `reached_NAME` is the share of images measured to be of that category.
+    For a categorical variable that is set, `reached_NAME` is the fraction of images measured to be of that category.
     """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     figures["change_l1"] = float(result.change_l1.mean())
@@ -184,8 +184,8 @@ def _mean(values: np.ndarray) -> float:
 def slope(measured: np.ndarray, true: np.ndarray) -> float:
     """Least-squares slope of measured on true labels within images, (K, N) each for K interventions on N images.
 
-    Differences between images do not count, so an unchanged image has slope 0. Images with a label that cannot be
-    measured are left out; NaN if none remain or the true label does not move.
+    Each image is centred first, so differences between images have no effect. Images with an unmeasurable label are
+    excluded; NaN if none remain or the true label is constant.
     """
     found = np.isfinite(measured).all(axis=0) & np.isfinite(true).all(axis=0)
     dx, dy = (values[:, found] - values[:, found].mean(axis=0) for values in (true, measured))
@@ -194,11 +194,11 @@ def slope(measured: np.ndarray, true: np.ndarray) -> float:
 
 
 def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[str, dict[str, float]]:
-    """Effect of setting one variable to several values on each variable, over all images and values.
+    """Effect on each variable of setting one variable to several values, over all images and values.
 
-    `slope`: of measured on true counterfactual labels, for the variable and its descendants; 1 is right, 0 is no
-    effect. `change`: mean change of the measured label from the factual image's, for non-descendants; 0 is right.
-    Unknown figures are NaN.
+    `slope`: slope of measured on true counterfactual labels, for the variable and its descendants; ideally 1.
+    `change`: mean change of the measured label from the factual image, for non-descendants; ideally 0. Figures that do
+    not apply are NaN.
     """
     first = results[0]
     affected = set(first.do).union(*(spec.graph.descendants(name) for name in first.do))
@@ -243,7 +243,7 @@ def describe_do(do: Mapping[str, float], spec: DatasetSpec | None = None) -> str
 
 
 def shown_labels(result: InterventionResult) -> np.ndarray:
-    """Labels (N, n) for captions of counterfactuals: measured, or predicted if nothing can be measured."""
+    """Labels (N, n) for captions of counterfactuals: measured, or predicted if none can be measured."""
     return result.measured_labels if np.isfinite(result.measured_labels).any() else result.predicted_labels
 
 
@@ -261,7 +261,7 @@ def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
 def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: int, title: str = "") -> np.ndarray:
     """Up to `count` rows of factual image, reconstruction, and each counterfactual with the true one, (H, W, 3) uint8.
 
-    Captions are the labels: measured or, if nothing can be measured, predicted ones under counterfactuals.
+    Captions are labels; see `shown_labels` for those of counterfactuals.
     """
     first = results[0]
     rows = _spread(first, count)
@@ -278,7 +278,7 @@ def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: i
 
 
 def _spread(result: InterventionResult, count: int) -> np.ndarray:
-    """Up to `count` rows, evenly spread because the split may be sorted."""
+    """Up to `count` row indices, evenly spread because the split may be sorted."""
     return np.linspace(0, len(result.factual) - 1, min(count, len(result.factual))).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""HTML pages from the templates beside this module; every value is escaped."""
+"""Renders the HTML templates of this package; every value is escaped."""
 
 from __future__ import annotations
 

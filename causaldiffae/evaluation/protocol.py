@@ -1,11 +1,11 @@
-"""The evaluation protocol: which interventions are applied to each test image, and the model's answers.
+"""The evaluation protocol: interventions per test image, and the model outputs to score.
 
 For every variable v, every image gets one intervention do(v = value), with the value uniform over the label's range in
-the test split. Values depend on the seed and on the image's index in the split only, so they do not change with the
-number of images. One abduction yields the reconstruction and all counterfactuals; the axioms need further ones.
+the test split. Values depend only on the seed and on the image's index in the split, not on the number of images. One
+abduction yields the reconstruction and all counterfactuals; the axioms need further ones.
 
-Images are processed in chunks of fixed content, each by one process and one thread, so that the numbers do not depend
-on the number of processes. Answers are arrays with one row per image; nothing is averaged here.
+Images are processed in fixed chunks, each by one process and one thread, so the results do not depend on the number of
+processes. Outputs are arrays with one row per image; averages are computed in `scores.py`.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class ProtocolSettings:
         num_images: number of test images, evenly spread over the split; 0 uses all.
         variables: variables to intervene on; empty for all.
         solver, steps, grid, abduction, stop, w: as in `settings.TestConfig`.
-        seed: seed of the values, of resampling, and of x_T where it is drawn.
+        seed: seed of the values, of resampling, and of x_T if the abduction samples it.
         chunk: images per batch.
         back_images: number of images for reversibility over one cycle.
         cycles: number of cycles of long composition and reversibility; 1 disables both.
         cycle_images: number of images for long composition and reversibility.
-        dci_resamples: refits for the intervals of DCI; 0 disables DCI.
+        dci_resamples: number of refits for the intervals of DCI; 0 disables DCI.
         ema: rate of the moving average of the weights; "" uses the first.
     """
 
@@ -79,14 +79,14 @@ class Task:
     """Images and interventions of one evaluation.
 
     Attributes:
-        data: N test images with the labels on disk, as models saw them in training.
-        indices: (N,) in the test split.
-        labels: (N, n) float32, exact.
-        variables: variables intervened on.
-        values: variable -> (N,) float64, the values it is set to.
+        data: N test images with the labels on disk, which models are trained on.
+        indices: (N,) indices into the test split.
+        labels: (N, n) float32 exact labels, see `registry.exact_labels`.
+        variables: the variables to intervene on.
+        values: variable -> (N,) float64 values of the interventions.
         ranges: variable -> lowest and highest test label.
         long_cycle: (N,) int64, index into `variables` of the image's long reversibility cycle, or -1.
-        short_cycle: (N,) bool, images for reversibility over one cycle.
+        short_cycle: (N,) bool mask of images for reversibility over one cycle.
     """
 
     data: ImageData
@@ -107,19 +107,19 @@ class Task:
         return truth_is_known(self.data)
 
     def chunks(self, size: int) -> list[np.ndarray]:
-        """Row indices of each chunk; images with the same cycles are together, those with long cycles first."""
+        """Row indices of each chunk; images are grouped by their cycles, the long ones first."""
         kinds = 2 * (self.long_cycle >= 0) + self.short_cycle
         groups = [np.flatnonzero(kinds == kind) for kind in (3, 2, 1, 0)]
         return [rows[start : start + size] for rows in groups for start in range(0, len(rows), size)]
 
     def join(self, parts: Sequence[dict[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
-        """Joins the answers of all chunks of `chunks(size)`, in the order of the images."""
+        """Joins the outputs of all chunks of `chunks(size)`, in image order."""
         order = np.argsort(np.concatenate(self.chunks(size)))
         return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
 
 def draw_values(spec: DatasetSpec, low: np.ndarray, high: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Values (N, n) float64: uniform in low..high for continuous variables, over the categories for others."""
+    """Values (N, n) float64, uniform over low..high for continuous variables and over the categories for others."""
     values = np.empty((len(indices), len(spec.graph)))
     for row, index in zip(values, indices, strict=True):
         row[:] = np.random.Generator(np.random.Philox(key=[seed, int(index)])).random(len(spec.graph))
@@ -133,10 +133,10 @@ def draw_values(spec: DatasetSpec, low: np.ndarray, high: np.ndarray, indices: n
 
 
 def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
-    """Chooses images of the whole test split and draws their interventions.
+    """Selects images of the test split and draws their interventions.
 
     Raises:
-        InputError: for more images than there are, or an unknown variable.
+        InputError: for more images than the split has, or an unknown variable.
     """
     spec, total = test.spec, len(test)
     count = settings.num_images or total
@@ -169,10 +169,10 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
 
 
 class TaskRunner:
-    """Computes a model's answers to chunks of a task.
+    """Computes the model outputs of chunks of a task.
 
     Args:
-        engine: the model's engine; `device` is the model's.
+        engine, device: the engine of the model, and the device of its weights.
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class TaskRunner:
         self.engine, self.task, self.settings, self.device = engine, task, settings, torch.device(device)
         self.generator = torch.Generator(self.device)
 
-    def answer(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Answers for the images `rows`, one row each.
+    def run(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs for the images `rows`, one row each.
 
         For variable v: `images/v` uint8, `labels/v` predicted, `measured/v`, `broken/v` the number of non-finite
         pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle; if the truth is known also
@@ -197,26 +197,26 @@ class TaskRunner:
         part, spec = task.data.subset(rows), task.data.spec
         stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(task.indices[rows[0]])]))
         self.generator.manual_seed(int(stream.integers(2**62)))
-        answers = self._model_answers(part, rows)
+        outputs = self._model_outputs(part, rows)
         exact = replace(part, labels=task.labels[rows])
-        answers["measured"] = measure(spec, part.images)
+        outputs["measured"] = measure(spec, part.images)
         for name in task.variables:
-            answers[f"measured/{name}"] = measure(spec, answers[f"images/{name}"])
+            outputs[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
             if task.truth_is_known:
                 do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
                 labels, images = true_counterfactual(exact, do)
-                answers |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
-                answers[f"true_measured/{name}"] = measure(spec, images)
-        return answers
+                outputs |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
+                outputs[f"true_measured/{name}"] = measure(spec, images)
+        return outputs
 
-    def _model_answers(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def _model_outputs(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
         x_start, classes, labels = model_inputs(part, self.device)
         spec, count, cycles = part.spec, len(part), self.settings.cycles
         forward = {name: self._tensor(self.task.values[name][rows]) for name in self.task.variables}
         inverse = {name: self._tensor(part.labels[:, spec.graph.index(name)]) for name in self.task.variables}
         dos = [spec.check_do(do, count, warn=False) for do in ({}, *({name: v} for name, v in forward.items()))]
         null, *results = self.engine.predict(self.engine.abduct(x_start, classes, self.generator, labels), dos)
-        answers = {
+        outputs = {
             "images": as_uint8(null.images),
             "broken": _array(axioms.broken(null.images)),
             "composition": _array(axioms.distance(null.images, x_start)),
@@ -227,11 +227,11 @@ class TaskRunner:
             values = ({name: forward[name][chosen]}, {name: inverse[name][chosen]})
             model = self._model(classes, chosen)
             found = axioms.reversibility(model, x_start[chosen], labels[chosen], *values, cycles, first)
-            answers[f"reverse/{name}" if first else f"reverse_long/{name}"][chosen] = _array(found)
+            outputs[f"reverse/{name}" if first else f"reverse_long/{name}"][chosen] = _array(found)
 
         short = np.flatnonzero(self.task.short_cycle[rows])
         for name, result in zip(self.task.variables, results, strict=True):
-            answers |= {
+            outputs |= {
                 f"images/{name}": as_uint8(result.images),
                 f"labels/{name}": _array(result.labels).astype(np.float64),
                 f"broken/{name}": _array(axioms.broken(result.images)),
@@ -244,15 +244,15 @@ class TaskRunner:
         long = np.flatnonzero(long_cycle >= 0)
         if len(long):
             found = axioms.composition(self._model(classes, long), x_start[long], labels[long], cycles)
-            answers["composition_long"][long] = _array(found)
+            outputs["composition_long"][long] = _array(found)
         for k, name in enumerate(self.task.variables):
             chosen = np.flatnonzero(long_cycle == k)
             if len(chosen):
                 reversibility(name, chosen, cycles, None)
-        return answers
+        return outputs
 
     def _model(self, classes: Tensor | None, rows: np.ndarray) -> axioms.Model:
-        """One intervention on images of some classes, in the form of the axioms."""
+        """A function that applies one intervention to the images `rows`, with the signature of `axioms.Model`."""
         classes = None if classes is None else classes[torch.from_numpy(rows).to(classes.device)]
 
         def apply(images: Tensor, labels: Tensor, do: Values) -> tuple[Tensor, Tensor]:

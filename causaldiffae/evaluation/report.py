@@ -1,7 +1,7 @@
 """The evaluation report: one self-contained HTML page with tables, bar charts and images.
 
-Styles are inline, charts are inline SVG and images are data URIs, without scripts or links. Results may be untrusted
-files; the template escapes every value.
+Styles and SVG charts are inline and images are data URIs; the page has no scripts or links. Results may be untrusted
+files, so the template escapes every value.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SHOWN: Final = 4
 
 
 def write_report(path: str | Path, files: Sequence[tuple[Path, Results]]) -> Path:
-    """Writes the report of results, given with the paths they were read from."""
+    """Writes the report of results files, given as (path, content)."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page(files), encoding="utf-8")
@@ -53,7 +53,7 @@ def write_report(path: str | Path, files: Sequence[tuple[Path, Results]]) -> Pat
 
 
 def page(files: Sequence[tuple[Path, Results]]) -> str:
-    """The report as HTML; images are read from beside the results."""
+    """The report as HTML; images are read from the folders of the results files."""
     sources = {id(results): source for source, results in files}
     groups = by_dataset([results for _, results in files]).items()
     described = [{"title": title, **_describe(group, sources)} for title, group in groups]
@@ -61,7 +61,7 @@ def page(files: Sequence[tuple[Path, Results]]) -> str:
 
 
 def _describe(group: Sequence[Results], sources: dict[int, Path]) -> dict[str, Any]:
-    """The values of the template for one data set."""
+    """Template values of one data set."""
     columns = columns_of(group)
     images = {name_of(results): read_images(images_file(str(sources[id(results)]))) for results in group}
     return {
@@ -106,12 +106,12 @@ def _cell(column: Column, results: Results, do: str, kind: str, group: Sequence[
         return {"text": MISSING, "interval": "", "best": False}
     others = [column.find(each, do, "model") for each in group]
     means = [each["mean"] for each in others if each is not None and each["mean"] is not None]
-    best = len(means) > 1 and kind == "model" and figure["mean"] == (min if column.less_is_better else max)(means)
+    best = len(means) > 1 and kind == "model" and figure["mean"] == (min if column.lower_is_better else max)(means)
     return {"text": text, "interval": interval, "best": best}
 
 
 def bars(column: Column, rows: Sequence[tuple[str, Results, str]], do: str) -> list[dict[str, Any]]:
-    """One bar per row that has a figure, lengths in pixels; models in colour, references in grey."""
+    """One bar per row with a figure: lengths in pixels, models in colour, baselines in grey."""
     figures = [(name, kind, column.find(results, do, kind)) for name, results, kind in rows]
     known = [(name, kind, figure) for name, kind, figure in figures if figure and figure["mean"] is not None]
     top = max((max(figure["high"], figure["mean"]) for _, _, figure in known), default=1.0) or 1.0
@@ -148,7 +148,7 @@ def _settings(results: Results) -> dict[str, Any]:
 
 
 def read_images(path: Path) -> dict[str, np.ndarray] | None:
-    """The images beside a results file; None if there are none.
+    """Reads an images file of `run.images_file`; None if it does not exist.
 
     Raises:
         DataError: if the file is damaged or too large.
@@ -163,7 +163,7 @@ def read_images(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _check_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """Checks the arrays that `run.example_images` writes: all have the same number of rows and the same shape."""
+    """Checks the arrays of `run.example_images`: same number of rows, images of the same shape."""
     variables = [key.removeprefix("values/") for key in arrays if key.startswith("values/")]
     required = ["factual", "reconstruction", *(f"images/{name}" for name in variables)]
     images = [arrays.get(key) for key in (*required, *(f"true_images/{name}" for name in variables))]
@@ -177,7 +177,7 @@ def _check_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.nda
 
 
 def image_grid(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Factual images, reconstructions, and for every intervention the counterfactuals beside the true ones."""
+    """Grid of factual images, reconstructions, and each intervention's counterfactuals with the true ones."""
     count = min(_SHOWN, len(arrays["factual"]))
     rows = evenly_spread(count, len(arrays["factual"]))  # the split may be sorted
     columns = [("factual", arrays["factual"][rows]), ("null", arrays["reconstruction"][rows])]

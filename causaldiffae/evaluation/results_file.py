@@ -1,11 +1,11 @@
-"""Validation of evaluation results files by results.schema.json, so that tables and the report can trust them.
+"""Validates evaluation results files against results.schema.json, so that tables and reports need no checks.
 
     model {name, recipe, seed, ...}   predictor {digest, ...}
     data {dataset, digest, images, image_size, variables, ...}
     results.interventions.DO.answers.KIND    truth, effectiveness, class_accuracy, cld, realism, effects
     results.composition, .dci, .broken
 
-A figure is `{mean, low, high}`, three numbers; its mean is null where nothing could be measured.
+A figure is an object of numbers `{mean, low, high}`; its mean is null if nothing could be measured.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def _validator() -> Draft202012Validator:
 
 
 def check_results(results: Mapping[str, Any], source: str) -> None:
-    """Raises `DataError`, starting with `source`, for the first entry that does not fit the schema."""
+    """Raises `DataError`, starting with `source`, for the first entry that violates the schema."""
     error = next(_validator().iter_errors(results), None)
     if error is None:
         return
-    place = ".".join(str(key)[:80] for key in error.absolute_path) or "results file"
+    key = ".".join(str(part)[:80] for part in error.absolute_path) or "results file"
     expected = error.schema.get("description")
     if error.validator == "required":
         expected = f"the keys {', '.join(error.validator_value)}"
     given = repr(error.instance)[:60]
-    raise DataError(f"{source}: {place}: expected {expected}, got {given}; delete the file and evaluate again")
+    raise DataError(f"{source}: {key}: expected {expected}, got {given}; delete the file and evaluate again")

@@ -1,10 +1,10 @@
-"""Evaluation of a model: chunks of images are shared between processes, kept on disk, and scored at the end.
+"""Runs the evaluation of a model: processes share chunks of images, whose outputs are stored and scored at the end.
 
     OUT.json          all figures, settings, seeds, versions and digests
-    OUT.parts/        answers for finished chunks, from which an interrupted evaluation resumes; removed at the end
+    OUT.parts/        outputs of finished chunks, to resume an interrupted evaluation; removed at the end
     OUT.pictures.npz  a few images for the report
 
-Parts and results carry a digest of protocol, model, data and settings, so those of different evaluations never mix.
+Parts and results contain a digest of protocol, model, data and settings, so different evaluations are never mixed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from causaldiffae.script_util import LoadedModel, load_model
 from causaldiffae.training.predictor import data_digest
 
 EXAMPLES: Final = 8
-_SMALLEST_FIT: Final = 20  # images; DCI of fewer is noise
+_SMALLEST_FIT: Final = 20  # images; DCI is too noisy on fewer
 _MAX_RESULTS: Final = 1 << 24  # validation takes two seconds per MiB
 _MAX_PART: Final = 1 << 32
 _PACKAGES: Final = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "causaldiffae")
@@ -60,13 +60,13 @@ class Job:
     """The evaluation of one model.
 
     Attributes:
-        model_path: as for `load_model`.
-        data_dir: the data set's folder, or a folder that holds it under its name.
+        model_path: as in `load_model`.
+        data_dir: folder of the data set, or its parent if the folder has the name of the data set.
         out: the results file.
         predictor: folder of the predictor; by default the shipped one.
-        inception_weights: file of the Inception network for the FID; empty for no FID.
-        trust_inception: accept any file of the Inception network, and execute the code in it.
-        workers: number of processes; one on an accelerator.
+        inception_weights: weights file of the Inception network for the FID; empty disables the FID.
+        trust_inception: accept any Inception file; loading it executes the code that it contains.
+        workers: number of processes; an accelerator always uses one.
     """
 
     model_path: str
@@ -81,7 +81,7 @@ class Job:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A job's model and task, which every process opens for itself."""
+    """The model and task of a job; every process loads its own."""
 
     loaded: LoadedModel
     engine: CounterfactualEngine
@@ -90,7 +90,7 @@ class _Opened:
 
 
 def data_folder(data_dir: str, spec: DatasetSpec) -> str:
-    """`data_dir`, or the folder in it with the data set's name.
+    """Returns `data_dir`, or its subfolder with the name of the data set.
 
     Raises:
         InputError: if the folder is missing or its recipe names another data set.
@@ -120,7 +120,7 @@ def _open(job: Job) -> _Opened:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One PyTorch thread, so that sums do not depend on the number of processes."""
+    """Limits PyTorch to one thread, so that sums do not depend on the number of processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -130,12 +130,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def parts_folder(out: str) -> Path:
-    """Folder of the finished chunks of a results file."""
+    """Folder of the outputs of finished chunks."""
     return Path(out).with_suffix(".parts")
 
 
 def images_file(out: str) -> Path:
-    """File of the images for the report."""
+    """File of the images shown in the report."""
     return Path(out).with_suffix(".pictures.npz")
 
 
@@ -143,21 +143,21 @@ def _part(job: Job, number: int) -> Path:
     return parts_folder(job.out) / f"chunk_{number:05d}.npz"
 
 
-def answer_chunk(job: Job, number: int) -> int:
-    """Computes and stores the answers for one chunk; returns its number of images."""
+def run_chunk(job: Job, number: int) -> int:
+    """Computes and stores the outputs of one chunk; returns its number of images."""
     opened = _open(job)
     rows = opened.task.chunks(job.settings.chunk)[number]
     with _one_thread():
-        answers = TaskRunner(opened.engine, opened.task, job.settings, opened.device).answer(rows)
+        outputs = TaskRunner(opened.engine, opened.task, job.settings, opened.device).run(rows)
     path = _part(job, number)
     partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(partial, **answers)  # type: ignore[arg-type]
+    np.savez(partial, **outputs)  # type: ignore[arg-type]
     partial.replace(path)
     return len(rows)
 
 
 def _read_part(job: Job, number: int) -> dict[str, np.ndarray] | None:
-    """The stored answers for a chunk; None if they are missing or damaged."""
+    """The stored outputs of a chunk; None if they are missing or damaged."""
     try:
         with NpzFile(_part(job, number)) as file:
             return file.arrays("biuf", _MAX_PART)
@@ -166,10 +166,10 @@ def _read_part(job: Job, number: int) -> dict[str, np.ndarray] | None:
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Reads a results file.
+    """Reads and validates a results file.
 
     Raises:
-        DataError: if it is not a results file of this version of the protocol.
+        DataError: for a file of another kind or protocol version.
     """
     path = Path(path)
     results = read_json(path, _MAX_RESULTS)
@@ -187,8 +187,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     """Evaluates a model, resuming an interrupted evaluation, and returns the content of OUT.json.
 
     Raises:
-        InputError: for another data set, an unknown variable, too few images, a predictor that does not fit, or
-            results or parts of another evaluation under the same name.
+        InputError: for another data set, an unknown variable, too few images, a predictor that does not fit, or if
+            results or parts of another evaluation have the same name.
     """
     opened = _open(job)
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
@@ -202,24 +202,24 @@ def evaluate(job: Job) -> dict[str, Any]:
         return known
     _claim_parts(parts_folder(job.out), header["asked"])
     begin = time.monotonic()
-    answers = task.join(_all_answers(job, task, opened.device), job.settings.chunk)
-    answered = time.monotonic()
+    outputs = task.join(_all_outputs(job, task, opened.device), job.settings.chunk)
+    finished = time.monotonic()
     train = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "train", spec=loaded.spec)
     scorer = Scorer(predictor.predictor, train, job.inception_weights, job.trust_inception, job.settings.seed)
     with _one_thread():
-        results = score(task, answers, scorer)
+        results = score(task, outputs, scorer)
         results["dci"] = latent_scores(opened.engine, task, scorer, job.settings, opened.device)
-    timing = {"asking_seconds": answered - begin, "scoring_seconds": time.monotonic() - answered}
+    timing = {"asking_seconds": finished - begin, "scoring_seconds": time.monotonic() - finished}
     timing = {key: round(value, 1) for key, value in timing.items()} | {"workers": job.workers}
     found = {**header, "results": results, "timing": timing}
-    np.savez_compressed(images_file(job.out), **example_images(task, answers))  # type: ignore[arg-type]
+    np.savez_compressed(images_file(job.out), **example_images(task, outputs))  # type: ignore[arg-type]
     replace_file(out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
     shutil.rmtree(parts_folder(job.out), ignore_errors=True)
     return found
 
 
 def _claim_parts(parts: Path, digest: str) -> None:
-    """Creates the folder of parts for one digest; raises `InputError` if it exists for another."""
+    """Creates the folder of parts; raises `InputError` if it belongs to another digest."""
     parts.mkdir(parents=True, exist_ok=True)
     mark = parts / "digest"
     if mark.is_file() and read_file(mark, 1 << 10) != digest.encode():
@@ -229,8 +229,8 @@ def _claim_parts(parts: Path, digest: str) -> None:
     mark.write_text(digest, encoding="utf-8")
 
 
-def _all_answers(job: Job, task: Task, device: torch.device) -> list[dict[str, np.ndarray]]:
-    """The answers for all chunks in order, computing those that are not on disk."""
+def _all_outputs(job: Job, task: Task, device: torch.device) -> list[dict[str, np.ndarray]]:
+    """The outputs of all chunks in order, computing those that are not on disk."""
     chunks = task.chunks(job.settings.chunk)
     parts = [_read_part(job, number) for number in range(len(chunks))]
     missing = [number for number, part in enumerate(parts) if part is None]
@@ -238,16 +238,16 @@ def _all_answers(job: Job, task: Task, device: torch.device) -> list[dict[str, n
     with progress_bar(total=len(task), initial=done, desc=Path(job.out).stem, unit="image") as bar:
         if job.workers < 2 or len(missing) < 2 or device.type != "cpu":
             for number in missing:
-                bar.update(answer_chunk(job, number))
+                bar.update(run_chunk(job, number))
         else:
-            _answer_in_processes(job, missing, bar.update)
+            _run_in_processes(job, missing, bar.update)
     parts = [part or _read_part(job, number) for number, part in enumerate(parts)]
     return [part for part in parts if part is not None]
 
 
-def _answer_in_processes(job: Job, missing: list[int], on_done: Callable[[int], object]) -> None:
+def _run_in_processes(job: Job, missing: list[int], on_done: Callable[[int], object]) -> None:
     with worker_pool(min(job.workers, len(missing))) as pool:
-        running = [pool.submit(answer_chunk, job, number) for number in missing]
+        running = [pool.submit(run_chunk, job, number) for number in missing]
         try:
             for future in as_completed(running):
                 on_done(future.result())
@@ -259,7 +259,7 @@ def _answer_in_processes(job: Job, missing: list[int], on_done: Callable[[int], 
 def latent_scores(
     engine: CounterfactualEngine, task: Task, scorer: Scorer, settings: ProtocolSettings, device: torch.device
 ) -> dict[str, Any] | None:
-    """DCI of z, fitted on training images and tested on the task's; None if the latents are the given labels."""
+    """DCI of z, fitted on training images and tested on the task's images; None if z holds the given labels."""
     given = engine.model.needs_labels or engine.model.unconditional_abduction
     references = scorer.references()
     if given or not settings.dci_resamples or min(len(task), len(references)) < _SMALLEST_FIT:
@@ -275,7 +275,7 @@ def latent_scores(
 
 
 def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str, Any]:
-    """Everything that the figures depend on, with digests of it."""
+    """The header of a results file: everything the figures depend on, and its digests."""
     loaded, task = opened.loaded, opened.task
     config = loaded.config.to_dict()
     unrelated = ("data_dir", "run_dir", "seed")
@@ -303,7 +303,7 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
         },
         "settings": {**asdict(job.settings), "variables": list(task.variables)},
     }
-    header["asked"] = _digest(header)  # all that the answers depend on; the predictor may change
+    header["asked"] = _digest(header)  # everything the outputs depend on; not the predictor
     header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}
     if job.inception_weights:
         content = check_inception(job.inception_weights, job.trust_inception)
@@ -328,7 +328,7 @@ def versions(device: torch.device) -> dict[str, str]:
 
 
 def state_digest(module: torch.nn.Module) -> str:
-    """Sixteen hexadecimal digits of a network's weights."""
+    """Digest of the weights of a network, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -339,15 +339,15 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def example_images(task: Task, answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A few images spread over the task, with their interventions and answers."""
+def example_images(task: Task, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A few images spread over the task, with their interventions and outputs."""
     rows = evenly_spread(min(EXAMPLES, len(task)), len(task))
-    found = {"factual": task.data.images[rows], "labels": task.labels[rows], "reconstruction": answers["images"][rows]}
+    found = {"factual": task.data.images[rows], "labels": task.labels[rows], "reconstruction": outputs["images"][rows]}
     for name in task.variables:
         found[f"values/{name}"] = task.values[name][rows]
         for key in (f"images/{name}", f"true_images/{name}", f"measured/{name}", f"true_labels/{name}"):
-            if key in answers:
-                found[key] = answers[key][rows]
+            if key in outputs:
+                found[key] = outputs[key][rows]
     return found
 
 
@@ -355,7 +355,7 @@ def find_models(folder: str) -> list[str]:
     """All run directories and model folders directly inside a folder, except predictors.
 
     Raises:
-        InputError: if there are none.
+        InputError: if the folder does not exist or has no models.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -376,5 +376,5 @@ def _is_model(path: Path) -> bool:
 
 
 def settings_from(values: dict[str, Any]) -> ProtocolSettings:
-    """The settings among a script's flags."""
+    """Selects the protocol settings among the flags of a script."""
     return ProtocolSettings(**{field.name: values[field.name] for field in fields(ProtocolSettings)})

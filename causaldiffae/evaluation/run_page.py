@@ -1,6 +1,6 @@
-"""One HTML page per run: training curves, the causal graph, and traversals of the model's counterfactuals.
+"""Writes the HTML page of a run: training curves, the causal graph, and traversals of counterfactuals.
 
-A traversal abducts a few images once, and sets one variable at a time to values over its whole range.
+A traversal abducts a few images once and sets one variable at a time to values over its whole range.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TraversableModel(Protocol):
 
 
 def traverse(model: TraversableModel, images: object) -> Traversals:
-    """Sets each variable to values over its range, from one abduction of the images."""
+    """Sets each variable to values over its range, after one abduction of the images."""
     abducted = model.abduct(images)
     found = {}
     for name in model.spec.graph.names:
@@ -60,7 +60,7 @@ def draw_traversal(
 
 
 def write_gif(path: Path, traversals: Traversals) -> Path:
-    """Animates all traversals, up and down again: one row per variable, one column per image."""
+    """Animates all traversals forwards and backwards: one row per variable, one column per image."""
     longest = max(len(images) for _, images in traversals.values())
     frames = []
     for k in [*range(longest), *range(longest - 2, 0, -1)]:
@@ -73,11 +73,11 @@ def write_gif(path: Path, traversals: Traversals) -> Path:
 
 
 def write_run_page(run: Path, out: Path, model: TraversableModel | None = None, images: object = None) -> list[Path]:
-    """Writes curves.png and run.html, and for a model traversal_NAME.png and traversals.gif; returns the files.
+    """Writes curves.png and run.html and, given a model, traversal_NAME.png and traversals.gif; returns the files.
 
     Args:
         run: run directory, or model folder with its log.
-        model, images: the run's model and a few images to traverse.
+        model, images: the model of the run and a few images to traverse.
 
     Raises:
         DataError: if the run's log is missing, damaged or empty.

@@ -1,9 +1,9 @@
 """Effect of the guidance scale s on Diff-SCM's counterfactuals (Sanchez and Tsaftaris, 2022, section 4).
 
-Every test image is set to one other class, drawn from the seed and its index, at several scales from one abduction.
-Small scales keep the class, large ones leave the image. The first shows in the accuracy of an independent predictor,
-IM1 and IM2, the second in the distance to the factual image (CLD, L1). The recommended scale has the lowest CLD among
-those that reach the target accuracy.
+Every test image is set to another class, drawn from the seed and the image's index, at several scales from one
+abduction. Too small a scale does not change the class, which lowers the accuracy of an independent predictor and raises
+IM1 and IM2. Too large a scale moves away from the factual image, which raises CLD and L1. The recommended scale has the
+lowest CLD among those that reach the target accuracy.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ METRICS: Final = {
 
 @dataclass(frozen=True)
 class Scorers:
-    """Networks trained on clean images that score counterfactuals; none of them guides.
+    """Networks that score counterfactuals; trained on clean images and not used for guidance.
 
     Attributes:
         predictor: reads the class, and has the VAE of CLD.
-        autoencoders: those of IM1 and IM2.
-        reference: images that define near and far for CLD (`realism.cld`).
+        autoencoders: the class autoencoders of IM1 and IM2.
+        reference: images that CLD compares with (`realism.cld`).
     """
 
     predictor: Predictor
@@ -70,7 +70,7 @@ class ScaleResult:
 
 
 def other_classes(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """For each class (N,) one of the other `count` - 1 classes, drawn from the seed and the index."""
+    """One of the other `count` - 1 classes for each class (N,), drawn from the seed and the index."""
     draws = [np.random.Generator(np.random.Philox(key=[seed, i])).integers(1, count) for i in range(len(classes))]
     return (classes + np.array(draws, dtype=np.int64)) % count
 
@@ -94,8 +94,8 @@ def sweep_scale(
     """Sets every image to another class at each scale, and scores the counterfactuals.
 
     Args:
-        engine: engine of a Diff-SCM; its own guidance is not used.
-        scales: at least one finite number.
+        engine: engine of a Diff-SCM; its guidance is overridden.
+        scales: guidance scales s, at least one.
         on_batch: called with the number of images of each finished batch.
     """
     check_classes(data)
@@ -116,7 +116,7 @@ def sweep_scale(
 def score(
     images: np.ndarray, data: ImageData, factual: np.ndarray, target: np.ndarray, scorers: Scorers
 ) -> dict[str, np.ndarray]:
-    """Every metric of counterfactuals (N, C, H, W) uint8, (N,) float64 each.
+    """Computes every metric (N,) float64 of counterfactuals (N, C, H, W) uint8.
 
     Args:
         factual, target: (N,) class numbers before and after the intervention.
@@ -137,7 +137,7 @@ def score(
 
 
 def recommend(results: Sequence[ScaleResult], target_accuracy: float = TARGET_ACCURACY) -> ScaleResult:
-    """The scale of lowest CLD among those that reach the target accuracy, else the scale of highest accuracy."""
+    """The scale of lowest CLD among those that reach the target accuracy, or else the most accurate scale."""
     accurate = [result for result in results if result.values["accuracy"].mean() >= target_accuracy]
     if not accurate:
         return max(results, key=lambda result: result.values["accuracy"].mean())
@@ -145,7 +145,7 @@ def recommend(results: Sequence[ScaleResult], target_accuracy: float = TARGET_AC
 
 
 def write_sweep(path: Path, results: Sequence[ScaleResult]) -> None:
-    """Writes a CSV with one row per scale: every metric's mean with its 95 % interval."""
+    """Writes a CSV file with one row per scale: means and 95 % intervals of all metrics."""
     write_figures(path, ["scale"], [([f"{result.scale:g}"], result.figures()) for result in results])
 
 
@@ -159,7 +159,7 @@ def sweep_table(results: Sequence[ScaleResult], best: ScaleResult) -> str:
 
 
 def draw_sweep(results: Sequence[ScaleResult], best: ScaleResult) -> np.ndarray:
-    """Curves of the six metrics over s with intervals, the recommended scale marked; (H, W, 3) uint8."""
+    """Plots the metrics and their intervals over s, with the recommended scale marked, (H, W, 3) uint8."""
     from matplotlib.figure import Figure as Plot
 
     plot = Plot(figsize=(10, 5.6), dpi=110, layout="constrained")

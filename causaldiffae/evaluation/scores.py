@@ -1,8 +1,8 @@
-"""From answers to figures: every metric of the evaluation, with its interval over images.
+"""Every metric of the evaluation, with its interval over images, from the outputs of `protocol.TaskRunner`.
 
-Four kinds of answers are scored alike: the model's; the true image, whose figures are the error of the predictor
-itself (the floor); the factual image (doing nothing); and the training image with the nearest labels. Reductions run
-over whole arrays in the order of the images, so figures do not depend on the number of processes.
+Four candidates are scored: the counterfactual of the model; the true image, which measures the error of the predictor
+itself (the floor); the factual image (do nothing); and the training image with the nearest labels. Reductions run over
+whole arrays in image order, so the figures do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from causaldiffae.metrics.realism import (
 )
 from causaldiffae.predictors.predictor import Predictor, Readings
 
-ANSWERS: Final = ("model", "truth", "do_nothing", "nearest")
+CANDIDATES: Final = ("model", "truth", "do_nothing", "nearest")
 REFERENCES: Final = 1000
-"""Number of training images that CLD compares with and that DCI is fitted on."""
+"""Number of training images for the comparison of CLD and the fit of DCI."""
 
 Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The predictor, training images to compare with, and optionally the file of the Inception network."""
+    """The predictor, the training images for comparison, and optionally the Inception weights."""
 
     predictor: Predictor
     train: ImageData
@@ -54,7 +54,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What answers to the intervention on one variable are compared with; unknown images are None.
+    """The expected result of the intervention on one variable; unknown images are None.
 
     `bins` are the label bins of CLD: of the references, of the requested and of the factual values.
     """
@@ -67,34 +67,34 @@ class _Expected:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One kind of answer: images (N, C, H, W) uint8, which of them are finite (N,), and measured labels (N, n)."""
+class _Candidate:
+    """A candidate: images (N, C, H, W) uint8, a mask of finite images (N,), and measured labels (N, n)."""
 
     images: np.ndarray
     finite: np.ndarray
     measured: np.ndarray
 
 
-def score(task: Task, answers: Arrays, scorer: Scorer) -> dict[str, Any]:
+def score(task: Task, outputs: Arrays, scorer: Scorer) -> dict[str, Any]:
     """All figures of a task except DCI, as plain types."""
-    context = _Context(task, answers, scorer)
-    found: dict[str, Any] = {"interventions": {}, "broken": {"null": _count_broken(answers["broken"])}}
-    composition = np.where(answers["broken"] == 0, answers["composition"], np.nan)
+    context = _Context(task, outputs, scorer)
+    found: dict[str, Any] = {"interventions": {}, "broken": {"null": _count_broken(outputs["broken"])}}
+    composition = np.where(outputs["broken"] == 0, outputs["composition"], np.nan)
     found["composition"] = {
         "1": context.figure(composition),
-        "long": context.figure(answers["composition_long"][task.long_cycle >= 0]),
+        "long": context.figure(outputs["composition_long"][task.long_cycle >= 0]),
     }
     for k, name in enumerate(task.variables):
-        found["broken"][name] = _count_broken(answers[f"broken/{name}"])
+        found["broken"][name] = _count_broken(outputs[f"broken/{name}"])
         expected = context.expected(name)
         row: dict[str, Any] = {"range": list(task.ranges[name]), "answers": {}}
-        for kind, answer in context.answers_to(expected).items():
-            row["answers"][kind] = context.score_answer(expected, answer)
-        own = label_errors(answers[f"labels/{name}"], expected.labels)
+        for kind, candidate in context.candidates(expected).items():
+            row["answers"][kind] = context.score_candidate(expected, candidate)
+        own = label_errors(outputs[f"labels/{name}"], expected.labels)
         row["answers"]["model"]["effectiveness"]["own_labels"] = context.by_variable(own)
         row["reversibility"] = {
-            "1": context.figure(answers[f"reverse/{name}"][task.short_cycle]),
-            "long": context.figure(answers[f"reverse_long/{name}"][task.long_cycle == k]),
+            "1": context.figure(outputs[f"reverse/{name}"][task.short_cycle]),
+            "long": context.figure(outputs[f"reverse_long/{name}"][task.long_cycle == k]),
         }
         found["interventions"][name] = row
     return found
@@ -105,10 +105,10 @@ def _count_broken(pixels: np.ndarray) -> dict[str, int]:
 
 
 class _Context:
-    """What the interventions of a task share."""
+    """State shared by all interventions of a task."""
 
-    def __init__(self, task: Task, answers: Arrays, scorer: Scorer) -> None:
-        self.task, self.answers, self.scorer, self.spec = task, answers, scorer, task.data.spec
+    def __init__(self, task: Task, outputs: Arrays, scorer: Scorer) -> None:
+        self.task, self.outputs, self.scorer, self.spec = task, outputs, scorer, task.data.spec
         self.predictor, self.references = scorer.predictor, scorer.references()
         self.factual_readings = self.predictor.read(task.data.images)
         self.factual_posteriors = Posteriors(*self.predictor.posteriors(task.data.images))
@@ -123,12 +123,12 @@ class _Context:
         return {name: self.figure(values[:, j]) for j, name in enumerate(self.spec.graph.names)}
 
     def expected(self, name: str) -> _Expected:
-        """What is known about the answers to one intervention."""
+        """The expected result of one intervention, as far as it is known."""
         task, graph, i = self.task, self.spec.graph, self.spec.graph.index(name)
         if task.truth_is_known:
-            labels, images = self.answers[f"true_labels/{name}"], self.answers[f"true_images/{name}"]
+            labels, images = self.outputs[f"true_labels/{name}"], self.outputs[f"true_images/{name}"]
             readings = self.predictor.read(images)
-        else:  # the variable's value and the labels of non-descendants are known nevertheless
+        else:  # only the value set and the labels of non-descendants are known
             labels, images, readings = task.labels.astype(np.float64), None, None
             labels[:, i] = task.values[name]
             for other in graph.descendants(name):
@@ -139,28 +139,28 @@ class _Context:
             bins = [np.searchsorted(edges, column, side="right") for column in bins]
         return _Expected(name, np.asarray(labels, np.float64), images, readings, bins)
 
-    def answers_to(self, expected: _Expected) -> dict[str, _Answer]:
-        """The four kinds of answers; only the model's and the factual image if the truth is unknown."""
+    def candidates(self, expected: _Expected) -> dict[str, _Candidate]:
+        """The candidates by name; without a known truth, only the counterfactual and the factual image."""
         name, data = expected.name, self.task.data
         all_finite = np.ones(len(data), bool)
-        finite = self.answers[f"broken/{name}"] == 0
+        finite = self.outputs[f"broken/{name}"] == 0
         found = {
-            "model": _Answer(self.answers[f"images/{name}"], finite, self.answers[f"measured/{name}"]),
-            "do_nothing": _Answer(data.images, all_finite, self.answers["measured"]),
+            "model": _Candidate(self.outputs[f"images/{name}"], finite, self.outputs[f"measured/{name}"]),
+            "do_nothing": _Candidate(data.images, all_finite, self.outputs["measured"]),
         }
         if expected.images is not None:
             train, spec = self.scorer.train, self.spec
             target, known = spec.normalise(expected.labels), spec.normalise(exact_labels(train).astype(np.float64))
             nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
-            found["truth"] = _Answer(expected.images, all_finite, self.answers[f"true_measured/{name}"])
-            found["nearest"] = _Answer(nearest, all_finite, measure(spec, nearest))
-        return {kind: found[kind] for kind in ANSWERS if kind in found}
+            found["truth"] = _Candidate(expected.images, all_finite, self.outputs[f"true_measured/{name}"])
+            found["nearest"] = _Candidate(nearest, all_finite, measure(spec, nearest))
+        return {kind: found[kind] for kind in CANDIDATES if kind in found}
 
-    def score_answer(self, expected: _Expected, answer: _Answer) -> dict[str, Any]:
-        """All figures of one kind of answer to one intervention."""
-        task, readings = self.task, self.predictor.read(answer.images)
-        excluded = np.where(answer.finite, 0.0, np.nan)  # added to per-image values
-        labels, measured = readings.labels + excluded[:, None], answer.measured + excluded[:, None]
+    def score_candidate(self, expected: _Expected, candidate: _Candidate) -> dict[str, Any]:
+        """All figures of one candidate under one intervention."""
+        task, readings = self.task, self.predictor.read(candidate.images)
+        excluded = np.where(candidate.finite, 0.0, np.nan)  # added to per-image values
+        labels, measured = readings.labels + excluded[:, None], candidate.measured + excluded[:, None]
         found: dict[str, Any] = {
             "effectiveness": {
                 "predictor": self.by_variable(label_errors(labels, expected.labels)),
@@ -172,42 +172,42 @@ class _Context:
         if readings.classes is not None and task.data.classes is not None:
             found["class_accuracy"] = self.figure((readings.classes == task.data.classes) + excluded)
         if expected.images is not None:
-            pixels = truth.pixel_errors(answer.images, expected.images)
+            pixels = truth.pixel_errors(candidate.images, expected.images)
             found["truth"] = {key: self.figure(getattr(pixels, key) + excluded) for key in ("l1", "psnr", "ssim")}
         found["drift"] = self._drift(expected.name, labels, measured)
-        posteriors = Posteriors(*self.predictor.posteriors(answer.images))
+        posteriors = Posteriors(*self.predictor.posteriors(candidate.images))
         divergence = cld(posteriors, self.factual_posteriors, self.reference_posteriors, *expected.bins)
         found["cld"] = self.figure(divergence + excluded)
-        found["realism"] = self._realism(expected, readings, answer)
+        found["realism"] = self._realism(expected, readings, candidate)
         found["effects"] = self._effects(expected, labels)
         return found
 
     def _drift(self, name: str, labels: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
-        """Changes of the labels of variables that are neither set nor descendants."""
+        """Label changes of the variables that are neither set nor descendants."""
         graph, found = self.spec.graph, {}
         changes = {
             "predictor": np.abs(labels - self.factual_readings.labels),
-            "measured": np.abs(measured - self.answers["measured"]),
+            "measured": np.abs(measured - self.outputs["measured"]),
         }
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.OTHER:
                 found[other] = {kind: self.figure(values[:, j]) for kind, values in changes.items()}
         return found
 
-    def _realism(self, expected: _Expected, readings: Readings, answer: _Answer) -> dict[str, Any]:
+    def _realism(self, expected: _Expected, readings: Readings, candidate: _Candidate) -> dict[str, Any]:
         """FID-own and KID-own against the true images or, if unknown, the factual ones; FID with Inception."""
-        others = (expected.readings or self.factual_readings).features[answer.finite]
-        features = readings.features[answer.finite]
+        others = (expected.readings or self.factual_readings).features[candidate.finite]
+        features = readings.features[candidate.finite]
         found: dict[str, Any] = {"against": "truth" if expected.readings is not None else "factual"}
-        found["fid_own"] = self._distance(frechet_distance, features, others, answer)
-        found["kid_own"] = self._distance(kernel_distance, features, others, answer)
+        found["fid_own"] = self._distance(frechet_distance, features, others, candidate)
+        found["kid_own"] = self._distance(kernel_distance, features, others, candidate)
         if self.scorer.inception_weights:
             real = self.task.data.images if expected.images is None else expected.images
             pair = [
-                inception_features(images[answer.finite], self.scorer.inception_weights, self.scorer.trust_inception)
-                for images in (answer.images, real)
+                inception_features(images[candidate.finite], self.scorer.inception_weights, self.scorer.trust_inception)
+                for images in (candidate.images, real)
             ]
-            found["fid"] = self._distance(frechet_distance, pair[0], pair[1], answer)
+            found["fid"] = self._distance(frechet_distance, pair[0], pair[1], candidate)
         return found
 
     def _distance(
@@ -215,9 +215,9 @@ class _Context:
         distance: Callable[[np.ndarray, np.ndarray], float],
         features: np.ndarray,
         others: np.ndarray,
-        answer: _Answer,
+        candidate: _Candidate,
     ) -> dict[str, Any]:
-        left_out = int((~answer.finite).sum())
+        left_out = int((~candidate.finite).sum())
         statistic = lambda rows: distance(features[rows], others[rows])  # noqa: E731
         return statistic_figure(statistic, len(features), self.scorer.seed, 50, left_out).to_dict()
 

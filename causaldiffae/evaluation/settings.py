@@ -1,4 +1,4 @@
-"""Command line of the scripts image_*_test.py: settings, recipes and the parsing of interventions."""
+"""Command line of the scripts image_*_test.py: settings, recipes and parsing of interventions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.script_util import SOLVER, STEPS, argument_parser, expand_recipes, parse_flat
 
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
-"""Named sets of flags, which `--recipe NAME` inserts at its position on the command line."""
+"""Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,36 @@ class TestConfig:
     Attributes:
         model_path: run directory, step folder, model folder, or a state dict (.pt) of the published code.
         data_dir: folder of the data set.
-        dataset: for a published state dict: its data set, if its sizes are ambiguous.
-        predictor_path: for a Diff-SCM: its noised predictor; "none" for the implicit one; by default the folder
-            "predictor" in model_path.
-        label_predictor: anti-causal predictor that reads labels from counterfactuals; by default the one in weights/
-            if the data set cannot measure its labels.
+        dataset: data set of a published state dict, if its tensor shapes are ambiguous.
+        predictor_path: noised predictor of a Diff-SCM; "none" uses the implicit one; by default the folder "predictor"
+            in model_path.
+        label_predictor: anti-causal predictor that measures the labels of counterfactuals; by default the one in
+            weights/ if the data set cannot measure its labels.
         judge: deprecated alias of label_predictor.
-        out_dir: folder to write to.
-        do: interventions as "name=value" or "name=value,name=value"; by default the table in the script.
+        out_dir: output folder.
+        do: interventions as "name=value" or "name=value,name=value"; by default those listed in the script.
         num_images: number of test images; 0 uses all.
         batch_size: images per batch.
-        solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
+        solver: "dpmpp2m", "obelm", or "ddim" for the published DDIM loops.
         steps: network evaluations in each direction.
-        grid: noise levels: "centred", "logsnr", "rho" or "uniform"; by default the solver's own.
+        grid: spacing of the noise levels: "centred", "logsnr", "rho" or "uniform"; by default that of the solver.
         timestep_respacing: steps of the published DDIM loops, see space_timesteps; overrides solver.
         residual: add the reconstruction error of the factual image to every counterfactual.
         rescale_quantile: quantile of dynamic thresholding of x_0 while decoding, for instance 0.99; 0 disables it.
         abduction: "ddim" encodes the image; "noise" samples x_T around it (the published algorithm); "none" draws x_T.
-        stop: encode and decode up to this share of T only.
+        stop: encode and decode only up to this fraction of T.
         w: guidance weight; 1 is no guidance, 0 ignores the latents.
-        w_affected: guidance weight of the variables set and their descendants; by default w.
+        w_affected: guidance weight of the intervened variables and their descendants; by default w.
         w_invariant: guidance weight of all other variables; by default w.
-        guidance_interval: noise levels t/T between which guidance acts, for instance "0.2,0.8".
-        sweep_w: also evaluate the first intervention at these guidance weights, "0,0.25,0.5,0.75,1".
-        traverse: also set each of these variables to values over its whole range, "thickness,intensity".
+        guidance_interval: range of t/T in which guidance is applied, for instance "0.2,0.8".
+        sweep_w: also evaluate the first intervention at these guidance weights, for instance "0,0.5,1".
+        traverse: also set each of these variables to values over its range, for instance "thickness,intensity".
         ema: rate of the moving average to use; "" uses the first, "none" the trained weights.
-        use_bf16: activations in bfloat16, where the hardware supports it.
+        use_bf16: use bfloat16 activations if the hardware supports them.
         compile: compile the score network for the batch size.
-        channels_last: store convolution weights with the channels innermost.
-        grid_images: rows of the image grids.
-        seed: seed of drawn noise.
+        channels_last: use the channels_last memory format for convolution weights.
+        grid_images: number of rows of the image grids.
+        seed: seed of random noise.
     """
 
     model_path: str = ""
@@ -104,7 +104,7 @@ class TestConfig:
 
 
 def resolve_alias(settings: object, alias: str, name: str) -> None:
-    """Moves the value of a deprecated field of frozen settings to the field that replaces it, with a warning."""
+    """Moves the value of a deprecated field of frozen settings to its replacement, with a warning."""
     value = getattr(settings, alias)
     if value:
         warnings.warn(f"{alias}: deprecated, use {name}", UserWarning, stacklevel=4)
@@ -119,14 +119,14 @@ def check_abduction(kind: str) -> None:
 
 
 def parse_do(text: str, spec: DatasetSpec) -> CheckedDo:
-    """Parses "thickness=4.5,intensity=90"; categories may be given by name."""
+    """Parses "thickness=4.5,intensity=90"; a category may be given by name."""
     do: dict[str, float | str] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name or not value:
             raise InputError(f"do: expected name=value, like thickness=4.5, got {part[:200]!r}")
         if name in do:
-            raise InputError(f"do: expected each variable once, got {name[:80]} set twice in {text[:200]!r}")
+            raise InputError(f"do: expected each variable once, got {name[:80]} twice in {text[:200]!r}")
         try:
             do[name] = float(value)
         except ValueError:
@@ -145,7 +145,7 @@ def default_interventions(spec: DatasetSpec) -> list[CheckedDo]:
 
 
 def parse_numbers(name: str, text: str) -> list[float]:
-    """Parses "0,0.5,1"; an empty text gives an empty list."""
+    """Parses "0,0.5,1"; an empty string gives an empty list."""
     try:
         values = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -167,7 +167,7 @@ def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
 def parse_test_config(argv: Sequence[str], description: str) -> TestConfig:
     """Settings from `--config FILE`, `--recipe NAME` and flags; later ones override earlier ones."""
     parser = argument_parser(description)
-    parser.add_argument("--recipe", help=f"named set of flags to insert here: {', '.join(RECIPES)}")
+    parser.add_argument("--recipe", help=f"insert a named set of flags here: {', '.join(RECIPES)}")
     parser.add_class_arguments(TestConfig, nested_key=None, skip={"do"}, instantiate=False)
     parser.add_argument("--do", action="append", default=[], help="name=value[,name=value]; may be given several times")
     values = parse_flat(parser, expand_recipes(argv, RECIPES))

@@ -1,9 +1,9 @@
-"""Speed benchmark: this package beside the reference recipe, in one process.
+"""Speed benchmark: this package compared with the reference recipe, in one process.
 
-The reference recipe is the same U-Net with explicit attention (einsum, softmax, einsum), eager and in float32; 250 DDIM
-steps per intervention, each with one call under the latents and one under the null token; AdamW and the moving average
-as loops over parameters. Both sides run in turn and medians are compared, so that a slow phase of the machine affects
-both.
+The reference recipe runs the same U-Net eagerly in float32 with explicit attention (einsum, softmax, einsum). It takes
+250 DDIM steps per intervention, each with one conditional and one unconditional call, and loops over parameters in
+AdamW and the moving average. Runs of both sides alternate and medians are compared, so that a temporary slowdown of the
+machine affects both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.model import CausalDiffAE, TrainingStep, trial_draws
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
-from causaldiffae.training.acceleration import activation_dtype, channels_last, compile_network
+from causaldiffae.training.acceleration import activation_dtype, compile_network
 
 REFERENCE_STEPS: Final = 250
 WIDE_SPREAD: Final = 0.2
@@ -37,14 +37,14 @@ WIDE_SPREAD: Final = 0.2
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What is measured.
+    """Settings of the benchmark.
 
     Attributes:
         batch_size: images per batch.
-        repeats: repetitions of every measurement.
+        repeats: number of timed runs per measurement.
         steps: network evaluations in each direction of this package's counterfactuals.
-        reference_steps: timed steps of the reference's 250; its time is scaled.
-        compile, channels_last, use_bf16: acceleration of this package's side.
+        reference_steps: number of the reference's 250 steps to time; the result is scaled to 250.
+        compile, channels_last, use_bf16: acceleration options of this package.
         device: "cpu" or "cuda".
     """
 
@@ -60,7 +60,7 @@ class SpeedSettings:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds (repeats,) of the reference and of this package; the reference's are to be multiplied by `scale`."""
+    """Seconds (repeats,) of the reference, before multiplication by `scale`, and of this package."""
 
     name: str
     reference: list[float]
@@ -69,17 +69,17 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """Median time of this package over the reference's."""
+        """Median time of this package divided by that of the reference."""
         return statistics.median(self.ours) / (self.scale * statistics.median(self.reference))
 
     @property
     def spread(self) -> float:
-        """(largest - smallest) / median, the larger one of both sides."""
+        """Relative spread (maximum - minimum) / median, of the side with the larger one."""
         return max((max(times) - min(times)) / statistics.median(times) for times in (self.reference, self.ours))
 
 
 def explicit_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
-    """`nn.self_attention` as in guided-diffusion, with the weights of all pairs in memory."""
+    """`nn.self_attention` as in guided-diffusion, which stores the L x L attention weights."""
     batch, _, length = x.shape
     layout = (batch, 3, num_heads, -1, length) if new_order else (batch, num_heads, 3, -1, length)
     q, k, v = (
@@ -92,7 +92,7 @@ def explicit_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: in
 
 @contextlib.contextmanager
 def reference_attention(enabled: bool = True) -> Iterator[None]:
-    """Makes every U-Net use explicit attention."""
+    """Patches every U-Net to use explicit attention."""
     original = layers.self_attention
     if enabled:
         layers.self_attention = explicit_attention
@@ -104,7 +104,7 @@ def reference_attention(enabled: bool = True) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Two models with the same weights, the reference's and this package's, and a batch."""
+    """The models of the reference and of this package, with the same weights, and a batch."""
 
     reference: CausalDiffAE
     ours: CausalDiffAE
@@ -123,7 +123,7 @@ class Bench:
 
 
 def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed: int = 0) -> Bench:
-    """Builds both models with random weights, on whose values no timing depends."""
+    """Builds both models with random weights, whose values do not affect the timing."""
     device, models = settings.device, []
     for _ in range(2):
         torch.manual_seed(seed)
@@ -132,7 +132,7 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed:
         models.append(model.to(device).eval())
     reference, ours = models
     if settings.channels_last:
-        channels_last(ours.unet)
+        ours.unet.to(memory_format=torch.channels_last)
     if settings.compile:
         compile_network(ours.unet, device)
     shape = (settings.batch_size, spec.channels, spec.image_size, spec.image_size)
@@ -146,7 +146,7 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed:
 def in_turn(
     name: str, reference: Callable[[], object], ours: Callable[[], object], bench: Bench, scale: float = 1.0
 ) -> Timing:
-    """Times both sides in turn, after one warm-up run of each."""
+    """Times runs of both sides alternately, after one warm-up run of each."""
     is_cuda = torch.device(bench.settings.device).type == "cuda"
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(bench.settings.repeats + 1):
@@ -209,10 +209,10 @@ def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
 
 
 def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
-    """Counterfactuals of the batch under a number of interventions.
+    """Times counterfactuals of the batch under several interventions.
 
-    The reference decodes a drawn x_T for each intervention, in 250 steps of two calls, without encoding. This package
-    encodes once and decodes for each intervention. `reference_steps` of the reference's equal steps are timed.
+    The reference decodes a sampled x_T for each intervention, in 250 steps of two calls, without encoding; only
+    `reference_steps` of them are timed. This package encodes once and decodes once per intervention.
     """
     settings, names = bench.settings, bench.spec.graph.names
     taken = min(settings.reference_steps, REFERENCE_STEPS)
@@ -242,7 +242,7 @@ def evaluations(interventions: int, steps: int) -> tuple[int, int]:
 
 
 def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> float:
-    """Peak memory of training in MiB, above that before; on the CPU measured in a process of its own."""
+    """Peak memory of training in MiB, relative to the memory before; on the CPU in a separate process."""
     if torch.device(settings.device).type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -262,7 +262,7 @@ def _resident_growth(config: Config, spec: DatasetSpec, settings: SpeedSettings,
 
 
 def _status(field: str) -> float:
-    """A field of /proc/self/status in MiB; NaN where there is no /proc."""
+    """A field of /proc/self/status in MiB; NaN without /proc."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -271,7 +271,7 @@ def _status(field: str) -> float:
 
 
 def train_one_side(config: Config, spec: DatasetSpec, settings: SpeedSettings, reference: bool) -> None:
-    """Takes two training steps with one model in memory."""
+    """Takes two training steps with only one model in memory."""
     both = make_bench(config, spec, settings)
     model = both.reference if reference else both.ours
     run = training_step(replace(both, reference=model, ours=model), reference)
@@ -289,10 +289,10 @@ def _autocast(bench: Bench, reference: bool) -> torch.autocast:
 def composition_l1(
     model: nn.Module, config: Config, spec: DatasetSpec, images: Tensor, classes: Tensor | None, steps: int
 ) -> tuple[float, float]:
-    """Error of the null intervention with trained weights: mean |x - x'| on 0..255 of images (N, C, S, S) in [-1, 1].
+    """Error of the null intervention with trained weights, on images (N, C, S, S) in [-1, 1].
 
     Returns:
-        Before and after rounding to 8 bits.
+        Mean |x - x'| in grey levels, 0..255, before and after rounding to 8 bits.
     """
     engine = CounterfactualEngine(model, create_solver(config.diffusion, steps=steps), spec)  # type: ignore[arg-type]
     found = engine.predict(engine.abduct(images, classes), [{}])[0].images

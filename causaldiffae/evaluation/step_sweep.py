@@ -1,8 +1,8 @@
-"""Number of network evaluations that a counterfactual needs, by solver, compared with the published 250 DDIM steps.
+"""Accuracy of solvers over the number of network evaluations, compared with the published 250 DDIM steps.
 
-The same weights, images and interventions go through every solver at several numbers of steps. Measured are the
-distances of the null intervention to the image, of the counterfactual to the true one and to the true labels, and of
-the decoding of the reference's x_T to the reference's own decoding, which is the error of the solver alone.
+Every solver is applied at several numbers of steps to the same weights, images and interventions. The sweep reports the
+error of the null intervention, the errors of the counterfactual relative to the true image and the true labels, and the
+difference between decodings of the reference's x_T by this solver and by the reference, which is the solver error.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def parse_settings(text: str) -> list[Setting]:
             raise InputError(f"settings: expected SOLVER:STEPS, like dpmpp2m:25, got {part[:80]!r}")
         settings.append(Setting(solver, int(steps)))
     if len(set(settings)) < 2 or len(set(settings)) < len(settings):
-        raise InputError(f"settings: expected two or more different ones, got {text[:200]!r}")
+        raise InputError(f"settings: expected two or more distinct settings, got {text[:200]!r}")
     return settings
 
 
 def headings(dos: Sequence[Mapping[str, float]], spec: DatasetSpec) -> dict[str, str]:
-    """What is measured: key -> heading."""
+    """Headings of the measured figures, by key."""
     found = {NULL: "null intervention, L1 to the image", SAME_NOISE: "from the reference's x_T, L1 to its image"}
     for do in dos:
         name = describe_do(do, spec)
@@ -79,7 +79,7 @@ def headings(dos: Sequence[Mapping[str, float]], spec: DatasetSpec) -> dict[str,
 
 
 def _affected(do: Mapping[str, float], spec: DatasetSpec) -> list[str]:
-    """The variables set and their descendants."""
+    """The intervened variables and their descendants."""
     affected = {*do, *spec.graph.descendants(*do)}
     return [name for name in spec.graph.names if name in affected]
 
@@ -98,8 +98,8 @@ def sweep_steps(
     Args:
         data: images with known true counterfactuals.
         dos: interventions in label units.
-        on_batch: called with the number of images of each batch, for every setting.
-        measurement: reads labels from images; by default the data set's `measure`.
+        on_batch: called with the number of images of each batch, once per setting.
+        measurement: measures labels in images; by default the data set's `measure`.
     """
     spec, read = data.spec, measurement or (lambda images: measure(data.spec, images))
     values: dict[Setting, dict[str, list[np.ndarray]]] = {
@@ -139,9 +139,9 @@ def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Map
 
 
 def recommend(rows: Sequence[SweepRow]) -> SweepRow | None:
-    """The fewest steps at which nothing is significantly worse than the reference; None if there are none.
+    """The setting with the fewest steps and no figure significantly worse than the reference; None if there is none.
 
-    Images are paired: worse means that the 95 % interval of the difference to the reference lies above 0.
+    Images are paired: a figure is worse if the 95 % interval of its difference to the reference lies above 0.
     """
     reference, *others = rows
     compared = [name for name in reference.values if name != SAME_NOISE]
@@ -154,12 +154,12 @@ def recommend(rows: Sequence[SweepRow]) -> SweepRow | None:
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
-    """Writes a CSV with one row per setting: every figure's mean with its 95 % interval."""
+    """Writes a CSV file with one row per setting: means and 95 % intervals of all figures."""
     write_figures(path, ["solver", "steps"], [([row.setting.solver, row.setting.steps], row.figures()) for row in rows])
 
 
 def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
-    """A text table with one row per setting: means with half the width of their intervals."""
+    """A text table with one row per setting: means with the half-widths of their intervals."""
     letters = [f"({chr(97 + i)})" for i in range(len(heads))]
     cells = []
     for row in rows:
@@ -173,9 +173,9 @@ def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
 
 
 def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
-    """One panel per figure over the evaluations in each direction, one curve per solver, (H, W, 3) uint8.
+    """Plots every figure over the number of evaluations, (H, W, 3) uint8.
 
-    The reference is a dotted line.
+    One panel per figure and one curve per solver; a dotted line shows the reference.
     """
     from matplotlib.figure import Figure as Plot
     from matplotlib.ticker import NullFormatter

@@ -1,7 +1,7 @@
 """Text tables of evaluation results, per data set and over training seeds.
 
-Models that differ in their training seed only share a recipe. Their figures are also given as the mean over seeds with
-a 95 % interval of Student's t distribution.
+Models that differ only in their training seed have the same recipe. Their figures are also averaged over seeds, with a
+95 % interval of Student's t distribution.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from tabulate import tabulate
 Results = Mapping[str, Any]
 Figure = Mapping[str, Any]
 
-ANSWER_NAMES = {
+BASELINES = {
     "truth": "true image (floor)",
     "do_nothing": "do nothing",
     "nearest": "nearest training image",
 }
 MISSING = "-"
-MISSING_NOTE = f"{MISSING} : could not be computed (nothing measured, or not known for this data set)"
+MISSING_NOTE = f"{MISSING} : not available (not measured, or unknown for this data set)"
 EXPLANATION = (
     "L1 (grey levels), PSNR (dB) and SSIM compare with the true counterfactual image. NAME error: absolute error of "
-    "the label that the predictor reads from the image, in label units; NAME error measured: the same for the label "
-    "measured by geometry. class: share of images in which the predictor sees the right class. CLD: 0.693 is best, "
-    "1.313 is no change. FID-own and KID-own use the predictor's features instead of Inception's. reversibility: L1 "
-    "between the factual image and the image after an intervention and its inverse, once and over many cycles. "
-    "composition: the same for null interventions. DCI of the latent blocks by gradient boosting (GBT) and lasso: D "
-    "disentanglement, C completeness, R2 informativeness. Less is better, except for PSNR, SSIM, class and DCI."
+    "the label predicted from the image, in label units; NAME error measured: the same for the label measured by "
+    "geometry. class: accuracy of the predicted class. CLD: 0.693 is the optimum, 1.313 is no change. FID-own and "
+    "KID-own use the predictor's features instead of Inception's. reversibility: L1 between the factual image and the "
+    "image after an intervention and its inverse, over one and over many cycles. composition: the same for null "
+    "interventions. DCI of the latent blocks by gradient boosting (GBT) and lasso: D "
+    "disentanglement, C completeness, R2 informativeness. Lower is better, except for PSNR, SSIM, class and DCI."
 )
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure per row: its heading, its keys in an answer, decimals and direction.
+    """One figure per row: its heading, its keys, number of decimals and direction.
 
-    A figure `of_model` has its keys in the intervention instead, and exists for models only.
+    The keys are looked up in a candidate or, if `of_model`, in the intervention itself.
     """
 
     heading: str
     keys: tuple[str, ...]
     decimals: int = 3
-    less_is_better: bool = True
+    lower_is_better: bool = True
     of_model: bool = False
 
     def find(self, results: Results, do: str, kind: str) -> Figure | None:
-        """The figure of one kind of answer to an intervention; None where there is none."""
+        """The figure of a candidate under an intervention, or None."""
         if self.of_model and kind != "model":
             return None
-        answer = () if self.of_model else ("answers", kind)
-        return dig(results, "results", "interventions", do, *answer, *self.keys)
+        candidate = () if self.of_model else ("answers", kind)
+        return dig(results, "results", "interventions", do, *candidate, *self.keys)
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A table with one line per row; the first `texts` columns are aligned left, missing cells explained below."""
+    """A table with one line per row; the first `texts` columns are left-aligned; a note explains missing cells."""
     wrapped = [heading.replace(" ", "\n").replace("_", "_\n") for heading in headings]
     align = ["left"] * texts + ["right"] * (len(headings) - texts)
     text = tabulate(rows, wrapped, disable_numparse=True, colalign=align if rows else None)
@@ -65,7 +65,7 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: in
 
 
 def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> str:
-    """A figure as text, "0.123" or with its interval "0.123 [0.110, 0.140]"; `MISSING` where there is none."""
+    """A figure as text, "0.123" or with its interval "0.123 [0.110, 0.140]"; `MISSING` for None."""
     if figure is None or figure.get("mean") is None:
         return MISSING
     text = f"{figure['mean']:.{decimals}f}"
@@ -73,12 +73,12 @@ def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> s
 
 
 def number(value: float, decimals: int = 3) -> str:
-    """A number as text; `MISSING` where it is not finite."""
+    """A number as text; `MISSING` if it is not finite."""
     return f"{value:.{decimals}f}" if np.isfinite(value) else MISSING
 
 
 def dig(value: Any, *keys: str) -> Any:
-    """The entry under several keys of nested mappings; None where there is none."""
+    """The entry at a path of keys in nested mappings, or None."""
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
             return None
@@ -87,15 +87,15 @@ def dig(value: Any, *keys: str) -> Any:
 
 
 def columns_of(files: Sequence[Results]) -> list[Column]:
-    """The columns of one data set's table in which any row has a figure."""
+    """The columns of a data set's table that are not empty."""
     variables = files[0]["data"]["variables"]
     columns = [
         Column("L1", ("truth", "l1"), 2),
-        Column("PSNR", ("truth", "psnr"), 2, less_is_better=False),
-        Column("SSIM", ("truth", "ssim"), less_is_better=False),
+        Column("PSNR", ("truth", "psnr"), 2, lower_is_better=False),
+        Column("SSIM", ("truth", "ssim"), lower_is_better=False),
         *(Column(f"{name} error", ("effectiveness", "predictor", name)) for name in variables),
         *(Column(f"{name} error measured", ("effectiveness", "measured", name)) for name in variables),
-        Column("class", ("class_accuracy",), less_is_better=False),
+        Column("class", ("class_accuracy",), lower_is_better=False),
         Column("CLD", ("cld",)),
         Column("FID-own", ("realism", "fid_own"), 2),
         Column("KID-own", ("realism", "kid_own")),
@@ -108,20 +108,20 @@ def columns_of(files: Sequence[Results]) -> list[Column]:
 
 
 def interventions_of(files: Sequence[Results]) -> list[str]:
-    """The variables intervened on in any file, in order."""
+    """The intervened variables of all files, in order."""
     return list(dict.fromkeys(do for results in files for do in results["results"]["interventions"]))
 
 
 def kinds_of(results: Results, do: str) -> list[str]:
-    """The kinds of answers to an intervention, the model's first."""
-    answers = dig(results, "results", "interventions", do, "answers") or {}
-    return [kind for kind in ("model", *ANSWER_NAMES) if kind in answers]
+    """The candidates scored under an intervention, the model first."""
+    scored = dig(results, "results", "interventions", do, "answers") or {}
+    return [kind for kind in ("model", *BASELINES) if kind in scored]
 
 
 def rows_of(files: Sequence[Results], do: str) -> list[tuple[str, Results, str]]:
-    """One row per model, then the floor and the baselines: (name, results, kind of answer)."""
+    """One row per model, then the baselines: (name, results, candidate)."""
     rows = [(name_of(results), results, "model") for results in files]
-    return rows + [(ANSWER_NAMES[kind], files[0], kind) for kind in kinds_of(files[0], do) if kind != "model"]
+    return rows + [(BASELINES[kind], files[0], kind) for kind in kinds_of(files[0], do) if kind != "model"]
 
 
 def name_of(results: Results) -> str:
@@ -130,7 +130,7 @@ def name_of(results: Results) -> str:
 
 
 def by_dataset(files: Sequence[Results]) -> dict[str, list[Results]]:
-    """Groups results that are comparable: the same data set, images and predictor."""
+    """Groups comparable results: those with the same data set, images and predictor."""
     groups: dict[str, list[Results]] = {}
     for results in files:
         data, predictor = results["data"], results["predictor"]["digest"]
@@ -141,7 +141,7 @@ def by_dataset(files: Sequence[Results]) -> dict[str, list[Results]]:
 
 
 def intervention_tables(files: Sequence[Results]) -> str:
-    """One table per intervention: a row for each model, then the floor and the baselines."""
+    """One table per intervention: a row for each model, then the baselines."""
     columns, texts = columns_of(files), []
     for do in interventions_of(files):
         rows = [
@@ -173,7 +173,7 @@ def general_table(files: Sequence[Results]) -> str:
 
 
 def effects_table(files: Sequence[Results]) -> str:
-    """Average treatment effects on descendants with intervals; empty where there are none."""
+    """Average treatment effects on descendants with intervals; empty if there are none."""
     rows = []
     for do in interventions_of(files):
         for results in files:
@@ -186,7 +186,7 @@ def effects_table(files: Sequence[Results]) -> str:
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over training seeds with Student's 95 % interval, which is empty for one seed."""
+    """Mean over training seeds with Student's 95 % interval, which has width 0 for one seed."""
     from scipy import stats
 
     array = np.asarray(values, np.float64)
@@ -197,7 +197,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def seed_groups(files: Iterable[Results]) -> list[list[Results]]:
-    """Results of models that differ in their training seed only, where there are several."""
+    """Groups of two or more models that differ only in their training seed."""
     groups: dict[str, list[Results]] = {}
     for results in files:
         groups.setdefault(results["model"]["recipe"], []).append(results)
@@ -205,7 +205,7 @@ def seed_groups(files: Iterable[Results]) -> list[list[Results]]:
 
 
 def seeds_table(files: Sequence[Results]) -> str:
-    """Mean and interval over training seeds of every figure of every recipe; empty where there are none."""
+    """Mean and interval of every figure over training seeds; empty without several seeds."""
     texts = []
     for group in seed_groups(files):
         rows = []

@@ -28,7 +28,7 @@ def test_tables_explain_missing_figures() -> None:
     table = intervention_table({"do(size=3)": {**row, "measured_error_size": 0.25}}, spec)
     assert table.splitlines()[0].split() == ["intervention", "reconstruction", "change", "size", "grey"]
     assert table.splitlines()[-2].split() == ["do(size=3)", "1.000", "2.000", "0.250", "-"]
-    assert table.splitlines()[-1].startswith("- : could not be computed")
+    assert table.splitlines()[-1].startswith("- : not available")
     sweep = sweep_table([row], "do(size=3)", spec).splitlines()
     assert sweep[0] == "do(size=3) at guidance weights w, means over images"
     assert sweep[-2].split() == ["0.5", "2.000", "3.000", "-"]

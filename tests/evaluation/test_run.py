@@ -18,7 +18,7 @@ from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import DataError
 from causaldiffae.evaluation import run as evaluation_run
 from causaldiffae.evaluation.report import write_report
-from causaldiffae.evaluation.run import Job, answer_chunk
+from causaldiffae.evaluation.run import Job, run_chunk
 from causaldiffae.evaluation.tables import over_seeds, seeds_table, shown, tables
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Predictor, save_predictor
@@ -114,9 +114,9 @@ def test_an_interrupted_evaluation_resumes(root: Path, tmp_path: Path, monkeypat
         if number == 2 and len(done) == 2:
             raise KeyboardInterrupt
         done.append(number)
-        return answer_chunk(job, number)
+        return run_chunk(job, number)
 
-    monkeypatch.setattr(evaluation_run, "answer_chunk", interrupted)
+    monkeypatch.setattr(evaluation_run, "run_chunk", interrupted)
     assert evaluate(root, "causaldae", out).returncode == 130
     parts = tmp_path / "found.parts"
     assert not out.exists() and len(list(parts.glob("chunk_*.npz"))) == 2
@@ -125,7 +125,7 @@ def test_an_interrupted_evaluation_resumes(root: Path, tmp_path: Path, monkeypat
     done.append(-1)
     assert comparable(results(root, "causaldae", out)) == comparable(whole)
     assert done == [0, 1, -1, 1, 2], "the finished chunk is kept, the damaged one is computed again"
-    monkeypatch.setattr(evaluation_run, "answer_chunk", lambda *_: pytest.fail("nothing is left to compute"))
+    monkeypatch.setattr(evaluation_run, "run_chunk", lambda *_: pytest.fail("nothing is left to compute"))
     assert comparable(results(root, "causaldae", out)) == comparable(whole)
 
 
@@ -167,7 +167,7 @@ def test_non_finite_pixels_are_reported(root: Path, tmp_path: Path) -> None:
     figure = found["interventions"]["thickness"]["answers"]["model"]["truth"]["l1"]
     assert figure == {"mean": None, "low": None, "high": None, "images": 0, "left_out": 6}
     assert "6 images under do(thickness) with 4704 non-finite pixels" in outcome.stdout
-    assert "- : could not be computed" in outcome.stdout
+    assert "- : not available" in outcome.stdout
     assert run(SCRIPT, "--out", tmp_path, "--report", tmp_path / "page.html").returncode == 0
 
 

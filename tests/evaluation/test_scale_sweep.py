@@ -12,7 +12,7 @@ import torch
 from paths import REPO
 from running import assert_refused, run
 from support import Scaled
-from test_diff_scm import model_folder as model_folder  # the same untrained model
+from tiny_models import write_diffscm
 from torch import nn
 
 from causaldiffae.counterfactual import Counterfactual
@@ -119,6 +119,11 @@ def test_table_csv_and_plot(results: list[ScaleResult], tmp_path: Path) -> None:
     image = draw_sweep(results, results[1])
     assert image.dtype == np.uint8 and image.shape[2] == 3 and len(np.unique(image)) > 20
     assert "1.00*" in sweep_table(results, results[1])
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_diffscm(tmp_path_factory.mktemp("diffscm") / "model")
 
 
 def test_the_script(model_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of models with known answers: the truth, nothing, swapped variables, shuffled images, NaN.
+"""Figures of models with known outputs: the truth, nothing, swapped variables, shuffled images, NaN.
 
 Images are Pendulum's at 32 pixels. The generator renders the truth and its geometry replaces the predictor, so every
 figure is known in advance.
@@ -104,7 +104,7 @@ def found(task: Task, scorer: Scorer) -> dict[str, dict[str, Any]]:
     results = {}
     for kind in ("truth", "nothing", "swapped", "shuffled", "broken"):
         runner = TaskRunner(KnownModel(kind), task, SETTINGS)  # type: ignore[arg-type]
-        parts = [runner.answer(rows) for rows in task.chunks(SETTINGS.chunk)]
+        parts = [runner.run(rows) for rows in task.chunks(SETTINGS.chunk)]
         results[kind] = score(task, task.join(parts, SETTINGS.chunk), scorer)
     return results
 
@@ -136,11 +136,11 @@ def test_reversibility_is_measured_on_some_images(scorer: Scorer) -> None:
     chunks = task.chunks(5)
     assert [set(task.short_cycle[rows].tolist()) for rows in chunks] == [{True}] * 3 + [{False}] * 3
     runner = TaskRunner(KnownModel("truth"), task, settings)  # type: ignore[arg-type]
-    answers, at_once = task.join([runner.answer(rows) for rows in chunks], 5), runner.answer(np.arange(24))
+    outputs, at_once = task.join([runner.run(rows) for rows in chunks], 5), runner.run(np.arange(24))
     for name in task.variables:
-        np.testing.assert_array_equal(np.isfinite(answers[f"reverse/{name}"]), task.short_cycle)
-        np.testing.assert_allclose(answers[f"reverse/{name}"], at_once[f"reverse/{name}"], atol=1e-6)
-    figure = score(task, answers, scorer)["interventions"]["angle"]["reversibility"]["1"]
+        np.testing.assert_array_equal(np.isfinite(outputs[f"reverse/{name}"]), task.short_cycle)
+        np.testing.assert_allclose(outputs[f"reverse/{name}"], at_once[f"reverse/{name}"], atol=1e-6)
+    figure = score(task, outputs, scorer)["interventions"]["angle"]["reversibility"]["1"]
     assert (figure["images"], figure["left_out"]) == (10, 0)
 
 

@@ -28,7 +28,7 @@ def test_interventions_are_parsed() -> None:
     [
         ("size", "do: expected name=value, like thickness=4.5, got 'size'"),
         ("x" * 5000, "do: expected name=value"),
-        ("size=1,size=2", "do: expected each variable once, got size set twice"),
+        ("size=1,size=2", "do: expected each variable once, got size twice"),
         ("size=" + "y" * 5000, "do: size: expected a finite number"),
         ("width=1", "do: unknown variable 'width'"),
     ],

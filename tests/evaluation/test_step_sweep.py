@@ -106,7 +106,7 @@ def test_malformed_settings_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "ddim:250", "ddim:5,ddim:5"])
 def test_a_single_setting_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="settings: expected two or more different ones"):
+    with pytest.raises(InputError, match="settings: expected two or more distinct settings"):
         parse_settings(text)
 
 
@@ -123,7 +123,7 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
     unmeasured = [SweepRow(each.setting, {**each.values, SAME_NOISE: np.full(200, np.nan)}) for each in rows]
     write_rows(tmp_path / "steps.csv", unmeasured)
     assert draw(unmeasured, heads).shape == image.shape and recommend(unmeasured) is not None
-    assert table(unmeasured, heads).count("  -\n") == 3 and "- : could not be computed" in table(unmeasured, heads)
+    assert table(unmeasured, heads).count("  -\n") == 3 and "- : not available" in table(unmeasured, heads)
 
 
 def test_the_script(tmp_path: Path) -> None:

@@ -1,35 +1,21 @@
 """The Diff-SCM test script on an untrained model of the digits with a predictor beside its weights."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from paths import REPO
 from running import Outcome, assert_refused, run
-from tiny import randomise, small_config
+from tiny_models import write_diffscm
 
-from causaldiffae.checkpoints.checkpoint import export_weights
-from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import InputError
-from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, save_noised_predictor
-from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
+from causaldiffae.script_util import load_model
 
 CAUSALDIFFAE = REPO / "weights" / "pendulum_causaldae_mini"
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("diffscm") / "model"
-    config = small_config(model_type="diffscm", dataset="mnist", label_cond=True, image_size=28, channel_mult="1,1")
-    config = replace(config, model=replace(config.model, attention_resolutions="", patch_size=2))
-    spec = dataset_spec("mnist")
-    torch.manual_seed(0)
-    model, _ = create_model_and_diffusion(config, spec)
-    export_weights(folder, randomise(model, scale=0.02).state_dict(), describe_checkpoint(config, spec))
-    predictor = NoisedPredictor(spec, NoisedPredictorConfig(channel_mult="1,1", patch_size=2))
-    save_noised_predictor(folder / "predictor", predictor, config.diffusion, {})
-    return folder
+    return write_diffscm(tmp_path_factory.mktemp("diffscm") / "model")
 
 
 def diffscm_test(folder: Path, out: Path, *flags: str) -> Outcome:
