@@ -1,1 +1,1 @@
-"""Image grids, drawings of graphs, training curves."""
+"""Image grids, graph drawings and training curves."""

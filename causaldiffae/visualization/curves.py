@@ -1,6 +1,6 @@
-"""Training curves from a run's progress.csv, one panel per kind of metric.
+"""Plots training curves from the progress.csv of a run, one panel per kind of metric.
 
-Thin lines are logged values, thick lines their running median.
+Thin lines show logged values, thick lines their running median.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PANELS: Final = {
     "learning rate": ("lr", "learning_rate"),
     "images per second": ("images_per_second",),
 }  # fmt: skip
-"""Panel titles in drawing order, with the prefixes of their columns; other columns are drawn last."""
-FEW: Final = 8  # curves of up to this many points get markers and no median
+"""Panel titles in order, with the column prefixes of each; other columns go into a last panel."""
+FEW: Final = 8  # curves with at most this many points have markers and no median
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -43,7 +43,7 @@ def read_curves(run: Path) -> Curves:
     """
     path = run / PROGRESS
     if not path.is_file():
-        raise DataError(f"{path}: expected a run directory or a model folder with its log, got no such file")
+        raise DataError(f"{path}: expected the log of a run directory or model folder, got no such file")
     columns, rows = read_progress(path)
     curves: Curves = {}
     for column in columns:
@@ -70,7 +70,7 @@ def read_curves(run: Path) -> Curves:
 
 
 def panels_of(columns: Sequence[str]) -> dict[str, list[str]]:
-    """Groups columns by panel; panels without columns are left out."""
+    """Groups columns by panel; panels without columns are omitted."""
     panels: dict[str, list[str]] = {title: [] for title in [*PANELS, "other"]}
     for column in columns:
         titles = [title for title, prefixes in PANELS.items() if column.startswith(prefixes)]
@@ -79,13 +79,13 @@ def panels_of(columns: Sequence[str]) -> dict[str, list[str]]:
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Median (N,) over a window of about a twentieth of the run around each value."""
+    """Running median (N,) over a window of about 5 % of the run."""
     half = max(1, len(values) // 40)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def merge_identical(curves: Curves, names: Sequence[str]) -> dict[str, str]:
-    """Merges identical curves: maps the first of each group to a label that lists all names."""
+    """Maps the first of each group of identical curves to a label with all names."""
     labels: dict[str, str] = {}
     for name in names:
         same = next((kept for kept in labels if all(map(np.array_equal, curves[kept], curves[name]))), None)

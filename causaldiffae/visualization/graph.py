@@ -1,9 +1,9 @@
-"""Drawing of a causal graph: causes above their effects.
+"""Draws a causal graph, with causes above their effects.
 
 A layered layout in the style of Sugiyama, Tagawa and Toda (1981). Layers are networkx's topological generations. An
 edge that spans several layers passes through an invisible node in each. Nodes are ordered by the mean position of their
-neighbours, and moved towards them by isotonic regression. networkx's own `multipartite_layout` neither reduces
-crossings nor knows box widths, and graphviz is a system package.
+neighbours and moved towards them by isotonic regression. networkx's `multipartite_layout` neither reduces crossings nor
+respects box widths, and Graphviz is a system package.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Node = tuple[str, ...]  # (variable,), or (cause, effect, layer) where an edge p
 
 @dataclass(frozen=True)
 class GraphLayout:
-    """Positions in inches; y grows upwards and is 0 in the first layer.
+    """Positions in inches; y points upwards and is 0 in the first layer.
 
     Attributes:
         positions: centre (x, y) of each variable's box.
         widths: width of each variable's box with its margin.
         bends: for each edge, the points at which it passes the layers between its ends, from top to bottom.
-        step: distance between layers.
+        step: vertical distance between layers.
         left, right: horizontal bounds of the drawing.
         layers: number of layers.
     """
@@ -55,10 +55,10 @@ class GraphLayout:
 
 
 def layout(graph: CausalGraph, texts: Mapping[str, str]) -> GraphLayout:
-    """Lays out one box per variable, causes above effects.
+    """Computes the layout of one box per variable, with causes above effects.
 
     Args:
-        texts: the lines of text in each variable's box.
+        texts: text of each variable's box, possibly of several lines.
     """
     layered, layers = _layers(graph)
     _order(layered, layers)
@@ -81,13 +81,13 @@ def layout(graph: CausalGraph, texts: Mapping[str, str]) -> GraphLayout:
 
 
 def edge_points(placed: GraphLayout, edge: tuple[str, str], heights: Mapping[str, float]) -> list[tuple[float, float]]:
-    """Points of an edge from the bottom of the cause's box to the top of the effect's; `heights` of boxes in inches."""
+    """Points of an edge from the bottom of the cause's box to the top of the effect's box; box heights in inches."""
     (x0, y0), (x1, y1) = placed.positions[edge[0]], placed.positions[edge[1]]
     return [(x0, y0 - heights[edge[0]] / 2), *placed.bends[edge], (x1, y1 + heights[edge[1]] / 2)]
 
 
 def wrap(name: str) -> str:
-    """A name on lines of about 14 characters, broken at spaces and after underscores."""
+    """Wraps a name to lines of about 14 characters, at spaces and after underscores."""
     lines = textwrap.wrap(name.replace("_", "_ "), 15)
     return "\n".join(line.replace("_ ", "_") for line in lines)
 
@@ -142,7 +142,7 @@ def _width(node: Node, texts: Mapping[str, str]) -> float:
 
 
 def _layers(graph: CausalGraph) -> tuple[nx.DiGraph, list[list[Node]]]:
-    """The graph with invisible nodes, whose edges join neighbouring layers, and the nodes of each layer."""
+    """The graph with invisible nodes, so that edges join adjacent layers, and the nodes of each layer."""
     variables = nx.DiGraph(graph.edges)
     variables.add_nodes_from(graph.names)
     depth = {name: i for i, names in enumerate(nx.topological_generations(variables)) for name in names}
@@ -182,11 +182,11 @@ def _order(layered: nx.DiGraph, layers: list[list[Node]]) -> None:
 def _horizontal_positions(
     layered: nx.DiGraph, layers: Sequence[Sequence[Node]], widths: Mapping[Node, float]
 ) -> dict[Node, float]:
-    """Centres of all nodes: near their neighbours, in the order of the layer and without overlap."""
+    """Horizontal centres of all nodes: close to their neighbours, in layer order, without overlap."""
     from scipy.optimize import isotonic_regression
 
     x: dict[Node, float] = {}
-    offsets = []  # centres in a layer whose boxes touch
+    offsets = []  # centres of the nodes if adjacent boxes touch
     for layer in layers:
         sizes = np.array([widths[node] + GAP for node in layer])
         offsets.append(np.cumsum(sizes) - sizes / 2)
@@ -198,6 +198,6 @@ def _horizontal_positions(
                 np.mean([x[other] for other in nx.all_neighbors(layered, node)]) if layered.degree(node) else x[node]
                 for node in layer
             ]
-            shifts = isotonic_regression(np.array(target) - offset).x  # boxes do not overlap if shifts do not fall
+            shifts = isotonic_regression(np.array(target) - offset).x  # boxes do not overlap if shifts do not decrease
             x.update(zip(layer, (shifts + offset).tolist(), strict=True))
     return x

@@ -1,4 +1,4 @@
-"""Grids of images, plain (`tile`) and labelled, and PNG output."""
+"""Image grids, plain (`tile`) and labelled, and PNG output."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tile(images: np.ndarray, background: int = 255) -> np.ndarray:
 
 
 def render(figure: Figure) -> np.ndarray:
-    """Draws a matplotlib figure as (H, W, 3) uint8, without pyplot's global state."""
+    """Renders a matplotlib figure as (H, W, 3) uint8, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -83,7 +83,7 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An (H, W, 3) uint8 image as a PNG data URI."""
+    """Encodes an (H, W, 3) uint8 image as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
