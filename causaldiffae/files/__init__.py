@@ -1,1 +1,1 @@
-"""File formats, read within bounds; nothing here knows the method."""
+"""Bounded readers and writers of file formats, independent of the method."""

@@ -15,14 +15,14 @@ import numpy as np
 from causaldiffae.errors import DataError
 
 SPLIT_FILES: Final = {"train": "train", "test": "t10k"}
-"""The prefix of the files of each split."""
+"""File name prefix of each split."""
 NUM_CLASSES: Final = 10
-_MAX_BYTES: Final = 1 << 29  # of one file, uncompressed; MNIST's largest has 47 million
+_MAX_BYTES: Final = 1 << 29  # uncompressed; the largest file of MNIST has 47 MB
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """Opens a regular file, gzipped or not; `DataError` that names it for anything that goes wrong while reading."""
+    """Opens a regular file, gzipped or not; converts errors while reading to a `DataError`."""
     if path.exists() and not path.is_file():  # a pipe or a device has no end
         raise DataError(f"{path}: not a regular file")
     try:
@@ -38,7 +38,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _read_up_to(stream: Any, count: int) -> bytearray:
-    """Reads `count` bytes or to the end, in blocks, so that a wrong declared size costs no memory."""
+    """Reads up to `count` bytes in blocks, so that a wrong declared size allocates no memory."""
     content = bytearray()
     while count > len(content) and (block := stream.read(min(count - len(content), 1 << 20))):
         content += block
@@ -48,11 +48,9 @@ def _read_up_to(stream: Any, count: int) -> bytearray:
 def read_idx(path: str | Path, max_bytes: int = _MAX_BYTES) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not.
 
-    Reads no more than the header declares, and the header may declare `max_bytes` at most.
-
     Raises:
-        DataError: naming the file, if it is missing, damaged, too large, not IDX, not of unsigned bytes, or of another
-            length than its header declares.
+        DataError: If the file is missing, damaged, not an IDX file of unsigned bytes, larger than `max_bytes`, or its
+            length differs from that declared in the header.
     """
     path = Path(path)
     with _open(path) as stream:
@@ -78,7 +76,7 @@ def read_idx(path: str | Path, max_bytes: int = _MAX_BYTES) -> np.ndarray:
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
-    """Writes (N,) or (N, H, W) uint8 as a gzipped IDX file, reproducibly."""
+    """Writes an array (N,) or (N, H, W) uint8 as a gzipped IDX file without a timestamp."""
     header = bytes((0, 0, 8, array.ndim)) + np.asarray(array.shape, ">u4").tobytes()
     with (
         path.open("wb") as file,
@@ -88,7 +86,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """Reads a text file, gzipped or not, of at most `max_bytes` uncompressed; `DataError` names it otherwise."""
+    """Reads a text file, gzipped or not; raises `DataError` if it has more than `max_bytes` uncompressed."""
     with _open(path) as stream:
         content = _read_up_to(stream, max_bytes + 1)
     if len(content) > max_bytes:
@@ -100,7 +98,7 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """`folder/name.gz` or `folder/name`, whichever exists; `DataError` if neither does."""
+    """Returns `folder/name.gz` or `folder/name`, whichever exists; raises `DataError` if neither does."""
     if not folder.is_dir():
         raise DataError(f"{folder}: folder not found")
     for candidate in (folder / f"{name}.gz", folder / name):
@@ -113,8 +111,8 @@ def read_digits(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads images (N, 28, 28) and digit labels (N,), both uint8, of `{split}-images...` and `{split}-labels...`.
 
     Raises:
-        DataError: naming the file, if one is missing or damaged, the images are not 28 x 28, the numbers differ, or a
-            digit is above 9.
+        DataError: If a file is missing or damaged, the images are not 28 x 28, the numbers of images and labels differ,
+            or a digit is above 9.
     """
     image_file = find_file(folder, f"{split}-images-idx3-ubyte")
     label_file = find_file(folder, f"{split}-labels-idx1-ubyte")

@@ -1,8 +1,8 @@
-"""Untrusted image files: named formats, the header first, and a limit on pixels.
+"""Untrusted image files.
 
-A few kilobytes can decompress to gigabytes, and every format that Pillow knows is one more decoder that a file may
-choose. The caller therefore names the formats, the declared size is compared with a limit before a pixel is decoded,
-and large images are decoded one at a time across threads.
+A few kilobytes can decompress to gigabytes, and every format supported by Pillow adds a decoder that a file could
+exploit. Only formats named by the caller are decoded, the declared size is checked before decoding, and large images
+are decoded one at a time across threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from causaldiffae.errors import DataError, InputError
 
 MAX_PIXELS: Final = 1 << 26
-MAX_SIDE: Final = 1 << 16  # a PNG of 100 bytes can be one line of millions of pixels
+MAX_SIDE: Final = 1 << 16  # a PNG of 100 bytes can have a row of millions of pixels
 LARGE: Final = 1 << 24  # pixels; decoding such an image takes hundreds of megabytes
 _TITLES: Final = {"JPEG": "JPEG", "PNG": "PNG", "WEBP": "WebP"}
 _ONE_AT_A_TIME: Final = threading.Lock()
@@ -29,11 +29,16 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 def open_image(
     content: bytes, formats: Sequence[str], where: str = "", max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """Opens an image without decoding its pixels; the body of the `with` statement decodes them.
+    """Opens an image without decoding its pixels, which the body of the `with` statement does.
+
+    Args:
+        content: bytes of the file.
+        formats: accepted formats, of JPEG, PNG and WEBP.
+        where: prefix of error messages.
+        max_pixels: maximum number of pixels.
 
     Raises:
-        DataError: starting with `where`, if it is not one of `formats` (of JPEG, PNG, WEBP), damaged, larger than
-            `max_pixels`, or does not fit into memory. An `InputError` of the body passes unchanged.
+        DataError: If the image has another format, is damaged or too large. An `InputError` of the body propagates.
     """
     lead = f"{where}: " if where else ""
     try:
@@ -48,20 +53,20 @@ def open_image(
                 stack.enter_context(_ONE_AT_A_TIME)
             yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise DataError(f"{lead}expected at most {max_pixels} pixels, got far more") from None
+        raise DataError(f"{lead}expected at most {max_pixels} pixels, got many more") from None
     except InputError:
         raise
     except MemoryError:
-        raise DataError(f"{lead}the image does not fit into memory") from None
-    except Exception:  # Pillow's readers raise many kinds for damaged files
+        raise DataError(f"{lead}expected an image that fits into memory") from None
+    except Exception:  # Pillow raises various errors for damaged files
         titles = [_TITLES[name] for name in formats]
         listed = " or ".join(part for part in (", ".join(titles[:-1]), titles[-1]) if part)
-        raise DataError(f"{lead}cannot be read as a {listed} image") from None
+        raise DataError(f"{lead}expected a {listed} image, got another format or a damaged file") from None
 
 
 @contextlib.contextmanager
 def without_size_warnings() -> Iterator[None]:
-    """Silences Pillow's warning about large images, which `open_image` refuses itself, for all threads at once."""
+    """Silences Pillow's warning about large images in all threads; `open_image` checks the size itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield

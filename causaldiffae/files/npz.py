@@ -1,9 +1,9 @@
-"""Untrusted NumPy `.npz` files: checked before anything is allocated, and nothing is unpickled.
+"""Untrusted NumPy `.npz` files, validated before memory is allocated, without unpickling.
 
-An `.npz` is a zip archive of `.npy` members: a header (dtype, order, shape) and the values. What a member declares is
-compared with the bytes that it takes in the archive, and what its header declares with the member's size. Only then
-`np.lib.format` reads it. `np.load` alone does not suffice: it allocates what a header declares, inflates any archive,
-and unpickles members of dtype object; byte strings in these are read by `causaldiffae.files.pickles`.
+An `.npz` file is a zip archive of `.npy` members, each with a header (dtype, order, shape) and values. The declared
+size of a member is compared with its compressed size, and the shape in its header with its size, before `np.lib.format`
+reads it. `np.load` is not sufficient: it allocates the declared size, decompresses any archive, and unpickles members
+of dtype object. Byte strings in these are read by `causaldiffae.files.pickles`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from causaldiffae.files.reading import file_size
 
 MAX_MEMBERS = 5000
 MAX_HEADER_BYTES = 4096
-MAX_ARRAY_BYTES = 2**29  # of one member whose shape the file decides
-_BEST_DEFLATE = 1040  # deflate compresses to no less than 1/1032
+MAX_ARRAY_BYTES = 2**29  # of one member whose shape the caller does not fix
+_BEST_DEFLATE = 1040  # the maximum ratio of deflate is 1032
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 
 
@@ -37,20 +37,20 @@ class Header(NamedTuple):
 
 
 def _check_entry(entry: zipfile.ZipInfo, size: int) -> None:
-    """Refuses a member that `numpy.savez` does not write, or that declares more than it can hold."""
+    """Rejects a member that `numpy.savez` does not write, or whose declared size its compressed size cannot hold."""
     name, stored = repr(entry.filename[:80]), entry.compress_type == zipfile.ZIP_STORED
     bound = entry.compress_size * (1 if stored else _BEST_DEFLATE)
     if entry.flag_bits & 1 or not (stored or entry.compress_type == zipfile.ZIP_DEFLATED):
-        raise DataError(f"{name}: expected a stored or deflated member, got another")
+        raise DataError(f"{name}: expected a stored or deflated member, got one that is encrypted or of another kind")
     if entry.compress_size > size or entry.file_size > bound:
-        raise DataError(f"{name}: expected at most {bound} bytes, got {entry.file_size} declared")
+        raise DataError(f"{name}: expected at most {bound} bytes, got a declared size of {entry.file_size}")
 
 
 class NpzFile:
-    """One `.npz` file, open for reading; a context manager.
+    """An open `.npz` file; a context manager.
 
     Raises:
-        DataError: if the file is missing, not a zip archive, or has members that `numpy.savez` does not write.
+        DataError: If the file is missing, not a zip archive, or has members that `numpy.savez` does not write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,12 +59,12 @@ class NpzFile:
         try:
             self._archive = zipfile.ZipFile(path)
         except (*_DAMAGED, ValueError) as error:
-            raise DataError(f"{path}: expected an npz file, got another or a truncated one ({error})") from None
+            raise DataError(f"{path}: expected a complete npz file ({error})") from None
         entries = self._archive.infolist()
         self._entries = {entry.filename.removesuffix(".npy"): entry for entry in entries}
         try:
             if len(entries) > MAX_MEMBERS or len(self._entries) != len(entries):
-                raise DataError(f"expected at most {MAX_MEMBERS} members of different names, got {len(entries)}")
+                raise DataError(f"expected at most {MAX_MEMBERS} members with unique names, got {len(entries)}")
             for entry in entries:
                 _check_entry(entry, size)
         except DataError as error:
@@ -79,19 +79,24 @@ class NpzFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The members, without `.npy`."""
+        """Names of the members, without `.npy`."""
         return tuple(self._entries)
 
     def header(self, name: str) -> Header:
-        """A member's header; `DataError` if it is invalid or, except for dtype object, declares another size."""
+        """Reads the header of a member; raises `DataError` if it is invalid or contradicts the size of the member."""
         with self._open(name) as stream:
             return self._read_header(name, stream)
 
     def array(self, name: str, shape: tuple[int | None, ...], kinds: str = "f") -> np.ndarray:
-        """Reads one member of the given shape (None leaves an axis open) and kinds of dtype (letters of `dtype.kind`).
+        """Reads a member.
+
+        Args:
+            name: name of the member.
+            shape: expected shape; None for an axis of any length.
+            kinds: accepted values of `dtype.kind`.
 
         Raises:
-            DataError: if the member is missing, damaged, of another shape or dtype, or larger than `MAX_ARRAY_BYTES`.
+            DataError: If the member is missing, damaged, of another shape or dtype, or larger than `MAX_ARRAY_BYTES`.
         """
         where, (dtype, found) = self._where(name), self.header(name)
         if dtype.kind not in kinds:
@@ -100,13 +105,13 @@ class NpzFile:
             expected = "(" + ", ".join("N" if n is None else str(n) for n in shape) + ")"
             raise DataError(f"{where}: expected shape {expected}, got {found}")
         size = math.prod(found) * dtype.itemsize
-        if size > MAX_ARRAY_BYTES and None in shape:  # a shape that the caller names is bounded by the caller
+        if size > MAX_ARRAY_BYTES and None in shape:  # a fixed shape is bounded by the caller
             raise DataError(f"{where}: expected at most {MAX_ARRAY_BYTES} bytes, got {size}")
         with self._open(name) as stream:
             return np.lib.format.read_array(stream, allow_pickle=False, max_header_size=MAX_HEADER_BYTES)
 
     def arrays(self, kinds: str, max_bytes: int) -> dict[str, np.ndarray]:
-        """Reads all members, of these kinds and of `max_bytes` together at most; raises as `array`."""
+        """Reads all members, of at most `max_bytes` in total; raises as `array`."""
         declared = sum(entry.file_size for entry in self._entries.values())
         if declared > max_bytes:
             raise DataError(f"{self.path}: expected at most {max_bytes} bytes uncompressed, got {declared}")
@@ -115,11 +120,11 @@ class NpzFile:
     def byte_strings(self, name: str, rows: int, max_bytes: int) -> Iterator[bytes]:
         """Yields the byte strings of a member of shape (`rows`, ...), in C order.
 
-        Fixed-width members (dtype S) lose the zero bytes at the ends of their strings, as in NumPy.
+        Trailing zero bytes of fixed-width strings (dtype S) are removed, as in NumPy.
 
         Raises:
-            DataError: if the member is missing or damaged, has another first axis or a string of more than `max_bytes`,
-                or holds anything but bytes.
+            DataError: If the member is missing or damaged, has another first axis or a string of more than `max_bytes`,
+                or contains objects other than bytes.
         """
         where = self._where(name)
         with self._open(name) as stream:
@@ -144,7 +149,7 @@ class NpzFile:
     def _open(self, name: str) -> Iterator[IO[bytes]]:
         if name not in self._entries:
             found = ", ".join(self.names)[:200] or "nothing"
-            raise DataError(f"{self._where(name)}: the member is missing; the file has {found}")
+            raise DataError(f"{self._where(name)}: expected this member, got {found}")
         try:
             with self._archive.open(self._entries[name]) as stream:
                 yield stream
@@ -156,12 +161,12 @@ class NpzFile:
     def _read_header(self, name: str, stream: IO[bytes]) -> Header:
         where = self._where(name)
         try:
-            if np.lib.format.read_magic(stream) != (1, 0):  # later versions hold longer headers, read without a bound
+            if np.lib.format.read_magic(stream) != (1, 0):  # later versions allow longer headers, read without a bound
                 raise ValueError("another version")
             header = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_HEADER_BYTES)
         except _DAMAGED:
             raise
-        except Exception as error:  # literals that Python cannot parse raise many kinds
+        except Exception as error:  # invalid literals raise various errors
             raise DataError(f"{where}: expected the header of an npy file 1.0 ({str(error)[:80]})") from None
         shape, fortran, dtype = header
         plain = dtype.kind in "biufSUO" and dtype.itemsize > 0 and not fortran and len(shape) <= 8

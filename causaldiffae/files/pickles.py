@@ -1,12 +1,12 @@
-"""Object arrays of `bytes`, read from NumPy's pickles without unpickling them.
+"""Reader of pickled NumPy object arrays of `bytes` that does not unpickle them.
 
-NumPy pickles such an array in one form: a head that describes the array, a list of byte strings, a tail.
-`pickletools.genops` decodes the instructions without running them, and they are compared with that form. Strings are
-yielded as they are read, so a file of many images is never in memory as a whole.
+NumPy pickles such an array in a fixed form: a head that describes the array, a list of byte strings, a tail.
+`pickletools.genops` decodes the instructions without executing them, and they are compared with that form. Strings are
+yielded as they are read, so a file of many images is never held in memory.
 
-`pickle.Unpickler` with an allow-listed `find_class` was considered. It does not bound memory or time: nine bytes with
-LONG_BINPUT 2**28 took 2 GB and 28 s. And it yields nothing before the whole list is read: 288 MB and 0.49 s for 20,000
-strings of 15 kB, in place of 1 MB and 0.27 s.
+`pickle.Unpickler` with an allow-listed `find_class` is not used. It bounds neither memory nor time: nine bytes with
+LONG_BINPUT 2**28 took 2 GB and 28 s. It also reads the whole list first: 288 MB and 0.49 s for 20,000 strings of 15 kB,
+compared with 1 MB and 0.27 s.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES: Final = ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", *_CONSTANTS)
 _BYTES: Final = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8")
 _MEMO_SIZE: Final = 64  # byte strings that a later instruction may refer to
-_MAX_SKIPPED: Final = 4  # instructions in a row that add nothing; a compressed file could hold billions
+_MAX_SKIPPED: Final = 4  # consecutive instructions without effect, of which a compressed file could hold billions
 
 Instruction = tuple[str, Any]
 
 
 class _UnexpectedError(ValueError):
-    """A pickle of another form; the text says what it has."""
+    """A pickle of another form; the message describes what it contains."""
 
 
 class _BoundedStream:
-    """A stream whose reads and lines are of bounded length."""
+    """A stream with reads and lines of bounded length."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream, self._limit = stream, limit
@@ -44,11 +44,11 @@ class _BoundedStream:
         return self._stream.read(count)
 
     def readline(self) -> bytes:
-        return self._stream.readline(256)  # genops refuses a line without end
+        return self._stream.readline(256)  # genops rejects an incomplete line
 
 
 def _instructions(stream: IO[bytes], max_bytes: int) -> Iterator[Instruction]:
-    """(name, argument) of each instruction that matters; "value" and "bytes" stand for all ways to write them."""
+    """Yields (name, argument) of relevant instructions; "value" and "bytes" stand for all their encodings."""
     memo: dict[int, Instruction] = {}
     strings: list[int] = []
     puts = skipped = 0
@@ -86,7 +86,7 @@ def _instructions(stream: IO[bytes], max_bytes: int) -> Iterator[Instruction]:
 
 
 def _head(shape: tuple[int, ...]) -> list[Instruction]:
-    """The instructions before the strings, for an object array of `shape` in C order."""
+    """Returns the instructions before the strings, for an object array of `shape` in C order."""
 
     def values(*constants: Any) -> list[Instruction]:
         return [("value", constant) for constant in constants]
@@ -106,14 +106,14 @@ def _head(shape: tuple[int, ...]) -> list[Instruction]:
 
 
 def _strings(instructions: Iterator[Instruction], shape: tuple[int, ...]) -> Iterator[bytes]:
-    """Checks the head, yields the items of the list, in batches or one by one, and checks the tail."""
+    """Checks the head, yields the items of the list, appended in batches or one by one, and checks the tail."""
     for expected in _head(shape):
         name, argument = next(instructions, ("its end", None))
         if argument == "numpy.core.multiarray":  # before NumPy 2
             argument = "numpy._core.multiarray"
         if (name, argument) != expected:
             found = name if argument is None else repr(argument)[:80]
-            raise _UnexpectedError(f"{found} where an array of shape {shape} has {expected[1] or expected[0]}")
+            raise _UnexpectedError(f"{found} instead of {expected[1] or expected[0]} of an array of shape {shape}")
     in_batch, pending = False, 0
     for name, argument in instructions:
         if name == "bytes" and (in_batch or not pending):
@@ -131,11 +131,16 @@ def _strings(instructions: Iterator[Instruction], shape: tuple[int, ...]) -> Ite
 
 
 def iterate_bytes(stream: IO[bytes], shape: tuple[int, ...], max_bytes: int, where: str) -> Iterator[bytes]:
-    """Yields the strings, in C order, of the pickled object array of `shape` at the stream's position.
+    """Yields the byte strings of a pickled object array in C order.
+
+    Args:
+        stream: stream at the start of the pickle.
+        shape: shape of the array.
+        max_bytes: maximum length of a string.
+        where: prefix of error messages.
 
     Raises:
-        DataError: starting with `where`, if the pickle is damaged, or holds a string of more than `max_bytes` or
-            anything else than strings.
+        DataError: If the pickle is damaged, or contains longer strings or other objects.
     """
     count, expected = 0, math.prod(shape)
     try:

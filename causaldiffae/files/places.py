@@ -1,4 +1,4 @@
-"""Folders of a clone that the package reads: weights and example images."""
+"""Paths in a clone of the repository: weights and example images."""
 
 from pathlib import Path
 from typing import Final

@@ -1,7 +1,7 @@
-"""Untrusted files: JSON, safetensors and plain `.pt` files, checked before they are read.
+"""Untrusted JSON, safetensors and plain `.pt` files, validated before they are read.
 
-Nothing is unpickled that could run code or take unbounded memory. An invalid file raises a `DataError` that names it.
-Writers flush to disk before they return, and return the size and hash of what they wrote.
+No pickle is loaded that could execute code or use unbounded memory. An invalid file raises a `DataError` that names it.
+Writers flush to disk, and return the size and hash of the content.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ StateDict = dict[str, torch.Tensor]
 
 
 def file_size(path: Path) -> int:
-    """Size of a regular file in bytes; `DataError` for anything else, links included."""
+    """Returns the size of a regular file in bytes; raises `DataError` for other files, including links."""
     if path.is_symlink() or not path.is_file():
         raise DataError(f"{path}: file not found, or not a regular file")
     return path.stat().st_size
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """Reads a regular file, through links too; `DataError` if there is none or it is larger than `limit` bytes."""
+    """Reads a regular file or a link to one; raises `DataError` if it is missing or larger than `limit` bytes."""
     try:
         if not path.is_file():  # a pipe or a device has no end
             raise DataError(f"{path}: file not found, or not a regular file")
@@ -63,12 +63,12 @@ def _finite(text: str) -> float:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("repeated key")
     return unique
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
-    """Parses one JSON object without NaN and repeated keys; anything else is a `DataError` starting with `where`."""
+    """Parses a JSON object; raises a `DataError` prefixed by `where` for NaN, repeated keys and other content."""
     try:
         value = json.loads(
             text.decode("utf-8"), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys
@@ -81,8 +81,8 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Reads one JSON object of at most `limit` bytes; raises `DataError` as `file_size` and `parse_json` do."""
-    file_size(path)  # refuses links
+    """Reads a JSON object of at most `limit` bytes; raises `DataError` as `file_size` and `parse_json`."""
+    file_size(path)  # rejects links
     return parse_json(read_file(path, limit), str(path))
 
 
@@ -90,10 +90,10 @@ _DEVICES: Final = {"CON", "PRN", "AUX", "NUL", *(f"{kind}{i}" for kind in ("COM"
 
 
 def file_stem(text: str) -> str:
-    """Turns the untrusted name of a variable or a data set into the stem of a file name.
+    """Converts the untrusted name of a variable or data set into the stem of a file name.
 
-    Letters, digits and `_ . + -` are kept. Any other name ("../x", "a b", "CON") has its other characters replaced by
-    "_", and digits of its hash appended, so that two names never share a file.
+    Names of letters, digits and `_ . + -` are unchanged. In other names ("../x", "a b", "CON"), invalid characters are
+    replaced by "_" and part of a hash is appended, so that different names never share a file.
     """
     stem = re.sub(r"[^A-Za-z0-9_.+-]+", "_", text)[:80]
     if stem == text and stem[:1] not in ("", ".", "-") and not stem.endswith(".") and stem.upper() not in _DEVICES:
@@ -102,7 +102,7 @@ def file_stem(text: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -123,14 +123,14 @@ def _write(path: Path, content: bytes) -> dict[str, Any]:
     """Writes a file and flushes it to disk; returns the `size` and `sha256` of the content."""
     with path.open("wb", buffering=0) as file:
         rest = memoryview(content)
-        while rest:  # one system call writes two gigabytes at most
+        while rest:  # a system call writes at most two gigabytes
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in an untrusted folder: a link of that name is replaced, not followed; `OSError` if it fails."""
+    """Writes a file atomically; a link of that name, as in an untrusted folder, is replaced instead of followed."""
     descriptor, temporary = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -143,7 +143,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> dict[str, Any]:
-    """Writes JSON, flushes it to disk and returns its `size` and `sha256`; `InputError` for other than plain types."""
+    """Writes plain types as JSON, flushes to disk, and returns `size` and `sha256`; `InputError` for other types."""
     try:
         text = json.dumps(value, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -154,10 +154,10 @@ def write_json(path: Path, value: Any) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> StateDict:
-    """Reads a safetensors file to the CPU; `DataError` if it is missing or invalid.
+    """Reads a safetensors file to the CPU; raises `DataError` if it is missing or invalid.
 
-    The library compares the header with the file's size before it reads a tensor. It would parse a header of 100 MB
-    and accept any number of dimensions; both are bounded here.
+    The library validates the header against the file size, but accepts headers of up to 100 MB and any number of
+    dimensions; both are bounded here.
     """
     file_size(path)
     with path.open("rb") as file:
@@ -166,7 +166,7 @@ def read_tensors(path: Path) -> StateDict:
         raise DataError(f"{path}: expected a safetensors header of at most {MAX_HEADER_BYTES} bytes, got {length}")
     try:
         state = load_file(path, device="cpu")
-    except Exception as error:  # shapes and dtypes that torch lacks raise several kinds
+    except Exception as error:  # shapes and dtypes that torch does not support raise various errors
         raise DataError(f"{path}: expected a safetensors file ({str(error)[:200]})") from error
     for name, tensor in state.items():
         if tensor.dim() > MAX_DIMENSIONS:
@@ -175,13 +175,13 @@ def read_tensors(path: Path) -> StateDict:
 
 
 def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Writes dense tensors from any device as safetensors, flushes them to disk, and returns `size` and `sha256`.
+    """Writes dense tensors as safetensors, flushes them to disk, and returns `size` and `sha256`.
 
-    Tensors that share memory (tied weights, slices of one buffer) are written separately. The file is serialised in
-    memory, so that it is hashed without being read again.
+    Tensors that share memory (tied weights, slices of a buffer) are written separately. The file is serialised in
+    memory, so it can be hashed without reading it again.
 
     Raises:
-        InputError: for a value that is not a dense tensor, or a name or a dtype that the format does not allow.
+        InputError: If a value is not a dense tensor, or the format does not support a name or dtype.
     """
     separate: StateDict = {}
     storages: set[int] = set()
@@ -189,7 +189,7 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
         if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
             raise InputError(f"{path.name}: {name}: expected a dense tensor")
         if name == "__metadata__":
-            raise InputError(f"{path.name}: expected another name for a tensor than {name}")
+            raise InputError(f"{path.name}: expected tensor names other than {name}")
         tensor = tensor.detach().to("cpu").contiguous()
         storage = tensor.untyped_storage()
         if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
@@ -199,7 +199,7 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
     try:
         content = save(separate, metadata={"format": "pt"})
     except (KeyError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path.name}: safetensors cannot hold this state ({error})") from error
+        raise InputError(f"{path.name}: expected names and dtypes that safetensors supports ({error})") from error
     return _write(path, content)
 
 
@@ -211,11 +211,11 @@ _TORCH_NAMES: Final = re.compile(
 
 
 def _check_pickle(content: bytes, path: Path) -> None:
-    """Checks the pickle of a state dict before `torch.load` follows it.
+    """Validates the pickle of a state dict before `torch.load` executes it.
 
-    `weights_only=True` executes no foreign code, but it bounds neither memory nor time: it allows `bytearray(10**12)`,
-    and hashing a tuple of tuples of tuples, each named twice, takes exponential time. A dict of tensors needs only the
-    names in `_TORCH_NAMES`, and no tuple twice.
+    `weights_only=True` does not execute arbitrary code, but bounds neither memory nor time: it allows
+    `bytearray(10**12)`, and hashing nested tuples, each referenced twice, takes exponential time. A dict of tensors
+    requires only the names in `_TORCH_NAMES`, and references no tuple twice.
     """
     tuples: set[Any] = set()
     last = ""
@@ -224,11 +224,13 @@ def _check_pickle(content: bytes, path: Path) -> None:
         for opcode, argument, _ in pickletools.genops(content):
             name = opcode.name
             if name == "GLOBAL" and not _TORCH_NAMES.fullmatch(argument):
-                raise DataError(f"{path}: refused, needs pickle execution (its pickle names {argument[:80]!r})")
+                raise DataError(
+                    f"{path}: expected a dict of tensors, refused to execute pickle code ({argument[:80]!r})"
+                )
             if name in ("BINPUT", "LONG_BINPUT"):
                 (tuples.add if last.startswith("TUPLE") else tuples.discard)(argument)
             elif name in ("BINGET", "LONG_BINGET") and argument in tuples:
-                raise DataError(f"{path}: refused, its pickle refers to one tuple twice")
+                raise DataError(f"{path}: expected a dict of tensors, got a pickle with repeated references to a tuple")
             last = name
     except DataError:
         raise
@@ -240,30 +242,29 @@ def _check_archive(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # torch stores without compression; a compressed entry could unpack to any size
+            # torch does not compress entries; a compressed one could expand to any size
             if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-                raise DataError(f"{path}: refused, it is compressed or its entries are larger than the file")
+                raise DataError(f"{path}: expected uncompressed entries no larger than the file")
             names = [entry.filename for entry in entries]
             pickles = [name for name in names if name.endswith("/data.pkl")]
             if len(pickles) != 1 or len(set(names)) != len(names):
-                raise DataError(f"{path}: expected a file of torch.save (one data.pkl, different names)")
+                raise DataError(f"{path}: expected a file of torch.save with one data.pkl and unique names")
             _check_pickle(archive.read(pickles[0]), path)
     except DataError:
         raise
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
-        raise DataError(f"{path}: expected a file of torch.save (torch 1.6 or newer): {error}") from error
+        raise DataError(f"{path}: expected a file of torch.save, torch 1.6 or newer ({error})") from error
 
 
 def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Reads a plain `.pt` file, a dict of tensors written by torch 1.6 or newer; anything else is a `DataError`."""
+    """Reads a dict of tensors written by `torch.save` (torch 1.6 or newer); raises `DataError` for other files."""
     path = Path(path)
     size = file_size(path)
     _check_archive(path, size)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler meets
-        reason = "refused, needs pickle execution" if "weights_only" in str(error) else "cannot be read"
-        raise DataError(f"{path}: {reason} ({str(error).partition(chr(10))[0][:120]})") from error
+    except Exception as error:  # torch.load raises various errors
+        raise DataError(f"{path}: expected a dict of tensors ({str(error).partition(chr(10))[0][:120]})") from error
     if not isinstance(state, dict) or not state:
         raise DataError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
     for name, tensor in state.items():

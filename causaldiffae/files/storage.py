@@ -1,7 +1,7 @@
-"""Folders of data sets: local ones, and addresses that blobfile knows (gs://bucket/set, az://account/container).
+"""Folders of data sets: local folders and object storage supported by blobfile (gs://bucket/set, az://account/container).
 
-The names of files in a folder come from an untrusted table. A name that leaves the folder, by "..", by a root or
-through a link, is refused here.
+File names in a folder come from an untrusted table. Names outside the folder (by "..", an absolute path or a link) are
+rejected here.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_file, replace_file
 
-RETRIES: Final = 10  # of one request; the pauses double from 0.1 s, 25 s in all on average
+RETRIES: Final = 10  # per request, with exponential backoff from 0.1 s, 25 s in total on average
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file does: its size in bytes and the time of its last change."""
+    """Size of a file in bytes and modification time, which change with its content."""
 
     size: int
     changed: float
 
 
 def is_remote(address: str | Path) -> bool:
-    """Whether an address is one for blobfile."""
+    """Whether an address is a URL of object storage."""
     return "://" in str(address)
 
 
 def object_storage() -> Any:
-    """blobfile's functions, with bounded retries; its default is to retry for ever."""
+    """Returns the functions of blobfile with bounded retries; by default it retries forever."""
     import blobfile
 
     log = logging.getLogger(__name__).warning
@@ -41,12 +41,12 @@ def object_storage() -> Any:
 
 
 def open_folder(address: str | Path) -> LocalFolder | RemoteFolder:
-    """The folder at a local path or an address; `DataError` if it is missing."""
+    """Opens a folder at a local path or URL; raises `DataError` if a local folder is missing."""
     return RemoteFolder(str(address)) if is_remote(address) else LocalFolder(Path(address))
 
 
 def read_address(address: str | Path, limit: int) -> bytes:
-    """Reads one file of at most `limit` bytes at a local path or an address."""
+    """Reads a file of at most `limit` bytes at a local path or URL."""
     parent, _, name = str(address).rpartition("/")
     if is_remote(address):
         return RemoteFolder(parent).read(name, limit)
@@ -54,12 +54,12 @@ def read_address(address: str | Path, limit: int) -> bytes:
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a relative name leads out of its folder, on any operating system."""
+    """Whether a file name is outside its folder on any operating system."""
     return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in name.replace("\\", "/").split("/")
 
 
 class LocalFolder:
-    """A folder on this machine."""
+    """A local folder."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, str(path)
@@ -68,7 +68,7 @@ class LocalFolder:
         self._inside: dict[str, bool] = {}
 
     def read(self, name: str, limit: int) -> bytes:
-        """Reads a file; `DataError` if it is missing or larger than `limit` bytes."""
+        """Reads a file; raises `DataError` if it is missing or larger than `limit` bytes."""
         return read_file(self.path / name, limit)
 
     def has(self, name: str) -> bool:
@@ -76,7 +76,7 @@ class LocalFolder:
         return (self.path / name).is_file()
 
     def stamps(self, names: Sequence[str]) -> list[FileStamp | str]:
-        """The stamp of each file, or what is wrong with it."""
+        """Returns the stamp of each file, or the reason why it cannot be read."""
         return [self._stamp(name) for name in names]
 
     def _stamp(self, name: str) -> FileStamp | str:
@@ -92,7 +92,7 @@ class LocalFolder:
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if not inside:
-            return "a link leads out of the folder"
+            return "a link to a file outside the folder"
         if not stat.S_ISREG(found.st_mode):
             return "not a regular file"
         return FileStamp(found.st_size, found.st_mtime_ns)
@@ -104,7 +104,7 @@ class LocalFolder:
         return self._inside[path]
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file; `DataError` if that fails."""
+        """Writes a file; raises `DataError` if that fails."""
         try:
             replace_file(self.path / name, content)
         except OSError as error:
@@ -112,14 +112,14 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A folder at an address that blobfile knows; the methods are those of `LocalFolder`."""
+    """A folder in object storage, with the methods of `LocalFolder`."""
 
     def __init__(self, address: str) -> None:
         self._storage, self.where = object_storage(), address.rstrip("/")
 
     @contextmanager
     def _reaching(self, name: str, what: str) -> Iterator[str]:
-        """The address of a file or folder; errors of services and networks, of many kinds, become a `DataError`."""
+        """Yields the URL of a file or folder, and converts storage errors to a `DataError`."""
         address = f"{self.where}/{name}" if name else self.where
         try:
             yield address

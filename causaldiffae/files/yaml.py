@@ -1,8 +1,8 @@
-"""Untrusted YAML: no tags, no anchors, no repeated keys; flat and small.
+"""Untrusted YAML of bounded size, without tags, anchors and repeated keys.
 
-A tag asks for objects to be made, an alias of an alias ("billion laughs") expands to any size, and deep nesting
-exhausts the stack. Graphs and configurations use none of them, so each is refused before a value is built. libyaml
-scans ten times as fast where it is available (in all wheels of PyYAML).
+Tags construct objects, nested aliases ("billion laughs") expand to any size, and deep nesting exhausts the stack.
+Graphs and configurations need none of these, so they are rejected before values are constructed. libyaml, included in
+all wheels of PyYAML, is used if available and is ten times as fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Scanner: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 
 
 class _TextLoader(yaml.composer.Composer, _Scanner):  # type: ignore[misc]
-    """A loader whose scalars are all text."""
+    """A loader that leaves all scalars as strings."""
 
     def __init__(self, text: str) -> None:
         _Scanner.__init__(self, text)
@@ -49,15 +49,20 @@ class _TextLoader(yaml.composer.Composer, _Scanner):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
-            raise yaml.YAMLError(f"a key is given twice in the mapping at line {node.start_mark.line + 1}")
+            raise yaml.YAMLError(f"repeated key in the mapping at line {node.start_mark.line + 1}")
         return mapping
 
 
 def parse_yaml(text: str, where: str, max_values: int | None = None) -> Any:
-    """Parses a text of one document and of at most `max_values` scalars, lists and mappings; scalars remain text.
+    """Parses a YAML document; scalars remain strings.
+
+    Args:
+        text: the document.
+        where: prefix of error messages.
+        max_values: maximum number of scalars, lists and mappings; None for no limit.
 
     Raises:
-        DataError: starting with `where`, if it is not YAML, too long or too deep, or has tags, anchors or a key twice.
+        DataError: If the text is not YAML, too long or too deep, or has tags, anchors or repeated keys.
     """
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"{where}: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
@@ -75,7 +80,7 @@ def parse_yaml(text: str, where: str, max_values: int | None = None) -> Any:
 
 
 def check_config_file(path: str | Path) -> None:
-    """Raises a `DataError` unless a file is fit for the command line's parser: small, flat, no tags and no anchors."""
+    """Raises a `DataError` unless a configuration file is a small mapping without tags and anchors."""
     where = f"config: {str(path)[:500]}"
     try:
         text = read_file(Path(path), MAX_CONFIG_BYTES).decode("utf-8-sig")

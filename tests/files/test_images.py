@@ -37,11 +37,21 @@ def test_an_image_is_opened() -> None:
 @pytest.mark.parametrize(
     ("content", "formats", "options", "message"),
     [
-        (encoded("GIF"), ("JPEG", "PNG", "WEBP"), {}, "cannot be read as a JPEG, PNG or WebP image"),
-        (encoded("JPEG"), ("PNG",), {"where": "a.png"}, "a.png: cannot be read as a PNG image"),
-        (encoded()[:45], ("PNG",), {}, "cannot be read as a PNG image"),
+        (
+            encoded("GIF"),
+            ("JPEG", "PNG", "WEBP"),
+            {},
+            "expected a JPEG, PNG or WebP image, got another format or a damaged file",
+        ),
+        (
+            encoded("JPEG"),
+            ("PNG",),
+            {"where": "a.png"},
+            "a.png: expected a PNG image, got another .*",
+        ),
+        (encoded()[:45], ("PNG",), {}, "expected a PNG image, got another format or a damaged file"),
         (encoded(), ("PNG",), {"max_pixels": 62}, "expected at most 62 pixels, got 9x7"),
-        (bomb(30_000, 30_000), ("PNG",), {}, "expected at most 67108864 pixels, got far more"),
+        (bomb(30_000, 30_000), ("PNG",), {}, "expected at most 67108864 pixels, got many more"),
         (bomb(9_000, 9_000), ("PNG",), {}, "expected at most 67108864 pixels, got 9000x9000"),
         (bomb(5, 70_000), ("PNG",), {}, "expected sides of at most 65536 pixels, got 5x70000"),
     ],

@@ -90,7 +90,7 @@ def test_any_json_is_an_object_or_refused(tmp_path: Path, content: bytes) -> Non
     [
         (b'{"a": NaN}', "NaN is not a finite number"),
         (b'{"a": 1e999}', "1e999 is not a finite number"),
-        (b'{"a": 1, "a": 2}', "a key is given twice"),
+        (b'{"a": 1, "a": 2}', "repeated key"),
         (b"[1]", "expected a JSON object, got list"),
         (b'{"a": "' + b"x" * 100 + b'"}', "expected at most 50 bytes, got 109"),
     ],
@@ -128,8 +128,8 @@ def test_every_dtype_is_written_as_the_library_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"b": torch.zeros(1, dtype=torch.complex128)}, "safetensors cannot hold this state"),
-        ({"__metadata__": torch.zeros(1)}, "expected another name for a tensor than __metadata__"),
+        ({"b": torch.zeros(1, dtype=torch.complex128)}, "expected names and dtypes that safetensors supports"),
+        ({"__metadata__": torch.zeros(1)}, "expected tensor names other than __metadata__"),
         ({"b": torch.zeros(1, device="meta")}, "b: expected a dense tensor"),
         ({"b": 3}, "b: expected a dense tensor"),
     ],
@@ -230,9 +230,9 @@ def test_state_dicts_of_torch_are_read(tmp_path: Path, dtype: torch.dtype) -> No
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": Hostile()}, "refused, needs pickle execution"),
-        (small_network(), "refused, needs pickle execution"),
-        ({"a": torch.zeros(3, device="meta")}, "refused, needs pickle execution"),
+        ({"a": Hostile()}, "expected a dict of tensors, refused to execute pickle code"),
+        (small_network(), "expected a dict of tensors, refused to execute pickle code"),
+        ({"a": torch.zeros(3, device="meta")}, "expected a dict of tensors, refused to execute pickle code"),
         ([torch.zeros(1)], "expected a dict of tensors, got list"),
         ({"a": 1}, "'a': expected a tensor, got int"),
         ({"a": torch.zeros(1).expand(10**9)}, r"'a': expected at most the file's \d+ bytes, got 4000000000"),
@@ -257,10 +257,10 @@ _PAIRS = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(1, 60))
     [
         (
             b"\x80\x02}q\0X\x01\0\0\0ac__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85Rs.",
-            "names '__builtin__ bytearray'",
+            r"refused to execute pickle code \('__builtin__ bytearray'",
         ),
-        (b"\x80\x02}q\0)\x85q\x01" + _PAIRS + b"K\x01s.", "its pickle refers to one tuple twice"),
-        (b"\x80\x02ctorch\nTensor\nK\x05\x85R.", "names 'torch Tensor'"),
+        (b"\x80\x02}q\0)\x85q\x01" + _PAIRS + b"K\x01s.", "got a pickle with repeated references to a tuple"),
+        (b"\x80\x02ctorch\nTensor\nK\x05\x85R.", r"refused to execute pickle code \('torch Tensor'"),
         (b"\x80\x02}q", "expected a complete pickle, got a damaged one"),
     ],
 )
@@ -284,12 +284,12 @@ def test_files_of_other_programs_are_refused(tmp_path: Path, content: bytes) -> 
 def test_other_archives_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"0" * 10**6)
-    with pytest.raises(DataError, match="refused, it is compressed or its entries are larger than the file"):
+    with pytest.raises(DataError, match="expected uncompressed entries no larger than the file"):
         load_torch_state_dict(tmp_path / "x.pt")
     for others in (("b/data.pkl",), ("a/x", "a/x")):
-        with pytest.raises(DataError, match="one data.pkl, different names"):
+        with pytest.raises(DataError, match="one data.pkl and unique names"):
             load_torch_state_dict(pt_file(tmp_path / "x.pt", b".", *others))
-    with pytest.raises(DataError, match="x.pt: cannot be read"):
+    with pytest.raises(DataError, match="x.pt: expected a dict of tensors"):
         load_torch_state_dict(pt_file(tmp_path / "x.pt", pickle.dumps({"a": b"x"}, 4)))
 
 

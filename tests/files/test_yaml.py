@@ -29,7 +29,7 @@ def test_depth_length_and_values_are_bounded() -> None:
         (LAUGHS, "anchors are not allowed, line 1"),
         ("run_dir: !!python/object/apply:os.system [ls]\n", "tags are not allowed, line 1"),
         ("run_dir: " + "[" * 50 + "\n", "nested more than 20 deep"),
-        ("lr: 1\nlr: 2\n", "a key is given twice in the mapping at line 1"),
+        ("lr: 1\nlr: 2\n", "repeated key in the mapping at line 1"),
         ("config: other.yaml\n", "expected no key 'config'; give several files with several --config"),
         ("x: " + "y" * 70000 + "\n", "expected at most 65536 bytes, got 70004"),
         ("".join(f"k{i}: 1\n" for i in range(2000)), "expected at most 2000 values, got 4001"),
