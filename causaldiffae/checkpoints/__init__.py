@@ -1,1 +1,1 @@
-"""Weights on disk: checkpoints, the background writer, object storage, model folders and their cards."""
+"""Storage of weights: checkpoints, background writer, object storage, model folders and model cards."""

@@ -1,18 +1,18 @@
-"""Checkpoints: everything that resuming a run and using a model requires, in one folder per step.
+"""Checkpoints: one folder per step, with everything needed to resume the run and to use the model.
 
     run_dir/step_0001000/
         model.safetensors          trained weights
-        ema_0.9999.safetensors     their moving average, one file per rate
+        ema_0.9999.safetensors     moving average of the weights, one file per rate
         training.safetensors       tensors of the training state (optimizer, random states, ...)
-        training.json              the rest of the training state: plain types and references to the tensors
-        config.json                resolved configuration, graph, data set, label statistics
+        training.json              training state: plain types and references to the tensors
+        config.json                configuration, graph, data set, label statistics
         manifest.json              sizes and SHA-256 of all files; written last
 
 A folder is written under a temporary name, flushed to disk and renamed, so a step folder is either complete or absent.
-The manifest reveals later damage. Files are untrusted: nothing is unpickled, headers are compared with file sizes
-before anything is read, and an invalid file raises a `DataError` that names it.
+The manifest detects later damage. Files are untrusted: nothing is unpickled, sizes declared in headers are checked
+before tensors are read, and an invalid file raises a `DataError` that names it.
 
-A *model folder* (`export_weights`) holds only config.json and model.safetensors.
+A *model folder* (`export_weights`) contains only config.json and model.safetensors.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _RATE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,30}")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_checkpoint` returns; configuration and states as they were given to `save_checkpoint`."""
+    """Result of `load_checkpoint`: configuration and states as passed to `save_checkpoint`."""
 
     config: dict[str, Any]
-    model_state: StateDict  # weights or their moving average, on the CPU and in the stored dtype
+    model_state: StateDict  # weights or moving average, on the CPU, in the stored dtype
     training_state: Any  # None unless requested
     step: int | None  # None for a model folder
     path: Path
@@ -78,25 +78,27 @@ def save_checkpoint(
     keep_last: int | None = None,
     keep_every: int | None = None,
 ) -> Path:
-    """Writes and returns `run_dir/step_{step:07d}`, completely or not at all. Only one process may call it.
+    """Writes `run_dir/step_{step:07d}` atomically and returns its path. Call it in one process only.
+
+    If writing fails, older checkpoints are kept and no partial folder remains.
 
     Args:
-        run_dir: created if it is missing.
+        run_dir: run directory, created if necessary.
         step: number of training steps; an existing folder of the same step is replaced.
-        model_state, ema_states: weights, and moving averages by their rate as a string, e.g. `{"0.9999": {...}}`.
-        training_state: anything `flatten_state` takes, or None.
-        config: plain types; what rebuilding the model and reading labels requires.
+        model_state, ema_states: weights, and moving averages by rate, e.g. `{"0.9999": {...}}`.
+        training_state: any state accepted by `flatten_state`, or None.
+        config: plain types from which the model and its data set can be rebuilt.
         keep_last: number of newest folders up to this step to keep; None keeps all.
-        keep_every: folders whose step is a multiple of it are always kept.
+        keep_every: folders whose step is a multiple of this number are always kept.
 
     Raises:
-        InputError: for a state or configuration that cannot be written.
-        OSError: if writing fails. Either way nothing is left behind, and older checkpoints are kept.
+        InputError: If a state or the configuration cannot be serialised.
+        OSError: If writing fails.
     """
     if type(step) is not int or not 0 <= step < 10**12:
         raise InputError(f"step: expected a non-negative integer, got {step!r}")
     if keep_last is not None and keep_last < 1:
-        raise InputError(f"keep_last: expected 1 or more (None keeps all), got {keep_last}")
+        raise InputError(f"keep_last: expected None or 1 or more, got {keep_last}")
     for rate in ema_states:
         if not _RATE.fullmatch(rate):
             raise InputError(f"ema rate: expected digits, letters, '.', '+' and '-', got {rate!r}")
@@ -137,7 +139,7 @@ def _rename(folder: Path, target: Path) -> None:
 
 
 def _steps(run_dir: Path) -> dict[int, Path]:
-    """Step folders by step, newest first."""
+    """Returns step folders by step, newest first."""
     found = {}
     with contextlib.suppress(OSError):
         for path in run_dir.iterdir():
@@ -148,8 +150,8 @@ def _steps(run_dir: Path) -> dict[int, Path]:
 
 
 def steps_to_remove(steps: Iterable[int], step: int, keep_last: int | None, keep_every: int | None) -> list[int]:
-    """The existing steps to remove once `step` is written, see `save_checkpoint`."""
-    # Later steps are kept: they belong to an earlier run that went further.
+    """Returns the steps to remove after `step` was written, see `save_checkpoint`."""
+    # Later steps are kept: they belong to an earlier, longer run.
     old = sorted((number for number in steps if number <= step), reverse=True)[keep_last:] if keep_last else []
     return [number for number in old if not keep_every or number % keep_every]
 
@@ -159,7 +161,7 @@ def _remove_old(run_dir: Path, step: int, keep_last: int | None, keep_every: int
     for number in steps_to_remove(found, step, keep_last, keep_every):
         removed = found[number].with_name(f".{found[number].name}.tmp-old-{os.getpid()}")
         with contextlib.suppress(OSError):
-            found[number].rename(removed)  # a partly deleted folder must not look like a step
+            found[number].rename(removed)  # a partially deleted folder must not have the name of a step
             shutil.rmtree(removed, ignore_errors=True)
 
 
@@ -169,11 +171,11 @@ def export_weights(
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes a model folder; floating-point tensors are converted to `dtype` if given."""
+    """Writes a model folder, with floating-point tensors converted to `dtype` if given."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists() or _steps(folder):
-        raise InputError(f"{folder}: expected a folder without checkpoints; choose another one for exported weights")
+        raise InputError(f"{folder}: expected a folder without checkpoints; choose another output folder")
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         write_tensors(Path(temporary) / MODEL, cast)
@@ -185,10 +187,10 @@ def export_weights(
 
 
 def read_manifest(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The step in a step folder's manifest, and the size and SHA-256 of each file by name.
+    """Reads the manifest of a step folder; returns the step, and size and SHA-256 of each file by name.
 
     Raises:
-        DataError: if it is not a manifest, or names anything but files in its folder.
+        DataError: If the manifest is invalid or names files outside its folder.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -209,19 +211,19 @@ def read_manifest(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def verify(folder: Path) -> int:
-    """Compares a step folder with its manifest and returns the step; `DataError` names a file that differs."""
+    """Compares a step folder with its manifest and returns the step; raises `DataError` for a file that differs."""
     step, files = read_manifest(folder)
     for name, entry in files.items():
         size = file_size(folder / name)
         if entry.get("size") != size:
             raise DataError(f"{folder / name}: expected {str(entry.get('size'))[:40]} bytes, got {size}")
         if file_sha256(folder / name) != entry.get("sha256"):
-            raise DataError(f"{folder / name}: the file is damaged (its SHA-256 is not that in the manifest)")
+            raise DataError(f"{folder / name}: damaged file, its SHA-256 differs from the manifest")
     return step
 
 
 def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest intact step folder, None if there are no steps; warns and raises as `newest_intact`."""
+    """Returns the newest intact step folder or None; warns and raises as `newest_intact`."""
 
     def verified(folder: Path) -> Path:
         try:
@@ -234,15 +236,15 @@ def latest_checkpoint(run_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def newest_intact(run: object, steps: Iterable[StepT], verified: Callable[[StepT], Path]) -> Path | None:
-    """The folder of the first step that is intact, None if there are no steps; warns about those before it.
+    """Returns the folder of the newest intact step, or None without steps; warns about damaged newer steps.
 
     Args:
-        run: how messages name the run.
-        steps: newest first.
-        verified: returns a step's folder, or raises `DataError` if it is damaged.
+        run: name of the run in messages.
+        steps: steps, newest first.
+        verified: returns the folder of a step, or raises `DataError` if it is damaged.
 
     Raises:
-        DataError: if there are steps and all are damaged, so that training does not silently start again.
+        DataError: If all steps are damaged, so that training does not silently start from scratch.
     """
     reasons = []
     for step in steps:
@@ -255,18 +257,23 @@ def newest_intact(run: object, steps: Iterable[StepT], verified: Callable[[StepT
             warnings.warn(f"skipped a damaged checkpoint: {reason}", stacklevel=3)
         return folder
     if reasons:
-        raise DataError(f"{run}: all {len(reasons)} checkpoints are damaged; the newest: {reasons[0]}")
+        raise DataError(
+            f"{run}: expected an intact checkpoint, all {len(reasons)} are damaged; the newest: {reasons[0]}"
+        )
     return None
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, ema: str | None = None, with_training: bool = False) -> Checkpoint:
-    """Reads a checkpoint; `DataError` if there is none, it is damaged, or lacks what is requested.
+    """Reads a checkpoint.
 
     Args:
-        path: a run directory (its newest intact step is read), a step folder, or a model folder.
+        path: run directory (reads its newest intact step), step folder, or model folder.
         ema: rate of the moving average to read instead of the trained weights, e.g. "0.9999"; ignored for a model
-            folder, which holds one set of weights.
+            folder, which contains one set of weights.
         with_training: also read the training state.
+
+    Raises:
+        DataError: If there is no checkpoint, it is damaged, or it lacks a requested state.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -276,7 +283,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, ema: str | None = None, wit
     elif newest := latest_checkpoint(folder):
         folder = newest
     elif not (folder / CONFIG).is_file() or not (folder / MODEL).is_file():
-        raise DataError(f"{folder}: expected step_* folders, or {CONFIG} and {MODEL}; found no checkpoint")
+        raise DataError(f"{folder}: expected step_* folders, or {CONFIG} and {MODEL}, found no checkpoint")
     elif with_training:
         raise DataError(f"{folder}: expected a training state to resume from, got a model folder without one")
     else:
@@ -297,7 +304,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, ema: str | None = None, wit
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Skips functions that fill a tensor in place: on the meta device they do nothing, after seconds of imports."""
+    """Skips in-place initialisers: on the meta device they have no effect, but import modules for seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -307,16 +314,21 @@ class _SkipInitialisation(TorchFunctionMode):
 
 
 def build_with_weights(
-    build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str, hold_once: bool = False
+    build: Callable[[], ModuleT], state: Mapping[str, torch.Tensor], where: str, assign: bool = False
 ) -> ModuleT:
-    """Builds a network with the weights of a state dict, in float32 on the CPU and in evaluation mode.
+    """Builds a network with the weights of a state dict, in float32, on the CPU and in evaluation mode.
 
-    Its sizes may be untrusted: it is first built on torch's meta device, and memory is allocated only if names and
-    shapes are those of the weights, which their file's size bounds. `hold_once` assigns the weights instead of copying
-    them, for networks of gigabytes whose state dict holds all they need.
+    The sizes may be untrusted: the network is first built on the meta device, and memory is allocated only if names and
+    shapes match those of the weights, which are bounded by the size of their file.
+
+    Args:
+        build: creates the network.
+        state: its weights.
+        where: prefix of error messages.
+        assign: use the tensors of `state` instead of copying them, for networks of gigabytes without other buffers.
 
     Raises:
-        DataError: starting with `where`, if the network cannot be built or the weights do not fit.
+        DataError: If the network cannot be built or the weights do not match.
     """
     try:
         with torch.device("meta"), _SkipInitialisation(), warnings.catch_warnings():
@@ -325,11 +337,11 @@ def build_with_weights(
         check_state_fits(network, state)
     except InputError as error:
         raise DataError(f"{where}: {error}") from error
-    except Exception as error:  # each layer has its own way to refuse sizes
-        raise DataError(f"{where}: no network has these sizes ({str(error)[:120] or type(error).__name__})") from None
+    except Exception as error:  # layers raise various errors for invalid sizes
+        raise DataError(f"{where}: expected valid layer sizes ({str(error)[:120] or type(error).__name__})") from None
     full = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    network = network if hold_once else build()
-    network.load_state_dict(full, assign=hold_once)
+    network = network if assign else build()
+    network.load_state_dict(full, assign=assign)
     return network.eval()
 
 
@@ -345,4 +357,6 @@ def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) 
     wrong += [f"{name}: unexpected, of shape {shape}" for name, shape in given.items() if name not in expected]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise InputError(f"checkpoint of another model, {len(wrong)} differences: {'; '.join(wrong[:5])}{more}")
+        raise InputError(
+            f"weights: expected those of this model, got {len(wrong)} differences: {'; '.join(wrong[:5])}{more}"
+        )

@@ -1,4 +1,4 @@
-"""README.md of a model folder: the facts in its checkpoint, in the form of a Hugging Face model card."""
+"""Hugging Face model cards: README.md of a model folder."""
 
 from __future__ import annotations
 
@@ -64,18 +64,18 @@ T = {diffusion.diffusion_steps}, {diffusion.noise_schedule} schedule.{labelled}
 {figures}
 ## Limits
 
-Counterfactuals are only as good as the graph and the training labels. Values outside the ranges of the training
-labels are extrapolated.
+The accuracy of counterfactuals depends on the graph and the training labels. Values outside the ranges of the
+training labels are extrapolated.
 
 ## Licence
 
-MIT, as the package. The data have licences of their own.
+MIT, like the package. The data have their own licences.
 """
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says about a model; `source` tells where its data come from, `name` loads it."""
+    """Contents of a model card; `source` is the origin of the data, `name` the name for `from_pretrained`."""
 
     config: Config
     spec: DatasetSpec
@@ -86,14 +86,14 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> Path:
-    """Writes `folder/README.md`; the last losses are those of the training log in the folder, if there is one."""
+    """Writes `folder/README.md`, with the last losses of the training log if the folder contains one."""
     path = folder / "README.md"
     path.write_text(card(folder, facts, metrics), encoding="utf-8")
     return path
 
 
 def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> str:
-    """The text of the card."""
+    """Returns the text of the card."""
     spec, config = facts.spec, facts.config
     kind, graph, units = config.model.model_type, spec.graph, spec.units or [""] * len(spec.graph)
     variables = [
@@ -125,7 +125,7 @@ def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = N
 
 
 def _cell(text: str) -> str:
-    """Escapes untrusted text, so that it cannot end a table cell or begin markup."""
+    """Escapes untrusted text for a table cell."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -1,7 +1,7 @@
-"""Finds trained models: a local folder, the weights shipped beside the package, or the Hugging Face Hub, in this order.
+"""Lookup of trained models in local folders, the shipped weights and the Hugging Face Hub, in this order.
 
-Shipped names are short forms of the folders in `weights/`: "pendulum-mini" is `weights/pendulum_causaldae_mini`,
-"pendulum-diffae-mini" is `weights/pendulum_diffae_mini`. Only JSON, safetensors and text are downloaded from the hub.
+Shipped models have short names: "pendulum-mini" is `weights/pendulum_causaldae_mini`, "pendulum-diffae-mini" is
+`weights/pendulum_diffae_mini`. Only JSON, safetensors and text files are downloaded from the hub.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from causaldiffae.files.places import WEIGHTS
 from causaldiffae.files.reading import read_json
 
 PREDICTOR_FOLDER: Final = "reader"
-"""The folder in a model folder that holds the predictor of labels and classes (predictors/predictor.py)."""
+"""Subfolder of a model folder with the predictor of labels and classes (predictors/predictor.py)."""
 NOISED_PREDICTOR_FOLDER: Final = "predictor"
-"""The folder that holds a Diff-SCM's noised predictor (script_util.load_model)."""
+"""Subfolder of a model folder with the noised predictor of a Diff-SCM (script_util.load_model)."""
 _FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
 HUB_FILES: Final = (*(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)), "progress.csv", "README.md")
 PREDICTOR_TYPE: Final = "predictor"
@@ -29,7 +29,7 @@ _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model folder or a run, of which only config.json has been read."""
+    """A model folder or run directory, described by its config.json."""
 
     path: Path
     model_type: str  # a key of `script_util.MODELS`, or "predictor"
@@ -38,7 +38,7 @@ class FoundModel:
 
 
 def config_file(folder: Path) -> Path | None:
-    """config.json of a model folder, or of a run's newest step; None if there is neither."""
+    """Returns config.json of a model folder or of the newest step of a run; None if there is neither."""
     if (folder / MODEL).is_file() and (folder / CONFIG).is_file():
         return folder / CONFIG
     steps = [path for path in folder.glob("step_*") if STEP_NAME.fullmatch(path.name)] if folder.is_dir() else []
@@ -46,7 +46,7 @@ def config_file(folder: Path) -> Path | None:
 
 
 def describe_folder(folder: Path) -> FoundModel | None:
-    """Describes a model folder or a run from its configuration; None if it is neither."""
+    """Describes a model folder or run directory by its configuration; returns None for other folders."""
     config = config_file(folder)
     if config is None:
         return None
@@ -57,12 +57,12 @@ def describe_folder(folder: Path) -> FoundModel | None:
         variables = tuple(str(name) for name in dataset["graph"]["names"])
     except (DataError, OSError, KeyError, TypeError, AttributeError):
         return None
-    # early checkpoints name their only type "causaldiffae"
+    # "causaldae" is named "causaldiffae" in early checkpoints
     return FoundModel(folder, "causaldae" if kind == "causaldiffae" else kind, str(dataset["name"]), variables)
 
 
 def models_in(folder: Path) -> list[FoundModel]:
-    """The models in the subfolders of `folder`, sorted by name, without predictors."""
+    """Returns the models in the subfolders of `folder`, sorted by name, without predictors."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
@@ -72,7 +72,7 @@ def models_in(folder: Path) -> list[FoundModel]:
 
 
 def shipped_models() -> dict[str, FoundModel]:
-    """The models in `weights/` by their short names; none if only the package was installed."""
+    """Returns the models in `weights/` by short name; empty if the package was installed without a clone."""
     return {short_name(found.path.name): found for found in models_in(WEIGHTS)}
 
 
@@ -82,15 +82,15 @@ def short_name(folder: str) -> str:
 
 
 def find_model(name: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model, downloaded first if it is on the hub.
+    """Returns the folder of a model, downloading it from the hub if necessary.
 
     Args:
-        name: a folder (model folder, run directory or step), a shipped name or folder name, or "owner/repository".
+        name: model folder, run directory or step folder, shipped name or folder name, or "owner/repository".
         revision: branch, tag or commit of a hub repository.
 
     Raises:
-        InputError: if there is no such model; the message lists the shipped ones.
-        DataError: if the download fails.
+        InputError: If there is no such model; the message lists the shipped models.
+        DataError: If the download fails.
     """
     given = Path(name)
     if given.is_dir() or given.is_file():
@@ -101,7 +101,7 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
             return found.path
     if _HUB_NAME.fullmatch(str(name)):
         return _download(str(name), revision)
-    known = ", ".join(shipped) or f"none: {WEIGHTS} not found, it comes with a clone of the repository"
+    known = ", ".join(shipped) or f"none: {WEIGHTS} not found; clone the repository to get it"
     raise InputError(f"model {str(name)!r}: folder not found; expected a folder, owner/repository, or one of {known}")
 
 
@@ -109,11 +109,11 @@ def _hub(what: str) -> Any:
     try:
         return import_module("huggingface_hub")
     except ImportError:
-        raise InputError(f"{what}: huggingface_hub is not installed; pip install 'causaldiffae[hub]'") from None
+        raise InputError(f"{what}: huggingface_hub is not installed; run pip install 'causaldiffae[hub]'") from None
 
 
 def _download(name: str, revision: str | None) -> Path:
-    hub = _hub(f"model {name!r}: no folder, and no download")
+    hub = _hub(f"model {name!r}: folder not found, cannot download it")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), revision=revision))
     except (OSError, ValueError) as error:  # not found, not reachable, invalid name
@@ -121,15 +121,18 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def push_folder(folder: Path, name: str, *, private: bool, token: str | None, message: str) -> str:
-    """Uploads the `HUB_FILES` of a model folder in one commit, and returns its address.
+    """Uploads the `HUB_FILES` of a model folder in one commit, and returns the URL of the commit.
 
     Args:
-        name: "owner/repository", created if it does not exist, and then `private` or public.
-        token: hub token; None uses the one that `hf auth login` stored.
+        folder: model folder.
+        name: "owner/repository", created if it does not exist.
+        private: visibility of a new repository.
+        token: hub token; None uses the token stored by `hf auth login`.
+        message: commit message.
 
     Raises:
-        InputError: if the name is invalid, or huggingface_hub is not installed.
-        DataError: if the hub refuses or is not reachable.
+        InputError: If the name is invalid, or huggingface_hub is not installed.
+        DataError: If the upload fails.
     """
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"hub name: expected owner/repository, got {name[:80]!r}")

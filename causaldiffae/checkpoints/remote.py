@@ -1,11 +1,11 @@
 """Checkpoints in object storage: run directories such as gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH.
 
-The run works in a local folder that belongs to the address, and every complete checkpoint there is uploaded. Object
-storage cannot rename a folder, but each file appears completely or not at all. A step therefore counts if its manifest
-exists; the manifest is uploaded last and deleted first. blobfile retries failed requests with growing pauses. A
-downloaded step is verified before it is used.
+A run writes to a local folder derived from the URL, and uploads every complete checkpoint. Object storage cannot rename
+folders, but writes each file atomically. The manifest of a step is uploaded last and deleted first, so a step is
+complete if its manifest exists. blobfile retries failed requests with exponential backoff. Downloaded steps are
+verified.
 
-The address is authoritative: a local step that was not uploaded does not count when a run is resumed.
+The remote copy is authoritative: local steps that were not uploaded are ignored when a run is resumed.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from causaldiffae.files.storage import is_remote, object_storage
 
 
 def run_folder(run_dir: str | os.PathLike[str]) -> Path:
-    """The local folder of a run directory: itself, or for an address a folder in the user's cache."""
+    """Returns the local folder of a run directory: the path itself, or a folder in the user cache for a URL."""
     if not is_remote(str(run_dir)):
         return Path(run_dir)
-    address = str(run_dir).rstrip("/")
+    url = str(run_dir).rstrip("/")
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user / "causaldiffae" / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    return user / "causaldiffae" / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def local_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A local path unchanged; for an address, a local copy of its step or of its newest intact step.
+    """Returns a local path unchanged; for a URL, a local copy of the step or of the newest intact step of the run.
 
     Raises:
-        DataError: if there is none, or it is damaged.
+        DataError: If there is no checkpoint, or it is damaged.
     """
     if not is_remote(str(path)):
         return Path(path)
-    address, _, name = str(path).rstrip("/").rpartition("/")
+    url, _, name = str(path).rstrip("/").rpartition("/")
     if STEP_NAME.fullmatch(name):
-        return RemoteRun(address).fetch(int(name.removeprefix("step_")))
+        return RemoteRun(url).fetch(int(name.removeprefix("step_")))
     newest = RemoteRun(str(path)).fetch_newest()
     if newest is None:
         raise DataError(f"{path}: expected a checkpoint, found none")
@@ -59,73 +59,73 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 class RemoteRun:
-    """The checkpoints at an address.
+    """Checkpoints of a remote run directory.
 
     Args:
-        address: of the run directory.
-        keep_last, keep_every: which steps are kept there, as in `save_checkpoint`.
+        url: URL of the run directory.
+        keep_last, keep_every: remote steps to keep, as in `save_checkpoint`.
     """
 
-    def __init__(self, address: str, keep_last: int | None = None, keep_every: int | None = None) -> None:
-        self.address, self.keep_last, self.keep_every = address.rstrip("/"), keep_last, keep_every
-        self.folder = run_folder(address)
+    def __init__(self, url: str, keep_last: int | None = None, keep_every: int | None = None) -> None:
+        self.url, self.keep_last, self.keep_every = url.rstrip("/"), keep_last, keep_every
+        self.folder = run_folder(url)
         self._storage = object_storage()
 
     def _call(self, name: str, *arguments: str, **options: Any) -> Any:
-        """Calls a function of blobfile; what it raises after its retries becomes an `OSError` of one line."""
+        """Calls a function of blobfile; errors after its retries become an `OSError` of one line."""
         try:
             return getattr(self._storage, name)(*arguments, **options)
         except FileNotFoundError:
             raise
-        except Exception as error:  # services and networks raise many kinds
+        except Exception as error:  # storage services raise various errors
             reason = " ".join(str(error).split())[:300]
             if reason.startswith(("Unrecognized path", "Invalid path")):
-                raise InputError(f"run_dir: expected a gs:// or az:// address, got {self.address}") from error
-            raise OSError(f"{self.address}: {name} failed: {reason}") from error
+                raise InputError(f"run_dir: expected a gs:// or az:// URL, got {self.url}") from error
+            raise OSError(f"{self.url}: {name} failed: {reason}") from error
 
-    def _url(self, step: int, name: str = "") -> str:
-        return f"{self.address}/step_{step:07d}" + (f"/{name}" if name else "")
+    def _step_url(self, step: int, name: str = "") -> str:
+        return f"{self.url}/step_{step:07d}" + (f"/{name}" if name else "")
 
     def _listed(self) -> list[int]:
-        """Steps of which any file exists, newest first."""
-        names = self._call("listdir", self.address) if self._call("isdir", self.address) else []
+        """Returns complete and partial steps, newest first."""
+        names = self._call("listdir", self.url) if self._call("isdir", self.url) else []
         matches = (STEP_NAME.fullmatch(name.rstrip("/")) for name in names)
         return sorted((int(match[1]) for match in matches if match), reverse=True)
 
     def steps(self) -> list[int]:
-        """Complete steps, newest first."""
-        return [step for step in self._listed() if self._call("exists", self._url(step, MANIFEST))]
+        """Returns complete steps, newest first."""
+        return [step for step in self._listed() if self._call("exists", self._step_url(step, MANIFEST))]
 
     def upload(self, folder: Path) -> None:
-        """Uploads a step folder, then removes steps that need not be kept; `OSError` if the storage fails."""
+        """Uploads a step folder, then removes old steps; raises `OSError` if the upload fails."""
         step, files = read_manifest(folder)
         self._remove(step)
         for name in (*sorted({*files} - {MANIFEST}), MANIFEST):
-            self._call("copy", str(folder / name), self._url(step, name), overwrite=True)
-            size, expected = self._call("stat", self._url(step, name)).size, (folder / name).stat().st_size
+            self._call("copy", str(folder / name), self._step_url(step, name), overwrite=True)
+            size, expected = self._call("stat", self._step_url(step, name)).size, (folder / name).stat().st_size
             if size != expected:
-                raise OSError(f"{self._url(step, name)}: expected {expected} bytes, got {size}")
+                raise OSError(f"{self._step_url(step, name)}: expected {expected} bytes, got {size}")
         try:
             complete = self.steps()
             partial = [old for old in self._listed() if old < step and old not in complete]
             for old in [*partial, *steps_to_remove(complete, step, self.keep_last, self.keep_every)]:
                 self._remove(old)
-        except OSError as error:  # the new checkpoint is safe
-            warnings.warn(f"an old checkpoint could not be removed: {error}", stacklevel=2)
+        except OSError as error:  # the new checkpoint is complete
+            warnings.warn(f"failed to remove an old checkpoint: {error}", stacklevel=2)
 
     def _remove(self, step: int) -> None:
-        """Removes a step, its manifest first, so that a partly deleted step does not count."""
-        if self._call("isdir", self._url(step)):
-            if self._call("exists", self._url(step, MANIFEST)):
-                self._call("remove", self._url(step, MANIFEST))
-            self._call("rmtree", self._url(step))
+        """Removes a step, its manifest first, so that a partially deleted step is not complete."""
+        if self._call("isdir", self._step_url(step)):
+            if self._call("exists", self._step_url(step, MANIFEST)):
+                self._call("remove", self._step_url(step, MANIFEST))
+            self._call("rmtree", self._step_url(step))
 
     def fetch(self, step: int) -> Path:
         """Downloads a step unless an identical local copy exists, and returns its folder.
 
         Raises:
-            DataError: if files are missing or damaged.
-            OSError: if the storage fails.
+            DataError: If files are missing or damaged.
+            OSError: If a request fails.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step_{step:07d}"
@@ -138,7 +138,7 @@ class RemoteRun:
             for name in read_manifest(temporary)[1]:
                 self._download(step, name, temporary)
             if (found := verify(temporary)) != step:
-                raise DataError(f"{self._url(step)}: expected step {step}, got {found}")
+                raise DataError(f"{self._step_url(step)}: expected step {step}, got {found}")
             shutil.rmtree(target, ignore_errors=True)
             sync_to_disk(temporary)
             temporary.rename(target)
@@ -149,9 +149,9 @@ class RemoteRun:
 
     def _download(self, step: int, name: str, folder: Path) -> None:
         try:
-            self._call("copy", self._url(step, name), str(folder / name), overwrite=True)
+            self._call("copy", self._step_url(step, name), str(folder / name), overwrite=True)
         except FileNotFoundError:
-            raise DataError(f"{self._url(step, name)}: file not found") from None
+            raise DataError(f"{self._step_url(step, name)}: file not found") from None
 
     @staticmethod
     def _is_same(folder: Path, other: Path) -> bool:
@@ -162,22 +162,22 @@ class RemoteRun:
             return False
 
     def fetch_newest(self) -> Path | None:
-        """Downloads the newest intact step; returns, warns and raises as `newest_intact`."""
-        return newest_intact(self.address, self.steps(), self.fetch)
+        """Downloads the newest intact step, see `newest_intact`."""
+        return newest_intact(self.url, self.steps(), self.fetch)
 
     def fetch_logs(self, names: Sequence[str]) -> None:
-        """Downloads these files of the run directory unless they exist locally."""
+        """Downloads files of the run directory unless they exist locally."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            url, target = f"{self.address}/{name}", self.folder / name
+            url, target = f"{self.url}/{name}", self.folder / name
             if not target.exists() and self._call("exists", url):
                 self._call("copy", url, str(target), overwrite=True)
 
     def upload_logs(self, names: Sequence[str]) -> None:
-        """Uploads these files; a failure is a warning."""
+        """Uploads files of the run directory; failures are warnings."""
         for name in names:
             try:
                 if (self.folder / name).is_file():
-                    self._call("copy", str(self.folder / name), f"{self.address}/{name}", overwrite=True)
+                    self._call("copy", str(self.folder / name), f"{self.url}/{name}", overwrite=True)
             except OSError as error:
                 warnings.warn(str(error), stacklevel=2)

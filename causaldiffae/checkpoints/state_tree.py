@@ -1,9 +1,9 @@
-"""Nested states as named tensors and JSON, and back, bit for bit.
+"""Lossless conversion of nested states to named tensors and JSON.
 
 Optimizers and random generators keep their state in nested dicts, lists and tuples of tensors, arrays and plain types.
-Tensors go to a safetensors file; the rest becomes a JSON tree that refers to them by name. `torch.save` with
-`weights_only=True` was considered: checkpoints would change their format, it refuses the NumPy scalars of a random
-state, and a file that was not written by `torch.save` can make it use unbounded memory.
+Tensors are stored in a safetensors file, everything else in a JSON tree that refers to them by name. `torch.load` with
+`weights_only=True` is not used: it rejects the NumPy scalars of a random state, and a crafted file can make it use
+unbounded memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from causaldiffae.errors import DataError, InputError
 def flatten_state(state: Any) -> tuple[dict[str, torch.Tensor], Any]:
     """Splits nested dicts, lists and tuples of tensors, arrays and plain types into named tensors and a JSON tree.
 
-    `unflatten_state` restores the same types and the same bits, on the CPU. What JSON does not have (tuples, integer
-    keys, tensors, NumPy arrays and scalars, non-finite floats) is written as `{"$kind": ...}`.
+    `unflatten_state` restores types and values exactly, on the CPU. Values that JSON cannot represent (tuples, integer
+    keys, tensors, NumPy arrays and scalars, non-finite floats) are written as `{"$kind": ...}`.
 
     Raises:
-        InputError: naming the path of a value of another type.
+        InputError: For a value of an unsupported type; the message names its path.
     """
     tensors: dict[str, torch.Tensor] = {}
     return tensors, _flatten(state, "", tensors)
@@ -74,7 +74,7 @@ def _add(tensor: torch.Tensor, path: str, tensors: dict[str, torch.Tensor]) -> s
 
 
 def unflatten_state(tensors: Mapping[str, torch.Tensor], tree: Any, where: str = "training state") -> Any:
-    """The inverse of `flatten_state`; raises `DataError` that starts with `where` for an invalid tree."""
+    """Inverse of `flatten_state`; raises a `DataError` prefixed by `where` for an invalid tree."""
     try:
         return _unflatten(tensors, tree)
     except RecursionError as error:

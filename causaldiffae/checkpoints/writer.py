@@ -1,11 +1,12 @@
-"""Checkpoints written beside training: the state is copied at once, and a thread writes the files.
+"""Background writing of checkpoints: the state is copied immediately, a thread writes the files.
 
-Copying takes milliseconds. Hashing, writing and flushing take as long as the disk does, and release Python's lock. An
-error of the thread is raised by `check`, which training calls after each step.
+Copying takes milliseconds. Hashing, writing and flushing depend on the disk and release the GIL. Errors of the thread
+are raised by `check`.
 
-Training computes the gradients of the next step beside the thread, and calls `wait_for_disk` before that step counts:
-at no time are more than `save_interval` steps unsaved, and a write that takes no longer than a step costs no time.
-Uploads to object storage continue until the next checkpoint; if the local folder is lost, so are up to two intervals.
+Training computes the gradients of the next step while the thread writes, and calls `wait_for_disk` before that step is
+counted. At most `save_interval` steps are therefore unsaved, and a write that is faster than a step does not slow
+training. Uploads to object storage continue until the next checkpoint, so losing the local folder may lose the steps of
+two intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from causaldiffae.errors import InputError
 
 
 def copy_to_cpu(value: Any) -> Any:
-    """Copies nested dicts, lists and tuples; tensors are copied to the CPU."""
+    """Copies nested dicts, lists and tuples, and their tensors to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -33,13 +34,13 @@ def copy_to_cpu(value: Any) -> Any:
 
 
 class CheckpointWriter:
-    """Writes checkpoints to a run directory, one after the other.
+    """Writes checkpoints to a run directory, one at a time.
 
     Args:
-        run_dir: local folder of the run.
-        background: write in a thread; otherwise `write` returns when the files are on disk.
+        run_dir: local run directory.
+        background: write in a thread; otherwise `write` blocks until the files are on disk.
         keep_last, keep_every: passed to `save_checkpoint`.
-        afterwards: called in the same thread with the folder of every checkpoint that was written.
+        on_written: called in the same thread with the folder of every written checkpoint.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class CheckpointWriter:
         background: bool = True,
         keep_last: int | None = None,
         keep_every: int | None = None,
-        afterwards: Callable[[Path], None] | None = None,
+        on_written: Callable[[Path], None] | None = None,
     ) -> None:
-        self.run_dir, self.background, self.afterwards = run_dir, background, afterwards
+        self.run_dir, self.background, self.on_written = run_dir, background, on_written
         self.keep_last, self.keep_every = keep_last, keep_every
         self._thread: threading.Thread | None = None
         self._on_disk = threading.Event()
@@ -60,14 +61,14 @@ class CheckpointWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether a checkpoint could not be written; `check` raises the reason."""
+        """Whether writing a checkpoint failed; `check` raises the error."""
         return self._error is not None
 
     def write(self, step: int, states: Mapping[str, Any]) -> None:
-        """Starts writing the checkpoint of a step; after a failure nothing is written until `check` was called.
+        """Starts writing the checkpoint of a step; does nothing after a failure until `check` is called.
 
-        `states` holds the keyword arguments `model_state`, `ema_states`, `training_state` and `config` of
-        `save_checkpoint`; they may change as soon as this returns.
+        `states` holds the arguments `model_state`, `ema_states`, `training_state` and `config` of `save_checkpoint`;
+        they may be modified after this method returns.
         """
         self.finish()
         if self.failed:
@@ -83,31 +84,31 @@ class CheckpointWriter:
         try:
             folder = save_checkpoint(self.run_dir, step, keep_last=self.keep_last, keep_every=self.keep_every, **states)
             self._on_disk.set()
-            if self.afterwards is not None:
-                self.afterwards(folder)
+            if self.on_written is not None:
+                self.on_written(folder)
         except BaseException as error:
             self._error = (step, error)
         finally:
             self._on_disk.set()
 
     def check(self) -> None:
-        """Raises the error of a checkpoint that could not be written, once."""
+        """Raises the error of a failed checkpoint, once."""
         if self._error is None:
             return
         (step, error), self._error = self._error, None
         if isinstance(error, OSError):
             raise InputError(
-                f"{self.run_dir}: the checkpoint of step {step} could not be written ({error}); earlier checkpoints "
-                "are intact: fix the cause and run the same command again"
+                f"{self.run_dir}: failed to write the checkpoint of step {step} ({error}); earlier checkpoints are "
+                "intact; fix the cause and run the same command again"
             ) from error
         raise error
 
     def wait_for_disk(self) -> None:
-        """Waits until the current checkpoint is complete in the run directory, or has failed."""
+        """Waits until the current checkpoint is on disk or has failed."""
         self._on_disk.wait()
 
     def finish(self) -> None:
-        """Waits until the thread has ended, `afterwards` included."""
+        """Waits until the thread has ended, including `on_written`."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -116,4 +117,4 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()  # also after an error in training, so that the current checkpoint is completed
+        self.finish()  # completes the current checkpoint, also after an error in training

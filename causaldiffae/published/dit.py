@@ -81,7 +81,7 @@ def build_dit(state: StateDict, num_heads: int = 0, where: str = "state dict") -
         "num_classes": classes - 1,
         "learn_sigma": out_width == 2 * in_channels * patch_size**2,
     }
-    return build_with_weights(lambda: DiT(**sizes), state, where, hold_once=True)
+    return build_with_weights(lambda: DiT(**sizes), state, where, assign=True)
 
 
 def _diffusers_config(folder: Path) -> dict[str, Any]:

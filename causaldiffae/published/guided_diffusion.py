@@ -75,7 +75,7 @@ def build_adm_unet(state: State, sizes: AdmSizes, where: str = "state dict") -> 
     with shapes_of(where):
         require_keys(state, UNET_KEYS, "guided-diffusion's U-Net")
         arguments = unet_sizes(state) | sizes.arguments()
-    return build_with_weights(lambda: UNetModel(**arguments), state, where, hold_once=True)
+    return build_with_weights(lambda: UNetModel(**arguments), state, where, assign=True)
 
 
 def build_adm_classifier(
@@ -102,7 +102,7 @@ def build_adm_classifier(
     got, needed = f"{arguments['in_channels']}x{sizes.image_size}", f"{spec.channels}x{spec.image_size}"
     if got != needed:
         raise InputError(f"predictor: {where}: expected images of {needed} (channels x pixels), got {got}")
-    network = build_with_weights(lambda: EncoderUNetModel(**arguments), state, where, hold_once=True)
+    network = build_with_weights(lambda: EncoderUNetModel(**arguments), state, where, assign=True)
     return NoisedPredictor(spec, NoisedPredictorConfig(), network).eval()
 
 

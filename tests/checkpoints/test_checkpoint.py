@@ -169,11 +169,13 @@ def test_the_newest_intact_step_is_used_with_a_warning(tmp_path: Path) -> None:
         assert load_checkpoint(tmp_path).step == 2
     texts = [str(warning.message) for warning in caught]
     assert texts[0].startswith("skipped a damaged checkpoint: ")
-    assert "model.safetensors: the file is damaged (its SHA-256 is not that in the manifest)" in texts[0]
+    assert "model.safetensors: damaged file, its SHA-256 differs from the manifest" in texts[0]
     assert "manifest.json: file not found" in texts[1]
     for step in (1, 2):
         (tmp_path / f"step_000000{step}" / "config.json").write_text("{}")
-    with pytest.raises(DataError, match="all 4 checkpoints are damaged; the newest: .*model.safetensors"):
+    with pytest.raises(
+        DataError, match="expected an intact checkpoint, all 4 are damaged; the newest: .*model.safetensors"
+    ):
         latest_checkpoint(tmp_path)
 
 
@@ -251,7 +253,7 @@ def test_any_mutation_of_a_checkpoint_is_refused_or_harmless(tmp_path: Path, dat
     ("arguments", "message"),
     [
         ({"step": -1}, "step: expected a non-negative integer, got -1"),
-        ({"keep_last": 0}, "keep_last: expected 1 or more"),
+        ({"keep_last": 0}, "keep_last: expected None or 1 or more"),
         ({"ema_states": {"../x": {}}}, r"ema rate: .*, got '\.\./x'"),
         ({"config": {"x": float("nan")}}, r"config\.json: expected plain types and finite numbers"),
         ({"training_state": {"a": {"f": len}}}, "training state: a.f: expected a tensor"),
@@ -286,7 +288,7 @@ def test_differences_between_model_and_weights_are_listed() -> None:
     with pytest.raises(InputError) as caught:
         check_state_fits(model, state)
     assert str(caught.value) == (
-        "checkpoint of another model, 3 differences: 0.weight: expected shape (4, 3), got (3, 4); "
+        "weights: expected those of this model, got 3 differences: 0.weight: expected shape (4, 3), got (3, 4); "
         "2.bias: expected shape (2,), got none; extra: unexpected, of shape (1,)"
     )
     with pytest.raises(InputError, match="9 differences: .*; and 4 more$"):
@@ -307,12 +309,12 @@ def test_a_network_is_built_without_memory_first() -> None:
     assert devices == ["meta", "cpu"] and not model.training and model[0].weight.dtype == torch.float32
     torch.testing.assert_close(model[0].weight, state["0.weight"], atol=1e-3, rtol=1e-3)
     devices.clear()
-    with pytest.raises(DataError, match="x: checkpoint of another model"):
+    with pytest.raises(DataError, match="x: weights: expected those of this model"):
         build_with_weights(build, {"0.weight": torch.zeros(1)}, "x")
     assert devices == ["meta"], "nothing is allocated for weights of another model"
     devices.clear()
-    kept = build_with_weights(build, state, "x", hold_once=True)
+    kept = build_with_weights(build, state, "x", assign=True)
     assert devices == ["meta"] and kept[0].weight.data_ptr() == state["0.weight"].data_ptr()
     assert all(parameter.requires_grad for parameter in kept.parameters())
-    with pytest.raises(DataError, match="x: no network has these sizes"):
+    with pytest.raises(DataError, match="x: expected valid layer sizes"):
         build_with_weights(lambda: torch.nn.Conv2d(3, 4, 1, groups=2), {}, "x")

@@ -97,9 +97,7 @@ def test_training_ends_with_the_reason_and_resumes(tmp_path: Path, monkeypatch: 
         return real(*arguments)
 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
-    message = (
-        r"the checkpoint of step 10 could not be written \(.*No space left on device\); earlier checkpoints are intact"
-    )
+    message = r"failed to write the checkpoint of step 10 \(.*No space left on device\); earlier checkpoints are intact"
     with pytest.raises(InputError, match=message):
         train(tmp_path / "full", 4 * INTERVAL, False, tmp_path / "steps.txt")
     monkeypatch.undo()

@@ -54,7 +54,7 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'pendulum-large': folder not found; .* one of .*circuit-mini"):
         find_model("pendulum-large")
     monkeypatch.setattr(model_folders, "WEIGHTS", tmp_path / "weights")
-    with pytest.raises(InputError, match="none: .*weights not found, it comes with a clone"):
+    with pytest.raises(InputError, match="none: .*weights not found; clone the repository"):
         find_model("pendulum-mini")
 
 
@@ -117,7 +117,7 @@ def test_a_failed_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"'a/b': download .* failed .404 Client Error:  not found"):
         find_model("a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"huggingface_hub is not installed; pip install 'causaldiffae\[hub\]'"):
+    with pytest.raises(InputError, match=r"huggingface_hub is not installed; run pip install 'causaldiffae\[hub\]'"):
         find_model("a/b")
 
 

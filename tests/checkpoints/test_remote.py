@@ -96,13 +96,13 @@ def test_damaged_remote_steps_are_skipped_with_a_warning(service: FakeBlobfile) 
     with pytest.warns(UserWarning) as caught:
         assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000001"
     texts = [str(warning.message) for warning in caught]
-    assert "skipped" in texts[0] and "its SHA-256 is not that in the manifest" in texts[0]
+    assert "skipped" in texts[0] and "its SHA-256 differs from the manifest" in texts[0]
     assert texts[1].endswith(f"{RUN}/step_0000002/training.json: file not found")
     with pytest.raises(DataError, match="SHA-256"):
         checkpoint_to_resume(f"{RUN}/step_0000003", RUN)
     (service.bucket / "run" / "step_0000001" / "config.json").unlink()
     shutil.rmtree(run_folder(RUN))
-    with pytest.raises(DataError, match=f"{RUN}: all 3 checkpoints are damaged; the newest: "):
+    with pytest.raises(DataError, match=f"{RUN}: expected an intact checkpoint, all 3 are damaged; the newest: "):
         checkpoint_to_resume("", RUN)
 
 
@@ -124,7 +124,7 @@ def test_an_incomplete_upload_is_noticed(service: FakeBlobfile, monkeypatch: pyt
 
 
 def test_invalid_addresses_are_refused(service: FakeBlobfile) -> None:
-    with pytest.raises(InputError, match="run_dir: expected a gs:// or az:// address, got s3://bucket/run"):
+    with pytest.raises(InputError, match="run_dir: expected a gs:// or az:// URL, got s3://bucket/run"):
         checkpoint_to_resume("", "s3://bucket/run")
     with pytest.raises(DataError, match="gs://bucket/none: expected a checkpoint, found none"):
         local_checkpoint("gs://bucket/none")
@@ -152,5 +152,5 @@ def test_training_saves_and_resumes_remotely(service: FakeBlobfile, tmp_path: Pa
     assert [line.partition(",")[0] for line in lines[1:]] == ["1", "2", "3", "4", "5", "6"]
     assert load_model(RUN).step == 6
     service.fails = lambda number, name, address: "step_0000008" in address
-    with pytest.raises(InputError, match=r"the checkpoint of step 8 could not be written \(gs://bucket/run: .*503"):
+    with pytest.raises(InputError, match=r"failed to write the checkpoint of step 8 \(gs://bucket/run: .*503"):
         train(10)

@@ -40,7 +40,7 @@ def test_later_changes_of_the_state_are_not_written(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
     written = []
-    with CheckpointWriter(tmp_path, afterwards=written.append) as writer:
+    with CheckpointWriter(tmp_path, on_written=written.append) as writer:
         given = states(1.0)
         writer.write(1, given)
         given["model_state"]["w"].fill_(7.0)
@@ -54,7 +54,7 @@ def test_later_changes_of_the_state_are_not_written(tmp_path: Path, monkeypatch:
 
 def test_wait_for_disk_does_not_wait_for_uploads(tmp_path: Path) -> None:
     go = threading.Event()
-    with CheckpointWriter(tmp_path, afterwards=lambda _: go.wait(30)) as writer:
+    with CheckpointWriter(tmp_path, on_written=lambda _: go.wait(30)) as writer:
         writer.wait_for_disk()
         writer.write(1, states(1.0))
         writer.wait_for_disk()
@@ -85,7 +85,7 @@ def test_an_error_is_raised_by_check(tmp_path: Path, background: bool, monkeypat
         monkeypatch.undo()
         writer.write(8, states(1.0))
         assert not list(tmp_path.iterdir()), "nothing is written before check"
-        with pytest.raises(InputError, match="the checkpoint of step 7 could not be written .*No space left"):
+        with pytest.raises(InputError, match="failed to write the checkpoint of step 7 .*No space left"):
             writer.check()
         writer.write(9, states(1.0))
     assert load_checkpoint(tmp_path).step == 9

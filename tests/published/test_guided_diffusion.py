@@ -58,5 +58,5 @@ def test_other_networks_are_refused() -> None:
     with pytest.raises(DataError, match="a.pt: expected guided-diffusion's classifier; missing"):
         build_adm_classifier({"a": torch.zeros(1)}, sizes, spec, "a.pt")
     state = {k: v for k, v in published_causaldiffae()[0].items() if "rep_emb" not in k}
-    with pytest.raises(DataError, match="a.pt: checkpoint of another model, .* differences"):
+    with pytest.raises(DataError, match="a.pt: weights: expected those of this model, got .* differences"):
         build_adm_unet(state, AdmSizes(28, 1, "1,2", "14", 8), "a.pt")
