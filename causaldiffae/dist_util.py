@@ -1,7 +1,7 @@
-"""Distributed training: rank and world size of this process, process group, and collective operations.
+"""Distributed training: rank and world size, process group, and collective operations.
 
-Data-parallel training runs the same program in `world_size()` processes, each on its share of every batch. A launcher
-tells each process its rank by environment variables:
+Data-parallel training runs the same program in `world_size()` processes, each with its share of every batch. The
+launcher sets the rank of each process in environment variables:
 
     torchrun            RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
     mpiexec (MPICH)     PMI_RANK, PMI_SIZE, MPI_LOCALRANKID, MPI_LOCALNRANKS
@@ -9,8 +9,8 @@ tells each process its rank by environment variables:
     srun (Slurm)        SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_NODELIST
     none                a single process without a process group
 
-Only mpiexec without MASTER_ADDR and MASTER_PORT requires mpi4py, to agree on an address. MPI is finalised at once, so
-that a process that dies later cannot leave the others waiting in MPI.
+mpi4py is required only for mpiexec without MASTER_ADDR and MASTER_PORT, to agree on an address. MPI is finalised
+immediately afterwards, so that the failure of one process cannot block the others in MPI.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ T = TypeVar("T")
 
 
 class ProcessInfo(NamedTuple):
-    """This process among all, as described by the launcher; `local` counts the processes of this machine.
+    """Rank and world size of this process as set by the launcher; local values refer to this machine.
 
-    `None` stands for what the launcher does not tell; `address` and `port` are where rank 0 listens.
+    Rank 0 listens at `address` and `port`. Values that the launcher does not set are None.
     """
 
     launcher: str = "none"
@@ -46,15 +46,15 @@ class ProcessInfo(NamedTuple):
     port: int | None = None
 
 
-# Rank, world size, local rank, local size; the first launcher whose rank and size are both set applies.
+# Rank, world size, local rank, local size. The first launcher with both rank and world size set is used.
 _VARIABLES = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    # Set by srun only: a plain python in a batch script with several tasks is a single process.
+    # Variables set by srun only: python started directly in a batch script is a single process.
     "slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
     "mpi": tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
     "mpi (PMI)": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
-# Messages of gloo and NCCL about a process that is late or gone.
+# Messages of gloo and NCCL about a process that does not respond or has exited.
 _LOST = re.compile(
     r"time[d ]*out|connection (closed|reset|refused)|broken pipe|failed to pass monitoredBarrier", re.IGNORECASE
 )
@@ -63,7 +63,7 @@ _timeout = timedelta(minutes=30)
 
 
 def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInfo:
-    """Reads the variables of torchrun, mpiexec or srun; raises `InputError` for one that is out of range."""
+    """Reads the variables of torchrun, mpiexec or srun; raises `InputError` for an invalid value."""
     environment = os.environ if environment is None else environment
 
     def integer(name: str, low: int, high: int) -> int | None:
@@ -71,14 +71,14 @@ def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInf
         if text is None:
             return None
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise InputError(f"environment variable {name}: expected {low} to {high}, got {text!r}")
+            raise InputError(f"environment variable {name}: expected an integer in {low}..{high}, got {text!r}")
         return int(text)
 
     for launcher, (rank_name, size_name, local_rank_name, local_size_name) in _VARIABLES.items():
         if rank_name not in environment or size_name not in environment:
             continue
         size = integer(size_name, 1, 10**6) or 1
-        if launcher == "slurm" and size == 1:  # mpiexec within a single task of srun: the inner launcher applies
+        if launcher == "slurm" and size == 1:  # mpiexec in a single srun task: use the inner launcher
             continue
         address, port = environment.get("MASTER_ADDR"), integer("MASTER_PORT", 1, 65535)
         if launcher == "slurm":
@@ -92,7 +92,7 @@ def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInf
 
 
 def first_slurm_host(nodes: str) -> str:
-    """First host of Slurm's compressed list: `gpu[03-05,9],login1` -> `gpu03`."""
+    """Returns the first host of a compressed Slurm list: `gpu[03-05,9],login1` -> `gpu03`."""
     match = re.match(r"([^,\[\]]+)(?:\[([0-9]+)[^\]]*\]([^,\[\]]*))?", nodes)
     if match is None:
         raise InputError(
@@ -105,12 +105,12 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
     """Joins the process group; does nothing for a single process.
 
     Args:
-        backend: "nccl" or "gloo"; by default NCCL if every process of this machine has its own GPU, else gloo.
-        timeout_minutes: how long a process waits for the others, here and in every collective operation.
+        backend: "nccl" or "gloo"; default: "nccl" if every process on this machine has its own GPU, else "gloo".
+        timeout_minutes: timeout of connecting and of every collective operation.
 
     Raises:
-        TimeoutError: if the other processes do not connect in time.
-        InputError: if the environment is contradictory, or mpi4py is required and missing.
+        TimeoutError: If the processes do not connect in time.
+        InputError: If the environment is inconsistent, or mpi4py is required and missing.
     """
     global _timeout
     if dist.is_initialized():
@@ -138,13 +138,13 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
         )
     except (dist.DistStoreError, dist.DistNetworkError) as error:
         raise TimeoutError(
-            f"{me} found no connection to the others at {address}:{port} within {timeout_minutes:g} minutes: "
+            f"{me}: no connection to the other processes at {address}:{port} within {timeout_minutes:g} minutes: "
             f"{str(error).splitlines()[0]}"
         ) from error
 
 
 def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
-    """Address and free port of rank 0, broadcast by MPI."""
+    """Returns the address and a free port of rank 0, broadcast by MPI."""
     try:
         import mpi4py
 
@@ -152,7 +152,7 @@ def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"mpi4py: required by the {info.world_size} processes of mpiexec, but cannot be imported ({error}); "
+            f"mpi4py: required for the {info.world_size} processes of mpiexec, cannot be imported ({error}); "
             "install the extra `mpi`, or set MASTER_ADDR and MASTER_PORT"
         ) from error
     ours = not MPI.Is_initialized()
@@ -175,12 +175,12 @@ def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
 
 
 def rank() -> int:
-    """Rank of this process; 0 before `setup_dist` and in a single process."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -197,10 +197,10 @@ def dev() -> torch.device:
 
 
 def barrier() -> None:
-    """Waits for all processes; with gloo, the error after a timeout names the missing rank."""
+    """Waits for all processes; with gloo, a timeout error names the missing rank."""
     if not dist.is_initialized():
         return
-    with waiting_for_others("at a barrier"):
+    with peer_errors("barrier"):
         if dist.get_backend() == "gloo":
             dist.monitored_barrier(timeout=_timeout)
         else:
@@ -208,8 +208,8 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def waiting_for_others(why: str) -> Iterator[None]:
-    """Turns a backend's error about a missing process into a `TimeoutError` that says which rank waited and why."""
+def peer_errors(operation: str) -> Iterator[None]:
+    """Converts backend errors about a missing process into a `TimeoutError` that names the rank and the operation."""
     try:
         yield
     except RuntimeError as error:
@@ -217,18 +217,18 @@ def waiting_for_others(why: str) -> Iterator[None]:
         if not dist.is_initialized() or not _LOST.search(text):
             raise
         raise TimeoutError(
-            f"rank {rank()} of {world_size()} waited {why}, but another process has ended or did not respond within "
+            f"rank {rank()} of {world_size()}: {operation}: another process has exited or did not respond within "
             f"{_timeout.total_seconds() / 60:g} minutes: {text.splitlines()[0]}"
         ) from error
 
 
 @torch.no_grad()
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """Replaces a floating-point tensor in place by its mean over all processes, and returns it."""
+    """Averages a floating-point tensor over all processes in place, and returns it."""
     if not tensor.is_floating_point():
         raise InputError(f"all_reduce_mean: expected a floating-point tensor, got {tensor.dtype}")
     if dist.is_initialized():
-        with waiting_for_others("to average numbers"):
+        with peer_errors("all_reduce_mean"):
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         tensor.div_(dist.get_world_size())
     return tensor
@@ -236,53 +236,53 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors of all processes by rank; all must have the same shape and dtype."""
+    """Returns the tensors of all processes, ordered by rank; all must have the same shape and dtype."""
     if not dist.is_initialized():
         return [tensor]
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    with waiting_for_others("to gather numbers"):
+    with peer_errors("all_gather"):
         dist.all_gather(gathered, tensor.contiguous())
     return gathered
 
 
 def any_of(condition: bool) -> bool:
-    """Whether the condition holds in any process."""
+    """Whether the condition is true in any process."""
     return bool(all_reduce_mean(torch.tensor(float(condition), device=dev())) > 0)
 
 
 def from_main(action: Callable[[], T]) -> T:
-    """Runs `action` in rank 0 and returns its result, plain types or paths, in every process.
+    """Runs `action` on rank 0 and returns its result (plain types or paths) in every process.
 
-    An exception is raised in rank 0 only; the other processes then exit silently with the same exit code.
+    If it raises an exception, rank 0 raises it, and the other processes exit silently with the same exit code.
     """
     if not dist.is_initialized():
         return action()
-    answer: list[Any] = [None, 0]
+    outcome: list[Any] = [None, 0]  # result, exit code
     failure: Exception | None = None
     if is_main():
         try:
-            answer[0] = action()
+            outcome[0] = action()
         except Exception as error:
-            failure, answer[1] = error, 2 if isinstance(error, InputError) else 1
-    with waiting_for_others("to hear from rank 0"):
-        dist.broadcast_object_list(answer, src=0, device=dev())
+            failure, outcome[1] = error, 2 if isinstance(error, InputError) else 1
+    with peer_errors("broadcast from rank 0"):
+        dist.broadcast_object_list(outcome, src=0, device=dev())
     if failure is not None:
         raise failure
-    if answer[1]:
-        raise SystemExit(answer[1])
-    return cast(T, answer[0])
+    if outcome[1]:
+        raise SystemExit(outcome[1])
+    return cast(T, outcome[0])
 
 
 @torch.no_grad()
 def sync_params(params: Iterable[torch.Tensor]) -> None:
-    """Overwrites parameters and buffers by those of rank 0."""
+    """Overwrites parameters and buffers with those of rank 0."""
     if dist.is_initialized():
         for param in params:
             dist.broadcast(param.detach(), 0)
 
 
 def cleanup(failed: bool = False) -> None:
-    """Leaves the process group; waits for the others unless this process has failed."""
+    """Leaves the process group; first waits for the other processes unless this one has failed."""
     if not dist.is_initialized():
         return
     if not failed:

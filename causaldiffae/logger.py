@@ -1,8 +1,8 @@
-"""Logging of a run: scalars in progress.csv and TensorBoard, images, and lines on the console.
+"""Logging of a run: scalars and images to progress.csv, PNG files and TensorBoard, messages to standard error.
 
-Between two dumps, values of `logkv_mean` are averaged and values of `logkv` overwrite each other; a dump is one row of
-the table. The names are those of guided-diffusion. Only rank 0 writes; average values over the processes first
-(`dist_util.all_reduce_mean`) to log more than the values of rank 0.
+The method names are those of guided-diffusion. `dumpkvs` writes one row: `logkv_mean` averages the values since the
+last row, `logkv` keeps the last value. Only rank 0 writes; to log an average over processes, compute it first with
+`dist_util.all_reduce_mean`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Logger:
     """Writes scalars and images of a run.
 
     Args:
-        run_dir: folder of the run, created if necessary.
+        run_dir: run directory, created if necessary.
         use_tensorboard: also write event files to `run_dir/tensorboard`.
-        resume_step: step to resume from; later rows and events, which will be written again, are dropped.
+        resume_step: step to resume from; rows and events of later steps are removed.
 
     Raises:
-        DataError: if an existing progress.csv is not a table of this class.
+        DataError: If an existing progress.csv was not written by this class.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class Logger:
             self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge)
 
     def logkv(self, key: str, value: Any) -> None:
-        """Sets a scalar for the next dump."""
+        """Sets a scalar of the next row."""
         self._sums[key], self._counts[key] = _number(key, value), 1
 
     def logkvs(self, values: Mapping[str, Any]) -> None:
-        """Sets several scalars for the next dump."""
+        """Sets several scalars of the next row."""
         for key, value in values.items():
             self.logkv(key, value)
 
     def logkv_mean(self, key: str, value: Any) -> None:
-        """Adds a value to the average of the next dump."""
+        """Adds a value to an average of the next row."""
         self._sums[key] = self._sums.get(key, 0.0) + _number(key, value)
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def dumpkvs(self, step: int) -> dict[str, float]:
-        """Writes one row and resets all scalars; returns the row on every rank."""
+        """Writes a row and resets all scalars; returns the row on every rank."""
         values = {key: self._sums[key] / self._counts[key] for key in self._sums}
         self._sums.clear()
         self._counts.clear()
@@ -117,7 +117,7 @@ class Logger:
             tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Flushes and closes TensorBoard."""
+        """Closes the TensorBoard writer."""
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -131,15 +131,15 @@ class Logger:
         return text.getvalue()
 
     def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Replaces the table at once, so that readers and crashes see the old one or the new one."""
+        """Replaces the table atomically."""
         replace_file(self._path, self._lines(rows, header=True).encode())
 
 
 def read_progress(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Reads columns and rows of a progress.csv, without a last line that was truncated by a crash.
+    """Reads the columns and rows of a progress.csv, ignoring a truncated last line.
 
     Raises:
-        DataError: if the file is not such a table.
+        DataError: If the file was not written by `Logger`.
     """
     try:
         text = path.read_bytes().decode("utf-8")
@@ -150,7 +150,7 @@ def read_progress(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return [STEP], []
     columns, *table = lines
     if STEP not in columns or len(set(columns)) != len(columns):
-        raise DataError(f"{path}: expected a first line of unique column names including `{STEP}`")
+        raise DataError(f"{path}: expected a header of unique column names including `{STEP}`, got {columns}")
     rows = []
     for number, line in enumerate(table, start=2):
         row = dict(zip(columns, line, strict=False))
@@ -172,7 +172,7 @@ def _number(key: str, value: Any) -> float:
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """A tqdm bar on rank 0 that updates at most every 30 seconds unless standard error is a terminal."""
+    """Creates a tqdm progress bar on rank 0, updated every 30 seconds if standard error is not a terminal."""
     terminal = sys.stderr.isatty()
     defaults = {
         "disable": not dist_util.is_main(),

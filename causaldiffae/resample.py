@@ -1,7 +1,7 @@
-"""Samplers of the time steps of a training batch.
+"""Timestep samplers for training.
 
-Uniform, or in proportion to the square root of the second moment of each step's recent losses (Nichol and Dhariwal,
-2021, arXiv 2102.09672, section 3.3), with weights that keep the expected loss unchanged.
+Timesteps are sampled uniformly, or in proportion to the square root of the second moment of their recent losses (Nichol
+and Dhariwal, 2021, arXiv 2102.09672, section 3.3). Importance weights keep the expected loss unchanged.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ SAMPLERS = ("uniform", "loss-second-moment")
 
 
 class TimestepDraw(NamedTuple):
-    """Steps (B,) int64 and the weights of their losses (B,) float32."""
+    """Timesteps (B,) int64 and importance weights of their losses (B,) float32."""
 
     t: Tensor
     weights: Tensor
 
 
 class UniformSampler:
-    """Samples all steps equally often; all weights are 1."""
+    """Samples timesteps uniformly; all importance weights are 1."""
 
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps
 
     def weights(self) -> np.ndarray:
-        """(T,) relative frequencies of the steps."""
+        """Returns the unnormalised sampling probabilities (T,)."""
         return np.ones(self.num_timesteps)
 
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> TimestepDraw:
-        """Samples on the device of the generator; returns tensors on `device`."""
+        """Samples a batch of timesteps on the device of the generator; returns tensors on `device`."""
         p = self.weights() / self.weights().sum()
         uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device).cpu()
         t = torch.from_numpy(np.searchsorted(np.cumsum(p), uniform.numpy(), side="right").clip(max=len(p) - 1))
@@ -44,7 +44,7 @@ class UniformSampler:
         return TimestepDraw(t.to(device), weights.to(device))
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Records the losses of a batch, (B,) each; all processes must call it together."""
+        """Records timesteps and losses (B,) of a batch; a collective operation, called by all processes."""
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -54,7 +54,7 @@ class UniformSampler:
 
 
 class LossSecondMomentResampler(UniformSampler):
-    """Samples steps in proportion to sqrt(E[loss^2]) over their last losses, once all steps have a full history."""
+    """Samples in proportion to sqrt(E[loss^2]) of recent losses, once every timestep has a full history."""
 
     def __init__(self, num_timesteps: int, history_per_term: int = 10, uniform_prob: float = 0.001) -> None:
         super().__init__(num_timesteps)
@@ -87,7 +87,7 @@ class LossSecondMomentResampler(UniformSampler):
 
 
 def create_named_schedule_sampler(name: str, num_timesteps: int) -> UniformSampler:
-    """Returns the sampler of a name in `SAMPLERS`."""
+    """Creates a sampler by its name in `SAMPLERS`."""
     if name == "uniform":
         return UniformSampler(num_timesteps)
     if name == "loss-second-moment":

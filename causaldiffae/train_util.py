@@ -1,11 +1,11 @@
 """The training loop.
 
-All random numbers of step k follow from (seed, k), so an interrupted and resumed run equals an uninterrupted one. All
-processes draw the numbers of the whole batch and keep their share, so several processes equal one process with a larger
-batch, apart from dropout, drawn inside the network, and batch normalisation, whose statistics are those of a share.
+The random numbers of a step depend only on the seed and the step, so a resumed run reproduces an uninterrupted one.
+Every process draws the numbers of the whole batch and uses its share, so several processes reproduce one process with a
+larger batch, except for dropout and batch-normalisation statistics.
 
-The processes agree in one exchange per step, between the gradients and the optimizer, on whether the loss is finite,
-whether to stop, and whether a checkpoint has failed. No process can wait for another that has left.
+One all-reduce per step, between backward pass and optimizer, tells all processes whether the loss is finite, whether to
+stop, and whether a checkpoint has failed. They therefore leave the loop together.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ LABEL_TERMS = ("label_kl", "label_mse")
 SHOWN = ("loss", "label_kl", "images_per_second")
 
 
-class StepFigures(NamedTuple):
-    """Loss terms averaged over this process's images, and the gradient; `finite` covers both in every process."""
+class StepResult(NamedTuple):
+    """Loss terms averaged over the images of this process, and the gradient norm.
+
+    `finite` is whether the loss and the gradient are finite in every process.
+    """
 
     means: dict[str, float]
     grad_norm: float
@@ -61,16 +64,16 @@ class TrainLoop:
     Resumes from `resume_checkpoint`, or else from the newest checkpoint in the run directory.
 
     Args:
-        config: the complete configuration.
+        config: complete configuration.
         data: training split; `data.labelled` marks the images whose labels may be used.
         logger: logger of the run; checkpoints are written to its `run_dir`.
-        test: images for previews; without them there are none.
-        stop: request to stop early; by default the time limit `max_hours`.
+        test: test images for previews; None disables previews.
+        stop: request to stop early; default: the time limit `max_hours`.
 
     Attributes:
         step: number of completed steps.
-        skipped: count of the steps without a finite loss and gradient, which changed nothing.
-        stopped: whether the loop was asked to stop early.
+        skipped: counter of steps skipped for a non-finite loss or gradient.
+        stopped: whether the loop stopped early on request.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class TrainLoop:
             background=train.background_save,
             keep_last=train.keep_last,
             keep_every=train.keep_every or None,
-            afterwards=self._upload if is_remote(train.run_dir) else None,
+            on_written=self._upload if is_remote(train.run_dir) else None,
         )
         self.image_names = data.ids
         self.source = BatchSource(
@@ -102,7 +105,7 @@ class TrainLoop:
         if train.init_weights:
             self._load_weights(train.init_weights)
         self.model.to(self.device)
-        accelerate(self.model, self.device, compiled=train.compile, channels_innermost=train.channels_last)
+        accelerate(self.model, self.device, compiled=train.compile, channels_last=train.channels_last)
         self.autocast = activation_dtype(train.use_bf16, self.device)
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
         step_type = model_entry(config.model.model_type).training_step
@@ -141,14 +144,15 @@ class TrainLoop:
         self.logger.info(f"resuming from step {self.step}")
 
     def save(self) -> None:
-        """Starts to write a checkpoint of the current step in the main process; errors are raised at the next step.
+        """Starts writing a checkpoint of the current step on rank 0; write errors are raised at the next step.
 
-        Weights that are not finite are never written and raise an `InputError`.
+        Raises:
+            InputError: If the weights are not finite; they are not written.
         """
         if dist_util.any_of(not self._weights_are_finite()):
             raise InputError(
-                f"weights: expected finite values after step {self.step}, not saved; earlier checkpoints are intact; "
-                "try a smaller lr or grad_clip"
+                f"weights: expected finite values after step {self.step}, got NaN or infinity; no checkpoint was "
+                "written, earlier ones are intact; try a smaller lr or grad_clip"
             )
         if not dist_util.is_main():
             return
@@ -173,7 +177,7 @@ class TrainLoop:
     def _weights_are_finite(self) -> bool:
         states = [self.model.state_dict(), *self.emas.values()]
         floating = [v for state in states for v in state.values() if v.is_floating_point() and v.numel()]
-        # An infinite value is the minimum or the maximum, and NaN makes both NaN.
+        # An infinity is the minimum or maximum, and NaN propagates to both.
         return bool(torch.stack([end for value in floating for end in torch.aminmax(value)]).isfinite().all())
 
     def _upload(self, folder: Path) -> None:
@@ -184,16 +188,16 @@ class TrainLoop:
 
     def _raise_failed_save(self) -> None:
         self.writer.check()
-        raise InputError("run_dir: process 0 failed to write a checkpoint")
+        raise InputError("run_dir: rank 0 failed to write a checkpoint; see its error message")
 
     def run(self) -> None:
         """Trains from the current step to the last one, with checkpoints, logs and previews.
 
-        Stops early, with a checkpoint and `stopped` set, if any process is asked to. All checkpoints are on disk when
-        it returns.
+        If any process receives a stop request, saves a checkpoint, sets `stopped` and returns. All checkpoints are on
+        disk on return.
 
         Raises:
-            InputError: if too many consecutive steps or the weights are not finite, or a checkpoint cannot be written.
+            InputError: If too many consecutive steps or the weights are not finite, or a checkpoint cannot be written.
         """
         train = self.config.train
         with (
@@ -218,7 +222,7 @@ class TrainLoop:
                     start, images = time.perf_counter(), 0
                 if last or self.stopped or self.step % train.save_interval == 0:
                     self.save()
-                if last:  # the preview comes after the checkpoint, so that its failure loses nothing
+                if last:  # after the checkpoint, so that a failed preview loses no work
                     self.log_preview()
                     bar.set_postfix(self._write_row())
             self.writer.finish()
@@ -226,27 +230,27 @@ class TrainLoop:
                 self._raise_failed_save()
 
     def _write_row(self) -> dict[str, str]:
-        """Writes a row of the log; returns its part for the progress bar."""
+        """Writes a log row; returns the values for the progress bar."""
         values = self.logger.dumpkvs(self.step)
         return {key: f"{values[key]:.3g}" for key in SHOWN if key in values}
 
     def run_step(self) -> dict[str, float]:
-        """Takes one optimizer step; returns the terms of the loss, averaged over this process's images.
+        """Takes an optimizer step; returns the loss terms averaged over the images of this process.
 
-        A step whose loss or gradient is not finite in any process leaves the weights unchanged and returns nothing.
+        If the loss or gradient of any process is not finite, leaves the weights unchanged and returns an empty dict.
         """
         train = self.config.train
         batch = self.source.batch(self.step)
         if not self.config.model.class_cond:
             batch = batch._replace(classes=None)
         draws = self.draw(batch)
-        buffers = [buffer.clone() for buffer in self.model.buffers()]  # the forward pass changes running statistics
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # the forward pass updates running statistics
         losses, sums = self._accumulate_gradients(batch, draws)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.writer.wait_for_disk()  # a crash during the next step must not lose more than one save interval
-        figures = self._exchange(sums, norm)
+        result = self._exchange(sums, norm)
         self.step += 1
-        if not figures.finite:
+        if not result.finite:
             self._skip(draws.t, buffers)
             return {}
         if train.grad_clip:
@@ -255,17 +259,17 @@ class TrainLoop:
             group["lr"] = self.learning_rate(self.step - 1)
         self.optimizer.step()
         self.sampler.update(draws.t, losses)
-        self.skipped.end_of_row()
+        self.skipped.reset_consecutive()
         self._update_emas()
-        return figures.means | ({"grad_norm": figures.grad_norm} if train.grad_clip else {})
+        return result.means | ({"grad_norm": result.grad_norm} if train.grad_clip else {})
 
     def draw(self, batch: Batch) -> TrainingDraws:
-        """This process's share of the random numbers of the current step."""
+        """Draws the random numbers of the current step and returns the share of this process."""
         shape, seed = self.model.latent_shape, self.config.train.seed
         return draw_for_step(seed, self.step, batch.images, shape, self.sampler, self.config.loss)
 
     def _accumulate_gradients(self, batch: Batch, draws: TrainingDraws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Runs forward and backward passes; returns the loss of each image, and the mean of each term."""
+        """Runs the forward and backward passes; returns the loss per image and the mean of each term."""
         train, loss_config, count = self.config.train, self.config.loss, len(batch.images)
         kl_weight = loss_config.kl_weight * min(1.0, (self.step + 1) / max(loss_config.kl_anneal_steps, 1))
         torch.manual_seed(stream_seed(train.seed, self.step, f"dropout/{dist_util.rank()}"))
@@ -277,8 +281,8 @@ class TrainLoop:
         sums: dict[str, Tensor] = {}
         for piece in pieces:
             share = len(batch.images[piece]) / count
-            # Gradients are averaged over the processes once, after the last piece.
-            with self._no_sync(piece is not pieces[-1]), dist_util.waiting_for_others("to average gradients"):
+            # DDP averages the gradients over processes only after the last piece.
+            with self._no_sync(piece is not pieces[-1]), dist_util.peer_errors("averaging gradients"):
                 with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                     loss, terms = self.training_step(*_arguments(batch, draws, piece, kl_weight))
                 (loss * share).backward()
@@ -294,8 +298,8 @@ class TrainLoop:
         step = self.training_step
         return step.no_sync() if enabled and isinstance(step, DistributedDataParallel) else nullcontext()
 
-    def _exchange(self, sums: dict[str, Tensor], norm: Tensor) -> StepFigures:
-        """Shares the state of all processes, and copies all figures to the host in a single transfer."""
+    def _exchange(self, sums: dict[str, Tensor], norm: Tensor) -> StepResult:
+        """All-reduces the state of the processes, and copies all values to the host in one transfer."""
         ours = [float(bool(self.stop.reason())), float(self.writer.failed)]
         together = torch.cat(
             [torch.stack([sums["total"], norm.double()]), torch.tensor(ours, dtype=torch.float64, device=self.device)]
@@ -305,11 +309,11 @@ class TrainLoop:
         if failed:
             self._raise_failed_save()
         self.stopped = stop > 0
-        return StepFigures(dict(zip(sums, means, strict=True)), grad_norm, math.isfinite(total + grad_norm))
+        return StepResult(dict(zip(sums, means, strict=True)), grad_norm, math.isfinite(total + grad_norm))
 
     @torch.no_grad()
     def _skip(self, t: Tensor, buffers: list[Tensor]) -> None:
-        """Restores the buffers and reports the step, which `step` already counts."""
+        """Restores the buffers and reports the skipped step."""
         for buffer, before in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         step, timesteps = self.step - 1, torch.cat(dist_util.all_gather(t)).tolist()
@@ -317,7 +321,7 @@ class TrainLoop:
         names = [self.image_names[i] for i in indices]
         self.skipped.add({"step": step, "t": timesteps, "indices": indices, "images": names})
         if dist_util.is_main():
-            self.logger.info(f"step {step}: loss or gradient is not finite, skipping; {REPORT} lists its images")
+            self.logger.info(f"step {step}: loss or gradient not finite, skipped; images are listed in {REPORT}")
             with suppress(OSError):  # a full disk is reported by the next checkpoint, in all processes
                 self.skipped.write_report(self.logger.run_dir)
         self.skipped.check()
@@ -343,7 +347,7 @@ class TrainLoop:
                 ema[key].copy_(state[key])
 
     def log_preview(self) -> float:
-        """Logs counterfactuals of the first moving average; returns the seconds this took."""
+        """Logs counterfactuals of the first moving average; returns the elapsed seconds."""
         if self.test is None or not dist_util.is_main():
             return 0.0
         start, state = time.perf_counter(), _copy_state(self.model)

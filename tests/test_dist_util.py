@@ -50,9 +50,9 @@ def test_environment(environment: dict[str, str], info: ProcessInfo) -> None:
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (MPI | {"PMI_RANK": "3"}, "PMI_RANK: expected 0 to 2, got '3'"),
-        (MPI | {"PMI_SIZE": "two"}, "PMI_SIZE: expected 1 to 1000000, got 'two'"),
-        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT: expected 1 to 65535, got '99999'"),
+        (MPI | {"PMI_RANK": "3"}, "PMI_RANK: expected an integer in 0..2, got '3'"),
+        (MPI | {"PMI_SIZE": "two"}, "PMI_SIZE: expected an integer in 1..1000000, got 'two'"),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT: expected an integer in 1..65535, got '99999'"),
         (SLURM | {"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST: expected host names, got ''; set MASTER_ADDR"),
     ],
 )
@@ -102,7 +102,7 @@ def test_missing_mpi4py_is_refused(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("PMI_RANK", "0")
     environment.setenv("PMI_SIZE", "2")
     environment.setitem(sys.modules, "mpi4py", None)
-    message = "mpi4py: required by the 2 processes of mpiexec, .* install the extra `mpi`, or set MASTER_ADDR"
+    message = "mpi4py: required for the 2 processes of mpiexec, .* install the extra `mpi`, or set MASTER_ADDR"
     with pytest.raises(InputError, match=message):
         dist_util.setup_dist()
 
@@ -110,7 +110,7 @@ def test_missing_mpi4py_is_refused(environment: pytest.MonkeyPatch) -> None:
 def test_missing_processes_time_out(environment: pytest.MonkeyPatch) -> None:
     for name, value in (TORCHRUN | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
         environment.setenv(name, value)
-    message = "rank 1 of 2 found no connection to the others at 127.0.0.1:1 within 0.01 minutes"
+    message = "rank 1 of 2: no connection to the other processes at 127.0.0.1:1 within 0.01 minutes"
     with pytest.raises(TimeoutError, match=message):
         dist_util.setup_dist(timeout_minutes=0.01)
     assert not torch.distributed.is_initialized()
@@ -118,7 +118,7 @@ def test_missing_processes_time_out(environment: pytest.MonkeyPatch) -> None:
 
 def test_other_errors_pass_through() -> None:
     for message in ("out of memory", "Timed out"):  # without a group, even a timeout is not about other processes
-        with pytest.raises(RuntimeError, match=f"^{message}"), dist_util.waiting_for_others("for a test"):
+        with pytest.raises(RuntimeError, match=f"^{message}"), dist_util.peer_errors("test"):
             raise RuntimeError(message)
 
 
@@ -227,4 +227,4 @@ def test_an_error_of_rank_0_ends_all_with_one_line() -> None:
 def test_a_missing_process_is_a_timeout() -> None:
     first, _ = ended(start_group(AGREE, "sleep"), timeout=100)
     assert first.code == 1
-    assert "TimeoutError: rank 0 of 2 waited to average numbers, but another process has ended or did" in first.err
+    assert "TimeoutError: rank 0 of 2: all_reduce_mean: another process has exited or did" in first.err

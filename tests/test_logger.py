@@ -119,8 +119,8 @@ def test_names_and_images_are_checked(logger: Logger) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("loss\n1\n", "expected a first line of unique column names including `step`"),
-        ("step,a,a\n", "expected a first line of unique column names"),
+        ("loss\n1\n", "expected a header of unique column names including `step`"),
+        ("step,a,a\n", "expected a header of unique column names"),
         ("step,a\n1,2,3\n", "line 2: expected 2 columns and an integer step, got 3 columns"),
         ("step,a\nx,2\n", "line 2: expected 2 columns and an integer step"),
         ('step,a\n"1,2\n', "expected a CSV table"),

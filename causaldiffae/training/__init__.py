@@ -1,1 +1,1 @@
-"""Parts of a training run besides the loop: run directory, resuming, stopping, previews, checks; predictor training."""
+"""Components of the training loop (resuming, stopping, previews, checks) and training of the predictors."""

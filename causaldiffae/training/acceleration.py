@@ -1,7 +1,7 @@
-"""Compilation, memory layout and bfloat16: a faster network that computes the same function.
+"""Acceleration of networks: compilation, channels-last memory format, bfloat16 activations.
 
-`nn.Module.compile` compiles in place and keeps the state-dict keys, which `torch.compile(module)` renames. Anything
-that the machine does not support is skipped with a warning.
+Networks are compiled by `nn.Module.compile`, which keeps the state-dict keys (`torch.compile(module)` renames them).
+Options that the machine does not support are skipped with a warning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:
-    """Whether the hardware has bfloat16 arithmetic: most GPUs since 2020; CPUs with AVX-512 BF16 or AMX."""
+    """Whether the hardware supports bfloat16 arithmetic: most GPUs since 2020, CPUs with AVX-512 BF16 or AMX."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -26,18 +26,18 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 
 
 def activation_dtype(use_bf16: bool, device: torch.device | str) -> torch.dtype | None:
-    """Autocast dtype; `None` means float32, with a warning if the hardware lacks bfloat16."""
+    """Returns the autocast dtype; None for float32, with a warning if bfloat16 is requested but not supported."""
     if not use_bf16:
         return None
     if has_fast_bf16(device):
         return torch.bfloat16
     kind = torch.device(device).type
-    warnings.warn(f"use_bf16: this {kind} has no bfloat16 arithmetic, using float32", stacklevel=2)
+    warnings.warn(f"use_bf16: this {kind} does not support bfloat16, using float32", stacklevel=2)
     return None
 
 
 def compile_network(network: nn.Module, device: torch.device | str) -> bool:
-    """Compiles a network in place for static input shapes; returns False, with a warning, without a compiler."""
+    """Compiles a network in place for static input shapes; warns and returns False if there is no C++ compiler."""
     if torch.device(device).type == "cpu":
         compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
         if not any(map(shutil.which, compilers)):
@@ -47,22 +47,17 @@ def compile_network(network: nn.Module, device: torch.device | str) -> bool:
     return True
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    """Converts convolution weights in place to the channels-last memory format."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
 def accelerate(
-    model: nn.Module, device: torch.device | str, *, compiled: bool = False, channels_innermost: bool = False
+    model: nn.Module, device: torch.device | str, *, compiled: bool = False, channels_last: bool = False
 ) -> None:
-    """Applies `compile_network` and `channels_last` to a model's score network; warns if the model has none."""
-    if not (compiled or channels_innermost):
+    """Compiles the score network of a model and sets its memory format; warns if the model has no score network."""
+    if not (compiled or channels_last):
         return
     network = getattr(model, "unet", None) or getattr(model, "network", None)
     if not isinstance(network, nn.Module):
         warnings.warn(f"compile, channels_last: no effect, {type(model).__name__} has no score network", stacklevel=2)
         return
-    if channels_innermost:
-        channels_last(network)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
         compile_network(network, device)

@@ -1,7 +1,7 @@
-"""Estimates the memory and time of a training run before it starts.
+"""Estimates of the memory and time of a training run.
 
-Weights, gradients and AdamW's two moments take 16 bytes per parameter in float32, each moving average 4 more, and the
-training images reside on the device. Activations come on top and grow with the microbatch.
+Weights, gradients and AdamW's two moments take 16 bytes per parameter in float32, each moving average another 4. The
+training images are stored on the device. Activations, which grow with the microbatch, are not included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRIAL_IMAGES = 4
 
 
 class Estimate(NamedTuple):
-    """Memory of the training state and of the images (0 if their number is unknown), speed and time of one process."""
+    """Memory of the training state and the images (0 if their number is unknown), speed and duration of one process."""
 
     state_mib: float
     data_mib: float
@@ -31,16 +31,16 @@ class Estimate(NamedTuple):
     hours: float
 
     def lines(self) -> list[str]:
-        """The estimate as text."""
+        """Formats the estimate."""
         data = f", training images {self.data_mib:,.0f} MiB" if self.data_mib else ""
         return [
-            f"memory: weights, gradients, optimizer, averages {self.state_mib:,.0f} MiB{data}, plus activations",
+            f"memory: weights, gradients, optimizer, moving averages {self.state_mib:,.0f} MiB{data}, plus activations",
             f"time: {self.hours:,.1f} hours at {self.images_per_second:,.1f} images/s (measured on {TRIAL_IMAGES})",
         ]
 
 
 def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cpu") -> Estimate:
-    """Builds the model and measures a training step on a few random images."""
+    """Creates the model and measures a training step on a few random images."""
     model, diffusion = create_model_and_diffusion(config, spec)
     model.to(device)
     step = model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
@@ -48,7 +48,7 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
     labels = torch.zeros(TRIAL_IMAGES, len(spec.graph), device=device)
     zeros = torch.zeros(TRIAL_IMAGES, dtype=torch.long, device=device)
     draws = trial_draws(x_start, zeros, model.latent_shape)
-    for _ in range(2):  # the first step warms up
+    for _ in range(2):  # the first step is a warm-up
         start = time.perf_counter()
         loss, _ = step(x_start, labels, zeros if config.model.class_cond else None, draws.keep, draws, 1.0)
         loss.backward()

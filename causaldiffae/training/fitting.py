@@ -1,4 +1,4 @@
-"""Training loop of the predictors, which keeps the weights with the lowest validation loss."""
+"""Training loop of the predictors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MAX_GRADIENT_NORM: Final = 5.0
 
 
 def split_validation(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the images for training and for validation, both increasing; a random sixteenth is for validation."""
+    """Splits off a random sixteenth for validation; returns the sorted indices of training and validation images."""
     if count < 2:
-        raise InputError(f"training images: expected 2 or more, to split off a validation set, got {count}")
+        raise InputError(f"training images: expected 2 or more for a validation split, got {count}")
     order = np.random.Generator(np.random.Philox(key=[seed, 0x7072])).permutation(count)
     held_out = max(int(count * VALIDATION_SHARE), 1)
     return np.sort(order[held_out:]), np.sort(order[:held_out])
@@ -36,18 +36,20 @@ def fit(
     warmup: float,
     on_step: Callable[[], object] | None = None,
 ) -> float:
-    """Trains with one learning-rate cycle and leaves the best weights in `network`, in evaluation mode.
+    """Trains with the one-cycle policy and restores the weights with the lowest validation loss.
+
+    The network is in evaluation mode on return.
 
     Args:
-        loss: training loss of a step, numbered from 0.
-        validation_loss: evaluated twenty times and at the end.
-        warmup: fraction of the steps over which the learning rate rises to that of the optimizer.
+        loss: returns the training loss of a step (from 0).
+        validation_loss: returns the validation loss; called twenty times and at the end.
+        warmup: fraction of the steps in which the learning rate increases to that of the optimizer.
 
     Returns:
         The lowest validation loss.
 
     Raises:
-        InputError: if no validation loss is finite.
+        InputError: If no validation loss is finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], steps, pct_start=warmup)

@@ -1,8 +1,8 @@
-"""Trains the anti-causal predictor on noised images: -log p(y | x_t), x_t ~ q(x_t | x_0), t uniform.
+"""Training of the anti-causal predictor on noised images: -log p(y | x_t), x_t ~ q(x_t | x_0), t uniform.
 
 Part of the training images is held out for validation, and the weights with the lowest validation loss are kept. The
-final figures are measured on test images at several noise levels: a predictor that is accurate on x_0 may be useless
-where decoding begins, and the other way round.
+predictor is then evaluated on test images at several noise levels, since accuracy on x_0 does not imply accuracy at
+the high noise levels where decoding begins, nor vice versa.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _NOISE_SEED: Final = 0x6E6F
 @with_help
 @dataclass(frozen=True)
 class NoisedTraining:
-    """Settings of a training run."""
+    """Options of the training run."""
 
     dataset: str = flag("", "name of the data set")
     data_dir: str = flag("", "folder of the data set")
-    out: str = flag("", "model folder to write; RUN/predictor for the score network in RUN")
+    out: str = flag("", "output model folder; RUN/predictor for the score network in RUN")
     image_size: int = flag(0, "image size of the score network; 0 uses that of the data set")
     channels: int = flag(0, "number of channels of the score network; 0 uses that of the data set")
     num_images: int = flag(0, "use only the first num_images training images; 0 for all")
-    num_test: int = flag(2000, "number of test images for the final figures; 0 for all")
+    num_test: int = flag(2000, "number of test images for the evaluation; 0 for all")
     iterations: int = flag(3000, "training steps")
     batch_size: int = flag(256, "images per step")
-    lr: float = flag(3e-4, "peak learning rate, reached after a twentieth of the run and annealed to 0 by a cosine")
+    lr: float = flag(3e-4, "peak learning rate, reached after 5 % of the steps, followed by cosine annealing")
     weight_decay: float = flag(0.05, "weight decay of AdamW")
     seed: int = flag(0, "random seed")
 
@@ -65,7 +65,7 @@ class NoisedTraining:
 def negative_log_likelihood(
     predictor: NoisedPredictor, diffusion: GaussianDiffusion, x_start: Tensor, labels: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """-log p(y | x_t) in nats, averaged over a batch; labels (B, n) are normalised."""
+    """Computes -log p(y | x_t) in nats, averaged over a batch, for normalised labels (B, n)."""
     x_t = diffusion.q_sample(x_start, t, noise)
     return -predictor.log_prob(predictor(x_t, diffusion.model_timesteps(t)), labels).sum(dim=1).mean()
 
@@ -79,7 +79,7 @@ def train_noised_predictor(
     on_step: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[NoisedPredictor, float]:
-    """Returns the predictor with the lowest validation loss, and that loss."""
+    """Trains a predictor; returns it with the weights of lowest validation loss, and that loss."""
     torch.manual_seed(config.seed)
     predictor = NoisedPredictor(train.spec, network).to(device)
     source = BatchSource(train, config.batch_size, seed=config.seed, device=device)
@@ -100,7 +100,7 @@ def train_noised_predictor(
 
 
 def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData) -> float:
-    """-log p(y | x_t), with the steps t spread evenly over each batch and the same noise in every call."""
+    """Computes -log p(y | x_t) with timesteps spread evenly over each batch and the same noise in every call."""
     predictor.eval()
     device = next(predictor.parameters()).device
     source = BatchSource(data, min(256, len(data)), shuffle=False, device=device)
@@ -118,10 +118,10 @@ def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, da
 def figures_by_level(
     predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData, levels: tuple[float, ...] = NOISE_LEVELS
 ) -> list[dict[str, float]]:
-    """Accuracy of the predictor at each noise level t / T, one row per level.
+    """Evaluates the predictor at each noise level t / T; returns one row per level.
 
-    A row has the accuracy of each categorical variable, the mean absolute error of each continuous one in label units,
-    and log p(y | x_t).
+    A row holds the accuracy of each categorical variable, the mean absolute error of each continuous variable in label
+    units, and log p(y | x_t).
     """
     predictor.eval()
     spec, device = data.spec, next(predictor.parameters()).device
@@ -149,13 +149,13 @@ def figures_by_level(
 
 
 def run_training(argv: list[str], description: str) -> str:
-    """Main function of the script: trains, saves, and returns the table to print."""
+    """Runs the script: trains and saves a predictor, and returns the table to print."""
     config, network, diffusion_config = _parse(argv, description)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None
     whole = read_split(config.dataset, config.data_dir, "train", size, channels, config.num_images or None)
     test = read_split(config.dataset, config.data_dir, "test", limit=config.num_test or None, spec=whole.spec)
-    NoisedPredictor(whole.spec, network)  # raises for invalid sizes before training starts
+    NoisedPredictor(whole.spec, network)  # validates the sizes before training starts
     train, validation = map(whole.subset, split_validation(len(whole), config.seed))
     start = time.monotonic()
     with progress_bar(total=config.iterations, desc="noised predictor", unit="step") as bar:
@@ -180,7 +180,7 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
         parser.add_class_arguments(part, nested_key=None, instantiate=False)
     skipped = {field.name for field in fields(DiffusionConfig)} - set(SCHEDULE)
     parser.add_class_arguments(DiffusionConfig, nested_key=None, skip=skipped, instantiate=False)
-    text = "configuration of the score network, from which data set, image size, channels and schedule are taken"
+    text = "configuration file of the score network, which sets data set, image size, channels and schedule"
     parser.add_argument("--score_config", action="append", default=[], help=text)
     values = parse_flat(parser, argv)
     if values.score_config:
@@ -196,7 +196,7 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
 
 
 def levels_table(rows: list[dict[str, float]], spec: DatasetSpec) -> str:
-    """The rows of `figures_by_level` as text."""
+    """Formats the rows of `figures_by_level`."""
     names = [name for name in rows[0] if name != "level"]
     lines = [
         f"test images at noise levels t/T, data set {spec.name}",

@@ -1,13 +1,14 @@
-"""Trains the anti-causal predictor on images of the training split and on interventional images.
+"""Training of the anti-causal predictor on observational and interventional images.
 
-Part of the training images is held out for validation; test images are used only for the final figures. Half of every
-batch comes from the split, half are interventional images (`datasets/interventional.py`), whose labels are independent.
-All are augmented with a little noise, and with shifts where the labels do not depend on the position:
+Half of every batch comes from the training split, the other half are interventional images
+(`datasets/interventional.py`), whose labels are independent. Images are augmented with noise, and with shifts where the
+labels do not depend on the position. The loss is
 
-    loss = weighted sum over numbers of |prediction - label| in normalised units + half the cross-entropy of categories
+    weighted sum over continuous variables of |prediction - label|, normalised + 0.5 * cross-entropy of categories.
 
-Finally the last layer's numbers are refitted by ridge regression on the features, which removes the noise of gradient
-descent, and a small VAE is trained, whose encoder CLD compares images by.
+Finally, the last layer is refitted for the continuous variables by ridge regression on its features, which removes the
+noise of gradient descent, and a small VAE is trained, whose latents the metric CLD compares. Part of the training
+images is held out for validation; test images are used only for the reported errors.
 """
 
 from __future__ import annotations
@@ -50,23 +51,23 @@ _CLASS_WEIGHT: Final = 0.5
 @with_help
 @dataclass(frozen=True)
 class PredictorTraining:
-    """Settings of a training run."""
+    """Options of the training run."""
 
     data_dir: str = flag("", "folder of the data set")
-    out: str = flag("", "model folder to write")
+    out: str = flag("", "output model folder")
     image_size: int = flag(0, "image size of the evaluated models; 0 uses that of the data set")
     channels: int = flag(0, "number of channels of the evaluated models; 0 uses that of the data set")
     steps: int = flag(3000, "training steps")
     batch_size: int = flag(128, "images per step")
-    lr: float = flag(2e-3, "peak learning rate of the single cycle")
-    noise: float = flag(6.0, "largest standard deviation of the noise added to training images, in grey levels")
-    base_images: int = flag(6000, "number of training images from which interventional ones are generated; 0 for all")
+    lr: float = flag(2e-3, "peak learning rate of the one-cycle policy")
+    noise: float = flag(6.0, "maximum standard deviation of the noise added to training images, in grey levels")
+    base_images: int = flag(6000, "training images from which interventional images are generated; 0 for all")
     repeats: int = flag(3, "interventional images per training image")
-    cache_dir: str = flag("", "folder for the interventional images; by default data_dir")
+    cache_dir: str = flag("", "cache folder of the interventional images; default: data_dir")
     vae_steps: int = flag(1500, "training steps of the VAE")
     workers: int = flag(1, "processes that generate interventional images")
     seed: int = flag(0, "random seed")
-    init: str = flag("", "predictor folder to start from, including its VAE; empty starts from scratch")
+    init: str = flag("", "predictor folder with initial weights, including those of the VAE")
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
@@ -75,18 +76,18 @@ class PredictorTraining:
 
 @dataclass(frozen=True)
 class PredictorData:
-    """Data of a predictor; interventional images are `None` for a data set without a generator."""
+    """Training, validation and test images; interventional ones are None for a data set without a generator."""
 
     train: ImageData
     validation: ImageData
     test: ImageData
-    drawn_train: ImageData | None
-    drawn_validation: ImageData | None
-    drawn_test: ImageData | None
+    interventional_train: ImageData | None
+    interventional_validation: ImageData | None
+    interventional_test: ImageData | None
 
 
 def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> PredictorData:
-    """Reads the splits, and generates the interventional images unless an earlier run has cached them."""
+    """Reads the splits, and generates the interventional images unless they are cached."""
     size, channels = config.image_size or None, config.channels or None
     whole = read_split(dataset, config.data_dir, "train", size, channels)
     test = read_split(dataset, config.data_dir, "test", size, channels)
@@ -106,7 +107,7 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
 
 
 def data_digest(data: ImageData) -> str:
-    """Sixteen hexadecimal digits that identify images and labels."""
+    """Returns sixteen hexadecimal digits that identify images and labels."""
     digest = hashlib.sha256(repr((data.spec.name, data.split, data.images.shape)).encode())
     for array in (data.images, data.labels, data.classes):
         if array is not None:
@@ -115,7 +116,7 @@ def data_digest(data: ImageData) -> str:
 
 
 def head_targets(data: ImageData, predictor: Predictor) -> Tensor:
-    """Targets (N, heads) float32: normalised numbers, and indices of categories and classes."""
+    """Returns targets (N, heads) float32: normalised continuous labels, and indices of categories and classes."""
     spec, labels, columns = predictor.spec, data.labels.astype(np.float64), []
     for i, head in enumerate(predictor.heads):
         if head.name == CLASS and i == len(spec.graph):
@@ -133,9 +134,9 @@ def _inputs_and_targets(data: ImageData, predictor: Predictor) -> tuple[Tensor, 
 
 
 def augment(images: Tensor, noise: float, shift: int, generator: torch.Generator) -> Tensor:
-    """Adds noise of up to `noise` grey levels to images (B, C, H, W) in [-1, 1], and shifts by up to `shift` pixels.
+    """Adds noise up to `noise` grey levels to images (B, C, H, W) in [-1, 1], and shifts them by up to `shift` pixels.
 
-    Border pixels are replicated.
+    Shifted images are padded by replicating their border pixels.
     """
     if shift:
         padded = functional.pad(images, (shift,) * 4, mode="replicate")
@@ -150,7 +151,7 @@ def augment(images: Tensor, noise: float, shift: int, generator: torch.Generator
 
 
 def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the losses of all heads, averaged over images; targets (B, heads) as from `head_targets`."""
+    """Computes the sum of the losses of all heads, averaged over images; targets (B, heads) as in `head_targets`."""
     total, weights = outputs.new_zeros(()), find_dataset(predictor.spec.name).predictor.head_weights
     for i, head in enumerate(predictor.heads):
         found = outputs[:, head.start : head.start + head.size]
@@ -164,7 +165,7 @@ def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> T
 def train_predictor(
     config: PredictorTraining, prepared: PredictorData, on_step: Callable[[], object] | None = None
 ) -> tuple[Predictor, float]:
-    """Trains the heads; returns the predictor with the lowest validation loss, and that loss."""
+    """Trains the heads; returns the predictor with the weights of lowest validation loss, and that loss."""
     torch.manual_seed(config.seed)
     predictor = Predictor(prepared.train.spec, config_for(prepared.train.spec))
     if config.init:
@@ -172,7 +173,7 @@ def train_predictor(
         check_fits(earlier, predictor.spec, config.init)
         predictor.load_state_dict(earlier.state_dict())
     generator = torch.Generator().manual_seed(config.seed)
-    drawn = [] if prepared.drawn_train is None else [prepared.drawn_train]
+    drawn = [] if prepared.interventional_train is None else [prepared.interventional_train]
     pools = [_inputs_and_targets(part, predictor) for part in (prepared.train, *drawn)]
     parameters = [p for name, p in predictor.named_parameters() if not name.startswith("vae_encoder")]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=1e-2)
@@ -195,10 +196,10 @@ def train_predictor(
 
 
 @torch.inference_mode()
-def refit_numbers(predictor: Predictor, prepared: PredictorData, limit: int = 8000, ridge: float = 1e-4) -> None:
-    """Refits the last layer's numbers by ridge regression on up to `limit` training images of each kind.
+def refit_last_layer(predictor: Predictor, prepared: PredictorData, limit: int = 8000, ridge: float = 1e-4) -> None:
+    """Refits the last layer for continuous variables by ridge regression on up to `limit` training images of each kind.
 
-    A number keeps its weights unless the new ones have a lower validation error. The network must be in evaluation
+    The new weights of a variable are kept only if they reduce its validation error. The network must be in evaluation
     mode.
     """
 
@@ -215,8 +216,8 @@ def refit_numbers(predictor: Predictor, prepared: PredictorData, limit: int = 80
         x = torch.cat(features)
         return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1), torch.cat(targets)
 
-    inputs, targets = features_and_targets(prepared.train, prepared.drawn_train)
-    held_out, truth = features_and_targets(prepared.validation, prepared.drawn_validation)
+    inputs, targets = features_and_targets(prepared.train, prepared.interventional_train)
+    held_out, truth = features_and_targets(prepared.validation, prepared.interventional_validation)
     gram = inputs.T @ inputs / len(inputs) + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype)
     solved = torch.linalg.solve(gram, inputs.T @ targets / len(inputs))
     for i, head in enumerate(predictor.heads):
@@ -229,10 +230,10 @@ def refit_numbers(predictor: Predictor, prepared: PredictorData, limit: int = 80
 
 @torch.inference_mode()
 def validation_loss(predictor: Predictor, prepared: PredictorData) -> float:
-    """Mean of the losses on observational and on interventional validation images."""
+    """Averages the losses on observational and interventional validation images."""
     predictor.eval()
     losses = []
-    for part in (prepared.validation, prepared.drawn_validation):
+    for part in (prepared.validation, prepared.interventional_validation):
         if part is not None:
             images, targets = _inputs_and_targets(part, predictor)
             outputs = torch.cat([predictor(piece) for piece in to_model_range(images).split(256)])
@@ -241,10 +242,10 @@ def validation_loss(predictor: Predictor, prepared: PredictorData) -> float:
 
 
 def train_vae(config: PredictorTraining, predictor: Predictor, train: ImageData) -> float:
-    """Trains `predictor.vae_encoder` with a temporary decoder; returns the mean loss of the last steps.
+    """Trains `predictor.vae_encoder` with a temporary decoder; returns the mean loss of the last 100 steps.
 
-    The loss is a Gaussian likelihood with a standard deviation of a tenth of the range, plus the divergence from
-    N(0, 1), in nats per image.
+    The loss in nats per image is a Gaussian negative log-likelihood, whose standard deviation is a tenth of the image
+    range, plus the KL divergence from N(0, 1).
     """
     spec = predictor.spec
     torch.manual_seed(config.seed + 1)
@@ -266,7 +267,7 @@ def train_vae(config: PredictorTraining, predictor: Predictor, train: ImageData)
 
 
 def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] | None:
-    """Mean absolute error of continuous labels in label units; accuracy of categories and classes."""
+    """Returns mean absolute errors of continuous labels in label units, and accuracies of categories and classes."""
     if data is None:
         return None
     read = predictor.read(data.images)
@@ -282,21 +283,21 @@ def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] 
 
 
 def run_training(argv: list[str], description: str, dataset: str, **defaults: Any) -> str:
-    """Main function of a classifier script: trains, saves, and returns the table to print."""
+    """Runs a classifier script: trains and saves a predictor, and returns the table to print."""
     config = parse_flags(PredictorTraining, argv, description, defaults=defaults)
     start = time.monotonic()
     prepared = prepare(config, dataset)
     drawn = time.monotonic()
     with progress_bar(total=config.steps, desc="predictor", unit="step") as bar:
         predictor, _ = train_predictor(config, prepared, bar.update)
-    refit_numbers(predictor, prepared)
+    refit_last_layer(predictor, prepared)
     vae_loss = train_vae(config, predictor, prepared.train)
     figures = {
         "validation_loss": validation_loss(predictor, prepared),
         "observational": errors_on(predictor, prepared.test),
-        "interventional": errors_on(predictor, prepared.drawn_test),
+        "interventional": errors_on(predictor, prepared.interventional_test),
         "validation_observational": errors_on(predictor, prepared.validation),
-        "validation_interventional": errors_on(predictor, prepared.drawn_validation),
+        "validation_interventional": errors_on(predictor, prepared.interventional_validation),
         "vae_loss": None if config.vae_steps == 0 else vae_loss,
         "training": {key: value for key, value in asdict(config).items() if key not in ("data_dir", "cache_dir")},
         "train_digest": data_digest(prepared.train),
@@ -309,9 +310,9 @@ def run_training(argv: list[str], description: str, dataset: str, **defaults: An
 
 
 def figures_table(figures: dict[str, Any]) -> str:
-    """Errors on test images as text, one row for observational and one for interventional images."""
+    """Formats the errors on test images: one row for observational, one for interventional images."""
     kinds = [kind for kind in ("observational", "interventional") if figures.get(kind)]
     names = list(figures["observational"])
-    lines = ["mean absolute error on true test images, label units", f"{'':16s}" + "".join(f"{n:>18s}" for n in names)]
+    lines = ["mean absolute error on test images, label units", f"{'':16s}" + "".join(f"{n:>18s}" for n in names)]
     lines += [f"{kind:16s}" + "".join(f"{figures[kind][name]:18.4f}" for name in names) for kind in kinds]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Warnings about suspicious settings and data before training or an intervention, with what to do about them."""
+"""Warnings about suspicious options and data before training or an intervention."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _MAX_NAMES: Final = 5
 
 
 def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> list[str]:
-    """Warnings about training on this data, one sentence each.
+    """Returns warnings about a training run, one sentence each.
 
     Args:
+        train: options of the run.
         data: training split with labels in label units.
         world: number of processes, each with batches of `train.batch_size`.
     """
@@ -26,34 +27,34 @@ def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> li
     isolated = [name for name in graph.names if not graph.parents[name] and not graph.descendants(name)]
     if isolated and len(graph) > 1:
         found.append(
-            f"graph: {_listed(isolated)}: no parents and no descendants, so interventions affect nothing else; add "
-            "edges to the graph if they should"
+            f"graph: {_listed(isolated)}: no parents and no descendants, so interventions change no other variable; "
+            "add edges to the graph if they should"
         )
     if images > len(data):
         found.append(
             f"batch_size: expected at most the {len(data)} training images per step, got {images}; --batch_size "
-            f"{max(1, len(data) // world)} is faster and learns as much"
+            f"{max(1, len(data) // world)} is faster and equally effective"
         )
     return found
 
 
 def out_of_memory_message(train: TrainConfig, image_size: int) -> str:
-    """Message for a batch that exceeds the memory of the device."""
+    """Returns the message for a batch that exceeds the memory of the device."""
     images = train.microbatch or train.batch_size
     problem = f"batch_size: {images} images of {image_size}x{image_size} pixels exceed the memory of the device"
     if images == 1:
-        return f"{problem}; use a smaller network (--num_channels or another configuration)"
-    return f"{problem}; --microbatch {max(1, images // 2)} splits the batch without changing the result"
+        return f"{problem}; reduce --num_channels or use a smaller configuration"
+    return f"{problem}; --microbatch {max(1, images // 2)} splits the batch with the same result"
 
 
 def intervention_warnings(graph: CausalGraph, interventions: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A warning, of one sentence, if there are interventions without descendants."""
+    """Returns a warning if interventions have no descendants."""
     leaves = [name for do in interventions if not any(graph.descendants(each) for each in do) for name in do]
     if not leaves or len(graph) == 1:
         return []
     return [
-        f"do: {_listed(leaves)}: no descendants in the graph, so nothing else changes; add edges to the graph and "
-        "train again if it should"
+        f"do: {_listed(leaves)}: no descendants in the graph, so no other variable changes; if it should, add edges to "
+        "the graph and train again"
     ]
 
 
@@ -67,7 +68,7 @@ def _labels_outside(data: ImageData) -> list[str]:
             first = outside[0]
             found.append(
                 f"{name}: expected labels in {low:g}..{high:g}, got {len(outside)} of {len(values)} outside in split "
-                f"{data.split}, such as {values[first]:g} for {data.ids[first]}; check their unit or correct the range"
+                f"{data.split}, such as {values[first]:g} for {data.ids[first]}; check the unit or correct the range"
             )
     return found
 

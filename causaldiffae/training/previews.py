@@ -1,7 +1,7 @@
 """Previews during training: test images, their counterfactuals, and a rough effectiveness.
 
-Effectiveness is the mean absolute error of the intervened variable, in label units, measured on a few images where the
-data set supports it. Report the figures of `scripts/evaluate.py` instead.
+Effectiveness is the mean absolute error of the intervened variable in label units, measured on a few images if the data
+set supports it. It shows progress only; use `scripts/evaluate.py` for reported results.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Preview(NamedTuple):
 
 
 def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> Preview:
-    """Test images, their reconstructions, and counterfactuals with each variable near both ends of its range.
+    """Draws test images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
-    A Diff-SCM without a predictor only yields reconstructions.
+    A Diff-SCM without a predictor yields reconstructions only.
     """
     diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
     engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
@@ -55,7 +55,7 @@ def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device:
 
 
 def _ends(test: ImageData, i: int) -> tuple[float, float]:
-    """Both ends of the range of variable i, moved inside by a tenth unless it is a category: the ends are rare."""
+    """Returns both ends of the range of variable i, moved inwards by 10 % if it is continuous: extremes are rare."""
     low, high = test.spec.low[i], test.spec.high[i]
     margin = 0.0 if test.spec.category_values(i) else 0.1 * (high - low)
     return low + margin, high - margin

@@ -1,7 +1,7 @@
-"""Random numbers of a training step, determined by (seed, step) alone.
+"""Random numbers of a training step, determined by seed and step.
 
-Every process draws the numbers of the whole batch and keeps its share. They depend neither on interruptions nor on the
-number of processes.
+Every process draws the numbers of the whole batch and uses its share, so they depend neither on interruptions nor on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from causaldiffae.resample import UniformSampler
 
 
 def stream_seed(seed: int, step: int, stream: str) -> int:
-    """Seed (63 bits) of one stream of random numbers in one step."""
+    """Returns the seed (63 bits) of a stream of random numbers in a step."""
     digest = hashlib.sha256(f"{seed}/{step}/{stream}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -26,7 +26,7 @@ def stream_seed(seed: int, step: int, stream: str) -> int:
 def draw_for_step(
     seed: int, step: int, images: Tensor, latent_shape: tuple[int, ...], sampler: UniformSampler, config: LossConfig
 ) -> TrainingDraws:
-    """This process's share of the batch's random numbers, on the device of its images (B, C, H, W)."""
+    """Draws the random numbers of a batch and returns the share of this process, on the device of its `images`."""
     device, local = images.device, len(images)
     total = local * dist_util.world_size()
     share = slice(dist_util.rank() * local, (dist_util.rank() + 1) * local)

@@ -1,8 +1,8 @@
-"""Finding the checkpoint to resume from, and checking that it belongs to the run.
+"""Selection and validation of the checkpoint to resume from.
 
-The networks, the diffusion process, the data set, its graph and the choice of labelled images must be those of the
-checkpoint. The seed and the number of images per step may differ, with a warning: the resumed run then sees other
-batches than the uninterrupted run would have seen.
+The model, the diffusion process, the data set, its graph and the labelled images must be those of the checkpoint. The
+seed and the number of images per step may differ, with a warning: the batches then differ from those of an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from causaldiffae.image_datasets import BatchSource
 
 
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
-    """The explicit step folder, or else the newest intact one in the run directory; `None` if there is none.
+    """Returns the explicit step folder, or the newest intact one in the run directory; None if there is none.
 
     Raises:
-        DataError: if there are checkpoints but all are damaged.
+        DataError: If there are checkpoints but all are damaged.
     """
     if explicit:
         return local_checkpoint(explicit)
@@ -33,23 +33,24 @@ def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
 
 
 def batch_order(source: BatchSource) -> dict[str, int]:
-    """The settings that determine which images a step sees."""
+    """Returns the settings that determine the images of each step."""
     return {"seed": source.seed, "images of a step": source.batch_size}
 
 
 def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) -> None:
-    """Checks that a run can resume from a checkpoint, which must include its training state.
+    """Checks that a run can resume from a checkpoint with a training state.
 
     Raises:
-        InputError: if network, diffusion process, data set, graph or the choice of labelled images differ.
+        InputError: If the model, diffusion process, data set, graph or labelled images differ.
     """
     path, described, state = checkpoint.path, checkpoint.config, checkpoint.training_state
     saved = Config.from_dict(described.get("config"))
-    if (saved.model, saved.diffusion) != (config.model, config.diffusion):
-        raise InputError(
-            f"{path}: expected the model and diffusion options of this checkpoint; restore them or choose another "
-            "run_dir"
-        )
+    for part in ("model", "diffusion"):
+        for name, before in saved.to_dict()[part].items():
+            if (value := config.to_dict()[part][name]) != before:
+                raise InputError(
+                    f"{name}: expected {before!r} as in {path}, got {value!r}; restore it or choose another run_dir"
+                )
     if described.get("dataset") != source.spec.to_dict():
         raise InputError(f"{path}: expected the data set and graph of this checkpoint; choose another run_dir")
     labelled = state.get("labelled")

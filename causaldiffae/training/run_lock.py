@@ -1,4 +1,4 @@
-"""A lock that allows one trainer per run directory; two would delete each other's checkpoints."""
+"""Lock of a run directory: two trainers in one directory would delete each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 @contextlib.contextmanager
 def lock_run_dir(run_dir: str | os.PathLike[str]) -> Iterator[None]:
-    """Creates the run directory if necessary and holds its lock; the system releases the lock of a dead process.
+    """Creates the run directory if necessary and holds its lock; the system releases the lock of a killed process.
 
-    On a file system without locks a warning is issued and training continues.
+    On a file system without locks, issues a warning and continues without one.
 
     Raises:
-        InputError: if another process holds the lock, the directory cannot be written, or it contains links to files.
+        InputError: If another process holds the lock, the directory is not writable, or it contains links to files.
     """
     folder = Path(run_dir)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         links = sorted(path.name for path in folder.iterdir() if path.is_symlink() and not path.is_dir())
-        if links:  # in an untrusted run, config.yaml may link to any file of the user's
+        if links:  # in an untrusted run, config.yaml may be a link to any file of the user
             raise InputError(f"run_dir: expected no links to files, got {folder / links[0][:80]}")
         lock.acquire()
     except Timeout:
         holder = (folder / LOCK).read_bytes()[:200].decode("utf-8", "replace").strip() or "another process"
-        raise InputError(f"run_dir: {folder} is in use by {holder}; wait for it or choose another run_dir") from None
+        raise InputError(f"run_dir: {folder} is in use by {holder}; wait or choose another run_dir") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise InputError(f"run_dir: expected a writable folder, got {folder} ({error.strerror})") from error
-        warnings.warn(f"run_dir: {folder} does not support locks; start one trainer only", stacklevel=3)
+        warnings.warn(f"run_dir: {folder} does not support locks; do not start a second trainer", stacklevel=3)
     try:
-        with contextlib.suppress(OSError):  # informative only: a full disk must not prevent training
+        with contextlib.suppress(OSError):  # informative only; a full disk must not prevent training
             (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Training steps that are skipped because their loss or gradient is not finite.
+"""Skipping of training steps whose loss or gradient is not finite.
 
-One bad batch (a corrupt image, an overflow in low precision) must not end a long run or reach the weights: such a step
-changes nothing and is counted. Many in a row mean that training has diverged; then the run ends.
+A single bad batch (a corrupt image, an overflow in low precision) should neither end a long run nor affect the weights,
+so its step is skipped and counted. Many consecutive skipped steps mean that training has diverged, and end the run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class SkippedSteps:
     """Counts skipped steps and reports the last ones in a file.
 
     Args:
-        limit: number of consecutive skipped steps to tolerate.
+        limit: maximum number of consecutive skipped steps.
 
     Attributes:
-        total: skipped steps since the run began.
-        consecutive: skipped steps since the last finite one.
+        total: number of skipped steps of the run.
+        consecutive: number of skipped steps since the last finite one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,13 +39,13 @@ class SkippedSteps:
         self.total, self.consecutive = state["total"], state["row"]
 
     def add(self, step: dict[str, Any]) -> None:
-        """Counts a skipped step, described by plain types including its number "step"."""
+        """Counts a skipped step; its description holds plain types and the key "step"."""
         self.total += 1
         self.consecutive += 1
         self._last.append(step)
 
-    def end_of_row(self) -> None:
-        """Resets `consecutive` after a finite step."""
+    def reset_consecutive(self) -> None:
+        """Sets `consecutive` to 0; called after a finite step."""
         self.consecutive = 0
 
     def write_report(self, folder: Path) -> None:
@@ -57,6 +57,6 @@ class SkippedSteps:
         if self.consecutive > self.limit:
             raise InputError(
                 f"max_skipped_steps: expected at most {self.limit} consecutive steps without a finite loss and "
-                f"gradient, got {self.consecutive} up to step {self._last[-1]['step']}; {REPORT} lists their images; "
-                "try a smaller lr or grad_clip"
+                f"gradient, got {self.consecutive} up to step {self._last[-1]['step']}; their images are "
+                f"listed in {REPORT}; try a smaller lr or grad_clip"
             )

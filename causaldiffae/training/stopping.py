@@ -1,7 +1,7 @@
-"""Stopping early on a signal or a time limit.
+"""Early stopping of a run by a signal or a time limit.
 
-Job schedulers announce the end of a job by a signal (SIGTERM; Slurm also SIGUSR1 with `--signal`) and kill it later.
-The handler only records the signal; the training loop reads it between steps, saves a checkpoint and returns.
+Job schedulers send a signal (SIGTERM; Slurm also SIGUSR1 with `--signal`) some time before they kill a job. The handler
+records the signal; the training loop checks it after every step, saves a checkpoint and returns.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager that records signals; its time limit counts from construction.
+    """Context manager that records signals and checks a time limit.
 
-    Outside the main thread, where Python allows no signal handlers, only the time limit applies.
+    Outside the main thread, where Python does not allow signal handlers, only the time limit applies.
 
     Args:
-        max_hours: time limit; 0 for none.
+        max_hours: time limit, counted from construction; 0 for none.
     """
 
     def __init__(self, max_hours: float = 0.0) -> None:
@@ -31,7 +31,7 @@ class StopRequest:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def reason(self) -> str:
-        """Why to stop; empty to continue."""
+        """Returns the reason to stop, or an empty string."""
         if self._signal is not None:
             return f"{self._signal.name} received"
         if self.max_hours and time.monotonic() - self._start >= 3600 * self.max_hours:

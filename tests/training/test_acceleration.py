@@ -13,7 +13,6 @@ from causaldiffae.training import acceleration
 from causaldiffae.training.acceleration import (
     accelerate,
     activation_dtype,
-    channels_last,
     compile_network,
     has_fast_bf16,
 )
@@ -48,7 +47,7 @@ def assert_same_function(net: torch.nn.Module, plain: torch.nn.Module) -> None:
 
 
 def test_memory_layout_changes_nothing() -> None:
-    other = channels_last(network())
+    other = network().to(memory_format=torch.channels_last)
     assert any(p.is_contiguous(memory_format=torch.channels_last) and p.dim() == 4 for p in other.parameters())
     assert_same_function(other, network())
 
@@ -78,9 +77,9 @@ def test_the_score_network_of_a_model_is_accelerated(kind: str, monkeypatch: pyt
     assert not compiled
     if kind == "causalvae":
         with pytest.warns(UserWarning, match="no effect, CausalVAE has no score network"):
-            accelerate(model, "cpu", compiled=True, channels_innermost=True)
+            accelerate(model, "cpu", compiled=True, channels_last=True)
         return
-    accelerate(model, "cpu", compiled=True, channels_innermost=True)
+    accelerate(model, "cpu", compiled=True, channels_last=True)
     (net,) = compiled
     assert net is getattr(model, "unet", None) or net is getattr(model, "network", None)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4)
@@ -101,5 +100,5 @@ def test_missing_bf16_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.simplefilter("error")
         assert activation_dtype(True, "cpu") is torch.bfloat16
     monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: False)
-    with pytest.warns(UserWarning, match="use_bf16: this cpu has no bfloat16 arithmetic, using float32"):
+    with pytest.warns(UserWarning, match="use_bf16: this cpu does not support bfloat16, using float32"):
         assert activation_dtype(True, "cpu") is None

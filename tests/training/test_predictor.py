@@ -47,7 +47,7 @@ def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_
         str(digits), str(tmp_path / "predictor"), steps=60, batch_size=16, vae_steps=3, cache_dir=str(tmp_path)
     )
     prepared = training.prepare(config, "morphomnist", progress=False)
-    assert prepared.drawn_train is not None and len(prepared.drawn_train) == 3 * len(prepared.train)
+    assert prepared.interventional_train is not None and len(prepared.interventional_train) == 3 * len(prepared.train)
     used = {image.tobytes() for image in prepared.train.images}
     assert not used & {image.tobytes() for image in (*prepared.validation.images, *prepared.test.images)}
     untrained, _ = training.train_predictor(replace(config, steps=1, lr=1e-9), prepared)

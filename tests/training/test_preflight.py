@@ -22,15 +22,15 @@ def test_labels_outside_the_range() -> None:
     assert training_warnings(TRAIN, data) == []
     data.labels[3, 1], data.labels[5, 1], data.labels[6, 1] = 900.0, 10.0, float("nan")
     assert training_warnings(TRAIN, data) == [
-        "grey: expected labels in 50..250, got 2 of 8 outside in split train, such as 900 for 3; check their unit or "
+        "grey: expected labels in 50..250, got 2 of 8 outside in split train, such as 900 for 3; check the unit or "
         "correct the range"
     ]
 
 
 def test_a_batch_larger_than_the_data() -> None:
     assert training_warnings(replace(TRAIN, batch_size=6), squares(), world=2) == [
-        "batch_size: expected at most the 8 training images per step, got 12; --batch_size 4 is faster and learns as "
-        "much"
+        "batch_size: expected at most the 8 training images per step, got 12; --batch_size 4 is faster and "
+        "equally effective"
     ]
 
 
@@ -52,7 +52,7 @@ def test_interventions_without_descendants() -> None:
 
 @pytest.mark.parametrize(
     ("microbatch", "words"),
-    [(0, "batch_size: 8 images of 32x32"), (4, "--microbatch 2 splits the batch"), (1, "use a smaller network")],
+    [(0, "batch_size: 8 images of 32x32"), (4, "--microbatch 2 splits the batch"), (1, "use a smaller configuration")],
 )
 def test_a_batch_that_exceeds_the_memory(microbatch: int, words: str) -> None:
     assert words in out_of_memory_message(replace(TRAIN, microbatch=microbatch), 32)

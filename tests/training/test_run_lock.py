@@ -27,7 +27,7 @@ def test_second_holder_is_refused_and_a_dead_one_does_not_block(tmp_path: Path) 
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, env=plain_environment(), stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        message = rf"run_dir: .* is in use by process {holder.pid} on .*; wait for it or choose another run_dir"
+        message = rf"run_dir: .* is in use by process {holder.pid} on .*; wait or choose another run_dir"
         with pytest.raises(InputError, match=message), lock_run_dir(tmp_path):
             pass
         holder.send_signal(signal.SIGKILL)

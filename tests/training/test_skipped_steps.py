@@ -60,7 +60,7 @@ def test_the_report_lists_the_batch(tmp_path: Path, capsys: pytest.CaptureFixtur
     trained.run_step()
     (entry,) = json.loads((tmp_path / "not_finite.json").read_text())["skipped"]
     assert entry == {"step": 0, "t": t, "indices": indices, "images": [str(i) for i in indices]}
-    message = "step 0: loss or gradient is not finite, skipping; not_finite.json lists its images\n"
+    message = "step 0: loss or gradient not finite, skipped; images are listed in not_finite.json\n"
     assert capsys.readouterr().err == message
 
 
@@ -98,7 +98,9 @@ def test_non_finite_weights_are_never_saved(tmp_path: Path, tensor: Callable[[Tr
     trained.step += 1
     with torch.no_grad():
         tensor(trained)[0] = math.inf
-    with pytest.raises(InputError, match="weights: expected finite values after step 7, not saved"):
+    with pytest.raises(
+        InputError, match="weights: expected finite values after step 7, got NaN or infinity; no checkpoint was written"
+    ):
         trained.save()
     trained.writer.finish()
     assert load_checkpoint(tmp_path).step == 6
