@@ -20,12 +20,14 @@ T = TypeVar("T")
 
 
 def flag(default: T, text: str) -> T:
-    """A dataclass field with the help text of its flag."""
+    """Declares a dataclass field with a default and the help text of its flag."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": text})  # type: ignore[return-value]
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def with_help(component: type[T]) -> type[T]:
-    """Appends the help texts of a dataclass to its docstring, where jsonargparse finds them."""
+    """Appends the help texts of the fields to the class docstring, from which jsonargparse reads them."""
     fields = dataclasses.fields(component)  # type: ignore[arg-type]
     lines = [f"    {field.name}: {field.metadata['help']}." for field in fields]
     component.__doc__ = "\n".join([component.__doc__ or "", "", "Attributes:", *lines])
@@ -35,39 +37,39 @@ def with_help(component: type[T]) -> type[T]:
 @with_help
 @dataclass(frozen=True)
 class ModelConfig:
-    """The networks."""
+    """Network options."""
 
     model_type: str = flag("causaldae", "causaldae, diffscm, or a baseline: conditional, diffae, causalvae")
-    network: str = flag("unet", "diffscm: the score network, unet or dit (a transformer)")
+    network: str = flag("unet", "diffscm: score network, unet or dit (a transformer)")
     num_channels: int = flag(128, "base width of the U-Net, a multiple of 32; token width of the transformer")
     num_res_blocks: int = flag(3, "residual blocks per resolution")
     channel_mult: str = flag("1,2,2", "width multipliers per resolution, such as 1,2,2")
-    patch_size: int = flag(1, "side of the U-Net's pixel patches, 1 as published, or of the transformer's tokens")
+    patch_size: int = flag(1, "patch size in pixels of the U-Net (published: 1) or the transformer")
     depth: int = flag(12, "number of transformer blocks")
-    attention_resolutions: str = flag("16,8", "sizes of the feature maps with attention, such as 14,7")
+    attention_resolutions: str = flag("16,8", "resolutions of the feature maps with attention, such as 14,7")
     num_heads: int = flag(4, "attention heads")
     num_head_channels: int = flag(-1, "channels per attention head; -1 uses num_heads instead")
-    use_scale_shift_norm: bool = flag(True, "the embedding scales and shifts the normalised activations")
+    use_scale_shift_norm: bool = flag(True, "scale and shift normalised activations by the embedding")
     resblock_updown: bool = flag(False, "resample inside residual blocks")
-    conv_resample: bool = flag(True, "resample by convolutions instead of pooling and nearest neighbours")
+    conv_resample: bool = flag(True, "resample by convolutions instead of average pooling and nearest neighbours")
     use_new_attention_order: bool = flag(False, "memory layout of the attention weights, see AttentionBlock")
     dropout: float = flag(0.0, "dropout probability in residual blocks")
     use_checkpoint: bool = flag(False, "recompute activations in the backward pass to save memory")
     class_cond: bool = flag(False, "condition the U-Net on the data set's class (the digit) as well")
     rep_dim: int = flag(512, "total number of latents, split evenly between the variables")
-    block_size: int = flag(0, "latents per variable; 0 derives them from rep_dim")
+    block_size: int = flag(0, "latents per variable; 0 derives the number from rep_dim")
     cond_hidden: int = flag(0, "hidden width of the latents' embedding; 0 for a single linear layer, as published")
-    learned_null: bool = flag(False, "learn an embedding of the null token; otherwise it is z = 0, as published")
-    block_null: bool = flag(False, "learn a null vector for the block of each variable, trained by block_drop_prob")
+    learned_null: bool = flag(False, "learn an embedding of the null token instead of embedding z = 0, as published")
+    block_null: bool = flag(False, "learn a null vector for each variable; trained if block_drop_prob > 0")
     encoder_channels: str = flag("16,32,64,128", "widths of the encoder's convolutions")
-    encoder_norm: str = flag("batch", "batch, as published, or none")
-    mechanism: str = flag("additive", "additive, affine or one_hop, see scm.py")
+    encoder_norm: str = flag("batch", "normalisation in the encoder: batch (published) or none")
+    mechanism: str = flag("additive", "causal mechanisms: additive, affine or one_hop, see scm.py")
     mechanism_width: int = flag(0, "hidden width of the mechanisms; 0 uses the total number of latents")
     mechanism_depth: int = flag(1, "hidden layers of the mechanisms")
     min_scale: float = flag(0.02, "smallest residual scale of a variable with parents, in normalised label units")
-    label_cond: bool = flag(False, "diffscm: the score network also takes labels, and so is an implicit predictor")
+    label_cond: bool = flag(False, "diffscm: condition the score network on labels, as an implicit predictor")
     aligned: bool = flag(False, "diffae: align the latent blocks with the labels")
-    decoder_channels: str = flag("128,64,32", "causalvae: widths of the decoder, from the smallest feature map on")
+    decoder_channels: str = flag("128,64,32", "causalvae: widths of the decoder, starting at the smallest feature map")
 
     def block_size_for(self, num_variables: int) -> int:
         """Latents per variable; raises `InputError` if `rep_dim` cannot be split evenly."""
@@ -79,35 +81,37 @@ class ModelConfig:
 @with_help
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The diffusion process."""
+    """Options of the diffusion process."""
 
     diffusion_steps: int = flag(1000, "number of diffusion steps T")
-    noise_schedule: str = flag("linear", "linear or cosine")
+    noise_schedule: str = flag("linear", "schedule of beta: linear or cosine")
     learn_sigma: bool = flag(False, "learn the variance of the reverse process")
     sigma_small: bool = flag(False, "use the smaller of the two fixed variances")
     use_kl: bool = flag(False, "train on the variational bound")
-    predict_xstart: bool = flag(False, "the network predicts x_0 instead of eps")
-    predict_v: bool = flag(False, "the network predicts v instead of eps, which weights the image at high noise levels")
-    rescale_timesteps: bool = flag(False, "the network receives t * 1000 / T")
+    predict_xstart: bool = flag(False, "predict x_0 instead of eps")
+    predict_v: bool = flag(False, "predict v instead of eps, which emphasises the image at high noise levels")
+    rescale_timesteps: bool = flag(False, "pass t * 1000 / T to the network instead of t")
     rescale_learned_sigmas: bool = flag(False, "add the rescaled variational bound to the squared error")
-    min_snr_gamma: float = flag(0.0, "weight the squared error of x_0 by min(SNR, gamma); 0 for the plain error")
-    zero_terminal_snr: bool = flag(False, "make the last step pure noise; requires predict_v or predict_xstart")
+    min_snr_gamma: float = flag(0.0, "weight the squared error of x_0 by min(SNR, gamma); 0 disables the weighting")
+    zero_terminal_snr: bool = flag(
+        False, "rescale the schedule to zero terminal SNR; requires predict_v or predict_xstart"
+    )
 
 
 @with_help
 @dataclass(frozen=True)
 class LossConfig:
-    """The training objective, see losses.py."""
+    """Options of the training objective, see losses.py."""
 
-    kl_weight: float = flag(1.0, "final value of gamma, the weight of both KL divergences")
+    kl_weight: float = flag(1.0, "final value of gamma, the weight of both KL terms")
     kl_anneal_steps: int = flag(50_000, "steps over which gamma rises linearly from 0")
-    label_std: float = flag(1.0, "standard deviation of a block around its label, in normalised units; published: 1")
-    label_kl_variance: str = flag("posterior", "variance in the label divergence: posterior, or unit as published")
-    variance_factor: float = flag(1.0, "factor on the variance that latents are sampled with; published: 0.001")
-    mechanism_weight: float = flag(1.0, "weight of the mechanisms' likelihood on the labels")
+    label_std: float = flag(1.0, "standard deviation of the label prior p(z | y), in normalised units; published: 1")
+    label_kl_variance: str = flag("posterior", "variance in the KL term of the labels: posterior, or unit (published)")
+    variance_factor: float = flag(1.0, "factor on the variance of sampled latents; published: 0.001")
+    mechanism_weight: float = flag(1.0, "weight of the likelihood of the labels under the mechanisms")
     drop_prob: float = flag(0.0, "probability of replacing an image's latents by the null token, for guidance")
-    block_drop_prob: float = flag(0.0, "probability, for each image and variable, of a null block; needs block_null")
-    label_forcing: float = flag(0.0, "fraction of the labelled images that are decoded from the label prior p(z | y)")
+    block_drop_prob: float = flag(0.0, "probability, per image and variable, of replacing a block by its null vector")
+    label_forcing: float = flag(0.0, "fraction of the labelled images decoded from the label prior p(z | y)")
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")
@@ -116,14 +120,14 @@ class LossConfig:
 @with_help
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run."""
+    """Options of a training run."""
 
     dataset: str = flag("", "name of the data set")
     data_dir: str = flag("", "folder of the data set")
-    graph: str = flag("", "data set folder: file of the causal graph; by default graph.yaml in data_dir")
+    graph: str = flag("", "causal graph file of a folder data set; default: graph.yaml in data_dir")
     run_dir: str = flag("", "folder for checkpoints and logs, or gs://BUCKET/PATH or az://ACCOUNT/CONTAINER/PATH")
     image_size: int = flag(0, "resize images to this size; 0 keeps the size of the data set")
-    channels: int = flag(0, "convert images to this number of channels; 0 keeps that of the data set")
+    channels: int = flag(0, "convert images to this number of channels; 0 keeps the channels of the data set")
     num_images: int = flag(0, "use only the first num_images training images; 0 for all")
     total_steps: int = flag(50_000, "training steps")
     batch_size: int = flag(128, "images per step and process")
@@ -131,11 +135,11 @@ class TrainConfig:
     lr: float = flag(1e-4, "learning rate")
     weight_decay: float = flag(0.0, "weight decay of AdamW")
     warmup_steps: int = flag(0, "steps of linear learning-rate warm-up")
-    lr_anneal_steps: int = flag(0, "last steps, over which the learning rate falls linearly to 0; 0 keeps it constant")
-    grad_clip: float = flag(0.0, "largest gradient norm; 0 for no limit")
+    lr_anneal_steps: int = flag(0, "final steps in which the learning rate decays linearly to 0; 0 keeps it constant")
+    grad_clip: float = flag(0.0, "maximum gradient norm; 0 for no clipping")
     ema_rate: str = flag("0.9999", "decay rates of the moving averages of the weights, separated by commas")
-    ema_warmup: bool = flag(False, "start with a short moving average that lengthens to its rate")
-    schedule_sampler: str = flag("uniform", "uniform or loss-second-moment")
+    ema_warmup: bool = flag(False, "warm up the decay rates of the moving averages")
+    schedule_sampler: str = flag("uniform", "timestep sampler: uniform or loss-second-moment")
     use_bf16: bool = flag(False, "compute activations in bfloat16 where the hardware supports it")
     compile: bool = flag(False, "compile the score network with torch.compile")
     channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
@@ -144,14 +148,14 @@ class TrainConfig:
     save_interval: int = flag(1_000, "steps between checkpoints")
     sample_interval: int = flag(1_000, "steps between counterfactual previews")
     keep_last: int = flag(2, "number of recent checkpoints to keep")
-    keep_every: int = flag(0, "also keep the checkpoint of every keep_every-th step; 0 for none")
+    keep_every: int = flag(0, "also keep checkpoints whose step is a multiple of this; 0 for none")
     background_save: bool = flag(True, "write checkpoints in a background thread")
-    max_skipped_steps: int = flag(10, "consecutive steps to skip for a non-finite loss or gradient before failing")
+    max_skipped_steps: int = flag(10, "consecutive steps with a non-finite loss or gradient to skip before failing")
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
-    resume_checkpoint: str = flag("", "step folder to resume from; by default the newest one in run_dir")
-    init_weights: str = flag("", "model folder whose weights to start from, at step 0")
+    resume_checkpoint: str = flag("", "step folder to resume from; default: the newest one in run_dir")
+    init_weights: str = flag("", "model folder with the initial weights of a new run")
     tensorboard: bool = flag(True, "write TensorBoard event files as well")
-    dry_run: bool = flag(False, "print the configuration, the model size and the resources needed, then exit")
+    dry_run: bool = flag(False, "print the configuration, model size and required resources, then exit")
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -173,7 +177,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema_rate": "0.9999",
     },
 }
-"""Named sets of values; `--recipe NAME` stands for the corresponding flags."""
+"""Named sets of values; `--recipe NAME` expands to the corresponding flags."""
 
 POSITIVE = {
     *("num_channels", "num_res_blocks", "patch_size", "depth", "num_heads", "rep_dim", "mechanism_depth", "min_scale"),
@@ -182,7 +186,7 @@ POSITIVE = {
 }
 FRACTIONS = {"drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
 CHOICES = {"label_kl_variance": ("posterior", "unit"), "network": ("unet", "dit")}
-# Far above the size of any useful model; bounds the memory that an untrusted configuration can request.
+# Limits far above any useful size, which bound the memory that an untrusted configuration can request.
 LARGEST = {
     **dict.fromkeys(("num_channels", "num_heads", "num_head_channels", "patch_size"), 1 << 13),
     **dict.fromkeys(("rep_dim", "block_size", "cond_hidden", "mechanism_width"), 1 << 16),
@@ -216,10 +220,10 @@ def _check_value(name: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    """Complete configuration of a run, validated.
+    """Complete, validated configuration of a run.
 
     Raises:
-        InputError: if a value is out of range or two values contradict each other.
+        InputError: If a value is out of range or options are incompatible.
     """
 
     model: ModelConfig = ModelConfig()
@@ -246,7 +250,7 @@ class Config:
         self.ema_rates()
 
     def ema_rates(self) -> list[str]:
-        """Rates of the moving averages, as written in the configuration."""
+        """Returns the decay rates of the moving averages as strings, as written in the configuration."""
         rates = [part.strip() for part in self.train.ema_rate.split(",")]
         try:
             valid = all(0.0 <= float(rate) < 1.0 for rate in rates)
@@ -257,20 +261,20 @@ class Config:
         return rates
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain types, by component."""
+        """Returns nested dictionaries of plain types, one per component."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, description: Any) -> Config:
-        """Inverse of `to_dict`; missing values take their defaults.
+        """Inverse of `to_dict`; missing keys take their defaults.
 
         Raises:
-            DataError: for an unknown key or a value of the wrong type.
+            DataError: For an unknown key or a value of the wrong type.
         """
         parts: dict[str, Any] = {}
         for name, component in COMPONENTS.items():
             if not isinstance(description, Mapping) or not isinstance(description.get(name, {}), Mapping):
-                raise DataError(f"config: {name}: expected a mapping")
+                raise DataError(f"config: {name}: expected a mapping from keys to values")
             parts[name] = _build(component, description.get(name, {}))
         unknown = sorted(set(description) - set(COMPONENTS))
         if unknown:
@@ -278,7 +282,7 @@ class Config:
         return cls(**parts)
 
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with every field."""
+        """Returns the first twelve hexadecimal digits of the SHA-256 of the configuration."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -1,6 +1,6 @@
-"""Errors that the user can fix.
+"""Errors caused by user input.
 
-Scripts turn an `InputError` into one line on standard error and exit code 2 (`script_util.run_cli`). Any other
+Scripts report an `InputError` as one line on standard error with exit code 2 (`script_util.run_cli`). Any other
 exception is a bug and keeps its traceback.
 """
 
@@ -13,9 +13,9 @@ MAX_MESSAGE: Final = 2000
 
 
 def one_line(message: object) -> str:
-    """Puts a message on one line of at most `MAX_MESSAGE` characters, leaving out its middle if necessary.
+    """Returns a message as one line of at most `MAX_MESSAGE` characters, with its middle elided if necessary.
 
-    A message may quote untrusted text, so control, formatting and surrogate characters become question marks.
+    Messages may quote untrusted text; control, formatting and surrogate characters are replaced by question marks.
     """
     text = str(message)
     if len(text) > MAX_MESSAGE:
@@ -26,25 +26,25 @@ def one_line(message: object) -> str:
 
 
 class InputError(ValueError):
-    """Invalid argument, configuration value or request, with a message of one line."""
+    """Invalid argument or configuration value; the message is a single line."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(message))
 
 
 class DataError(InputError):
-    """Invalid content of a file or folder."""
+    """Missing, damaged or invalid file or folder."""
 
 
 def check_given(settings: object, *names: str) -> None:
-    """Raises `InputError` for the first of these settings that is empty; each is also a flag."""
+    """Raises `InputError` for the first empty setting; the names are also flags."""
     for name in names:
         if not getattr(settings, name):
             raise InputError(f"{name}: expected a value, got none; set --{name}")
 
 
-def check_least(settings: object, **least: int) -> None:
-    """Raises `InputError` for the first setting below its least value."""
-    for name, value in least.items():
+def check_least(settings: object, **minimum: int) -> None:
+    """Raises `InputError` for the first setting below its minimum."""
+    for name, value in minimum.items():
         if getattr(settings, name) < value:
             raise InputError(f"{name}: expected {value} or more, got {getattr(settings, name)}")

@@ -1,4 +1,4 @@
-"""Shared by scripts: command line, models and diffusion processes from configurations, and loading of checkpoints."""
+"""Command-line parsing, creation of models and diffusion processes from a configuration, loading of checkpoints."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SettingsT = TypeVar("SettingsT")
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Runs the main function of a script.
 
-    An `InputError` becomes one line on standard error and exit code 2; warnings become one line each.
+    An `InputError` is printed as one line on standard error with exit code 2, a warning as one line.
     """
 
     def show_warning(message: Any, category: type[Warning], *_: Any) -> None:
@@ -72,7 +72,7 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
 
 
 def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Parses a command line; all errors in it and in its configuration files become an `InputError`."""
+    """Parses a command line; raises `InputError` for errors in it or in its configuration files."""
     for path in _config_files(argv):
         check_config_file(path)
     try:
@@ -82,7 +82,7 @@ def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
-    """Values of `--config` and of the abbreviations that argparse accepts for it, "--c" to "--confi"."""
+    """Values of `--config` and of its abbreviations accepted by argparse, "--c" to "--confi"."""
     found: list[str] = []
     for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         flag, equals, value = argument.partition("=")
@@ -125,7 +125,7 @@ def parse_flags(
 
 
 def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Replaces `--recipe NAME` by the flags of that recipe."""
+    """Replaces `--recipe NAME` by the flags of the recipe."""
     expanded: list[str] = []
     remaining = iter(argv)
     for argument in remaining:
@@ -160,8 +160,8 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     """Creates the diffusion process of a configuration.
 
     Args:
-        timestep_respacing: steps to keep: "" for all, "250" for evenly spaced ones, "10,10,25" by section, "ddim50"
-            for a fixed stride.
+        timestep_respacing: timesteps to keep: "" for all, "250" for evenly spaced ones, "10,10,25" for a number per
+            section, "ddim50" for a fixed stride.
     """
     betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
     if config.zero_terminal_snr:
@@ -171,7 +171,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     else:
         loss_type = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
     if config.predict_xstart and config.predict_v:
-        raise InputError("predict_xstart, predict_v: expected at most one of them")
+        raise InputError("predict_xstart, predict_v: expected at most one of them, got both")
     mean_type = ModelMeanType.START_X if config.predict_xstart else ModelMeanType.EPSILON
     fixed = ModelVarType.FIXED_SMALL if config.sigma_small else ModelVarType.FIXED_LARGE
     return SpacedDiffusion(
@@ -205,7 +205,7 @@ MODELS: Final[dict[str, ModelEntry]] = {
 
 
 def model_entry(model_type: str) -> ModelEntry:
-    """The entry of a model type; raises `InputError` for an unknown one."""
+    """Returns the entry of a model type; raises `InputError` for an unknown one."""
     if model_type not in MODELS:
         raise InputError(f"model_type: expected {', '.join(MODELS)}, got {model_type!r}")
     return MODELS[model_type]
@@ -226,7 +226,7 @@ GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
 def create_solver(
     config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = "", timestep_respacing: str = ""
 ) -> OdeSolver | DdimLoops:
-    """Creates a solver by name; "ddim" without a grid, or any `timestep_respacing`, selects the published loops."""
+    """Creates a solver by name; "ddim" without a grid, or a `timestep_respacing`, selects the published DDIM loops."""
     if timestep_respacing:
         return DdimLoops(create_gaussian_diffusion(config, timestep_respacing))
     if solver not in GRIDS:
@@ -241,7 +241,7 @@ def create_solver(
 class LoadedModel:
     """A trained model with the configuration and data set of its checkpoint.
 
-    `pixel_range` is the range of the network's images: -1..1, or 0..1 for the published CausalDiffAE.
+    `pixel_range` is the range of the input images: (-1, 1), or (0, 1) for the published CausalDiffAE.
     """
 
     model: Model
@@ -252,7 +252,7 @@ class LoadedModel:
     pixel_range: tuple[float, float] = (-1.0, 1.0)
 
     def diffusion(self, timestep_respacing: str = "") -> SpacedDiffusion:
-        """The diffusion process of the model, respaced."""
+        """Creates the diffusion process of the model, respaced as in `create_gaussian_diffusion`."""
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
     def engine(
@@ -261,10 +261,10 @@ class LoadedModel:
         """Creates a counterfactual engine.
 
         Args:
-            steps: network evaluations for encoding, and for decoding.
-            solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
-            grid: grid of the noise levels; by default that of the solver.
-            timestep_respacing: steps of the published loops, which then replace the solver.
+            steps: number of network evaluations per direction (encoding and decoding).
+            solver: "dpmpp2m", "obelm", or "ddim" for the published DDIM loops.
+            grid: spacing of the noise levels; default: that of the solver.
+            timestep_respacing: timesteps of the published DDIM loops; overrides `solver`.
             options: keyword arguments of `CounterfactualEngine`.
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
@@ -272,7 +272,7 @@ class LoadedModel:
 
 
 def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
-    """Description stored in a checkpoint, from which `load_model` rebuilds the model."""
+    """Returns the description that a checkpoint stores for `load_model`."""
     return {
         "model_type": config.model.model_type,
         "config": config.to_dict(),
@@ -284,18 +284,18 @@ def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
 def load_model(
     path: str, device: torch.device | str = "cpu", ema: str | None = None, dataset: str = "", predictor: str = ""
 ) -> LoadedModel:
-    """Opens a run directory, a step folder, a model folder, or a state dict (.pt) of the published CausalDiffAE code.
+    """Loads a model from a run directory, step folder, model folder, or state dict (.pt) of the published CausalDiffAE.
 
-    A run directory and a step folder may also be remote, such as gs://BUCKET/RUN.
+    Run directories and step folders may be remote, such as gs://BUCKET/RUN.
 
     Args:
-        ema: rate of the moving average, or "none" for the trained weights; by default the first moving average.
-        dataset: data set of a published state dict; by default the one that matches its variables and channels.
-        predictor: folder of the noised predictor that guides a Diff-SCM, or "none" for its implicit predictor; by
-            default the folder `predictor` next to the weights or checkpoints, if it exists.
+        ema: rate of the moving average, or "none" for the trained weights; default: the first moving average.
+        dataset: data set of a published state dict; default: the one that matches its variables and channels.
+        predictor: folder of the noised predictor that guides a Diff-SCM, or "none" for its implicit predictor; default:
+            the folder `predictor` next to the weights or checkpoints, if it exists.
 
     Raises:
-        InputError: if there is no checkpoint, or it is damaged or does not match its description.
+        InputError: If there is no checkpoint, or it is damaged or does not match its description.
     """
     if is_remote(path):
         path = str(local_checkpoint(path))
@@ -303,12 +303,12 @@ def load_model(
         return _load_published(path, device, dataset)
     checkpoint = load_checkpoint(path)
     model_type = checkpoint.config.get("model_type")
-    if model_type not in (*MODELS, "causaldiffae"):  # the name before there were several model types
+    if model_type not in (*MODELS, "causaldiffae"):  # the name of causaldae in early checkpoints
         raise DataError(f"{path}: expected a model of type {', '.join(MODELS)}, got {model_type!r}")
     config = Config.from_dict(checkpoint.config.get("config"))
     spec = DatasetSpec.from_dict(checkpoint.config.get("dataset"))
     if dataset and dataset != spec.name:
-        raise InputError(f"dataset: expected {spec.name!r}, which {path} was trained on, got {dataset!r}")
+        raise InputError(f"dataset: expected {spec.name!r}, the training data of {path}, got {dataset!r}")
     rate = config.ema_rates()[0] if ema is None else ema
     if rate != "none" and checkpoint.step is not None:
         checkpoint = load_checkpoint(checkpoint.path, ema=rate)
