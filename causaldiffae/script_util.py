@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
@@ -91,10 +92,16 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return found
 
 
-def argument_parser(description: str) -> ArgumentParser:
-    """A parser that raises instead of exiting, with the flag `--config FILE.yaml`."""
-    parser = ArgumentParser(description=description, exit_on_error=False)
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions."""
+
+
+def argument_parser(description: str, recipes: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """Creates a parser that raises instead of exiting, with the flags `--config FILE.yaml` and `--recipe NAME`."""
+    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with flag names as keys")
+    if recipes:
+        parser.add_argument("--recipe", help=f"named set of values: {', '.join(recipes)}")
     return parser
 
 
@@ -103,25 +110,26 @@ def parse_flags(
     argv: Sequence[str],
     description: str = "",
     defaults: Mapping[str, Any] | None = None,
-    **repeated: str,
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> SettingsT:
-    """Fills a settings dataclass from `--config FILE` and one flag per field.
+    """Fills a settings dataclass from `--config FILE`, `--recipe NAME` and flags; later values override earlier ones.
 
     Args:
-        settings: the dataclass; its docstring is the flags' help.
+        settings: dataclass decorated by `with_help`. Flags of list fields may be repeated.
         defaults: values that replace the defaults of the dataclass.
-        repeated: list fields whose flag may be given several times, with their help texts.
+        recipes: named sets of values for `--recipe`.
 
     Raises:
         InputError: for an unknown flag or a value of the wrong type.
     """
-    parser = argument_parser(description)
-    parser.add_class_arguments(settings, nested_key=None, skip=set(repeated), instantiate=False)
-    for name, text in repeated.items():
+    parser, fields = argument_parser(description, recipes), dataclasses.fields(settings)  # type: ignore[arg-type]
+    lists = {field.name: field.metadata["help"] for field in fields if field.default_factory is not dataclasses.MISSING}
+    parser.add_class_arguments(settings, nested_key=None, skip={*lists}, instantiate=False)
+    for name, text in lists.items():
         parser.add_argument(f"--{name}", action="append", default=[], help=text)
     parser.set_defaults(dict(defaults or {}))
-    values = parse_flat(parser, argv)
-    return settings(**{name: values[name] for name in settings.__dataclass_fields__})  # type: ignore[attr-defined]
+    values = parse_flat(parser, expand_recipes(argv, recipes) if recipes else argv)
+    return settings(**{field.name: values[field.name] for field in fields})
 
 
 def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -141,8 +149,7 @@ def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]
 
 def parse_config(argv: Sequence[str], description: str = "") -> Config:
     """Parses `--config FILE`, `--recipe NAME` and flags; later values override earlier ones."""
-    parser = argument_parser(description)
-    parser.add_argument("--recipe", help=f"named set of values: {', '.join(RECIPES)}")
+    parser = argument_parser(description, RECIPES)
     for component in COMPONENTS.values():
         parser.add_class_arguments(component, nested_key=None)
     values = parse_flat(parser, expand_recipes(argv, RECIPES))

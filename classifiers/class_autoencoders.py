@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from causaldiffae import dist_util
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
@@ -17,25 +18,18 @@ from causaldiffae.metrics import interpretability
 from causaldiffae.script_util import parse_flags, run_cli
 
 
+@with_help
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """A training run.
+    """Options of the training run."""
 
-    Attributes:
-        dataset, data_dir: a data set of classes, and its folder.
-        out: model folder to write.
-        num_images: number of training images; 0 uses all.
-        class_epochs, all_epochs: passes over the images.
-        seed: random seed.
-    """
-
-    dataset: str = "mnist"
-    data_dir: str = ""
-    out: str = ""
-    num_images: int = 0
-    class_epochs: int = interpretability.CLASS_EPOCHS
-    all_epochs: int = interpretability.ALL_EPOCHS
-    seed: int = 0
+    dataset: str = flag("mnist", "name of a data set with classes")
+    data_dir: str = flag("", "folder of the data set")
+    out: str = flag("", "output model folder")
+    num_images: int = flag(0, "training images; 0 for all")
+    class_epochs: int = flag(interpretability.CLASS_EPOCHS, "epochs of the autoencoder of each class")
+    all_epochs: int = flag(interpretability.ALL_EPOCHS, "epochs of the autoencoder of all classes")
+    seed: int = flag(0, "random seed")
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError, check_least
@@ -39,25 +40,17 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSITION_IMAGES = 32
 
 
+@with_help
 @dataclass(frozen=True)
 class BenchmarkConfig(SpeedSettings):
-    """What is measured, and of which network.
+    """Options of the benchmark."""
 
-    Attributes:
-        dataset: data set whose configuration is used.
-        size: "paper", "fast" or "mini".
-        json: also write the figures to this file.
-        threads: number of PyTorch threads; 0 keeps PyTorch's default.
-        compile, use_bf16: acceleration of this package's side, where the machine supports it.
-        batch_size, repeats, steps, reference_steps, channels_last, device: see `SpeedSettings`.
-    """
-
-    dataset: str = "morphomnist"
-    size: str = "paper"
-    json: str = ""
-    threads: int = 0
-    compile: bool = True
-    use_bf16: bool = True
+    dataset: str = flag("morphomnist", "data set of the configuration")
+    size: str = flag("paper", "size of the configuration: paper, fast or mini")
+    json: str = flag("", "also write the results to this file")
+    threads: int = flag(0, "PyTorch threads; 0 for the default")
+    compile: bool = flag(True, "compile the score network of this package")
+    use_bf16: bool = flag(True, "bfloat16 activations in this package, where supported")
 
     def __post_init__(self) -> None:
         check_least(self, batch_size=1, repeats=1, steps=2, reference_steps=1, threads=0)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from causaldiffae import dist_util
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import to_model_range, to_uint8
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.imagenet import (
@@ -41,50 +42,31 @@ from causaldiffae.training.acceleration import activation_dtype
 from causaldiffae.visualization.image_grids import save_png, tile
 
 
+@with_help
 @dataclass(frozen=True)
 class ImagenetTestConfig:
-    """Settings of the test.
+    """Options of the test."""
 
-    Attributes:
-        model_path: a DiT (.pt, or a diffusers folder), or a U-Net of guided-diffusion (.pt).
-        vae_path: for a DiT: folder of the autoencoder; by default the one in the pipeline folder model_path.
-        predictor_path: for a U-Net: the noised classifier (.pt), or the folder of a noised predictor.
-        image: images to edit; may be given several times.
-        do: classes to set, by name or index; may be given several times, and one abduction serves them all.
-        out_dir: folder to write to.
-        w: guidance scale s. The networks were published with 4 (DiT) and 10 (U-Net and classifier).
-        stop: encode and decode up to this share of T only; a smaller share keeps more of the image.
-        solver: "dpmpp2m", "obelm", or "ddim".
-        steps: network evaluations in each direction.
-        grid: noise levels: "centred", "logsnr", "rho" or "uniform"; by default the solver's own.
-        residual: add the reconstruction error of the factual image to every counterfactual.
-        batch_size: images per batch.
-        use_bf16: activations in bfloat16.
-        num_heads: for a DiT's .pt of an unpublished width.
-        image_size, num_res_blocks, channel_mult, attention_resolutions, num_head_channels: for a U-Net and its
-            classifier, as guided-diffusion's flags of these names; by default those of its 256-pixel networks.
-    """
-
-    model_path: str = ""
-    vae_path: str = ""
-    predictor_path: str = ""
-    image: list[str] = field(default_factory=list)
-    do: list[str] = field(default_factory=list)
-    out_dir: str = ""
-    w: float = 4.0
-    stop: float = 0.75
-    solver: str = SOLVER
-    steps: int = 50
-    grid: str = ""
-    residual: bool = False
-    batch_size: int = 8
-    use_bf16: bool = False
-    num_heads: int = 0
-    image_size: int = AdmSizes.image_size
-    num_res_blocks: int = AdmSizes.num_res_blocks
-    channel_mult: str = AdmSizes.channel_mult
-    attention_resolutions: str = AdmSizes.attention_resolutions
-    num_head_channels: int = AdmSizes.num_head_channels
+    model_path: str = flag("", "DiT (.pt or diffusers folder), or U-Net of guided-diffusion (.pt)")
+    vae_path: str = flag("", "DiT: folder of the autoencoder; default: that in the pipeline folder model_path")
+    predictor_path: str = flag("", "U-Net: noised classifier (.pt) or folder of a noised predictor")
+    image: list[str] = flag([], "image to edit; repeatable")
+    do: list[str] = flag([], "class to set, by name or index; repeatable")
+    out_dir: str = flag("", "output folder")
+    w: float = flag(4.0, "guidance scale s; published: 4 (DiT), 10 (U-Net with classifier)")
+    stop: float = flag(0.75, "encode and decode only up to this fraction of T; less keeps more of the image")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm or ddim")
+    steps: int = flag(50, "network evaluations in each direction")
+    grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
+    residual: bool = flag(False, "add the reconstruction error of the factual image to every counterfactual")
+    batch_size: int = flag(8, "images per batch")
+    use_bf16: bool = flag(False, "use bfloat16 activations")
+    num_heads: int = flag(0, "DiT: attention heads of a .pt of unpublished width")
+    image_size: int = flag(AdmSizes.image_size, "U-Net: image size")
+    num_res_blocks: int = flag(AdmSizes.num_res_blocks, "U-Net: residual blocks per resolution")
+    channel_mult: str = flag(AdmSizes.channel_mult, "U-Net: width multipliers per resolution")
+    attention_resolutions: str = flag(AdmSizes.attention_resolutions, "U-Net: resolutions with attention")
+    num_head_channels: int = flag(AdmSizes.num_head_channels, "U-Net: channels per attention head")
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "image", "do", "out_dir")
@@ -128,9 +110,7 @@ def slug(text: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    repeated = {"image": "an image; may be given several times"}
-    repeated["do"] = "a class, by name or index; may be given several times"
-    config = parse_flags(ImagenetTestConfig, argv, __doc__ or "", **repeated)
+    config = parse_flags(ImagenetTestConfig, argv, __doc__ or "")
     classes = list(dict.fromkeys(find_class(text) for text in config.do))
     sizes = AdmSizes(**{each.name: getattr(config, each.name) for each in fields(AdmSizes)})
     loaded = load_imagenet_model(

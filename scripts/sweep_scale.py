@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from causaldiffae import dist_util
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
@@ -43,50 +44,32 @@ from causaldiffae.visualization.image_grids import labelled_grid, save_png
 SHOWN_IMAGES, SHOWN_SCALES = 10, 10
 
 
+@with_help
 @dataclass(frozen=True)
 class SweepConfig:
-    """Settings of the sweep.
+    """Options of the sweep."""
 
-    Attributes:
-        model_path: run directory, step folder or model folder of a Diff-SCM.
-        data_dir: folder of the data set.
-        out_dir: folder to write to.
-        scales: guidance scales, in any order.
-        num_images: number of test images; 0 uses all.
-        num_reference: number of test images that CLD compares with; 0 uses all.
-        batch_size: images per batch.
-        predictor_path: the noised predictor; "none" for the implicit one; by default the folder "predictor" in
-            model_path.
-        label_predictor: folder of the predictor that reads the counterfactuals; by default the one in weights/.
-        judge: deprecated alias of label_predictor.
-        autoencoders: folder of the class autoencoders of IM1 and IM2; by default the one in weights/.
-        target_accuracy: accuracy that the recommended scale must reach.
-        wanted_accuracy: deprecated alias of target_accuracy.
-        solver, steps, grid, timestep_respacing, stop, rescale_quantile, ema: as in image_diffscm_test.py.
-        seed: seed of the target classes.
-    """
-
-    model_path: str = ""
-    data_dir: str = ""
-    out_dir: str = ""
-    scales: str = "0,0.2,0.4,0.6,0.8,1,1.5,2,2.5,3"
-    num_images: int = 500
-    num_reference: int = 2000
-    batch_size: int = 100
-    predictor_path: str = ""
-    label_predictor: str = ""
-    judge: str = ""
-    autoencoders: str = ""
-    target_accuracy: float = TARGET_ACCURACY
-    wanted_accuracy: float = 0.0
-    solver: str = SOLVER
-    steps: int = STEPS
-    grid: str = ""
-    timestep_respacing: str = ""
-    stop: float = 1.0
-    rescale_quantile: float = 0.0
-    ema: str = ""
-    seed: int = 0
+    model_path: str = flag("", "run directory, step folder or model folder of a Diff-SCM")
+    data_dir: str = flag("", "folder of the data set")
+    out_dir: str = flag("", "output folder")
+    scales: str = flag("0,0.2,0.4,0.6,0.8,1,1.5,2,2.5,3", "guidance scales")
+    num_images: int = flag(500, "test images; 0 for all")
+    num_reference: int = flag(2000, "test images that CLD compares with; 0 for all")
+    batch_size: int = flag(100, "images per batch")
+    predictor_path: str = flag("", "noised predictor, or 'none'; default: predictor/ in model_path")
+    label_predictor: str = flag("", "predictor of the counterfactuals' classes; default: from weights/")
+    judge: str = flag("", "deprecated alias of label_predictor")
+    autoencoders: str = flag("", "class autoencoders of IM1 and IM2; default: from weights/")
+    target_accuracy: float = flag(TARGET_ACCURACY, "minimum accuracy at the recommended scale")
+    wanted_accuracy: float = flag(0.0, "deprecated alias of target_accuracy")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    steps: int = flag(STEPS, "network evaluations in each direction")
+    grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
+    timestep_respacing: str = flag("", "steps of the published DDIM loops; overrides solver")
+    stop: float = flag(1.0, "encode and decode only up to this fraction of T")
+    rescale_quantile: float = flag(0.0, "quantile of dynamic thresholding of x_0, such as 0.99; 0 disables it")
+    ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
+    seed: int = flag(0, "seed of the target classes")
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")

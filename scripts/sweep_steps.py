@@ -9,10 +9,11 @@ The first setting is the reference. Writes steps.csv (means with intervals), ste
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from causaldiffae import dist_util
+from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.image_test import find_measurement
@@ -28,33 +29,21 @@ SETTINGS = (
 )
 
 
+@with_help
 @dataclass(frozen=True)
 class StepSweepConfig:
-    """Settings of the sweep.
+    """Options of the sweep."""
 
-    Attributes:
-        model_path: run directory, step folder or model folder.
-        data_dir: folder of a data set whose true counterfactuals are known.
-        out_dir: folder to write to.
-        settings: SOLVER:STEPS, the reference first; solvers are dpmpp2m, obelm, and ddim for the published loops.
-        do: interventions as "name=value" or "name=value,name=value"; by default one for each variable.
-        num_images: number of test images; 0 uses all.
-        batch_size: images per batch.
-        label_predictor: as in image_causaldae_test.py.
-        judge: deprecated alias of label_predictor.
-        ema: rate of the moving average to use; "" uses the first, "none" the trained weights.
-    """
-
-    model_path: str = ""
-    data_dir: str = ""
-    out_dir: str = ""
-    settings: str = SETTINGS
-    do: list[str] = field(default_factory=list)
-    num_images: int = 100
-    batch_size: int = 100
-    label_predictor: str = ""
-    judge: str = ""
-    ema: str = ""
+    model_path: str = flag("", "run directory, step folder or model folder")
+    data_dir: str = flag("", "folder of a data set with known true counterfactuals")
+    out_dir: str = flag("", "output folder")
+    settings: str = flag(SETTINGS, "SOLVER:STEPS, the reference first; solvers: dpmpp2m, obelm, ddim (published loops)")
+    do: list[str] = flag([], "intervention name=value[,name=value]; repeatable; default: one per variable")
+    num_images: int = flag(100, "test images; 0 for all")
+    batch_size: int = flag(100, "images per batch")
+    label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
+    judge: str = flag("", "deprecated alias of label_predictor")
+    ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
@@ -63,7 +52,7 @@ class StepSweepConfig:
 
 
 def main(argv: list[str]) -> None:
-    config = parse_flags(StepSweepConfig, argv, __doc__ or "", do="name=value[,name=value]; may be given several times")
+    config = parse_flags(StepSweepConfig, argv, __doc__ or "")
     settings, device = parse_settings(config.settings), dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None)
     spec = loaded.spec

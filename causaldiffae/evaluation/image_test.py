@@ -38,19 +38,19 @@ from causaldiffae.evaluation.interventions import (
     write_csv,
 )
 from causaldiffae.evaluation.settings import (
+    RECIPES,
     TestConfig,
     default_interventions,
     parse_do,
     parse_names,
     parse_numbers,
-    parse_test_config,
 )
 from causaldiffae.evaluation.tables import number, text_table
 from causaldiffae.files.reading import file_stem
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.predictors.predictor import check_fits, find_predictor, load_predictor, predictor_is_shipped
-from causaldiffae.script_util import LoadedModel, load_model
+from causaldiffae.script_util import LoadedModel, load_model, parse_flags
 from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
@@ -68,7 +68,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     Returns:
         The tables to print.
     """
-    config = parse_test_config(argv, description)
+    config = parse_flags(TestConfig, argv, description, recipes=RECIPES)
     guidance, weights = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
     device = dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None, config.dataset, config.predictor_path)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causaldiffae.config import flag, with_help
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import exact_labels, measure, true_counterfactual, truth_is_known
@@ -34,38 +35,26 @@ Values = dict[str, Tensor]
 """Variable -> (B,) values in label units."""
 
 
+@with_help
 @dataclass(frozen=True)
 class ProtocolSettings:
-    """Settings that determine the figures.
+    """Options that determine the results of an evaluation."""
 
-    Attributes:
-        num_images: number of test images, evenly spread over the split; 0 uses all.
-        variables: variables to intervene on; empty for all.
-        solver, steps, grid, abduction, stop, w: as in `settings.TestConfig`.
-        seed: seed of the values, of resampling, and of x_T if the abduction samples it.
-        chunk: images per batch.
-        back_images: number of images for reversibility over one cycle.
-        cycles: number of cycles of long composition and reversibility; 1 disables both.
-        cycle_images: number of images for long composition and reversibility.
-        dci_resamples: number of refits for the intervals of DCI; 0 disables DCI.
-        ema: rate of the moving average of the weights; "" uses the first.
-    """
-
-    num_images: int = 0
-    variables: tuple[str, ...] = ()
-    solver: str = SOLVER
-    steps: int = STEPS
-    grid: str = ""
-    abduction: str = "ddim"
-    stop: float = 1.0
-    w: float = 1.0
-    seed: int = 0
-    chunk: int = 50
-    back_images: int = 400
-    cycles: int = 10
-    cycle_images: int = 50
-    dci_resamples: int = 10
-    ema: str = ""
+    num_images: int = flag(0, "test images, evenly spread over the split; 0 for all")
+    variables: tuple[str, ...] = flag((), "variables to intervene on; empty for all")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    steps: int = flag(STEPS, "network evaluations in each direction")
+    grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
+    abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")
+    stop: float = flag(1.0, "encode and decode only up to this fraction of T")
+    w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
+    seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
+    chunk: int = flag(50, "images per batch")
+    back_images: int = flag(400, "images for reversibility over one cycle")
+    cycles: int = flag(10, "cycles of long composition and reversibility; 1 disables both")
+    cycle_images: int = flag(50, "images for long composition and reversibility")
+    dci_resamples: int = flag(10, "refits for the intervals of DCI; 0 disables DCI")
+    ema: str = flag("", "rate of the moving average of the weights; default: the first one")
 
     def __post_init__(self) -> None:
         check_abduction(self.abduction)

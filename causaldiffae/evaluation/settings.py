@@ -3,91 +3,57 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from causaldiffae.config import flag, with_help
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.guidance import Guidance
-from causaldiffae.script_util import SOLVER, STEPS, argument_parser, expand_recipes, parse_flat
+from causaldiffae.script_util import SOLVER, STEPS
 
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 
 
+@with_help
 @dataclass(frozen=True)
 class TestConfig:
-    """Settings of a test script.
+    """Options of a test script."""
 
-    Attributes:
-        model_path: run directory, step folder, model folder, or a state dict (.pt) of the published code.
-        data_dir: folder of the data set.
-        dataset: data set of a published state dict, if its tensor shapes are ambiguous.
-        predictor_path: noised predictor of a Diff-SCM; "none" uses the implicit one; by default the folder "predictor"
-            in model_path.
-        label_predictor: anti-causal predictor that measures the labels of counterfactuals; by default the one in
-            weights/ if the data set cannot measure its labels.
-        judge: deprecated alias of label_predictor.
-        out_dir: output folder.
-        do: interventions as "name=value" or "name=value,name=value"; by default those listed in the script.
-        num_images: number of test images; 0 uses all.
-        batch_size: images per batch.
-        solver: "dpmpp2m", "obelm", or "ddim" for the published DDIM loops.
-        steps: network evaluations in each direction.
-        grid: spacing of the noise levels: "centred", "logsnr", "rho" or "uniform"; by default that of the solver.
-        timestep_respacing: steps of the published DDIM loops, see space_timesteps; overrides solver.
-        residual: add the reconstruction error of the factual image to every counterfactual.
-        rescale_quantile: quantile of dynamic thresholding of x_0 while decoding, for instance 0.99; 0 disables it.
-        abduction: "ddim" encodes the image; "noise" samples x_T around it (the published algorithm); "none" draws x_T.
-        stop: encode and decode only up to this fraction of T.
-        w: guidance weight; 1 is no guidance, 0 ignores the latents.
-        w_affected: guidance weight of the intervened variables and their descendants; by default w.
-        w_invariant: guidance weight of all other variables; by default w.
-        guidance_interval: range of t/T in which guidance is applied, for instance "0.2,0.8".
-        sweep_w: also evaluate the first intervention at these guidance weights, for instance "0,0.5,1".
-        traverse: also set each of these variables to values over its range, for instance "thickness,intensity".
-        ema: rate of the moving average to use; "" uses the first, "none" the trained weights.
-        use_bf16: use bfloat16 activations if the hardware supports them.
-        compile: compile the score network for the batch size.
-        channels_last: use the channels_last memory format for convolution weights.
-        grid_images: number of rows of the image grids.
-        seed: seed of random noise.
-    """
-
-    model_path: str = ""
-    data_dir: str = ""
-    dataset: str = ""
-    predictor_path: str = ""
-    label_predictor: str = ""
-    judge: str = ""
-    out_dir: str = ""
-    do: list[str] = field(default_factory=list)
-    num_images: int = 0
-    batch_size: int = 100
-    solver: str = SOLVER
-    steps: int = STEPS
-    grid: str = ""
-    timestep_respacing: str = ""
-    residual: bool = False
-    rescale_quantile: float = 0.0
-    abduction: str = "ddim"
-    stop: float = 1.0
-    w: float = 1.0
-    w_affected: float | None = None
-    w_invariant: float | None = None
-    guidance_interval: str = "0,1"
-    sweep_w: str = ""
-    traverse: str = ""
-    ema: str = ""
-    use_bf16: bool = False
-    compile: bool = False
-    channels_last: bool = False
-    grid_images: int = 8
-    seed: int = 0
+    model_path: str = flag("", "run directory, step folder, model folder, or state dict (.pt) of the published code")
+    data_dir: str = flag("", "folder of the data set")
+    dataset: str = flag("", "data set of a published state dict, if its tensor shapes are ambiguous")
+    predictor_path: str = flag("", "noised predictor of a Diff-SCM, or 'none'; default: predictor/ in model_path")
+    label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
+    judge: str = flag("", "deprecated alias of label_predictor")
+    out_dir: str = flag("", "output folder")
+    do: list[str] = flag([], "intervention name=value[,name=value]; repeatable; default: those in the script")
+    num_images: int = flag(0, "number of test images; 0 for all")
+    batch_size: int = flag(100, "images per batch")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    steps: int = flag(STEPS, "network evaluations in each direction")
+    grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
+    timestep_respacing: str = flag("", "steps of the published DDIM loops, see space_timesteps; overrides solver")
+    residual: bool = flag(False, "add the reconstruction error of the factual image to every counterfactual")
+    rescale_quantile: float = flag(0.0, "quantile of dynamic thresholding of x_0, such as 0.99; 0 disables it")
+    abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")
+    stop: float = flag(1.0, "encode and decode only up to this fraction of T")
+    w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
+    w_affected: float | None = flag(None, "guidance weight of intervened variables and descendants; default: w")
+    w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
+    guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
+    sweep_w: str = flag("", "also apply the first intervention with these guidance weights, such as 0,0.5,1")
+    traverse: str = flag("", "also traverse the ranges of these variables, such as thickness,intensity")
+    ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
+    use_bf16: bool = flag(False, "use bfloat16 activations if the hardware supports them")
+    compile: bool = flag(False, "compile the score network")
+    channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
+    grid_images: int = flag(8, "rows of the image grids")
+    seed: int = flag(0, "random seed")
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
@@ -162,13 +128,3 @@ def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
         if each not in spec.graph.names:
             raise InputError(f"{name}: unknown variable {each[:80]!r}, expected one of {', '.join(spec.graph.names)}")
     return names
-
-
-def parse_test_config(argv: Sequence[str], description: str) -> TestConfig:
-    """Settings from `--config FILE`, `--recipe NAME` and flags; later ones override earlier ones."""
-    parser = argument_parser(description)
-    parser.add_argument("--recipe", help=f"insert a named set of flags here: {', '.join(RECIPES)}")
-    parser.add_class_arguments(TestConfig, nested_key=None, skip={"do"}, instantiate=False)
-    parser.add_argument("--do", action="append", default=[], help="name=value[,name=value]; may be given several times")
-    values = parse_flat(parser, expand_recipes(argv, RECIPES))
-    return TestConfig(**{each.name: values[each.name] for each in fields(TestConfig)})

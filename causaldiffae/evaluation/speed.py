@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from causaldiffae import nn as layers
-from causaldiffae.config import Config
+from causaldiffae.config import Config, flag, with_help
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import to_uint8
 from causaldiffae.datasets.spec import DatasetSpec
@@ -35,27 +35,19 @@ REFERENCE_STEPS: Final = 250
 WIDE_SPREAD: Final = 0.2
 
 
+@with_help
 @dataclass(frozen=True)
 class SpeedSettings:
-    """Settings of the benchmark.
+    """Options of the speed benchmark."""
 
-    Attributes:
-        batch_size: images per batch.
-        repeats: number of timed runs per measurement.
-        steps: network evaluations in each direction of this package's counterfactuals.
-        reference_steps: number of the reference's 250 steps to time; the result is scaled to 250.
-        compile, channels_last, use_bf16: acceleration options of this package.
-        device: "cpu" or "cuda".
-    """
-
-    batch_size: int = 8
-    repeats: int = 5
-    steps: int = 25
-    reference_steps: int = 10
-    compile: bool = False
-    channels_last: bool = False
-    use_bf16: bool = False
-    device: str = "cpu"
+    batch_size: int = flag(8, "images per batch")
+    repeats: int = flag(5, "timed runs per measurement")
+    steps: int = flag(25, "network evaluations in each direction of this package's counterfactuals")
+    reference_steps: int = flag(10, "steps of the reference to time, of 250; the time is scaled to 250")
+    compile: bool = flag(False, "compile the score network of this package")
+    channels_last: bool = flag(False, "channels-last memory format in this package")
+    use_bf16: bool = flag(False, "bfloat16 activations in this package")
+    device: str = flag("cpu", "cpu or cuda")
 
 
 @dataclass(frozen=True)

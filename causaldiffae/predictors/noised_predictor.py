@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from causaldiffae.checkpoints.checkpoint import build_with_weights
-from causaldiffae.config import DiffusionConfig, parse_ints
+from causaldiffae.config import DiffusionConfig, flag, parse_ints, with_help
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.predictors.common import Head, check_same, make_heads, open_folder, read_network, save_folder
@@ -32,31 +32,20 @@ SCHEDULE: Final = ("diffusion_steps", "noise_schedule", "rescale_timesteps", "ze
 """The settings of a diffusion process that a predictor depends on: they determine the noise of step t."""
 
 
+@with_help
 @dataclass(frozen=True)
 class NoisedPredictorConfig:
-    """Sizes of the network; the defaults are those published for MNIST.
+    """Options of the network; the defaults are those published for MNIST."""
 
-    Attributes:
-        classifier_width: base width, a multiple of 32.
-        classifier_depth: residual blocks per resolution.
-        channel_mult: width multipliers per resolution.
-        attention_resolutions: sides of the feature maps at which attention is applied, or "".
-        num_head_channels: channels per attention head.
-        pool: "attention", "adaptive" or "spatial".
-        patch_size: pixels per side of the patches that the network works on.
-        dropout: probability in residual blocks.
-        min_std: least spread of a continuous label, in normalised units.
-    """
-
-    classifier_width: int = 32
-    classifier_depth: int = 1
-    channel_mult: str = "1,2,4,4"
-    attention_resolutions: str = ""
-    num_head_channels: int = 32
-    pool: str = "attention"
-    patch_size: int = 1
-    dropout: float = 0.0
-    min_std: float = 0.05
+    classifier_width: int = flag(32, "base width, a multiple of 32")
+    classifier_depth: int = flag(1, "residual blocks per resolution")
+    channel_mult: str = flag("1,2,4,4", "width multipliers per resolution")
+    attention_resolutions: str = flag("", "resolutions of the feature maps with attention")
+    num_head_channels: int = flag(32, "channels per attention head")
+    pool: str = flag("attention", "pooling: attention, adaptive or spatial")
+    patch_size: int = flag(1, "patch size in pixels")
+    dropout: float = flag(0.0, "dropout probability in residual blocks")
+    min_std: float = flag(0.05, "minimum standard deviation of a continuous label, in normalised units")
 
 
 def label_heads(spec: DatasetSpec) -> list[Head]:

@@ -6,14 +6,15 @@ import pytest
 from tiny import squares_spec
 
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.settings import TestConfig as Settings
 from causaldiffae.evaluation.settings import (
+    RECIPES,
     default_interventions,
     parse_do,
     parse_names,
     parse_numbers,
-    parse_test_config,
 )
+from causaldiffae.evaluation.settings import TestConfig as Settings
+from causaldiffae.script_util import parse_flags
 
 GIVEN = ["--model_path=m", "--data_dir=d", "--out_dir=o"]
 
@@ -52,12 +53,12 @@ def test_the_old_name_of_label_predictor_works_with_a_warning(tmp_path: Path) ->
     (tmp_path / "old.yaml").write_text("judge: there\n")
     for old in ("--judge=there", f"--config={tmp_path}/old.yaml"):
         with pytest.warns(UserWarning, match="judge: deprecated, use label_predictor"):
-            assert parse_test_config([*GIVEN, old], "").label_predictor == "there"
+            assert parse_flags(Settings, [*GIVEN, old]).label_predictor == "there"
 
 
 def test_recipes_are_inserted_at_their_position() -> None:
-    assert parse_test_config([*GIVEN, "--recipe=reference"], "").abduction == "noise"
-    later = parse_test_config([*GIVEN, "--recipe", "reference", "--abduction=none"], "")
+    assert parse_flags(Settings, [*GIVEN, "--recipe=reference"], recipes=RECIPES).abduction == "noise"
+    later = parse_flags(Settings, [*GIVEN, "--recipe", "reference", "--abduction=none"], recipes=RECIPES)
     assert (later.abduction, later.timestep_respacing) == ("none", "250")
 
 
