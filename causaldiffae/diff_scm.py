@@ -28,7 +28,7 @@ from causaldiffae.config import ModelConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
-from causaldiffae.model import LabelModel, LabelTrainingStep, label_scm, unet_from_config
+from causaldiffae.model import LabelModel, LabelTrainingStep, batched_model_outputs, label_scm, unet_from_config
 from causaldiffae.nn import repeat_times
 from causaldiffae.noise_schedule import NoiseSchedule
 from causaldiffae.predictors.noised_predictor import NoisedPredictor, label_heads
@@ -131,15 +131,13 @@ class DiffScm(LabelModel):
             InputError: for labels without an explicit or implicit predictor.
         """
         labels = [condition for condition in conditions if condition is not None]
-        if not labels:
-            return [self.model_output(x_t, t, None, classes)] * len(conditions)
-        if self.predictor is None and not self.has_labels:
+        if labels and self.predictor is None and not self.has_labels:
             raise InputError(
-                "predictor_path: expected a noised predictor for a score network trained without labels; "
+                "predictor_path: expected a noised predictor for a score network trained without labels, got none; "
                 "classifiers/noised_classifier.py trains one"
             )
-        if self.predictor is None:
-            return self._implicit(x_t, t, conditions, classes)
+        if not labels or self.predictor is None:
+            return batched_model_outputs(self.model_output, x_t, t, conditions, classes)
         free = self.model_output(x_t, t, None, classes)
         changes = self._explicit(x_t, t, torch.cat(labels), len(labels))
         guided = iter([_add_to_mean(free, change) for change in changes])
@@ -151,20 +149,6 @@ class DiffScm(LabelModel):
         gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z[:, :, 0])
         level = self.schedule.level(repeat_times(t, count), gradient)
         return self.schedule.output_of_eps_change(-level.noise * gradient, level).chunk(count)
-
-    def _implicit(
-        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
-    ) -> list[Tensor]:
-        """The outputs under all conditions, evaluated as one batch."""
-        count, batch = len(conditions), len(x_t)
-        some = next(condition for condition in conditions if condition is not None)
-        z = torch.cat([some if condition is None else condition for condition in conditions])
-        keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
-        several = None if classes is None else classes.repeat(count)
-        output = self.model_output(
-            x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z, several, keep.repeat_interleave(batch)
-        )
-        return list(output.chunk(count))
 
 
 def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, width: int | None) -> DiT:

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
         classes: (B,) or None.
         indices: (B,) indices into the split.
         labelled: (B,) bool.
-        labelled_share: fraction of labelled images in the global batch.
+        labelled_fraction: fraction of labelled images in the global batch.
     """
 
     images: torch.Tensor
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
     classes: torch.Tensor | None
     indices: torch.Tensor
     labelled: torch.Tensor
-    labelled_share: float
+    labelled_fraction: float
 
 
 def fits_on(device: torch.device, size: int) -> bool:
@@ -143,7 +143,7 @@ class BatchSource:
             classes=None if self.classes is None else self.classes[indices],
             indices=indices,
             labelled=self.labelled[indices],
-            labelled_share=float(self.is_labelled[whole].mean()),
+            labelled_fraction=float(self.is_labelled[whole].mean()),
         )
 
 

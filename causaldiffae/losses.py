@@ -83,16 +83,16 @@ def label_kl_by_variable(
     return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
 
 
-def masked_mean(values: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
+def masked_mean(values: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:
     """Returns the mean of (B,) values over the labelled images; 0 with zero gradient without labelled images.
 
-    If the images are a microbatch, `share` is the fraction of labelled images in the whole batch; the results of the
-    microbatches then average to that of the batch.
+    For a microbatch, `fraction` is the fraction of labelled images in the whole batch; the results of all microbatches
+    then average to that of the batch.
     """
     kept = torch.where(labelled, values, torch.zeros_like(values))
-    if share is None:
+    if fraction is None:
         return kept.sum() / labelled.sum().clamp(min=1)
-    return kept.mean() / share if share > 0 else kept.sum() * 0.0
+    return kept.mean() / fraction if fraction > 0 else kept.sum() * 0.0
 
 
 def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:

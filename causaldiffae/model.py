@@ -9,7 +9,7 @@ divergences: of q(z | x0, y) from the label prior, and of q(u | x0) from the exo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -121,7 +121,49 @@ class CausalAutoencoder(nn.Module):
         return z.mean(dim=-1)
 
 
-class CausalDiffAE(CausalAutoencoder):
+def batched_model_outputs(
+    model_output: Callable[..., Tensor],
+    x_t: Tensor,
+    t: Tensor,
+    conditions: Sequence[Tensor | None],
+    classes: Tensor | None,
+) -> list[Tensor]:
+    """Evaluates `model_output(x_t, t, z, classes, keep)` under several latents as one batch; None is the null token."""
+    given = next((condition for condition in conditions if condition is not None), None)
+    if given is None or len(conditions) == 1:
+        return [model_output(x_t, t, given, classes)] * len(conditions)
+    count = len(conditions)
+    z = torch.cat([given if condition is None else condition for condition in conditions])
+    keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
+    repeated = None if classes is None else classes.repeat(count)
+    x_t, t, keep = x_t.repeat(count, 1, 1, 1), repeat_times(t, count), keep.repeat_interleave(len(x_t))
+    return list(model_output(x_t, t, z, repeated, keep).chunk(count))
+
+
+class LatentConditional(nn.Module):
+    """Mixin of the models that condition a U-Net on z (B, n, d)."""
+
+    unet: UNetModel
+
+    @property
+    def class_cond(self) -> bool:
+        """Whether the U-Net is conditioned on a class."""
+        return self.unet.num_classes is not None
+
+    def model_output(
+        self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
+        """Returns the model output under z (B, n, d), or the null token if z is None or `keep` is False."""
+        return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        """Returns the output under each of several z (B, n, d), None for the null token, as one batch."""
+        return batched_model_outputs(self.model_output, x_t, t, conditions, classes)
+
+
+class CausalDiffAE(LatentConditional, CausalAutoencoder):
     """Encoder, structural causal model and score network.
 
     Args:
@@ -144,11 +186,6 @@ class CausalDiffAE(CausalAutoencoder):
         unet = unet_from_config(config, spec, learn_sigma, scm.block_size * len(spec.graph))
         return cls(encoder, scm, unet, config.block_null)
 
-    @property
-    def class_cond(self) -> bool:
-        """Whether the U-Net is conditioned on a class."""
-        return self.unet.num_classes is not None
-
     def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
         """Replaces the blocks of z (B, n, d) where `keep_blocks` (B, n) or (n,) is False by their null vectors.
 
@@ -158,18 +195,6 @@ class CausalDiffAE(CausalAutoencoder):
         if self.null_blocks is None:
             raise InputError("block_null: expected a model with null vectors of single variables, got one without")
         return torch.where(keep_blocks[..., None], z, self.null_blocks.to(z.dtype))
-
-    def model_output(
-        self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
-    ) -> Tensor:
-        """Returns the model output under latents z (B, n, d), or the null token if z is None or `keep` is False."""
-        return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
-
-    def model_outputs(
-        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
-    ) -> list[Tensor]:
-        """Returns the output under each of several latents (B, n, d), None for the null token, as one batch."""
-        return batched_model_outputs(self.unet, x_t, t, conditions, classes)
 
 
 class LabelModel(nn.Module):
@@ -197,21 +222,6 @@ class LabelModel(nn.Module):
     def read_labels(self, z: Tensor) -> Tensor:
         """(B, n, 1) -> (B, n)."""
         return z[:, :, 0]
-
-
-def batched_model_outputs(
-    unet: UNetModel, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None
-) -> list[Tensor]:
-    """Evaluates a U-Net once for all conditions (B, n, d) or None; returns its output under each."""
-    if len(conditions) == 1:
-        return [unet(x_t, t, classes, None if conditions[0] is None else conditions[0].flatten(1))]
-    count, batch = len(conditions), x_t.shape[0]
-    null = x_t.new_zeros((batch, unet.cond_dim or 0))
-    z = torch.cat([null if condition is None else condition.flatten(1) for condition in conditions])
-    keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
-    repeated = None if classes is None else classes.repeat(count)
-    output = unet(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), repeated, z, keep.repeat_interleave(batch))
-    return list(output.chunk(count))
 
 
 @dataclass(frozen=True)
@@ -270,7 +280,7 @@ class TrainingStep(nn.Module):
         labelled: Tensor,
         draws: TrainingDraws,
         kl_weight: float,
-        labelled_share: float | None = None,
+        labelled_fraction: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and its terms.
 
@@ -281,21 +291,22 @@ class TrainingStep(nn.Module):
             labelled: (B,) bool. Unlabelled images are decoded under the null token and excluded from `label_kl` and
                 `mechanism_nll`.
             kl_weight: gamma of this step.
-            labelled_share: fraction of labelled images in the whole batch, for microbatches.
+            labelled_fraction: fraction of labelled images in the whole batch, for microbatches.
 
         Returns:
             The scalar loss, and per-image terms (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and
             `label_kl_NAME` of the first variables), `label_mse`, and the scalar `mechanism_nll`.
         """
-        z, terms = self.represent(x_start, labels, labelled, draws, labelled_share)
+        z, terms = self.represent(x_start, labels, labelled, draws, labelled_fraction)
         terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
         loss = (draws.weights * terms["loss"]).mean()
-        loss = loss + kl_weight * (terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled, labelled_share))
+        divergence = terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled, labelled_fraction)
+        loss = loss + kl_weight * divergence
         loss = loss + self.config.mechanism_weight * terms["mechanism_nll"]
         return loss, terms
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Samples causal variables z (B, n, d) from q(z | x0); returns them and the loss terms of the latents.
 
@@ -319,7 +330,7 @@ class TrainingStep(nn.Module):
             **({f"label_kl_{name}": kl for name, kl in named} if labels.shape[1] > 1 else {}),
             "prior_kl": prior_kl(posterior, model.scm.log_scale),
             "label_kl": label_kl(z_mean, z_logvar, labels, config.label_std, labelled),
-            "mechanism_nll": mechanism_nll(model.scm, labels, labelled, share),
+            "mechanism_nll": mechanism_nll(model.scm, labels, labelled, fraction),
             "label_mse": squared_error(model.read_labels(z_mean.detach()), labels, labelled),
         }
 
@@ -339,11 +350,11 @@ class LabelTrainingStep(TrainingStep):
     """The diffusion loss given the labels, and the likelihood of the labels under the structural model."""
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the labels as z; without an encoder there are no divergences."""
         zero = torch.zeros_like(labels[:, 0])
-        nll = mechanism_nll(cast(LabelModel, self.model).scm, labels, labelled, share)
+        nll = mechanism_nll(cast(LabelModel, self.model).scm, labels, labelled, fraction)
         return labels[:, :, None], {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
 
 
@@ -353,7 +364,7 @@ def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
     return torch.where(labelled, error, torch.zeros_like(error))
 
 
-def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, share: float | None = None) -> Tensor:
+def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:
     """Returns -log p(y_i | y_pa(i)) per block entry, summed over children and averaged over labelled images.
 
     The label blocks y_i 1 are known exactly, so the mechanisms are fitted without encoder noise.
@@ -365,4 +376,4 @@ def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, share: float
     stretch = scm.predict_with_stretch(u).log_stretch if scm.mechanism == "affine" else torch.zeros_like(u)
     nll = gaussian_nll(u, scm.log_scale[:, None]) + stretch
     has_parents = torch.tensor([bool(p) for p in scm.parent_index], device=labels.device)
-    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled, share)
+    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled, fraction)

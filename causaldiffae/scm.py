@@ -181,6 +181,6 @@ def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generato
 def _truncated_normal(count: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """Samples (count, n) from N(0, 1) truncated to [low, high], each (1, n), by inverse transform sampling."""
     normal = torch.distributions.Normal(0.0, 1.0)
-    from_share, to_share = normal.cdf(low), normal.cdf(high)
-    shares = torch.rand(count, low.shape[1], generator=generator)
-    return normal.icdf(from_share + (to_share - from_share) * shares)
+    low_cdf, high_cdf = normal.cdf(low), normal.cdf(high)
+    uniform = torch.rand(count, low.shape[1], generator=generator)
+    return normal.icdf(low_cdf + (high_cdf - low_cdf) * uniform)

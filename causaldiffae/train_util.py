@@ -289,7 +289,7 @@ class TrainLoop:
             losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
                 # Label terms are means over the images that have labels.
-                of_all = batch.labelled_share if key.startswith(LABEL_TERMS) else 1.0
+                of_all = batch.labelled_fraction if key.startswith(LABEL_TERMS) else 1.0
                 mean = value.detach().mean().double() * share / (of_all or 1.0)
                 sums[key] = sums[key] + mean if key in sums else mean
         return torch.cat(losses), sums
@@ -363,7 +363,7 @@ def _arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: floa
     part = TrainingDraws(**{name: value[piece] for name, value in vars(draws).items()})
     classes = None if batch.classes is None else batch.classes[piece]
     images, labels, labelled = batch.images[piece], batch.labels[piece], batch.labelled[piece]
-    return images, labels, classes, labelled, part, kl_weight, batch.labelled_share
+    return images, labels, classes, labelled, part, kl_weight, batch.labelled_fraction
 
 
 def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:

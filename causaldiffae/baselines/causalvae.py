@@ -1,5 +1,5 @@
 """A CausalVAE-style model (Yang et al., CVPR 2021): CausalDiffAE's encoder, structural model and label prior, with a
-convolutional decoder in place of diffusion.
+convolutional decoder instead of diffusion.
 
     x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0          loss = mse + gamma (kl_u + label_prior_kl)
 
@@ -94,7 +94,7 @@ class CausalVAE(CausalAutoencoder):
 
 
 class CausalVAETrainingStep(TrainingStep):
-    """CausalDiffAE's loss with the decoder's squared error in place of the diffusion loss."""
+    """CausalDiffAE's loss with the decoder's squared error instead of the diffusion loss."""
 
     def image_terms(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws

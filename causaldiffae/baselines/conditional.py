@@ -8,21 +8,17 @@ under the new labels. The labels of the factual images are required.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from causaldiffae.config import ModelConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.model import LabelModel, LabelTrainingStep, batched_model_outputs, label_scm, unet_from_config
+from causaldiffae.model import LabelModel, LabelTrainingStep, LatentConditional, label_scm, unet_from_config
 from causaldiffae.scm import LatentSCM
 from causaldiffae.unet import UNetModel
 
 ConditionalTrainingStep = LabelTrainingStep
 
 
-class LabelConditional(LabelModel):
+class LabelConditional(LatentConditional, LabelModel):
     """A structural model of the labels and a U-Net that is conditioned on them.
 
     Args:
@@ -43,20 +39,3 @@ class LabelConditional(LabelModel):
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> LabelConditional:
         """Builds the model for a data set; settings of the encoder are not used."""
         return cls(label_scm(config, spec), unet_from_config(config, spec, learn_sigma, len(spec.graph)))
-
-    @property
-    def class_cond(self) -> bool:
-        """Whether the U-Net is conditioned on a class."""
-        return self.unet.num_classes is not None
-
-    def model_output(
-        self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None, keep: Tensor | None
-    ) -> Tensor:
-        """Returns the model output given labels z (B, n, 1), or the null token where `keep` is False."""
-        return self.unet(x_t, t, classes, None if z is None else z.flatten(1), keep)
-
-    def model_outputs(
-        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
-    ) -> list[Tensor]:
-        """As `CausalDiffAE.model_outputs`."""
-        return batched_model_outputs(self.unet, x_t, t, conditions, classes)

@@ -25,7 +25,7 @@ from causaldiffae.unet import UNetModel
 
 
 class DiffAE(CausalDiffAE):
-    """CausalDiffAE over a graph without edges; if unaligned, with a probe in place of labelled blocks.
+    """CausalDiffAE over a graph without edges; if unaligned, with a probe instead of labelled blocks.
 
     Args:
         encoder, scm, unet: as in `CausalDiffAE`; `scm.graph` has the names of the variables and no edges.
@@ -68,18 +68,18 @@ class DiffAETrainingStep(TrainingStep):
     """The loss of CausalDiffAE; if unaligned, with the error of the probe instead of the label term."""
 
     def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, share: float | None
+        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns sampled latents, their divergence, and either the label term or the error of the probe."""
         model = cast(DiffAE, self.model)
         if not model.aligned:  # no label prior
             draws = replace(draws, forced=torch.zeros_like(draws.forced))
-        z, terms = super().represent(x_start, labels, labelled, draws, share)
+        z, terms = super().represent(x_start, labels, labelled, draws, fraction)
         if not model.aligned:
             terms = {name: value for name, value in terms.items() if not name.startswith("label_kl_")}
             terms["label_kl"] = torch.zeros_like(terms["label_kl"])
             error = squared_error(model.read_labels(z.detach()), labels, labelled)
-            terms["probe_mse"] = masked_mean(error, labelled, share)
+            terms["probe_mse"] = masked_mean(error, labelled, fraction)
         return z, terms
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:

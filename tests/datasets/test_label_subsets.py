@@ -87,9 +87,9 @@ def test_batches_hide_labels_of_unlabelled_images() -> None:
     assert torch.equal(batch.labelled, batch.indices < 2)
     assert (batch.labels[~batch.labelled] == 0).all()
     assert (batch.labels[batch.labelled] != 0).any()
-    assert batch.labelled_share == 0.25
+    assert batch.labelled_fraction == 0.25
     halves = [BatchSource(data, 8, seed=0, rank=rank, world=2).batch(0) for rank in range(2)]
-    assert [half.labelled_share for half in halves] == [0.25, 0.25], "of the whole batch"
+    assert [half.labelled_fraction for half in halves] == [0.25, 0.25], "of the whole batch"
     assert torch.equal(torch.cat([half.labelled for half in halves]), batch.labelled)
 
 

@@ -84,7 +84,7 @@ def test_missing_labels_count_as_unlabelled(tmp_path: Path) -> None:
     rest = np.delete(20 + 2.5 * np.arange(12), [0, 5])
     assert data.spec.shift[1] == rest.mean() and data.spec.low[1] == 22.5
     batch = BatchSource(data, 12, shuffle=False).batch(0)
-    assert batch.labelled_share == 10 / 12 and not batch.labels[0].any() and torch.isfinite(batch.labels).all()
+    assert batch.labelled_fraction == 10 / 12 and not batch.labels[0].any() and torch.isfinite(batch.labels).all()
     assert read(folder, "val").labelled is None
 
 
