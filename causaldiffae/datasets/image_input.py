@@ -72,20 +72,15 @@ def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
 def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
     """Decodes one PIL image or file to (C, S, S) uint8."""
     if isinstance(image, Image.Image):
-        where, content = "image", _png(image)
-    elif isinstance(image, str | Path):
-        where, content = str(image), read_file(Path(image), MAX_FILE_BYTES)
-    else:
-        raise InputError(f"images: expected an array, a tensor, a PIL image or a path, got {type(image).__name__}")
-    try:
-        return decode_image(content, spec)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+        return decode_image(_png(image), spec, "image")
+    if isinstance(image, str | Path):
+        return decode_image(read_file(Path(image), MAX_FILE_BYTES), spec, str(image))
+    raise InputError(f"images: expected an array, a tensor, a PIL image or a path, got {type(image).__name__}")
 
 
-def decode_image(content: bytes, spec: DatasetSpec) -> np.ndarray:
-    """Decodes the bytes of a file to (C, S, S) uint8; the message of a `DataError` does not name the file."""
-    return ImageRule(spec.image_size, spec.channels, spec.resize).decode(content)
+def decode_image(content: bytes, spec: DatasetSpec, where: str = "") -> np.ndarray:
+    """Decodes the bytes of a file to (C, S, S) uint8; a `DataError` starts with `where`."""
+    return ImageRule(spec.image_size, spec.channels, spec.resize).decode(content, where)
 
 
 def _png(image: Image.Image) -> bytes:

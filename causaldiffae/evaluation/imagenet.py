@@ -22,7 +22,7 @@ from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.dit import DiT
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import InputError
 from causaldiffae.files.reading import load_torch_state_dict, read_file
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
@@ -87,12 +87,7 @@ def read_image(path: str | Path, image_size: int) -> np.ndarray:
     Raises:
         DataError: if the file is missing, too large or cannot be decoded.
     """
-    path = Path(path)
-    content = read_file(path, MAX_FILE_BYTES)
-    try:
-        return ImageRule(image_size, 3, "crop").decode(content)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    return ImageRule(image_size, 3, "crop").decode(read_file(Path(path), MAX_FILE_BYTES), str(path))
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,11 @@ def decode_all(
         wrong = []
         for i in range(start, min(start + BLOCK, len(names))):
             try:
-                pixels = rule.decode(folder.read(names[i], MAX_FILE_BYTES))
+                pixels = rule.decode(folder.read(names[i], MAX_FILE_BYTES), f"{folder.where}/{names[i]}")
                 if images is not None:
                     images[i] = pixels
             except DataError as error:
-                text = str(error)
-                wrong.append(text if text.startswith(folder.where) else f"{folder.where}/{names[i]}: {text}")
+                wrong.append(str(error))
         return 0 if images is None else zlib.crc32(images[start : start + BLOCK].data), wrong
 
     checksums: list[int] = []

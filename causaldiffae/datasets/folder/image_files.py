@@ -45,16 +45,17 @@ class ImageRule:
         """Shape (C, S, S) of one image."""
         return self.channels, self.image_size, self.image_size
 
-    def decode(self, content: bytes) -> np.ndarray:
-        """Decodes the bytes of a file to (C, S, S) uint8; the message of a `DataError` does not name the file."""
-        with open_image(content, FORMATS) as image:
+    def decode(self, content: bytes, where: str = "") -> np.ndarray:
+        """Decodes the bytes of a file to (C, S, S) uint8; a `DataError` starts with `where`."""
+        with open_image(content, FORMATS, where) as image:
             image.load()
             rotated = image.getexif().get(_ORIENTATION, 1) != 1
-            return self._resized(_with_channels(ImageOps.exif_transpose(image) if rotated else image, self.channels))
+            image = _with_channels(ImageOps.exif_transpose(image) if rotated else image, self.channels)
+            return self._resized(image, where)
 
-    def _resized(self, image: Image.Image) -> np.ndarray:
+    def _resized(self, image: Image.Image, where: str) -> np.ndarray:
         if self.resize == "crop":
-            image = _resize_and_crop(image, self.image_size)
+            image = _resize_and_crop(image, self.image_size, where)
         else:
             image = image.crop(_centre(image.size, min(image.size)))
         pixels = np.asarray(image).reshape(image.height, image.width, self.channels).transpose(2, 0, 1)
@@ -92,7 +93,7 @@ def _on_white(strip: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int, where: str) -> Image.Image:
     if image.size == (size, size):
         return image
     while min(image.size) >= 2 * size:
@@ -100,7 +101,8 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     ratio = size / min(image.size)
     width, height = round(image.width * ratio), round(image.height * ratio)
     if width * height > MAX_PIXELS:
-        raise DataError(f"expected a less elongated image, got {width}x{height} pixels after resizing")
+        lead = f"{where}: " if where else ""
+        raise DataError(f"{lead}expected a less elongated image, got {width}x{height} pixels after resizing")
     return image.resize((width, height), Image.Resampling.BICUBIC).crop(_centre((width, height), size))
 
 

@@ -280,7 +280,7 @@ def read_images(
         if name and isinstance(stamp, FileStamp):
             names.append(name)
             stamps.append(stamp)
-        elif name:  # an empty name stands for an invalid path, which was reported before
+        elif name:  # an empty name marks an invalid path, which was already reported
             problems.add(f"{content.table.at(row)}: {name}: {stamp}")
     if len(names) == len(rows):
         return cached_images(folder, names, stamps, content.rule, label, problems)
