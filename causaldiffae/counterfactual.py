@@ -213,10 +213,9 @@ class CounterfactualEngine:
         return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting, False))
 
     @torch.inference_mode()
-    def latents(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+    def latents(self, x_start: Tensor) -> Tensor:
         """Returns the factual causal variables z (B, n, d) of images in [-1, 1], without encoding x_T."""
-        normalised = None if labels is None else self.spec.normalise(labels)
-        return self.model.predict(self.model.abduct(self._to_network(x_start), normalised))
+        return self.model.predict(self.model.abduct(self._to_network(x_start)))
 
     def act(self, do: Mapping[str, Any], count: int = 1) -> dict[str, Any]:
         """Action: validates an intervention in label units and normalises it.

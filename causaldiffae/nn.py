@@ -73,12 +73,12 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return F.pad(embedding, (0, dim % 2))
 
 
-def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
-    """A multilayer perceptron with the given widths; no activation after the last layer."""
+def mlp(widths: Sequence[int]) -> nn.Sequential:
+    """A multilayer perceptron with SiLU between layers of the given widths."""
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         if i:
-            layers.append(activation())
+            layers.append(nn.SiLU())
         layers.append(nn.Linear(fan_in, fan_out))
     return nn.Sequential(*layers)
 

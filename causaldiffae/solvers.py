@@ -262,7 +262,7 @@ class OdeSolver:
         grid: Grid | str = Grid.CENTRED,
         steps: int = 25,
     ) -> None:
-        self.kind, self.grid = _member(Solver, kind, "solver"), _member(Grid, grid, "grid")
+        self.kind, self.grid = parse_enum(Solver, kind, "solver"), parse_enum(Grid, grid, "grid")
         if steps < 2:
             raise InputError(f"steps: expected at least 2, got {steps}")
         self.steps, self.diffusion = steps, diffusion
@@ -359,7 +359,8 @@ def _check_stop(stop: float) -> None:
         raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
 
 
-def _member(allowed: type[MemberT], given: MemberT | str, name: str) -> MemberT:
+def parse_enum(allowed: type[MemberT], given: MemberT | str, name: str) -> MemberT:
+    """Returns a member by value; raises `InputError`, starting with `name`, for an unknown value."""
     try:
         return allowed(given)
     except ValueError:

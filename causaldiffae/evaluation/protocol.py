@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from causaldiffae.config import flag, with_help
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import exact_labels, measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_least
-from causaldiffae.evaluation.settings import check_abduction
 from causaldiffae.metrics import axioms
 from causaldiffae.script_util import SOLVER, STEPS
+from causaldiffae.solvers import parse_enum
 
 PROTOCOL: Final = "causaldiffae benchmark"  # the name in results files
 VERSION: Final = 2
@@ -57,7 +57,7 @@ class ProtocolSettings:
     ema: str = flag("", "rate of the moving average of the weights; default: the first one")
 
     def __post_init__(self) -> None:
-        check_abduction(self.abduction)
+        parse_enum(AbductionKind, self.abduction, "abduction")
         check_least(
             self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
         )

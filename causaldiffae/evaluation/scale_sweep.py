@@ -64,9 +64,9 @@ class ScaleResult:
     images: np.ndarray
     values: dict[str, np.ndarray]
 
-    def figures(self, seed: int = 0) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Figure]:
         """Mean and interval of every metric."""
-        return {name: mean_figure(self.values[name], seed) for name in METRICS}
+        return {name: mean_figure(self.values[name]) for name in METRICS}
 
 
 def other_classes(classes: np.ndarray, count: int, seed: int) -> np.ndarray:

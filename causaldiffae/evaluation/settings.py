@@ -14,6 +14,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.guidance import Guidance
 from causaldiffae.script_util import SOLVER, STEPS
+from causaldiffae.solvers import parse_enum
 
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
@@ -58,7 +59,7 @@ class TestConfig:
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
         check_least(self, num_images=0, batch_size=1, grid_images=1)
-        check_abduction(self.abduction)
+        parse_enum(AbductionKind, self.abduction, "abduction")
         resolve_alias(self, "judge", "label_predictor")
 
     def guidance(self) -> Guidance:
@@ -75,13 +76,6 @@ def resolve_alias(settings: object, alias: str, name: str) -> None:
     if value:
         warnings.warn(f"{alias}: deprecated, use {name}", UserWarning, stacklevel=4)
         object.__setattr__(settings, name, value)
-
-
-def check_abduction(kind: str) -> None:
-    """Raises `InputError` for an unknown kind of abduction."""
-    kinds = [each.value for each in AbductionKind]
-    if kind not in kinds:
-        raise InputError(f"abduction: expected one of {', '.join(kinds)}, got {kind!r}")
 
 
 def parse_do(text: str, spec: DatasetSpec) -> CheckedDo:

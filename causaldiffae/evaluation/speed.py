@@ -114,11 +114,11 @@ class Bench:
         return t, self.labels[:, :, None].expand(-1, -1, self.reference.scm.block_size)
 
 
-def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed: int = 0) -> Bench:
+def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings) -> Bench:
     """Builds both models with random weights, whose values do not affect the timing."""
     device, models = settings.device, []
     for _ in range(2):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model, _ = create_model_and_diffusion(config, spec)
         assert isinstance(model, CausalDiffAE)
         models.append(model.to(device).eval())
@@ -128,7 +128,7 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings, seed:
     if settings.compile:
         compile_network(ours.unet, device)
     shape = (settings.batch_size, spec.channels, spec.image_size, spec.image_size)
-    x_start = torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device).clamp(-1, 1)
+    x_start = torch.randn(shape, generator=torch.Generator(device).manual_seed(0), device=device).clamp(-1, 1)
     labels = torch.zeros(settings.batch_size, len(spec.graph), device=device)
     classes = torch.zeros(settings.batch_size, dtype=torch.long, device=device) if reference.class_cond else None
     autocast = activation_dtype(settings.use_bf16, device)

@@ -50,9 +50,9 @@ class SweepRow:
     setting: Setting
     values: dict[str, np.ndarray]
 
-    def figures(self, seed: int = 0) -> dict[str, Figure]:
+    def figures(self) -> dict[str, Figure]:
         """Means with intervals over images."""
-        return {name: mean_figure(values, seed) for name, values in self.values.items()}
+        return {name: mean_figure(values) for name, values in self.values.items()}
 
 
 def parse_settings(text: str) -> list[Setting]:

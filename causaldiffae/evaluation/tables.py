@@ -72,9 +72,9 @@ def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> s
     return f"{text} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]" if interval else text
 
 
-def number(value: float, decimals: int = 3) -> str:
+def number(value: float) -> str:
     """A number as text; `MISSING` if it is not finite."""
-    return f"{value:.{decimals}f}" if np.isfinite(value) else MISSING
+    return f"{value:.3f}" if np.isfinite(value) else MISSING
 
 
 def dig(value: Any, *keys: str) -> Any:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 GAP = 2
 
 
-def tile(images: np.ndarray, background: int = 255) -> np.ndarray:
-    """Arranges (rows, columns, C, H, W) uint8 images in one (H', W', C) uint8 image with gaps of two pixels."""
+def tile(images: np.ndarray) -> np.ndarray:
+    """Arranges (rows, columns, C, H, W) uint8 images in one (H', W', C) uint8 image with white gaps of two pixels."""
     rows, columns, channels, height, width = images.shape
     shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels)
-    canvas = np.full(shape, background, dtype=np.uint8)
+    canvas = np.full(shape, 255, dtype=np.uint8)
     for i in range(rows):
         for j in range(columns):
             top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
