@@ -68,7 +68,7 @@ class CausalGraph:
             for name in (cause, effect):
                 if name not in position:
                     known = ", ".join(names)
-                    raise InputError(f"graph: edge {cause} -> {effect}: unknown variable {name!r}, expected {known}")
+                    raise InputError(f"graph: edge {cause} -> {effect}: expected variables among {known}, got {name!r}")
             if cause == effect:
                 raise InputError(f"graph: expected no self-loops, got edge {cause} -> {effect}")
             if (cause, effect) in edges:
@@ -87,7 +87,7 @@ class CausalGraph:
         try:
             adjacency = np.asarray([list(row) for row in matrix], dtype=np.float64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError("graph: adjacency: expected a matrix of numbers") from error
+            raise InputError("graph: adjacency: expected a matrix of numbers, got other content") from error
         n = len(names)
         if adjacency.shape != (n, n):
             raise InputError(f"graph: adjacency: expected shape {(n, n)} for {n} variables, got {adjacency.shape}")
@@ -126,12 +126,12 @@ class CausalGraph:
     def __len__(self) -> int:
         return len(self.names)
 
-    def index(self, name: str) -> int:
-        """Index of a variable in `names`; raises an `InputError` for an unknown name."""
+    def index(self, name: str, what: str = "variable") -> int:
+        """Index of a variable in `names`; raises `InputError`, starting with `what`, for an unknown name."""
         try:
             return self.names.index(name)
         except ValueError:
-            raise InputError(f"unknown variable {name!r}, expected one of {', '.join(self.names)}") from None
+            raise InputError(f"{what}: expected one of {', '.join(self.names)}, got {name!r:.80}") from None
 
     @cached_property
     def digraph(self) -> nx.DiGraph:

@@ -141,7 +141,7 @@ REFUSED: list[tuple[dict[str, Any], Callable[[CounterfactualModel], object], str
     ({}, lambda model: CounterfactualModel(model.loaded, solver="euler"), "solver: .*'euler'"),
     ({}, lambda model: model.sample(0), "sample: expected a positive integer, got 0"),
     ({"model_type": "diffae"}, lambda model: model.sample(2), "sample: expected a model with a prior"),
-    ({}, lambda model: model.counterfactual(squares(2).images, do={"colour": 1.0}), "unknown variable 'colour'"),
+    ({}, lambda model: model.counterfactual(squares(2).images, do={"colour": 1.0}), "expected one of .*, got 'colour'"),
     ({"class_cond": True}, lambda model: model.sample(3, classes=4), r"classes: expected 3 integers in 0\.\.3"),
 ]
 

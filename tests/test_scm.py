@@ -172,7 +172,7 @@ def test_unknown_mechanisms_variables_and_shapes_are_refused() -> None:
     for shape in ((3, 4), (3, 3, 3), (3, 2, 2)):
         with pytest.raises(InputError, match=r"u: expected shape \(B, 3, 2\), got \(3, "):
             scm.predict(torch.zeros(shape))
-    with pytest.raises(InputError, match="unknown variable 'size', expected one of a, b, c"):
+    with pytest.raises(InputError, match="expected one of a, b, c, got 'size'"):
         scm.predict(u, {"size": 1.0})
     with pytest.raises(InputError, match=r"do: expected a number, \(1,\) or \(1, 2\), got a value of shape \(1, 3\)"):
         scm.predict(u, {"a": torch.zeros(1, 3)})

@@ -177,8 +177,7 @@ class DatasetSpec:
             raise InputError(f"do: expected a mapping from variable to value, got {do!r}")
         checked = CheckedDo()
         for name, value in do.items():
-            if name not in self.graph.names:
-                raise InputError(f"do: unknown variable {name!r}, expected one of {', '.join(self.graph.names)}")
+            self.graph.index(name, "do")
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
             if getattr(value, "ndim", 0):

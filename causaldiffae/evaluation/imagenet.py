@@ -149,10 +149,10 @@ def load_imagenet_model(
     if path.is_dir() or "x_embedder.proj.weight" in state:
         network = build_dit(state, num_heads, str(path)) if state else load_dit(path)
         if predictor_path:
-            raise InputError("predictor_path: expected none for a DiT, which is its own predictor in latent space")
+            raise InputError(f"predictor_path: expected none for a DiT, got {predictor_path}; it is its own predictor")
         return _in_latent_space(network, model_path, vae_path, device)
     if vae_path:
-        raise InputError(f"vae_path: expected none, because {model_path} works on pixels; only a DiT needs one")
+        raise InputError(f"vae_path: expected none for the pixel-space model {model_path}, got {vae_path}")
     if not predictor_path:
         raise InputError(f"predictor_path: expected a noised classifier for {model_path}, got none")
     unet = build_adm_unet(state, sizes or AdmSizes(), model_path)

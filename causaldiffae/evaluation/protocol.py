@@ -131,9 +131,8 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     count = settings.num_images or total
     if count > total:
         raise InputError(f"num_images: expected at most {total}, the size of the test split, got {count}")
-    unknown = [name for name in settings.variables if name not in spec.graph.names]
-    if unknown:
-        raise InputError(f"variables: unknown variable {unknown[0]!r}, expected some of {', '.join(spec.graph.names)}")
+    for name in settings.variables:
+        spec.graph.index(name, "variables")
     variables = tuple(settings.variables) or spec.graph.names
     exact = exact_labels(test)
     low, high = exact.min(axis=0).astype(np.float64), exact.max(axis=0).astype(np.float64)

@@ -119,6 +119,5 @@ def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
     """Parses variable names separated by commas."""
     names = [part.strip() for part in text.split(",") if part.strip()]
     for each in names:
-        if each not in spec.graph.names:
-            raise InputError(f"{name}: unknown variable {each[:80]!r}, expected one of {', '.join(spec.graph.names)}")
+        spec.graph.index(each, name)
     return names

@@ -144,7 +144,7 @@ class _Parser:
         self.attributes(len(ends) > 1)
         for causes, effects in pairwise(ends):
             if len(self.edges) + len(causes) * len(effects) > MAX_EDGES:
-                raise DataError(f"{self.where}: expected at most {MAX_EDGES} edges")
+                raise DataError(f"{self.where}: expected at most {MAX_EDGES} edges, got more")
             self.edges += [[cause, effect] for cause, effect in product(causes, effects)]
         return dict.fromkeys(name for nodes in ends for name in nodes)
 

@@ -86,7 +86,7 @@ def test_categories_are_given_by_name_or_number() -> None:
 @pytest.mark.parametrize(
     ("spec", "do", "message"),
     [
-        (TOY, {"c": 1}, "do: unknown variable 'c', expected one of a, b"),
+        (TOY, {"c": 1}, "do: expected one of a, b.*, got 'c'"),
         (TOY, {"a": "1"}, "do: a: expected a finite number, got '1'"),
         (TOY, {"a": True}, "do: a: expected a finite number, got True"),
         (TOY, {"a": float("inf")}, "do: a: expected a finite number, got inf"),

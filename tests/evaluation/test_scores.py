@@ -254,7 +254,7 @@ def test_values_of_categorical_variables_are_categories() -> None:
     ("change", "message"),
     [
         ({"num_images": 5}, "num_images: expected at most 4, the size of the test split, got 5"),
-        ({"variables": ("colour",)}, "variables: unknown variable 'colour', expected some of angle"),
+        ({"variables": ("colour",)}, "variables: expected one of angle, .*, got 'colour'"),
         ({"chunk": 0}, "chunk: expected 1 or more, got 0"),
         ({"cycle_images": -1}, "cycle_images: expected 0 or more, got -1"),
     ],

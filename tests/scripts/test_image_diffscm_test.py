@@ -38,7 +38,7 @@ def test_the_predictor_of_the_model_folder_guides_to_every_class(model_folder: P
     ("flags", "words"),
     [
         (["--do=digit=12"], ["digit", "0, 1, 2"]),
-        (["--do=digt=1"], ["unknown variable 'digt'"]),
+        (["--do=digt=1"], ["do: expected one of digit, got 'digt'"]),
         (["--w=.inf"], ["w: expected a finite number, got inf"]),
         (["--predictor_path=/no/such/predictor"], ["/no/such/predictor"]),
         ([f"--model_path={CAUSALDIFFAE}"], ["model_path: expected a model of type diffscm", "of type causaldae"]),

@@ -93,7 +93,8 @@ def _variable(entry: Any, where: str) -> Variable:
         count = len(given["categories"])
         kind = given.setdefault("kind", "binary" if count == 2 else "categorical")
         if kind == "continuous" or count < 2 or not all(given["categories"]):
-            raise DataError(f"{where}: categories: expected two or more names, for a binary or categorical variable")
+            given_names = ", ".join(given["categories"])
+            raise DataError(f"{where}: categories: expected two or more names, got {given_names!r:.80} for kind {kind}")
         if kind == "binary" and count != 2:
             raise DataError(f"{where}: categories: expected 2 for a binary variable, got {count}")
     if given.get("scale", 1.0) <= 0:
@@ -101,7 +102,7 @@ def _variable(entry: Any, where: str) -> Variable:
     if given.get("low", -math.inf) >= given.get("high", math.inf):
         raise DataError(f"{where}: low: expected a number below high {given['high']:g}, got {given['low']:g}")
     if given.get("kind", "continuous") != "continuous" and ("low" in given or "high" in given):
-        raise DataError(f"{where}: low and high are only for a continuous variable")
+        raise DataError(f"{where}: low, high: expected none for a {given['kind']} variable, got a range")
     return Variable(**given)
 
 

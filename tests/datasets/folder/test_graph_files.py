@@ -135,7 +135,7 @@ SHARES = r"split_shares: expected three non-negative fractions \(train, val, tes
         ("variables: {a: {scale: 0}}", "variables: a: scale: expected a positive number, got 0"),
         ("variables: {a: {low: 2, high: 1}}", "variables: a: low: expected a number below high 1, got 2"),
         ("variables: {a: {low: nan}}", "variables: a: low: " + NUMBER + "'nan'"),
-        ("variables: {a: {kind: binary, low: 1}}", "variables: a: low and high are only for a continuous variable"),
+        ("variables: {a: {kind: binary, low: 1}}", "variables: a: low, high: expected none for a binary variable"),
         ("variables: {a: {categories: [x]}}", "variables: a: categories: expected two or more names"),
         ("variables: {a: {kind: binary, categories: [x, y, z]}}", "variables: a: categories: expected 2 .*, got 3"),
         ("variables: {a: {categories: [x, x]}}", "variables: a: categories: expected a list " + WORDS),
