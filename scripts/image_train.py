@@ -27,7 +27,7 @@ from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import with_labels_of
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.files.storage import is_remote
 from causaldiffae.logger import PROGRESS, Logger, read_progress
@@ -44,7 +44,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
 def describe(config: Config, spec: DatasetSpec) -> str:
-    """The resolved configuration as YAML, its digest, and the model's size."""
+    """Formats the resolved configuration as YAML, with its digest and the sizes of the networks as comments."""
     model, _ = create_model_and_diffusion(config, spec)
     lines = [yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), f"# configuration {config.digest()}"]
     lines.append(
@@ -55,7 +55,7 @@ def describe(config: Config, spec: DatasetSpec) -> str:
 
 
 def mask_labels(config: Config, data: ImageData) -> ImageData:
-    """Keeps the labels of the configured share; the main process writes their list beside the data, others read it."""
+    """Keeps the labels of the configured fraction; rank 0 writes their list beside the data, other ranks read it."""
     fraction, seed, folder = config.loss.label_fraction, config.loss.label_seed, config.train.data_dir
     if dist_util.is_main():
         with_labels_of(data, fraction, seed, folder)
@@ -64,13 +64,13 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
 
 
 def find_resume_step(train: TrainConfig) -> int | None:
-    """The step that the run resumes from; `None` for a new run."""
+    """Returns the step that the run resumes from, None for a new run."""
     resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
     return None if resumed is None else load_checkpoint(resumed).step
 
 
 def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
-    """Reads the data and trains in the run directory, resuming where it stopped; `text` describes the run."""
+    """Reads the data, and trains or resumes in the run directory; `text` describes the run."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
     test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
@@ -101,16 +101,14 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
 def main(argv: list[str]) -> None:
     config = parse_config(argv, __doc__ or "")
     train = config.train
-    for name in ("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir"):
-        if not getattr(train, name):
-            raise InputError(f"{name}: expected a value, got none; set --{name} or give a configuration file")
+    check_given(train, *(("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir")))
     size, channels = train.image_size or None, train.channels or None
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
     text = describe(config, spec)
     if train.dry_run:
         print("\n".join([text, *(f"# {line}" for line in estimate(config, spec, dist_util.dev()).lines())]))
         return
-    with StopRequest(train.max_hours) as stop:  # from here on a signal stops the run after the current step
+    with StopRequest(train.max_hours) as stop:  # signals now stop the run after the current step
         dist_util.setup_dist()
         failed = True
         try:
@@ -121,8 +119,8 @@ def main(argv: list[str]) -> None:
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
-            place = error.filename or train.run_dir
-            raise InputError(f"{place}: {error.strerror}; fix this and run the same command to resume") from error
+            path = error.filename or train.run_dir
+            raise InputError(f"{path}: {error.strerror}; fix this and run the same command to resume") from error
         finally:
             dist_util.cleanup(failed)
 

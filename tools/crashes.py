@@ -1,10 +1,10 @@
-"""Kills a training run at random moments and checks what it leaves behind.
+"""Kills a training run at random times and checks its checkpoints.
 
     OMP_NUM_THREADS=1 python tools/crashes.py --kills 100
 
-A tiny model saves every few steps, is killed by SIGKILL and resumes. After each kill the newest checkpoint must verify,
-and at most one save interval of steps may be lost, whichever way checkpoints are written. The last run trains to the
-end, and its weights must equal those of an uninterrupted run bit for bit.
+A tiny model saves every few steps, is killed by SIGKILL and resumes. After each kill the newest checkpoint must be
+intact, and at most one save interval of steps may be lost, with and without background writing. The last run trains to
+the end, and its weights must equal those of an uninterrupted run bit for bit.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ SMALL |= {"diffusion_steps": 4, "noise_schedule": "cosine", "schedule_sampler": 
 
 
 class Outcome(NamedTuple):
-    """Kills, runs that completed a step, most steps lost by a kill, steps at the end, and whether all is equal."""
+    """Kills, runs that completed a step, most steps lost by a kill, final step, and whether weights are equal."""
 
     kills: int
-    lives_with_steps: int
+    runs_with_steps: int
     most_lost: int
     steps: int
     equal: bool
 
 
 def train(run_dir: Path, total_steps: int, background: bool, record: Path | None = None) -> TrainLoop:
-    """Trains or resumes; writes the number of each completed step to `record`."""
+    """Trains or resumes; appends the number of each completed step to `record`."""
     torch.set_num_threads(1)
     config = small_config(**SMALL, total_steps=total_steps, background_save=background)
     trained = TrainLoop(config, squares(), Logger(run_dir, use_tensorboard=False))
@@ -61,19 +61,18 @@ def train(run_dir: Path, total_steps: int, background: bool, record: Path | None
     return trained
 
 
-def live(run_dir: Path, record: Path, background: bool, moment: float) -> None:
-    """Trains in a process that is killed by SIGKILL after `moment` seconds."""
+def train_until_killed(run_dir: Path, record: Path, background: bool, seconds: float) -> None:
+    """Trains in a child process that is killed by SIGKILL after some seconds."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(run_dir.parent / "errors.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-
         try:
             train(run_dir, 10**9, background, record)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    time.sleep(moment)
+    time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), (run_dir.parent / "errors.txt").read_text()
@@ -82,17 +81,17 @@ def live(run_dir: Path, record: Path, background: bool, moment: float) -> None:
 def kill_often(folder: Path, kills: int, longest: float = 2.0, background: bool = True, seed: int = 0) -> Outcome:
     """Kills a run `kills` times; raises `AssertionError` if the newest checkpoint is damaged."""
     train(folder / "warm", 1, background)  # imports everything before the first fork
-    run_dir, record, moments = folder / "killed", folder / "steps.txt", random.Random(seed)
-    lives, most_lost = 0, 0
+    run_dir, record, times = folder / "killed", folder / "steps.txt", random.Random(seed)
+    runs_with_steps, most_lost = 0, 0
     for _ in range(kills):
         before = record.stat().st_size if record.exists() else 0
-        live(run_dir, record, background, moments.uniform(0.0, longest))
+        train_until_killed(run_dir, record, background, times.uniform(0.0, longest))
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # skipping a damaged checkpoint is a warning
             newest = latest_checkpoint(run_dir)
         if not record.exists() or record.stat().st_size == before:
             continue
-        lives += 1
+        runs_with_steps += 1
         saved = 0 if newest is None else int(newest.name.removeprefix("step_"))
         done = int(record.read_text().splitlines()[-1])
         most_lost = max(most_lost, done - saved)
@@ -105,22 +104,22 @@ def kill_often(folder: Path, kills: int, longest: float = 2.0, background: bool 
     ours, theirs = killed.model.state_dict(), whole.model.state_dict()
     same = all(torch.equal(ours[key], theirs[key]) for key in theirs)
     same = same and all(torch.equal(killed.emas["0.9"][key], value) for key, value in whole.emas["0.9"].items())
-    return Outcome(kills, lives, most_lost, total, same)
+    return Outcome(kills, runs_with_steps, most_lost, total, same)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=2.0, help="longest time before a kill, in seconds")
+    parser.add_argument("--longest", type=float, default=2.0, help="maximum time before a kill, in seconds")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--writer", choices=("waited", "background"), help="how checkpoints are written; default both")
+    parser.add_argument("--writer", choices=("waited", "background"), help="way of writing checkpoints; default: both")
     options = parser.parse_args()
     for writer in [options.writer] if options.writer else ["waited", "background"]:
         background = writer == "background"
         with tempfile.TemporaryDirectory() as folder:
             outcome = kill_often(Path(folder), options.kills, options.longest, background, options.seed)
         print(f"background_save={background}, a checkpoint every {INTERVAL} steps: {outcome}", flush=True)
-        if not outcome.equal or not outcome.lives_with_steps or outcome.most_lost > INTERVAL:
+        if not outcome.equal or not outcome.runs_with_steps or outcome.most_lost > INTERVAL:
             return 1
     return 0
 

@@ -1,7 +1,7 @@
-"""Pages of the site whose source is not a Markdown file in docs/: README, CHANGELOG, CONTRIBUTING and the tutorial.
+"""MkDocs hooks for pages that are not Markdown files in docs/: README, CHANGELOG, CONTRIBUTING and the tutorial.
 
-The same links have to work on a code host, where README.md links to docs/training.md and a page in docs/ to
-../README.md, and on the site, where all pages are in one folder.
+Links are written for a code host, where README.md links to docs/training.md and pages in docs/ link to ../README.md.
+On the site all pages are in one folder, so links are rewritten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINK = re.compile(r"(\[[^\]]*\]\(|<img src=\")([^)\"\s]+)(\)|\")")
 
 
 def site_links(text: str) -> str:
-    """Markdown whose relative links point to the pages of the site."""
+    """Rewrites relative links for the site."""
 
     def target(match: re.Match[str]) -> str:
         path, hash_, anchor = match[2].partition("#")
@@ -30,7 +30,7 @@ def site_links(text: str) -> str:
 
 
 def tutorial_page(script: str) -> str:
-    """Markdown of a script in percent format: cells `# %% [markdown]` are text, cells `# %%` are code."""
+    """Converts a script in percent format to Markdown: cells `# %% [markdown]` are text, cells `# %%` code."""
     parts = []
     for cell in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]:
         kind, _, body = cell.partition("\n")
@@ -42,7 +42,7 @@ def tutorial_page(script: str) -> str:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages."""
+    """Adds the generated pages."""
     for source, page in PAGES.items():
         text = (REPO / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
@@ -52,5 +52,5 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links of every page as on the site."""
+    """Rewrites the links of a page."""
     return site_links(markdown)

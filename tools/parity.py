@@ -1,12 +1,12 @@
-"""Records what the package computes and offers, and compares two records: a refactoring must leave them equal.
+"""Records outputs and public names of the package, and compares two records, which a refactoring must leave equal.
 
     python tools/parity.py record before.json
     python tools/parity.py compare before.json
 
-Everything goes through the scripts and the public interface, so the record does not depend on the package's layout:
-losses of ten seeded training steps for every model type and for the predictors, counterfactuals of every shipped model,
-the figures of a small evaluation, public names, flags, configuration keys and the files of runs and model folders.
-Figures are compared exactly: record and compare on the same machine with the same number of threads.
+Only scripts and the public interface are used, so the record does not depend on the layout of the package: losses of
+ten seeded training steps for every model type and for the predictors, counterfactuals of every shipped model, results
+of a small evaluation, public names, flags, configuration keys, and the files of runs and model folders. Numbers are
+compared exactly: record and compare on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ TIMINGS = {
 
 
 def run(*arguments: object) -> str:
-    """Runs a Python script of the repository; returns its standard output."""
+    """Runs a Python script of the repository and returns its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, check=False)
@@ -86,7 +86,7 @@ def make_data(folder: Path) -> Path:
 
 
 def training(folder: Path, data: Path) -> dict[str, Any]:
-    """Every figure of ten steps, and the configuration's and checkpoint's layout, by model type."""
+    """Logged values of ten steps, and keys of configuration and checkpoint, by model type."""
     found: dict[str, Any] = {}
     cases = {name: {"model_type": name} for name in MODEL_TYPES}
     cases |= {"affine": {"mechanism": "affine"}, "one_hop": {"mechanism": "one_hop"}, "masked": {"masking": True}}
@@ -140,7 +140,7 @@ json.dump(found, sys.stdout)
 
 
 def counterfactuals() -> dict[str, Any]:
-    """Bytes of two counterfactuals of every variable, by shipped model."""
+    """Hashes of two counterfactuals of every variable, by shipped model."""
     found = {}
     for folder in sorted((REPO / "weights").iterdir()):
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -157,10 +157,10 @@ def without_timings(value: Any) -> Any:
 
 
 def evaluation(folder: Path, data: Path) -> dict[str, Any]:
-    """The answers of a test script and the figures of an evaluation, on a few images."""
+    """Outputs of a test script and results of an evaluation on a few images."""
     model, out = "weights/morphomnist_causaldae_mini", folder / "test"
-    asked = ["--do", "thickness=3.5", "--do", "intensity=90", "--steps", 5, "--sweep_w", "0.5,1.5"]
-    run("scripts/image_causaldae_test.py", "--model_path", model, "--data_dir", data, "--out_dir", out, *asked)
+    options = ["--do", "thickness=3.5", "--do", "intensity=90", "--steps", 5, "--sweep_w", "0.5,1.5"]
+    run("scripts/image_causaldae_test.py", "--model_path", model, "--data_dir", data, "--out_dir", out, *options)
     small = {"num_images": 6, "steps": 5, "workers": 1, "cycles": 2, "dci_resamples": 2}
     results = ["--data_dir", data, "--out", folder / "results.json", *flags(small)]
     run("scripts/evaluate.py", "--model_path", model, *results)
@@ -174,22 +174,22 @@ def evaluation(folder: Path, data: Path) -> dict[str, Any]:
 
 
 def names() -> dict[str, Any]:
-    """Public names: the package's, the scripts' and every flag."""
+    """Public names of the package, names of scripts and configurations, and all flags."""
     public = "import causaldiffae, json; print(json.dumps({n: sorted(m for m in dir(getattr(causaldiffae, n)) "
     public += "if not m.startswith('_')) for n in causaldiffae.__all__}))"
     scripts = sorted(str(path.relative_to(REPO)) for folder in ("scripts", "classifiers") for path in
                      (REPO / folder).glob("*") if path.suffix in (".py", ".sh"))  # fmt: skip
-    offered = {}
+    found = {}
     for script in scripts:
         if script.endswith(".py"):
             text = run(script, "--help")
-            offered[script] = sorted(set(re.findall(r"(?:^|\s)(--[a-zA-Z][\w-]*)", text)))
+            found[script] = sorted(set(re.findall(r"(?:^|\s)(--[a-zA-Z][\w-]*)", text)))
     subcommands = ("pendulum", "morphomnist", "mnist", "fashion_mnist", "circuit", "check")
     for name in subcommands:
         text = run("scripts/make_dataset.py", name, "--help")
-        offered[f"make_dataset {name}"] = sorted(set(re.findall(r"(?:^|\s)(--[a-zA-Z][\w-]*)", text)))
+        found[f"make_dataset {name}"] = sorted(set(re.findall(r"(?:^|\s)(--[a-zA-Z][\w-]*)", text)))
     configs = sorted(str(path.relative_to(REPO)) for path in (REPO / "configs").rglob("*.yaml"))
-    return {"public": json.loads(run("-c", public)), "scripts": scripts, "flags": offered, "configs": configs}
+    return {"public": json.loads(run("-c", public)), "scripts": scripts, "flags": found, "configs": configs}
 
 
 def record() -> dict[str, Any]:
@@ -204,20 +204,18 @@ def record() -> dict[str, Any]:
         }
 
 
-def differences(before: Any, after: Any, place: str = "") -> list[str]:
-    """One line for everything of `before` that is missing or different in `after`; additions are not listed."""
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Lists what is missing or different in `after`, one line each; additions are not listed."""
     if isinstance(before, dict) and isinstance(after, dict):
-        missing = [f"{place}/{key}: missing" for key in before if key not in after]
+        missing = [f"{path}/{key}: missing" for key in before if key not in after]
         return missing + [
-            d for key in before if key in after for d in differences(before[key], after[key], f"{place}/{key}")
+            d for key in before if key in after for d in differences(before[key], after[key], f"{path}/{key}")
         ]
     if isinstance(before, list) and isinstance(after, list) and all(isinstance(each, str) for each in before):
-        return [f"{place}: {each} is missing" for each in before if each not in after]
+        return [f"{path}: {each} is missing" for each in before if each not in after]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [
-            d for i, pair in enumerate(zip(before, after, strict=True)) for d in differences(*pair, f"{place}[{i}]")
-        ]
-    return [] if before == after else [f"{place}: {str(before)[:80]} before, {str(after)[:80]} after"]
+        return [d for i, pair in enumerate(zip(before, after, strict=True)) for d in differences(*pair, f"{path}[{i}]")]
+    return [] if before == after else [f"{path}: {str(before)[:80]} before, {str(after)[:80]} after"]
 
 
 def main() -> None:

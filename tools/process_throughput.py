@@ -1,10 +1,9 @@
-"""Compares the training speed of two processes with one thread each and of one process with two threads.
+"""Compares the training speed of two processes with one thread each to that of one process with two threads.
 
     python tools/process_throughput.py --data_dir data/pendulum --rounds 3
 
-Both train the same mini model on the same batches, in turn; each process of the pair takes half of the batch. Speeds
-are read from progress.csv after the first ten steps, so start-up does not count. `mpiexec` is that of the Python
-environment.
+Both train the same mini model on the same batches, alternately; with two processes, each takes half of the batch.
+Speeds are read from progress.csv, without the first ten steps. `mpiexec` is that of the Python environment.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MPIEXEC = Path(sys.executable).with_name("mpiexec")
 
 
 def images_per_second(run_dir: Path, data_dir: str, dataset: str, processes: int, batch: int, lines: int) -> float:
-    """Trains for a few log rows; returns the median speed of all but the first."""
+    """Trains for a few log rows and returns the median speed, without the first row."""
     command = [sys.executable, str(REPO / "scripts" / "image_train.py"), f"--data_dir={data_dir}"]
     command += ["--config", str(REPO / "configs" / f"{dataset}_causaldae_mini.yaml"), f"--run_dir={run_dir}"]
     command += [f"--batch_size={batch // processes}", "--num_images=2000", "--log_interval=10", "--tensorboard=False"]

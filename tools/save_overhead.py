@@ -1,11 +1,11 @@
-"""Measures how much checkpoints slow training: not saved, saved in the background, saved in between.
+"""Measures the overhead of writing checkpoints in the background and between steps.
 
     OMP_NUM_THREADS=1 python tools/save_overhead.py --data_dir data/pendulum
 
-Blocks of `--steps` steps of a mini model alternate between the three, with one checkpoint per saving block. The time
-of a block includes its checkpoint; its first step waits for the disk if that takes longer than a step. Medians are
-compared, of wall-clock time and of the training thread's CPU time, which other work on the machine affects less. The
-last column spreads the cost over the `save_interval` of the configuration.
+Blocks of `--steps` training steps of a mini model alternate between no checkpoint, one written in the background, and
+one written between steps. The time of a block includes its checkpoint. The tool compares medians of wall-clock time and
+of the CPU time of the training thread, which depends less on other processes. The last column distributes the overhead
+over the `save_interval` of the configuration.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Watches a long training run of a mini model for leaks of memory and open files.
+"""Checks a long training run of a mini model for leaks of memory and open files.
 
     OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 60
 
-Trains with far more checkpoints, previews and log rows than usual, so that leaks accumulate quickly. Every 10 seconds a
-line reports the time, the resident memory and the open files of the trainer. At the end SIGTERM stops the run, which
-must exit with code 0. The mean memory of the last tenth of the time is compared with that of the first tenth after
-the warm-up, which is a fifth of the time.
+Trains with frequent checkpoints, previews and log rows, so that leaks accumulate quickly, and prints resident memory
+and open files every 10 seconds. At the end, SIGTERM stops the run, which must exit with code 0. The mean memory of the
+last 10 % of the samples is compared with that of the first 10 % after a warm-up of 20 %.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def open_files(pid: int) -> int:
 
 
 def watch(process: subprocess.Popen[bytes], minutes: float, every: float) -> list[tuple[float, int, int]]:
-    """Samples of (seconds, KiB, file descriptors) until the time is over or the process ends."""
+    """Samples (seconds, KiB, file descriptors) until the time has elapsed or the process ends."""
     begun, found = time.monotonic(), []
     while (seconds := time.monotonic() - begun) < 60 * minutes and process.poll() is None:
         time.sleep(every)
@@ -54,8 +53,8 @@ def watch(process: subprocess.Popen[bytes], minutes: float, every: float) -> lis
     return found
 
 
-def verdict(found: list[tuple[float, int, int]]) -> tuple[float, int]:
-    """Relative growth of memory and increase of file descriptors, from the first to the last tenth."""
+def compare(found: list[tuple[float, int, int]]) -> tuple[float, int]:
+    """Returns relative memory growth and increase of file descriptors from the first to the last samples."""
     size = max(int(len(found) * TENTH), 1)
     start = int(len(found) * WARM_UP)
     first, last = found[start : start + size], found[-size:]
@@ -78,7 +77,7 @@ def main() -> int:
     found = watch(process, options.minutes, options.every)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=300)
-    growth, gained = verdict(found)
+    growth, gained = compare(found)
     passed = code == 0 and growth < ALLOWED_GROWTH and gained <= 0
     outcome = "passed" if passed else "FAILED"
     print(f"exit code {code}, memory {growth:+.2%} after the warm-up, {gained:+d} files: {outcome}")

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, STEP_NAME
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.places import WEIGHTS
+from causaldiffae.files.paths import WEIGHTS
 from causaldiffae.files.reading import read_json
 
 PREDICTOR_FOLDER: Final = "reader"

@@ -13,7 +13,7 @@ from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.datasets.variables import is_integer
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.places import ASSETS
+from causaldiffae.files.paths import ASSETS
 
 MIN_SIZE, MAX_SIZE = 8, 512
 

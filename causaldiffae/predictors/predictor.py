@@ -27,7 +27,7 @@ from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
 from causaldiffae.errors import InputError
-from causaldiffae.files.places import CLONE
+from causaldiffae.files.paths import CLONE
 from causaldiffae.predictors.common import Head, check_same, make_heads, open_folder, read_network, save_folder
 
 MODEL_TYPE: Final = "predictor"

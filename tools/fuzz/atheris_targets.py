@@ -1,12 +1,12 @@
-"""Coverage-guided fuzzing with atheris, for the parsers whose branches blind mutations reach least.
+"""Coverage-guided fuzzing with atheris of the parsers that random mutations cover least.
 
     pip install -e .[fuzz]
     python tools/fuzz/atheris_targets.py TARGET [CORPUS_DIR] [-max_total_time=15] [other libFuzzer flags]
 
 TARGET: idx, npz, folder (labels.csv and the graph), manifest. An input is the content of one file; for `folder`, the
 table and the graph separated by a zero byte. The corpus folder is created and filled with seeds on first use. Atheris
-stops at the first fault and writes the input to crash-*; pass that file after TARGET to run it again. atheris has
-wheels for Python 3.11 and newer.
+stops at the first fault and writes the input to crash-*; pass that file after TARGET to reproduce the fault. Wheels of
+atheris require Python 3.11 or newer.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Mutations of valid files: blind ones (bits, cuts, splices) and structured ones (headers, sizes, nesting)."""
+"""Mutations of valid files: random ones (bits, cuts, splices) and structured ones (headers, sizes, nesting)."""
 
 import contextlib
 import gzip
@@ -32,7 +32,7 @@ SHAPES = ("()", "(0,)", "(" * 200, "(1.5,)", "(True,)", "(1,)*9", "[3]", "3")
 
 
 def mutate_bytes(content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Applies one blind mutation; `other` is a file to splice from."""
+    """Applies one random mutation; `other` is a file to splice from."""
     data = bytearray(content)
     kind, place = rng.randrange(10), rng.randrange(len(data) + 1)
     length = int(min(rng.expovariate(1 / 12), 4095)) + 1
@@ -226,7 +226,7 @@ def _csv(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_file(name: str, content: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Applies one structured mutation if the format is known, or a blind one."""
+    """Applies one structured mutation if the format is known, or a random one."""
     structured: Callable[[bytes, random.Random], bytes] | None = None
     if name.endswith(".json"):
         structured = _json

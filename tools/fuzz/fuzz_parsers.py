@@ -1,7 +1,7 @@
-"""All parsers of untrusted files: how they are called, and small valid files to start from.
+"""Registry of all parsers of untrusted files, with small valid files as seeds.
 
-A parser reads a folder of files. It may accept them or raise `InputError`. Anything else is a fault: another exception,
-a written file, a second of computing or a gigabyte of memory.
+A parser reads a folder of files, and accepts them or raises `InputError`. Any other exception, a written file, a second
+of CPU time or a gigabyte of memory is a fault.
 """
 
 import io
@@ -50,13 +50,13 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Parser:
-    """One parser.
+    """A parser of untrusted files.
 
     Attributes:
-        seeds: valid files by their names in the folder.
+        seeds: returns valid files by their names in the folder.
         read: reads the folder; its result is ignored.
         weight: relative share of the inputs.
-        repair: corrects checksums after a mutation, so that the code behind them is reached.
+        repair: corrects checksums after a mutation, to reach the code behind them.
         mutate_names: also mutate file names.
     """
 
@@ -88,7 +88,7 @@ def _folder(path: Path) -> Files:
 
 
 def _written_by(make: Callable[[Path], object]) -> Files:
-    """The files that `make` writes to a folder."""
+    """Returns the files that `make` writes to a folder."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

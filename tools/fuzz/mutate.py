@@ -1,12 +1,12 @@
-"""Feeds mutated files to every parser and counts the outcomes.
+"""Runs every parser on mutated files and counts the outcomes.
 
     python tools/fuzz/mutate.py                                  # 100,000 inputs over all parsers
     python tools/fuzz/mutate.py --inputs 5000 --parser "graph dot" --seed 7
-    python tools/fuzz/mutate.py --parser idx --only 1234         # one input again, with its traceback
+    python tools/fuzz/mutate.py --parser idx --only 1234         # reproduces one input with its traceback
 
-An input is determined by the seed, the parser's name and its number. Each parser runs in a child process, limited to
-one more gigabyte; each input is limited to a second of CPU time and twenty seconds in all. An audit hook sees files
-that a parser opens for writing. The exit code is 1 if there is any fault.
+An input is determined by the seed, the name of the parser and its number. Each parser runs in a child process with one
+gigabyte of additional memory; each input has a second of CPU time and twenty seconds of wall-clock time. An audit hook
+detects files opened for writing. The exit code is 1 if there is any fault.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def run_one(parser: Parser, folder: Path, watch: Watch) -> tuple[str, str]:
     except Hang:
         outcome = "fault", "more than a second"
     except BaseException as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        outcome = "fault", f"{type(error).__name__}: {str(error)[:120]} ({Path(place.filename).name}:{place.lineno})"
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        outcome = "fault", f"{type(error).__name__}: {str(error)[:120]} ({Path(frame.filename).name}:{frame.lineno})"
     finally:
         watch.on = False
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -147,7 +147,7 @@ def run_parser(name: str, numbers: range, seed: int, send: Any) -> None:
 
 
 def in_child(name: str, numbers: range, seed: int) -> dict[str, Any]:
-    """Runs `run_parser` in a child process; the death of the child is a fault too."""
+    """Runs `run_parser` in a child process, whose death is also a fault."""
     receive, give = os.pipe()
     child = os.fork()
     if child == 0:
@@ -182,7 +182,7 @@ def in_child(name: str, numbers: range, seed: int) -> dict[str, Any]:
 
 
 def show_one(name: str, number: int, seed: int) -> None:
-    """Runs one input again, and prints the beginnings of its files and the result."""
+    """Reproduces one input, and prints the beginnings of its files and the result."""
     files = make_input(name, number, seed, PARSERS[name].seeds())
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "x", files)
