@@ -206,7 +206,7 @@ class TaskRunner:
         null, *results = self.engine.predict(self.engine.abduct(x_start, classes, self.generator, labels), dos)
         outputs = {
             "images": as_uint8(null.images),
-            "broken": _array(axioms.broken(null.images)),
+            "broken": _array(axioms.non_finite_pixels(null.images)),
             "composition": _array(axioms.distance(null.images, x_start)),
             "composition_long": np.full(count, np.nan),
         }
@@ -222,7 +222,7 @@ class TaskRunner:
             outputs |= {
                 f"images/{name}": as_uint8(result.images),
                 f"labels/{name}": _array(result.labels).astype(np.float64),
-                f"broken/{name}": _array(axioms.broken(result.images)),
+                f"broken/{name}": _array(axioms.non_finite_pixels(result.images)),
                 f"reverse/{name}": np.full(count, np.nan),
                 f"reverse_long/{name}": np.full(count, np.nan),
             }

@@ -78,14 +78,14 @@ class _Candidate:
 def score(task: Task, outputs: Arrays, scorer: Scorer) -> dict[str, Any]:
     """All figures of a task except DCI, as plain types."""
     context = _Context(task, outputs, scorer)
-    found: dict[str, Any] = {"interventions": {}, "broken": {"null": _count_broken(outputs["broken"])}}
+    found: dict[str, Any] = {"interventions": {}, "broken": {"null": _count_non_finite(outputs["broken"])}}
     composition = np.where(outputs["broken"] == 0, outputs["composition"], np.nan)
     found["composition"] = {
         "1": context.figure(composition),
         "long": context.figure(outputs["composition_long"][task.long_cycle >= 0]),
     }
     for k, name in enumerate(task.variables):
-        found["broken"][name] = _count_broken(outputs[f"broken/{name}"])
+        found["broken"][name] = _count_non_finite(outputs[f"broken/{name}"])
         expected = context.expected(name)
         row: dict[str, Any] = {"range": list(task.ranges[name]), "answers": {}}
         for kind, candidate in context.candidates(expected).items():
@@ -100,7 +100,7 @@ def score(task: Task, outputs: Arrays, scorer: Scorer) -> dict[str, Any]:
     return found
 
 
-def _count_broken(pixels: np.ndarray) -> dict[str, int]:
+def _count_non_finite(pixels: np.ndarray) -> dict[str, int]:
     return {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum())}
 
 

@@ -135,7 +135,7 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings) -> Be
     return Bench(reference, ours, config, spec, settings, x_start, labels, classes, autocast)
 
 
-def in_turn(
+def time_alternately(
     name: str, reference: Callable[[], object], ours: Callable[[], object], bench: Bench, scale: float = 1.0
 ) -> Timing:
     """Times runs of both sides alternately, after one warm-up run of each."""
@@ -162,12 +162,12 @@ def time_forward(bench: Bench) -> Timing:
         with torch.inference_mode(), reference_attention(reference), _autocast(bench, reference):
             model.model_output(bench.x_start, t, z, bench.classes)
 
-    return in_turn("forward", lambda: call(bench.reference, True), lambda: call(bench.ours, False), bench)
+    return time_alternately("forward", lambda: call(bench.reference, True), lambda: call(bench.ours, False), bench)
 
 
 def time_training(bench: Bench) -> Timing:
     """One training step on the batch: forward, backward, optimizer, moving average."""
-    return in_turn("training step", training_step(bench, True), training_step(bench, False), bench)
+    return time_alternately("training step", training_step(bench, True), training_step(bench, False), bench)
 
 
 def training_step(bench: Bench, reference: bool) -> Callable[[], None]:
@@ -225,7 +225,7 @@ def time_counterfactuals(bench: Bench, interventions: int) -> Timing:
         engine.predict(engine.abduct(bench.x_start, bench.classes), dos)
 
     name = f"counterfactuals, {interventions} intervention{'s' if interventions > 1 else ''}"
-    return in_turn(name, reference, ours, bench, scale=interventions * REFERENCE_STEPS / taken)
+    return time_alternately(name, reference, ours, bench, scale=interventions * REFERENCE_STEPS / taken)
 
 
 def evaluations(interventions: int, steps: int) -> tuple[int, int]:

@@ -57,6 +57,6 @@ def reversibility(
     return distance(current, images)
 
 
-def broken(images: Tensor) -> Tensor:
+def non_finite_pixels(images: Tensor) -> Tensor:
     """Number of pixels of each image that are NaN or infinite: (B, C, H, W) -> (B,) int64."""
     return (~torch.isfinite(images)).flatten(1).sum(dim=1)

@@ -18,10 +18,10 @@ from causaldiffae.evaluation.speed import (
     Timing,
     evaluations,
     explicit_attention,
-    in_turn,
     make_bench,
     peak_memory,
     reference_attention,
+    time_alternately,
     time_counterfactuals,
     time_forward,
     time_training,
@@ -70,9 +70,9 @@ def test_ratios() -> None:
     assert evaluations(1, 25) == (500, 50) and evaluations(4, 25) == (2000, 125)
 
 
-def test_sides_run_in_turn_after_a_warm_up(bench: Bench) -> None:
+def test_sides_alternate_after_a_warm_up(bench: Bench) -> None:
     calls: list[str] = []
-    timing = in_turn("x", lambda: calls.append("reference"), lambda: calls.append("ours"), bench)
+    timing = time_alternately("x", lambda: calls.append("reference"), lambda: calls.append("ours"), bench)
     assert calls == ["reference", "ours"] * 3 and len(timing.reference) == len(timing.ours) == 2
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causaldiffae.metrics.axioms import broken, composition, reversibility
+from causaldiffae.metrics.axioms import composition, non_finite_pixels, reversibility
 
 GREY = 1 / 127.5  # one grey level
 
@@ -62,7 +62,7 @@ def test_reversibility_is_the_error_of_the_inverse() -> None:
     torch.testing.assert_close(wrong, (0.9 - labels[:, 0]).double() * 127.5, atol=1e-3, rtol=0)
 
 
-def test_broken_pixels_are_counted() -> None:
+def test_non_finite_pixels_are_counted() -> None:
     x_start, _ = images()
     x_start[1, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
-    assert broken(x_start).tolist() == [0, 2, 0]
+    assert non_finite_pixels(x_start).tolist() == [0, 2, 0]
