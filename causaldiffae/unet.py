@@ -168,26 +168,16 @@ class _DownwardPath(nn.Module):
         super().__init__()
         if model_channels % 32:
             raise InputError(f"num_channels: expected a multiple of 32, got {model_channels}")
-        self.model_channels, self.channel_mult, self.num_res_blocks = (
-            model_channels,
-            tuple(channel_mult),
-            num_res_blocks,
-        )
+        self.model_channels, self.num_res_blocks = model_channels, num_res_blocks
+        self.channel_mult = tuple(channel_mult)
         self.conv_resample, self.resblock_updown = conv_resample, resblock_updown
         self.emb_channels = 4 * model_channels
         self.time_embed = mlp([model_channels, self.emb_channels, self.emb_channels])
         self.attention_resolutions = frozenset(attention_resolutions)
-        self._attention_kwargs: dict[str, Any] = {
-            "num_heads": num_heads,
-            "num_head_channels": num_head_channels,
-            "new_order": use_new_attention_order,
-        }
-        self._block_kwargs: dict[str, Any] = {
-            "emb_channels": self.emb_channels,
-            "dropout": dropout,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "use_checkpoint": use_checkpoint,
-        }
+        self._attention_kwargs: dict[str, Any] = {"num_heads": num_heads, "num_head_channels": num_head_channels}
+        self._attention_kwargs["new_order"] = use_new_attention_order
+        self._block_kwargs: dict[str, Any] = {"emb_channels": self.emb_channels, "dropout": dropout}
+        self._block_kwargs |= {"use_scale_shift_norm": use_scale_shift_norm, "use_checkpoint": use_checkpoint}
         ch = channel_mult[0] * model_channels
         self.input_blocks = nn.ModuleList([TimestepEmbedSequential(nn.Conv2d(in_channels, ch, 3, padding=1))])
         self.skip_channels = [ch]
