@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from tiny import small_config, squares
 
 from causaldiffae.checkpoints.checkpoint import latest_checkpoint, load_checkpoint

@@ -73,7 +73,7 @@ def test_a_refusal_is_one_line_and_writes_nothing(
 ) -> None:
     out = tmp_path / "set"
     for arguments, message in (
-        (["--mnist", str(tmp_path / "none")], f"error: {tmp_path}/none: the folder is missing"),
+        (["--mnist", str(tmp_path / "none")], f"error: {tmp_path}/none: folder not found"),
         (["--mnist", str(mnist), "--num_train", "9"], "error: num_train: expected 0..4, got 9"),
         (["--mnist", str(mnist), "--workers", "0"], "error: workers: expected 1 or more, got 0"),
         ([], "error: --mnist: expected the folder with MNIST's four IDX files, or --download"),
