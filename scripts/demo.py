@@ -29,7 +29,7 @@ from causaldiffae.script_util import load_model, run_cli
 from causaldiffae.visualization.image_grids import save_png
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = 6
+ROWS = 3
 TABLE = ("variable", "requested", "measured", "do_nothing_l1", "counterfactual_l1", "seconds")
 
 

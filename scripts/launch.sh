@@ -81,6 +81,16 @@ launch_data_dir() { # launch_data_dir ARGUMENTS...: prints the folder that the l
     printf '%s\n' "$found"
 }
 
+launch_label_flags() { # launch_label_flags ARGUMENTS...: prints those that select labelled images, one word per line
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --masking=* | --label_fraction=* | --label_seed=* | --num_images=*) printf '%s\n' "$1" ;;
+        --masking | --label_fraction | --label_seed | --num_images) printf '%s\n' "$1" "${2:-}" ;;
+        esac
+        shift
+    done
+}
+
 launch_find_mpiexec() { # sets `starter` to the command that starts the processes
     if [ -n "${MPIEXEC:-}" ]; then
         read -r -a starter <<<"$MPIEXEC"
@@ -124,8 +134,12 @@ launch() {
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
     fi
     if [ "$model" = diffscm ] && [ ! -f "$run_dir/predictor/config.json" ]; then
+        local word
+        local -a label_flags=() # the predictor sees the labels that the run sees
+        while IFS= read -r word; do label_flags+=("$word"); done < <(launch_label_flags "$@")
         launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
-            "${configs[@]/#--config/--score_config}" --data_dir "$data_dir" --out "$run_dir/predictor"
+            "${configs[@]/#--config/--score_config}" ${label_flags[@]+"${label_flags[@]}"} \
+            --data_dir "$data_dir" --out "$run_dir/predictor"
     fi
     [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
     local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" "${configs[@]}"

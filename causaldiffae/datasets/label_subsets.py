@@ -62,6 +62,15 @@ def with_labels_of(data: ImageData, fraction: float, seed: int, folder: str | Pa
     return replace(data, labelled=labelled)
 
 
+def labelled_only(data: ImageData) -> ImageData:
+    """Returns the labelled images of a split; an `InputError` if there are none."""
+    if data.labelled is None or data.labelled.all():
+        return data
+    if not data.labelled.any():
+        raise InputError(f"data set {data.spec.name}: expected labelled images in split {data.split}, got none")
+    return data.subset(np.flatnonzero(data.labelled))
+
+
 def _read_list(path: Path, data: ImageData, count: int) -> np.ndarray:
     try:
         names = read_file(path, sum(len(name.encode("utf-8", "replace")) + 2 for name in data.ids)).decode()

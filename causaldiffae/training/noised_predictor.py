@@ -20,6 +20,7 @@ from torch import Tensor
 from causaldiffae import dist_util
 from causaldiffae.config import DiffusionConfig, flag, with_help
 from causaldiffae.datasets.images import ImageData, to_model_range
+from causaldiffae.datasets.label_subsets import labelled_only, with_labels_of
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import check_given, check_least
@@ -56,6 +57,9 @@ class NoisedTraining:
     lr: float = flag(3e-4, "peak learning rate, reached after 5 % of the steps, followed by cosine annealing")
     weight_decay: float = flag(0.05, "weight decay of AdamW")
     seed: int = flag(0, "random seed")
+    masking: bool = flag(False, "weak supervision: only label_fraction of the images have labels")
+    label_fraction: float = flag(1.0, "fraction of the training images with labels")
+    label_seed: int = flag(0, "random seed of the selection of labelled images")
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")
@@ -79,8 +83,12 @@ def train_noised_predictor(
     on_step: Callable[[], object] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[NoisedPredictor, float]:
-    """Trains a predictor; returns it with the weights of lowest validation loss, and that loss."""
+    """Trains a predictor; returns it with the weights of lowest validation loss, and that loss.
+
+    Images without labels are not used.
+    """
     torch.manual_seed(config.seed)
+    train = labelled_only(train)
     predictor = NoisedPredictor(train.spec, network).to(device)
     source = BatchSource(train, config.batch_size, seed=config.seed, device=device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -100,13 +108,17 @@ def train_noised_predictor(
 
 
 def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData) -> float:
-    """Computes -log p(y | x_t) with timesteps spread evenly over each batch and the same noise in every call."""
+    """Computes -log p(y | x_t), averaged over labelled images.
+
+    Timesteps are spread evenly over each batch, and the noise is the same in every call.
+    """
     predictor.eval()
+    data = labelled_only(data)
     device = next(predictor.parameters()).device
     source = BatchSource(data, min(256, len(data)), shuffle=False, device=device)
     generator = torch.Generator(device).manual_seed(_NOISE_SEED)
     losses = []
-    for step in range(-(-len(data) // source.batch_size)):
+    for step in range(-(-len(data) // source.batch_size)):  # the last batch begins again at the first images
         batch = source.batch(step)
         t = torch.linspace(0, diffusion.num_timesteps - 1, len(batch.images), device=device).round().long()
         noise = torch.randn(batch.images.shape, generator=generator, device=device)
@@ -118,12 +130,13 @@ def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, da
 def figures_by_level(
     predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData, levels: tuple[float, ...] = NOISE_LEVELS
 ) -> list[dict[str, float]]:
-    """Evaluates the predictor at each noise level t / T; returns one row per level.
+    """Evaluates the predictor on labelled images at each noise level t / T; returns one row per level.
 
     A row holds the accuracy of each categorical variable, the mean absolute error of each continuous variable in label
     units, and log p(y | x_t).
     """
     predictor.eval()
+    data = labelled_only(data)
     spec, device = data.spec, next(predictor.parameters()).device
     labels = spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(device)
     generator, rows = torch.Generator(device).manual_seed(_NOISE_SEED), []
@@ -154,6 +167,9 @@ def run_training(argv: list[str], description: str) -> str:
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None
     whole = read_split(config.dataset, config.data_dir, "train", size, channels, config.num_images or None)
+    if config.masking:
+        whole = with_labels_of(whole, config.label_fraction, config.label_seed, config.data_dir)
+    whole = labelled_only(whole)
     test = read_split(config.dataset, config.data_dir, "test", limit=config.num_test or None, spec=whole.spec)
     NoisedPredictor(whole.spec, network)  # validates the sizes before training starts
     train, validation = map(whole.subset, split_validation(len(whole), config.seed))
@@ -187,6 +203,9 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
         score = parse_config([part for path in values.score_config for part in ("--config", path)])
         parser.set_defaults({name: getattr(score.train, name) for name in ("dataset", "image_size", "channels")})
         parser.set_defaults({name: getattr(score.diffusion, name) for name in SCHEDULE})
+        parser.set_defaults({name: getattr(score.loss, name) for name in ("masking", "label_fraction", "label_seed")})
+        if score.loss.masking:  # the selection depends on the number of images
+            parser.set_defaults({"num_images": score.train.num_images})
         values = parse_flat(parser, argv)
     return (
         NoisedTraining(**{field.name: values[field.name] for field in fields(NoisedTraining)}),

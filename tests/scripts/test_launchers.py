@@ -165,6 +165,14 @@ def test_diff_scm_trains_its_predictor_first(clone: Path) -> None:
     assert dry_run(clone, "train_mnist_diffscm.sh", SIZE="mini") == [train]
 
 
+def test_the_labels_of_a_run_are_those_of_its_predictor(clone: Path) -> None:
+    given = ["--masking", "True", "--lr", "1e-3", "--label_fraction=0.1", "--num_images", "500"]
+    predictor, train = dry_run(clone, "train_mnist_diffscm.sh", *given, SIZE="mini")
+    selected = ["--masking", "True", "--label_fraction=0.1", "--num_images", "500"]
+    assert predictor[-4 - len(selected) : -4] == selected and predictor[-4] == "--data_dir"
+    assert train[-len(given) :] == given
+
+
 def test_your_own_folder(clone: Path) -> None:
     folder, given = str(clone.parent / "my images"), {"SIZE": "mini", "DATA_DIR": ""}
     (train,) = dry_run(clone, "train.sh", "--data_dir", folder, "--graph", "g.yaml", **given)

@@ -1,6 +1,7 @@
 """Training of the predictor on noised images, and its script."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from running import assert_refused, run
 
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.errors import InputError
 from causaldiffae.predictors.noised_predictor import NoisedPredictorConfig, load_noised_predictor
 from causaldiffae.script_util import create_gaussian_diffusion
 from causaldiffae.training.noised_predictor import (
@@ -41,6 +43,40 @@ def test_training_lowers_the_loss_and_is_reproducible() -> None:
     assert "digit_accuracy" in levels_table([clean, noisy], train.spec)
     again, _ = train_noised_predictor(config, TINY, diffusion, train, test)
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_images_without_labels_change_nothing() -> None:
+    """Their label rows hold zeros, a valid digit: training, validation and figures must not use them."""
+    whole = read_split("mnist", SHARE, "train", limit=128)
+    labelled = np.arange(128) % 3 == 0
+    wrong = replace(whole, labels=np.where(labelled[:, None], whole.labels, 0).astype(np.float32), labelled=labelled)
+    alone = whole.subset(np.flatnonzero(labelled))
+    diffusion = create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    config = NoisedTraining("mnist", "here", "there", iterations=4, batch_size=16)
+    found = [train_noised_predictor(config, TINY, diffusion, data, data) for data in (wrong, alone)]
+    (net, best), (expected, expected_best) = found
+    assert best == expected_best
+    for a, b in zip(net.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert figures_by_level(net, diffusion, wrong, (0.0,)) == figures_by_level(net, diffusion, alone, (0.0,))
+    with pytest.raises(InputError, match="expected labelled images in split train, got none"):
+        validation_loss(net, diffusion, replace(whole, labelled=np.zeros(128, bool)))
+
+
+def test_weak_supervision_of_the_run_is_that_of_the_predictor(tmp_path: Path) -> None:
+    score = tmp_path / "score.yaml"
+    text = "dataset: mnist\nmasking: true\nlabel_fraction: 0.25\nlabel_seed: 3\nnum_images: 80\ndiffusion_steps: 50\n"
+    score.write_text(text)
+    shutil.copytree(SHARE, tmp_path / "data")
+    small = ["--classifier_width=32", "--channel_mult=1,1", "--iterations=1", "--batch_size=8", "--num_test=8"]
+    outcome = run(
+        SCRIPT, f"--score_config={score}", f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'p'}", *small
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    listed = (tmp_path / "data" / "labelled_train_80_fraction0.25_seed3.txt").read_text().split()
+    assert len(listed) == 20
+    training = json.loads((tmp_path / "p" / "config.json").read_text())["figures"]["training"]
+    assert (training["masking"], training["label_fraction"], training["num_images"]) == (True, 0.25, 80)
 
 
 def test_the_script_takes_data_and_schedule_of_the_score_network(tmp_path: Path) -> None:
