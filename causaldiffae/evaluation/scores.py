@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.registry import exact_labels, measure
@@ -237,7 +238,7 @@ class _Context:
 def score_latents(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """DCI per latent and per block, by boosting and lasso, with normal intervals from refits on resampled images.
+    """DCI per latent and per block, by boosting and lasso, with Student's t intervals from refits on resampled images.
 
     Args:
         train, test: latents (N, n, d); labels are (N, n).
@@ -252,7 +253,7 @@ def score_latents(
         whole, *resampled = (
             _dci_figures(fit(flat_train[r], train_labels[r], flat_test[c], test_labels[c]), blocks) for r, c in rows
         )
-        found[name] = {key: _normal(whole[key], [each[key] for each in resampled], len(test)) for key in whole}
+        found[name] = {key: _student(whole[key], [each[key] for each in resampled], len(test)) for key in whole}
     return found
 
 
@@ -267,8 +268,12 @@ def _dci_figures(fit: dci.DciFit, blocks: int) -> dict[str, float]:
     }
 
 
-def _normal(value: float, drawn: list[float], count: int) -> dict[str, Any]:
+def _student(value: float, drawn: list[float], count: int) -> dict[str, Any]:
+    """A value with the 95 % interval of Student's t from a few refits; without an interval for fewer than two."""
+    finite = np.asarray(drawn)[np.isfinite(drawn)]
     if not np.isfinite(value):
         return Figure(None, None, None, count).to_dict()
-    spread = 1.96 * float(np.nanstd(drawn, ddof=1)) if len(drawn) > 1 else 0.0
-    return Figure(value, value - spread, value + spread, count).to_dict()
+    if len(finite) < 2:
+        return Figure(value, None, None, count).to_dict()
+    half = float(student_t.ppf(0.975, len(finite) - 1) * np.std(finite, ddof=1))
+    return Figure(value, value - half, value + half, count).to_dict()

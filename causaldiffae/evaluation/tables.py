@@ -65,11 +65,13 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: in
 
 
 def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> str:
-    """A figure as text, "0.123" or with its interval "0.123 [0.110, 0.140]"; `MISSING` for None."""
+    """A figure as text, "0.123" or with its interval, if known, "0.123 [0.110, 0.140]"; `MISSING` for None."""
     if figure is None or figure.get("mean") is None:
         return MISSING
     text = f"{figure['mean']:.{decimals}f}"
-    return f"{text} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]" if interval else text
+    if not interval or figure["low"] is None:
+        return text
+    return f"{text} [{figure['low']:.{decimals}f}, {figure['high']:.{decimals}f}]"
 
 
 def number(value: float) -> str:

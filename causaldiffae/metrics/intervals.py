@@ -22,7 +22,7 @@ _TAILS: Final = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean with its 95 % interval; None without finite values.
+    """A mean with its 95 % interval; None without finite values, or for an interval that is not known.
 
     Attributes:
         mean, low, high: in the unit of the values.

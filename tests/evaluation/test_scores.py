@@ -21,7 +21,9 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.protocol import ProtocolSettings, Task, TaskRunner, draw_values, make_task
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
+from causaldiffae.evaluation.tables import shown
 from causaldiffae.generators import pendulum
+from causaldiffae.metrics import dci
 from causaldiffae.predictors.predictor import Readings
 from causaldiffae.script_util import create_gaussian_diffusion, create_model_and_diffusion
 
@@ -275,6 +277,31 @@ def test_latents_equal_to_the_labels_are_disentangled() -> None:
         assert block > 0.9 and block > mixed[name]["block_disentanglement"]["mean"] + 0.3
         assert right[name]["informativeness"]["mean"] > 0.9
         assert right[name]["completeness"]["low"] <= right[name]["completeness"]["mean"]
+
+
+@pytest.mark.parametrize(("resamples", "quantile"), [(10, 2.2622), (3, 4.3027)])
+def test_dci_intervals_are_students_t_of_the_refits(
+    monkeypatch: pytest.MonkeyPatch, resamples: int, quantile: float
+) -> None:
+    """Ten refits have 9 degrees of freedom: 2.26 standard deviations, not 1.96."""
+    values = iter(np.linspace(0.3, 0.7, resamples + 1))
+
+    def fit(*_: Any) -> dci.DciFit:
+        return dci.DciFit(np.eye(2), np.full(2, next(values)))
+
+    monkeypatch.setattr(dci, "REGRESSORS", {"boosting": fit})
+    z, labels = np.zeros((8, 2, 1)), np.zeros((8, 2))
+    found = score_latents(z, labels, z, labels, resamples, 0)["boosting"]["informativeness"]
+    expected = quantile * np.std(np.linspace(0.3, 0.7, resamples + 1)[1:], ddof=1)
+    assert found["high"] - found["mean"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_one_refit_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dci, "REGRESSORS", {"lasso": lambda *_: dci.DciFit(np.eye(2), np.full(2, 0.5))})
+    z, labels = np.zeros((8, 2, 1)), np.zeros((8, 2))
+    found = score_latents(z, labels, z, labels, 1, 0)["lasso"]["informativeness"]
+    assert (found["mean"], found["low"], found["high"]) == (0.5, None, None)
+    assert shown(found, interval=True) == "0.500"
 
 
 def squares_engine(steps: str, **options: Any) -> CounterfactualEngine:
