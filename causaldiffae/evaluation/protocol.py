@@ -125,7 +125,7 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     """Selects images of the test split and draws their interventions.
 
     Raises:
-        InputError: for more images than the split has, or an unknown variable.
+        InputError: for more images than the split has, an unknown variable, or one without labels.
     """
     spec, total = test.spec, len(test)
     count = settings.num_images or total
@@ -135,7 +135,10 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
         spec.graph.index(name, "variables")
     variables = tuple(settings.variables) or spec.graph.names
     exact = exact_labels(test)
-    low, high = exact.min(axis=0).astype(np.float64), exact.max(axis=0).astype(np.float64)
+    for name in variables:
+        if np.isnan(exact[:, spec.graph.index(name)]).all():
+            raise InputError(f"{name}: expected labels in the test split, got none")
+    low, high = (ends.astype(np.float64) for ends in (np.fmin.reduce(exact), np.fmax.reduce(exact)))  # NaN is missing
     indices = evenly_spread(count, total)
     drawn = draw_values(spec, low, high, indices, settings.seed)
     column = spec.graph.index

@@ -6,6 +6,7 @@ figure is known in advance.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -264,6 +265,18 @@ def test_values_of_categorical_variables_are_categories() -> None:
 def test_impossible_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_task(pendulums(4, 0), ProtocolSettings(**change))
+
+
+def test_a_missing_label_leaves_the_ranges_of_all_variables_known() -> None:
+    data = pendulums(8, 0)
+    data.spec = replace(SPEC, name="folder")
+    complete = make_task(data, ProtocolSettings())
+    data.labels[3, 1] = np.nan
+    found = make_task(data, ProtocolSettings())
+    assert np.isfinite(list(found.ranges.values())).all() and found.ranges["angle"] == complete.ranges["angle"]
+    data.labels[:, 1] = np.nan
+    with pytest.raises(InputError, match="light: expected labels in the test split, got none"):
+        make_task(data, ProtocolSettings())
 
 
 def test_latents_equal_to_the_labels_are_disentangled() -> None:
