@@ -31,7 +31,8 @@ EXPLANATION = (
     "KID-own use the predictor's features instead of Inception's. reversibility: L1 between the factual image and the "
     "image after an intervention and its inverse, over one and over many cycles. composition: the same for null "
     "interventions. DCI of the latent blocks by gradient boosting (GBT) and lasso: D "
-    "disentanglement, C completeness, R2 informativeness. Lower is better, except for PSNR, SSIM, class and DCI."
+    "disentanglement, C completeness, R2 informativeness. Lower is better, except for PSNR, SSIM, class and DCI. The "
+    "predictor was trained on the nearest training images, so its errors on that row are optimistic."
 )
 
 
