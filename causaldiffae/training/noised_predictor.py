@@ -88,7 +88,7 @@ def train_noised_predictor(
     Images without labels are not used.
     """
     torch.manual_seed(config.seed)
-    train = labelled_only(train)
+    train, validation = labelled_only(train), labelled_only(validation)
     predictor = NoisedPredictor(train.spec, network).to(device)
     source = BatchSource(train, config.batch_size, seed=config.seed, device=device)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
