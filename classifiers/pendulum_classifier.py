@@ -2,8 +2,7 @@
 
     python classifiers/pendulum_classifier.py --data_dir DATA --out OUT --image_size 32 --channels 3
 
---image_size and --channels are those of the models to evaluate with it, by default 96 pixels RGBA. Labels are exact,
-where the file names hold truncated ones.
+--image_size and --channels are those of the models to evaluate with it, by default 96 pixels RGBA.
 """
 
 from causaldiffae.script_util import run_cli

@@ -81,9 +81,9 @@ def published_causaldiffae(latents: int = 8, num_classes: int | None = 10) -> tu
 
 
 def pendulum_images(count: int, seed: int = 0) -> ImageData:
-    """Pendulums (count, 3, 32, 32) with the labels of their file names."""
+    """Pendulums (count, 3, 32, 32) with their labels."""
     rng = np.random.default_rng(seed)
-    labels = pendulum.file_labels(rng.integers(-40, 44, count), rng.integers(60, 100, count))
+    labels = pendulum.true_labels(rng.integers(-40, 44, count), rng.integers(60, 100, count))
     images = np.stack([pendulum.render(*row[:2])[..., :3].transpose(2, 0, 1) for row in labels])
     ids = [str(i) for i in range(count)]
     spec = dataset_spec("pendulum", 32, 3)

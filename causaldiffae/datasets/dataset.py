@@ -47,7 +47,6 @@ class Dataset:
         measure: images (N, C, H, W) uint8 -> labels (N, n) float64 measured in the images, NaN if that fails; None if
             labels cannot be measured.
         examples: (spec, count) -> test images that require no files except `assets/`.
-        exact_labels: data -> exact labels (N, n) of the images, if those on disk are rounded.
         shows_all: labels (N, n) -> (N,) bool, whether all labels are visible in the image.
         deformed: (base image, generator) -> another base image of the same class, for interventional images.
         predictor: training settings of predictors.
@@ -65,7 +64,6 @@ class Dataset:
     has_truth: Callable[[ImageData], bool] = lambda data: False
     measure: Callable[[np.ndarray], np.ndarray] | None = None
     examples: Callable[[DatasetSpec, int], ImageData] | None = None
-    exact_labels: Callable[[ImageData], np.ndarray] | None = None
     shows_all: Callable[[np.ndarray], np.ndarray] | None = None
     deformed: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     predictor: PredictorDefaults = PredictorDefaults()

@@ -135,12 +135,6 @@ def can_measure(spec: DatasetSpec) -> bool:
     return find_dataset(spec.name).measure is not None
 
 
-def exact_labels(data: ImageData) -> np.ndarray:
-    """Exact labels (N, n) float32 of the images; they differ from `data.labels` if those are rounded."""
-    exact = find_dataset(data.spec.name).exact_labels
-    return data.labels if exact is None or not truth_is_known(data) else exact(data)
-
-
 def has_examples(spec: DatasetSpec) -> bool:
     """Whether `example_images` supports this data set."""
     return spec.name in DATASETS and DATASETS[spec.name].examples is not None

@@ -11,7 +11,7 @@ processes. Outputs are arrays with one row per image; averages are computed in `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from causaldiffae.config import flag, with_help
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
-from causaldiffae.datasets.registry import exact_labels, measure, true_counterfactual, truth_is_known
+from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_least
 from causaldiffae.metrics import axioms
@@ -68,9 +68,8 @@ class Task:
     """Images and interventions of one evaluation.
 
     Attributes:
-        data: N test images with the labels on disk, which models are trained on.
+        data: N test images with their labels.
         indices: (N,) indices into the test split.
-        labels: (N, n) float32 exact labels, see `registry.exact_labels`.
         variables: the variables to intervene on.
         values: variable -> (N,) float64 values of the interventions.
         ranges: variable -> lowest and highest test label.
@@ -80,7 +79,6 @@ class Task:
 
     data: ImageData
     indices: np.ndarray
-    labels: np.ndarray
     variables: tuple[str, ...]
     values: dict[str, np.ndarray]
     ranges: dict[str, tuple[float, float]]
@@ -89,6 +87,11 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N, n) float32 factual labels."""
+        return self.data.labels
 
     @property
     def truth_is_known(self) -> bool:
@@ -134,11 +137,10 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     for name in settings.variables:
         spec.graph.index(name, "variables")
     variables = tuple(settings.variables) or spec.graph.names
-    exact = exact_labels(test)
     for name in variables:
-        if np.isnan(exact[:, spec.graph.index(name)]).all():
+        if np.isnan(test.labels[:, spec.graph.index(name)]).all():
             raise InputError(f"{name}: expected labels in the test split, got none")
-    low, high = (ends.astype(np.float64) for ends in (np.fmin.reduce(exact), np.fmax.reduce(exact)))  # NaN is missing
+    low, high = (end.reduce(test.labels).astype(np.float64) for end in (np.fmin, np.fmax))  # NaN is missing
     indices = evenly_spread(count, total)
     drawn = draw_values(spec, low, high, indices, settings.seed)
     column = spec.graph.index
@@ -150,7 +152,6 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     return Task(
         data=test.subset(indices),
         indices=indices,
-        labels=exact[indices],
         variables=variables,
         values={name: drawn[:, column(name)] for name in variables},
         ranges={name: (float(low[column(name)]), float(high[column(name)])) for name in variables},
@@ -189,13 +190,12 @@ class TaskRunner:
         stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(task.indices[rows[0]])]))
         self.generator.manual_seed(int(stream.integers(2**62)))
         outputs = self._model_outputs(part, rows)
-        exact = replace(part, labels=task.labels[rows])
         outputs["measured"] = measure(spec, part.images)
         for name in task.variables:
             outputs[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
             if task.truth_is_known:
                 do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
-                labels, images = true_counterfactual(exact, do)
+                labels, images = true_counterfactual(part, do)
                 outputs |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
                 outputs[f"true_measured/{name}"] = measure(spec, images)
         return outputs

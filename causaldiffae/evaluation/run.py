@@ -31,7 +31,7 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
-from causaldiffae.datasets.registry import exact_labels, find_dataset, read_split
+from causaldiffae.datasets.registry import find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
@@ -269,7 +269,7 @@ def latent_scores(
         batches = [to_model_range(data.images[start : start + 100]).to(device) for start in range(0, len(data), 100)]
         return np.concatenate([engine.latents(batch).double().cpu().numpy() for batch in batches])
 
-    train_labels, labels = exact_labels(references).astype(np.float64), task.labels.astype(np.float64)
+    train_labels, labels = references.labels.astype(np.float64), task.labels.astype(np.float64)
     z_train, z = latents(references), latents(task.data)
     return score_latents(z_train, train_labels, z, labels, settings.dci_resamples, settings.seed)
 

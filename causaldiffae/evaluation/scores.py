@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from causaldiffae.datasets.images import ImageData, evenly_spread
-from causaldiffae.datasets.registry import exact_labels, measure
+from causaldiffae.datasets.registry import measure
 from causaldiffae.evaluation.protocol import Task
 from causaldiffae.metrics import dci, truth
 from causaldiffae.metrics.effectiveness import Role, label_errors, role_of, treatment_effect
@@ -134,7 +134,7 @@ class _Context:
             labels[:, i] = task.values[name]
             for other in graph.descendants(name):
                 labels[:, graph.index(other)] = np.nan
-        bins = [exact_labels(self.references)[:, i], task.values[name], task.labels[:, i]]
+        bins = [self.references.labels[:, i], task.values[name], task.labels[:, i]]
         if self.spec.kind(i) == "continuous":
             edges = label_bins(bins[0])
             bins = [np.searchsorted(edges, column, side="right") for column in bins]
@@ -151,7 +151,7 @@ class _Context:
         }
         if expected.images is not None:
             train, spec = self.scorer.train, self.spec
-            target, known = spec.normalise(expected.labels), spec.normalise(exact_labels(train).astype(np.float64))
+            target, known = spec.normalise(expected.labels), spec.normalise(train.labels.astype(np.float64))
             nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
             found["truth"] = _Candidate(expected.images, all_finite, self.outputs[f"true_measured/{name}"])
             found["nearest"] = _Candidate(nearest, all_finite, measure(spec, nearest))

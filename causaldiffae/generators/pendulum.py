@@ -8,7 +8,7 @@ pivot (10, 10.5) and of the pendulum's tip (10 + 9.5 sin theta, 10.5 - 9.5 cos t
     shadow_position = (p0 + p1) / 2          shadow_length = max(3, |p0 - p1|)
 
 The model is deterministic: the shadow has no exogenous noise. The data set is the whole grid i = -40..43, j = 60..147
-without 100 (a light straight overhead). Its labels come from the file names, where those of the shadow are truncated.
+without 100 (a light straight overhead). Its file names hold the labels, those of the shadow truncated to integers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SHADOW_THICKNESS: Final = 3.0 / 72.0  # as a share of the image
 
 
 def true_labels(angle: Any, light: Any) -> np.ndarray:
-    """Labels (N, 4) float64, shadows not truncated, of angles and lights, numbers or (N,) arrays, in grid units."""
+    """Labels (N, 4) float64 of angles and lights, numbers or (N,) arrays, in grid units."""
     angle, light = np.broadcast_arrays(*(np.atleast_1d(np.asarray(cause, np.float64)) for cause in (angle, light)))
     inside = (light > 0) & (light < 200)  # above the floor
     if not inside.all():
@@ -57,13 +57,6 @@ def true_labels(angle: Any, light: Any) -> np.ndarray:
     pivot = _shadow_of(*_PIVOT, light)
     length = np.maximum(_SHORTEST, np.abs(pivot - tip))
     return np.stack([angle, light, length, (pivot + tip) / 2.0], axis=1)
-
-
-def file_labels(angle: Any, light: Any) -> np.ndarray:
-    """Labels (N, 4) float64 as in the data set's file names: the two of the shadow are truncated towards zero."""
-    labels = true_labels(angle, light)
-    labels[:, 2:] = np.trunc(labels[:, 2:])
-    return labels
 
 
 def _shadow_of(x: Any, y: Any, light: np.ndarray) -> np.ndarray:
@@ -133,7 +126,7 @@ def render(
 class PendulumGenerator(Generator):
     """The structural causal model of Pendulum: counterfactual labels, counterfactual images and measurement.
 
-    The shadow is recomputed, and not truncated, where a cause is intervened on; otherwise it keeps its label.
+    The shadow is recomputed where a cause is intervened on; otherwise it keeps its label.
     """
 
     graph = GRAPH

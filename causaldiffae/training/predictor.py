@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from causaldiffae.baselines.causalvae import ConvDecoder
 from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
-from causaldiffae.datasets.registry import exact_labels, find_dataset, read_split, truth_is_known
+from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
@@ -102,8 +102,7 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
             cached_interventional(part, folder, repeats, config.seed + stream, bend, config.workers, progress)
             for part, repeats, stream, bend in parts
         ]
-    exact = [replace(part, labels=exact_labels(part)) for part in (train, validation, test)]
-    return PredictorData(*exact, *drawn)
+    return PredictorData(train, validation, test, *drawn)
 
 
 def data_digest(data: ImageData) -> str:

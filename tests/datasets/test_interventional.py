@@ -9,20 +9,11 @@ from support import pendulum_images
 from causaldiffae.datasets.interventional import cached_interventional, independent_labels, interventional
 from causaldiffae.datasets.morphomnist import deformed
 from causaldiffae.datasets.pendulum import PENDULUM
-from causaldiffae.datasets.registry import dataset_spec, exact_labels, measure, read_split
+from causaldiffae.datasets.registry import dataset_spec, measure, read_split
 from causaldiffae.errors import DataError
 from causaldiffae.generators.morphology import mean_thickness
 
 SPEC = dataset_spec("pendulum", 32, 3)
-
-
-def test_exact_labels_are_those_that_pendulums_show() -> None:
-    on_disk = pendulum_images(6)
-    exact = exact_labels(on_disk)
-    assert np.abs(exact - on_disk.labels).max() > 0.2
-    np.testing.assert_array_equal(exact[:, :2], on_disk.labels[:, :2])
-    shown = measure(SPEC, on_disk.images)
-    assert np.abs(shown - exact)[PENDULUM.shows_all(exact), 3].max() < 0.3
 
 
 def test_labels_are_independent_and_can_be_shown() -> None:

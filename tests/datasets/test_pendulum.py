@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from causaldiffae.datasets.pendulum import parse_pendulum_name
-from causaldiffae.datasets.registry import exact_labels, measure, read_split, true_counterfactual
+from causaldiffae.datasets.pendulum import exact_labels, parse_pendulum_name
+from causaldiffae.datasets.registry import measure, read_split, true_counterfactual
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.generators import pendulum
 
@@ -19,13 +19,29 @@ from causaldiffae.generators import pendulum
 def test_a_split_is_read(pendulum_dir: Path) -> None:
     data = read_split("pendulum", pendulum_dir, "train")
     assert data.images.shape == (12, 4, 96, 96) and data.labels.dtype == np.float32 and data.classes is None
-    assert data.ids[0] == "a_-30_70_3_4.png" and data.labels[0].tolist() == [-30, 70, 3, 4]
+    assert data.ids[0] == "a_-30_70_3_4.png" and np.trunc(data.labels[0]).tolist() == [-30, 70, 3, 4]
     np.testing.assert_array_equal(data.images[0].transpose(1, 2, 0), pendulum.render(-30, 70))
     small = read_split("pendulum", pendulum_dir, "test", image_size=48, channels=3, limit=2)
     assert small.images.shape == (2, 3, 48, 48) and len(small) == 2
     assert read_split("pendulum", pendulum_dir, "train", limit=3).labels[:, 0].tolist() == [-30, 0, 25]
-    error = np.abs(measure(small.spec, small.images) - exact_labels(small))
+    error = np.abs(measure(small.spec, small.images) - small.labels)
     assert (error < (0.5, 0.5, 0.6, 0.6)).all()
+
+
+def test_labels_are_exact_though_file_names_truncate_them(pendulum_dir: Path) -> None:
+    data = read_split("pendulum", pendulum_dir, "train")
+    np.testing.assert_allclose(data.labels, pendulum.true_labels(*data.labels[:, :2].T), rtol=1e-6)
+    angle, light = pendulum.grid()
+    exact = pendulum.true_labels(angle, light)
+    in_name = np.array([parse_pendulum_name(pendulum.file_name(row)) for row in exact])
+    np.testing.assert_array_equal(exact_labels(in_name), exact)
+    np.testing.assert_allclose((exact - in_name).mean(axis=0), [0, 0, 0.29, 0.5], atol=0.01)
+
+
+def test_labels_of_another_generator_are_the_centres_of_their_bins() -> None:
+    names = np.array([[20, 80, 9, 15], [20, 80, 4, -2], [20, 250, 7, 1]])
+    np.testing.assert_array_equal(exact_labels(names)[:, :2], names[:, :2])
+    np.testing.assert_array_equal(exact_labels(names)[:, 2:], [[9.5, 15.5], [4.5, -2.5], [7.5, 1.5]])
 
 
 @given(*[st.integers(-999999, 999999)] * 4)

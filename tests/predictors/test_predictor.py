@@ -10,7 +10,7 @@ import torch
 from paths import REPO
 from support import pendulum_images
 
-from causaldiffae.datasets.registry import dataset_spec, exact_labels
+from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.predictors.predictor import (
@@ -128,4 +128,4 @@ def test_shipped_predictors_have_figures(name: str) -> None:
 def test_the_shipped_pendulum_predictor_predicts_labels() -> None:
     data = pendulum_images(40, seed=7)
     found = load_predictor(WEIGHTS / "pendulum_32_predictor").predictor.read(data.images).labels
-    assert np.abs(found - exact_labels(data)).mean(axis=0) == pytest.approx([0, 0, 0, 0], abs=1.5)
+    assert np.abs(found - data.labels).mean(axis=0) == pytest.approx([0, 0, 0, 0], abs=1.5)

@@ -9,7 +9,6 @@ import torch
 from paths import REPO
 from support import pendulum_images
 
-from causaldiffae.datasets.registry import exact_labels
 from causaldiffae.errors import InputError
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Predictor
@@ -64,8 +63,7 @@ def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_
 
 
 def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = pendulum_images(12)
-    train = replace(images, labels=exact_labels(images))
+    train = pendulum_images(12)
     prepared = training.PredictorData(train, train, train, None, None, None)
     weights: list[torch.Tensor] = []
 

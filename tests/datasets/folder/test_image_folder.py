@@ -187,9 +187,8 @@ def both_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             name = pendulum.file_name(labels)
             Image.fromarray(pendulum.render(*labels[:2])).save(built_in / split / name)
             (own / split / name).write_bytes((built_in / split / name).read_bytes())
-            values = [int(part) for part in name[2:-4].split("_")]
             names = ("angle", "light", "shadow_length", "shadow_position")
-            rows.append({"file": f"{split}/{name}", **dict(zip(names, values, strict=True)), "split": split})
+            rows.append({"file": f"{split}/{name}", **dict(zip(names, labels, strict=True)), "split": split})
     write_table(own, sorted(rows, key=lambda row: tuple(row[name] for name in names)))
     spec = dataset_spec("pendulum")
     keys = ("shift", "scale", "low", "high")
