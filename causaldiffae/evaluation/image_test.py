@@ -188,10 +188,11 @@ def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: Dataset
     if any("counterfactual_l1" in row for row in figures.values()):
         columns = {"L1 to true image": "counterfactual_l1", "do nothing L1": "do_nothing_l1", **columns}
     for i, name in enumerate(spec.graph.names):
-        if spec.category_values(i):
+        is_known = any(f"measured_error_{name}" in row for row in figures.values())
+        if spec.category_values(i) and not is_known:
             columns[f"{name} reached"] = f"reached_{name}"
         else:
-            columns[f"{name} error"] = f"measured_error_{name}"
+            columns[f"{name} {'error rate' if spec.category_values(i) else 'error'}"] = f"measured_error_{name}"
     rows = [[do, *(number(row.get(key, np.nan)) for key in columns.values())] for do, row in figures.items()]
     return text_table(["intervention", *columns], rows)
 
@@ -210,10 +211,14 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
 
 
 def traversal_table(effects: Mapping[str, Mapping[str, float]], name: str) -> str:
-    """Table of effects on every variable: a slope for descendants, a change for the others."""
+    """Table of effects on every variable: a slope or an error rate for descendants, a change for the others."""
+    texts = {
+        "slope": "slope of measured on true label, ideally 1",
+        "error_rate": "error rate of measured category, ideally 0",
+        "change": "mean change of measured label, ideally 0",
+    }
     rows = []
     for other, row in effects.items():
-        is_slope = bool(np.isfinite(row["slope"]))
-        text = "slope of measured on true label, ideally 1" if is_slope else "mean change of measured label, ideally 0"
-        rows.append([other, text, number(row["slope"] if is_slope else row["change"])])
+        key = next((key for key in texts if np.isfinite(row[key])), "change")
+        rows.append([other, texts[key], number(row[key])])
     return f"do({name}) over its range\n{text_table(['variable', 'effect', 'value'], rows, texts=2)}"

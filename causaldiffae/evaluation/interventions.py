@@ -22,6 +22,7 @@ from causaldiffae.datasets.registry import measure, true_counterfactual, truth_i
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
+from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.visualization.image_grids import labelled_grid
 
@@ -153,9 +154,10 @@ def interval(values: np.ndarray) -> float:
 
 
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
-    """Means over images: pixel errors, and absolute errors of measured and predicted labels of every variable.
+    """Means over images: pixel errors, and errors of measured and predicted labels of every variable.
 
-    For a categorical variable that is set, `reached_NAME` is the fraction of images measured to be of that category.
+    Errors are absolute or, for a binary or categorical variable, error rates. For such a variable that is set,
+    `reached_NAME` is the fraction of images measured to be of that category.
     """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     figures["change_l1"] = float(result.change_l1.mean())
@@ -163,17 +165,22 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
         figures["counterfactual_l1"] = float(result.counterfactual_l1.mean())
         figures["counterfactual_l1_interval"] = interval(result.counterfactual_l1)
         figures["do_nothing_l1"] = float(result.do_nothing_l1.mean())
+    categories = [spec.category_values(j) for j in range(len(spec.graph))]
+    labels = result.true_labels
+    if labels is not None:
+        measured_errors = label_errors(result.measured_labels, labels, categories)
+        predicted_errors = label_errors(result.predicted_labels, labels, categories)
     for j, name in enumerate(spec.graph.names):
         measured = result.measured_labels[:, j]
         finite = np.isfinite(measured)
         figures[f"measured_{name}"] = _mean(measured[finite])
         figures[f"not_measured_{name}"] = float((~finite).sum())
-        if name in result.do and spec.category_values(j):
-            figures[f"reached_{name}"] = _mean((np.abs(measured - result.do[name]) < 0.5)[finite])
-        if result.true_labels is not None:
-            true = result.true_labels[:, j]
-            figures[f"measured_error_{name}"] = _mean(np.abs(measured - true)[finite])
-            figures[f"predicted_error_{name}"] = float(np.abs(result.predicted_labels[:, j] - true).mean())
+        if name in result.do and categories[j]:
+            requested = nearest_category(np.full(len(measured), result.do[name]), categories[j])
+            figures[f"reached_{name}"] = _mean((nearest_category(measured, categories[j]) == requested)[finite])
+        if labels is not None:
+            figures[f"measured_error_{name}"] = _mean(measured_errors[finite, j])
+            figures[f"predicted_error_{name}"] = float(predicted_errors[:, j].mean())
     return figures
 
 
@@ -197,21 +204,27 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
     """Effect on each variable of setting one variable to several values, over all images and values.
 
     `slope`: slope of measured on true counterfactual labels, for the variable and its descendants; ideally 1.
-    `change`: mean change of the measured label from the factual image, for non-descendants; ideally 0. Figures that do
-    not apply are NaN.
+    `error_rate` replaces the slope for a binary or categorical variable; ideally 0. `change`: mean change of the
+    measured label from the factual image, or the fraction of images whose category changes, for non-descendants;
+    ideally 0. Figures that do not apply are NaN.
     """
-    first = results[0]
+    first, categories = results[0], [spec.category_values(j) for j in range(len(spec.graph))]
     affected = set(first.do).union(*(spec.graph.descendants(name) for name in first.do))
     before = measure(spec, first.factual)
+    all_changes = np.stack([label_errors(result.measured_labels, before, categories) for result in results])
     figures = {}
     for j, name in enumerate(spec.graph.names):
         measured = np.stack([result.measured_labels[:, j] for result in results])
         true = [result.true_labels[:, j] for result in results if result.true_labels is not None]
-        changes = np.abs(measured - before[:, j])
-        figures[name] = {
-            "slope": slope(measured, np.stack(true)) if true and name in affected else float("nan"),
-            "change": float("nan") if name in affected else _mean(changes[np.isfinite(changes)]),
-        }
+        figures[name] = dict.fromkeys(("slope", "error_rate", "change"), float("nan"))
+        if name not in affected:
+            changes = all_changes[:, :, j]
+            figures[name]["change"] = _mean(changes[np.isfinite(changes)])
+        elif true and categories[j]:
+            errors = label_errors(measured.reshape(-1, 1), np.stack(true).reshape(-1, 1), [categories[j]])
+            figures[name]["error_rate"] = _mean(errors[np.isfinite(errors)])
+        elif true:
+            figures[name]["slope"] = slope(measured, np.stack(true))
     return figures
 
 

@@ -29,7 +29,7 @@ from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
 PROTOCOL: Final = "causaldiffae benchmark"  # the name in results files
-VERSION: Final = 2
+VERSION: Final = 3
 
 Values = dict[str, Tensor]
 """Variable -> (B,) values in label units."""

@@ -18,7 +18,7 @@ from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.registry import measure
 from causaldiffae.evaluation.protocol import Task
 from causaldiffae.metrics import dci, truth
-from causaldiffae.metrics.effectiveness import Role, label_errors, role_of, treatment_effect
+from causaldiffae.metrics.effectiveness import Role, arms, label_errors, outcomes, role_of, treatment_effect
 from causaldiffae.metrics.intervals import Figure, mean_figure, resample_indices, statistic_figure
 from causaldiffae.metrics.realism import (
     Posteriors,
@@ -91,7 +91,7 @@ def score(task: Task, outputs: Arrays, scorer: Scorer) -> dict[str, Any]:
         row: dict[str, Any] = {"range": list(task.ranges[name]), "answers": {}}
         for kind, candidate in context.candidates(expected).items():
             row["answers"][kind] = context.score_candidate(expected, candidate)
-        own = label_errors(outputs[f"labels/{name}"], expected.labels)
+        own = label_errors(outputs[f"labels/{name}"], expected.labels, context.categories)
         row["answers"]["model"]["effectiveness"]["own_labels"] = context.by_variable(own)
         row["reversibility"] = {
             "1": context.figure(outputs[f"reverse/{name}"][task.short_cycle]),
@@ -110,6 +110,7 @@ class _Context:
 
     def __init__(self, task: Task, outputs: Arrays, scorer: Scorer) -> None:
         self.task, self.outputs, self.scorer, self.spec = task, outputs, scorer, task.data.spec
+        self.categories = [self.spec.category_values(i) for i in range(len(self.spec.graph))]
         self.predictor, self.references = scorer.predictor, scorer.references()
         self.factual_readings = self.predictor.read(task.data.images)
         self.factual_posteriors = Posteriors(*self.predictor.posteriors(task.data.images))
@@ -164,8 +165,8 @@ class _Context:
         labels, measured = readings.labels + excluded[:, None], candidate.measured + excluded[:, None]
         found: dict[str, Any] = {
             "effectiveness": {
-                "predictor": self.by_variable(label_errors(labels, expected.labels)),
-                "measured": self.by_variable(label_errors(measured, expected.labels))
+                "predictor": self.by_variable(label_errors(labels, expected.labels, self.categories)),
+                "measured": self.by_variable(label_errors(measured, expected.labels, self.categories))
                 if np.isfinite(measured).any()
                 else None,
             }
@@ -187,8 +188,8 @@ class _Context:
         """Label changes of the variables that are neither set nor descendants."""
         graph, found = self.spec.graph, {}
         changes = {
-            "predictor": np.abs(labels - self.factual_readings.labels),
-            "measured": np.abs(measured - self.outputs["measured"]),
+            "predictor": label_errors(labels, self.factual_readings.labels, self.categories),
+            "measured": label_errors(measured, self.outputs["measured"], self.categories),
         }
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.OTHER:
@@ -224,14 +225,19 @@ class _Context:
 
     def _effects(self, expected: _Expected, labels: np.ndarray) -> dict[str, Any]:
         """Average treatment effects on the descendants."""
-        graph, name, found = self.spec.graph, expected.name, {}
-        middle = sum(self.task.ranges[name]) / 2
+        graph, name, task, found = self.spec.graph, expected.name, self.task, {}
+        trials = arms(name, task.values[name], task.ranges[name], self.categories[graph.index(name)])
         for j, other in enumerate(graph.names):
-            if role_of(graph, name, other) is Role.DESCENDANT:
-                change = labels[:, j] - self.factual_readings.labels[:, j]
-                true_change = expected.labels[:, j] - self.task.labels[:, j]
-                effect = treatment_effect(change, true_change, self.task.values[name], middle, self.scorer.seed)
-                found[other] = {key: getattr(effect, key).to_dict() for key in ("model", "truth", "error")}
+            if role_of(graph, name, other) is not Role.DESCENDANT:
+                continue
+            columns = (labels, self.factual_readings.labels, expected.labels, task.labels)
+            after, before, true_after, true_before = (outcomes(other, c[:, j], self.categories[j]) for c in columns)
+            for outcome in after:
+                changes = after[outcome] - before[outcome], true_after[outcome] - true_before[outcome]
+                for arm, treated in trials.items():
+                    effect = treatment_effect(*changes, treated, self.scorer.seed)
+                    figures = {key: getattr(effect, key).to_dict() for key in ("model", "truth", "error")}
+                    found[f"{outcome} by {arm}" if arm else outcome] = figures
         return found
 
 

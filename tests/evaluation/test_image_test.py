@@ -1,5 +1,6 @@
 """Outputs of the test scripts: tables, and files of variables with hostile names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,5 +33,25 @@ def test_tables_explain_missing_figures() -> None:
     sweep = sweep_table([row], "do(size=3)", spec).splitlines()
     assert sweep[0] == "do(size=3) at guidance weights w, means over images"
     assert sweep[-2].split() == ["0.5", "2.000", "3.000", "-"]
-    effects = {"size": {"slope": 0.9, "change": float("nan")}, "grey": {"slope": float("nan"), "change": 0.1}}
-    assert [line.split()[-1] for line in traversal_table(effects, "size").splitlines()[3:]] == ["0.900", "0.100"]
+    nan = float("nan")
+    effects = {
+        "size": {"slope": 0.9, "error_rate": nan, "change": nan},
+        "hat": {"slope": nan, "error_rate": 0.2, "change": nan},
+        "grey": {"slope": nan, "error_rate": nan, "change": 0.1},
+    }
+    lines = traversal_table(effects, "size").splitlines()[3:]
+    assert [(line.split()[1], line.split()[-1]) for line in lines] == [
+        ("slope", "0.900"),
+        ("error", "0.200"),
+        ("mean", "0.100"),
+    ]
+
+
+def test_tables_show_error_rates_of_categories_or_the_fraction_reached() -> None:
+    spec = replace(squares_spec(), kinds=("binary", "continuous"))
+    row = {"reconstruction_l1": 1.0, "change_l1": 2.0, "reached_size": 0.75, "measured_error_grey": 3.0}
+    reached = intervention_table({"do(size=7)": row}, spec).splitlines()
+    assert reached[1].split() == ["L1", "L1", "reached", "error"] and reached[-1].split()[-2:] == ["0.750", "3.000"]
+    known = intervention_table({"do(grey=7)": {**row, "measured_error_size": 0.125}}, spec).splitlines()
+    assert known[1].split() == ["L1", "L1", "error", "error"] and known[2].split() == ["rate"]
+    assert known[-1].split()[-2:] == ["0.125", "3.000"]

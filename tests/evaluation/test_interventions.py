@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from paths import REPO
+from tiny import squares_spec
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData, to_model_range
@@ -143,3 +144,21 @@ def test_equal_interventions_share_one_rendered_truth(digits: ImageData, monkeyp
     results = evaluate(digits, [DOS[0], DOS[0], DOS[1], DOS[0]])
     assert rendered == DOS and [result.do for result in results] == [DOS[0], DOS[0], DOS[1], DOS[0]]
     assert all(result.counterfactual_l1.max() == 0 for result in results)  # type: ignore[union-attr]
+
+
+def test_figures_of_categories_are_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: dict[str, Any] = {"kinds": ("categorical", "binary"), "categories": (("a", "b", "c"), ())}
+    spec = replace(squares_spec(), **kinds, low=(0.0, 0.0), high=(2.0, 1.0))
+    images = np.zeros((4, 1, 8, 8), np.uint8)
+    true = np.array([[2.0, 0.0], [2, 1], [2, 1], [2, 0]])
+    measured = np.array([[2.0, 0.0], [0, 1], [2, 0], [np.nan, 0]])
+    predicted = np.array([[2.0, 0.4], [1.7, 0.6], [1.2, 0.9], [2, 0.1]])
+    result = InterventionResult({"size": 2.0}, images, images, images, images, true, predicted, true, measured)
+    figures = summary(result, spec)
+    assert figures["measured_error_size"] == pytest.approx(1 / 3) and figures["reached_size"] == pytest.approx(2 / 3)
+    assert figures["measured_error_grey"] == 0.25 and figures["predicted_error_grey"] == 0.0
+    assert figures["predicted_error_size"] == 0.25, "1.2 is category 1, 1.7 is category 2"
+    monkeypatch.setattr(interventions, "measure", lambda spec, images: measured)
+    row = traversal([result], spec)
+    assert row["size"]["error_rate"] == pytest.approx(1 / 3) and np.isnan(row["size"]["slope"])
+    assert row["grey"]["error_rate"] == 0.25, "a descendant"

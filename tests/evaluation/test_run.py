@@ -80,7 +80,7 @@ def test_every_model_type_is_evaluated(root: Path, tmp_path: Path, kind: str) ->
     outcome = evaluate(root, kind, tmp_path / "found.json")
     assert outcome.returncode == 0, outcome.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["protocol"] == {"name": "causaldiffae benchmark", "version": 2}
+    assert found["protocol"] == {"name": "causaldiffae benchmark", "version": 3}
     assert found["model"]["type"] == kind and found["data"]["images"] == 6
     thickness, intensity = (found["results"]["interventions"][name] for name in ("thickness", "intensity"))
     assert set(thickness["answers"]) == {"model", "truth", "do_nothing", "nearest"}
@@ -220,7 +220,7 @@ def test_results_of_another_evaluation_are_refused(root: Path, tmp_path: Path) -
         refused = evaluate(root, model, out, f"--num_images={images}")
         assert_refused(refused, "expected results of this model, data and settings, got others")
     for change, words in (
-        ({"protocol": {"name": "causaldiffae benchmark", "version": 0}}, "expected protocol version 2, got 0"),
+        ({"protocol": {"name": "causaldiffae benchmark", "version": 0}}, "expected protocol version 3, got 0"),
         ({"protocol": {}}, "expected a results file"),
         ({"results": 3}, "results: expected a mapping, got 3"),
     ):

@@ -24,6 +24,7 @@ from causaldiffae.evaluation.protocol import ProtocolSettings, Task, TaskRunner,
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.evaluation.tables import shown
 from causaldiffae.generators import pendulum
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.metrics import dci
 from causaldiffae.predictors.predictor import Readings
 from causaldiffae.script_util import create_gaussian_diffusion, create_model_and_diffusion
@@ -341,3 +342,59 @@ def test_infinite_pixels_become_nan() -> None:
     images = engine.predict(engine.abduct(to_model_range(squares(3).images)), [{}])[0].images
     assert images[0, 0, 0].isnan().tolist() == [True, True, True, False, False, False, False, False]
     assert images[0, 0, 0, 3:].tolist() == [1.0, 0.5, -0.5, 0.0, 1.0]
+
+
+CATEGORICAL = DatasetSpec(
+    "folder",
+    8,
+    1,
+    CausalGraph(("shape", "hat", "age"), (("shape", "hat"), ("shape", "age"))),
+    shift=(1.0, 0.5, 50.0),
+    scale=(1.0, 0.5, 20.0),
+    low=(0.0, 0.0, 20.0),
+    high=(2.0, 1.0, 80.0),
+    kinds=("categorical", "binary", "continuous"),
+    categories=(("disc", "square", "star"), (), ()),
+)
+
+
+class PixelPredictor(Geometry):
+    """Reads the labels that the first pixels hold."""
+
+    def read(self, images: np.ndarray) -> Readings:
+        return Readings(images[:, 0, 0, :3].astype(np.float64), None, self.coarse(images).astype(np.float32))
+
+
+def test_figures_of_categories_are_rates() -> None:
+    rng, count = np.random.default_rng(0), 40
+    labels = np.stack([rng.integers(0, 3, count), rng.integers(0, 2, count), rng.integers(20, 80, count)], axis=1)
+    images = np.zeros((count, 1, 8, 8), np.uint8)
+    images[:, 0, 0, :3] = labels
+    data = ImageData(CATEGORICAL, "test", images, labels.astype(np.float32), None, [str(i) for i in range(count)])
+    task = make_task(data, ProtocolSettings(variables=("shape",), cycles=1))
+    drawn = images.copy()
+    drawn[::4, 0, 0, 0] = (task.values["shape"][::4] + 1) % 3  # a wrong shape on every fourth image
+    drawn[task.values["shape"] == 2, 0, 0, 1] = 1  # stars wear hats
+    drawn[1::4, 0, 0, 0], drawn[2::4, 0, 0, 0] = task.values["shape"][1::4], task.values["shape"][2::4]
+    drawn[3::4, 0, 0, 0] = task.values["shape"][3::4]
+    nan, none = np.full((count, 3), np.nan), np.zeros(count, np.int64)
+    outputs = {"images": images, "broken": none, "composition": np.zeros(count), "composition_long": np.zeros(count)}
+    outputs |= {"images/shape": drawn, "broken/shape": none, "measured/shape": nan, "measured": nan}
+    outputs |= {
+        "reverse/shape": nan[:, 0],
+        "reverse_long/shape": nan[:, 0],
+        "labels/shape": labels + np.array([0.4, 0.0, 0.0]),
+    }
+    answers = score(task, outputs, Scorer(PixelPredictor(), data))["interventions"]["shape"]["answers"]  # type: ignore[arg-type]
+    model = answers["model"]
+    assert model["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(0.25)
+    assert answers["do_nothing"]["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(
+        np.mean(labels[:, 0] != task.values["shape"])
+    )
+    own = np.mean(labels[:, 0] != task.values["shape"])
+    assert model["effectiveness"]["own_labels"]["shape"]["mean"] == pytest.approx(own), "0.4 is still category 0"
+    arms = [f" by shape={k}" for k in range(3)]
+    assert list(model["effects"]) == [f"{name}{arm}" for name in ("hat", "age") for arm in arms]
+    without_hat = np.mean(labels[task.values["shape"] == 2, 1] == 0)
+    assert model["effects"]["hat by shape=2"]["model"]["mean"] == pytest.approx(without_hat)
+    assert model["effects"]["age by shape=2"]["model"]["mean"] == 0.0
