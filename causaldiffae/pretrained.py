@@ -29,7 +29,7 @@ from causaldiffae.datasets.registry import example_images, find_dataset, true_co
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
-from causaldiffae.files.reading import read_json
+from causaldiffae.files.reading import file_size, read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import count_parameters
@@ -357,5 +357,6 @@ def _copy_beside(source: Path, file: Path, target: Path) -> None:
     """Copies a file that lies in the folder `source` or in its parent (a run's step lies in the run)."""
     found = next((place / file for place in (source, source.parent) if (place / file).is_file()), None)
     if found is not None and found.resolve() != (target / file).resolve():
+        file_size(found)  # rejects links to files outside the folder, which an upload would publish
         (target / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(found, target / file)

@@ -32,10 +32,26 @@ StateDict = dict[str, torch.Tensor]
 
 
 def file_size(path: Path) -> int:
-    """Returns the size of a regular file in bytes; raises `DataError` for other files, including links."""
-    if path.is_symlink() or not path.is_file():
+    """Returns the size of a regular file in bytes; raises `DataError` for other files.
+
+    In an untrusted folder, a link may point to any file of the user. The only accepted links are those of the Hugging
+    Face Hub's cache to files of the same repository.
+    """
+    if path.is_symlink() and not _is_hub_link(path):
+        raise DataError(f"{path}: expected a regular file, got a link; replace it by a copy of the file")
+    if not path.is_file():
         raise DataError(f"{path}: file not found, or not a regular file")
     return path.stat().st_size
+
+
+def _is_hub_link(path: Path) -> bool:
+    """Whether a link has the form REPOSITORY/snapshots/REVISION/NAME -> REPOSITORY/blobs/HASH."""
+    try:
+        folder, target = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+    revision = next((each for each in (folder, *folder.parents) if each.parent.name == "snapshots"), None)
+    return revision is not None and target.parent == revision.parent.parent / "blobs"
 
 
 def read_file(path: Path, limit: int) -> bytes:

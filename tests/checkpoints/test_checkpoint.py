@@ -193,7 +193,7 @@ def link(path: Path) -> None:
     ("damage", "message"),
     [
         (grow, r"ema_0\.9999\.safetensors: expected \d+ bytes, got \d+"),
-        (link, r"config\.json: file not found, or not a regular file"),
+        (link, r"config\.json: expected a regular file, got a link; replace it by a copy"),
         (lambda path: (path / "manifest.json").unlink(), r"manifest\.json: file not found"),
     ],
 )

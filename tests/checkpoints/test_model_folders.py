@@ -1,13 +1,21 @@
-"""Models are found as folders, shipped names, and on a stubbed hub, which serves JSON, safetensors and text only."""
+"""Models are found as folders, shipped names, and on the hub, which serves JSON, safetensors and text only.
+
+The hub is a stub that records calls, or a local server from which huggingface_hub downloads into its own cache.
+"""
 
 import json
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hub_server import hub_of
 from paths import REPO
+from processes import plain_environment
 
 from causaldiffae import CausalDiffAE
 from causaldiffae.checkpoints import model_folders
@@ -148,3 +156,70 @@ def test_a_failed_push(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"push_to_hub: huggingface_hub is not installed"):
         model.push_to_hub("me/x")
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that huggingface_hub has made of a model with a predictor, "someone/digits"."""
+    pytest.importorskip("huggingface_hub")
+    root = tmp_path_factory.mktemp("hub")
+    folder = CausalDiffAE.from_pretrained("morphomnist-mini").save_pretrained(root / "mine")
+    code = "from causaldiffae.checkpoints.model_folders import find_model; find_model('someone/digits')"
+    with hub_of(folder) as address:
+        online = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(root / "cache"), "HF_HUB_OFFLINE": "0"}
+        subprocess.run([sys.executable, "-c", code], env=plain_environment(**online), check=True)
+    return root / "cache"
+
+
+@pytest.fixture
+def cached(downloaded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot in a copy of that cache, without a network."""
+    shutil.copytree(downloaded, tmp_path / "cache", symlinks=True)
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return find_model("someone/digits")
+
+
+def test_a_model_is_opened_from_the_cache_of_the_hub(cached: Path) -> None:
+    links = sorted(path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_symlink())
+    assert {"config.json", "model.safetensors", "reader/config.json", "reader/model.safetensors"} <= set(links)
+    model, original = (CausalDiffAE.from_pretrained(name, steps=2) for name in ("someone/digits", "morphomnist-mini"))
+    data = original.examples(4)
+    np.testing.assert_array_equal(model.sample(2).images, original.sample(2).images)
+    np.testing.assert_array_equal(model.read(data.images).classes, data.classes)
+    described = describe_folder(cached)
+    assert described is not None and described.dataset == "morphomnist"
+    again = CausalDiffAE.from_pretrained(model.save_pretrained(cached.parents[3] / "saved"), steps=2)
+    np.testing.assert_array_equal(again.sample(2).images, original.sample(2).images)
+
+
+def test_a_link_to_the_cache_is_opened(cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits").symlink_to(cached)
+    assert CausalDiffAE.from_pretrained(tmp_path / "digits").spec.name == "morphomnist"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "reader/config.json"])
+def test_a_link_out_of_its_repository_is_refused(cached: Path, tmp_path: Path, name: str) -> None:
+    """Also into another repository of the cache, and through blobs that are a link themselves."""
+    other = cached.parents[2] / "models--other--model" / "blobs"
+    other.mkdir(parents=True)
+    blob = (cached / name).resolve()
+    for target in (tmp_path / "elsewhere", other / blob.name):
+        target.write_bytes(blob.read_bytes())
+        (cached / name).unlink()
+        (cached / name).symlink_to(target)
+        with pytest.raises(DataError, match=f"{name}: expected a regular file, got a link"):
+            CausalDiffAE.from_pretrained("someone/digits").read(np.zeros((1, 1, 28, 28), np.uint8))
+    blob.parent.rename(tmp_path / "blobs")
+    blob.parent.symlink_to(tmp_path / "blobs")
+    with pytest.raises(DataError, match=": expected a regular file, got a link"):
+        CausalDiffAE.from_pretrained("someone/digits")
+
+
+def test_a_link_out_of_its_repository_is_not_published(cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key")
+    (cached / "progress.csv").unlink(missing_ok=True)
+    (cached / "progress.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=r"progress\.csv: expected a regular file, got a link"):
+        CausalDiffAE.from_pretrained("someone/digits").save_pretrained(tmp_path / "saved")
