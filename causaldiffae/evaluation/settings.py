@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +35,9 @@ class TestConfig:
     label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
     judge: str = flag("", "deprecated alias of label_predictor")
     out_dir: str = flag("", "output folder")
-    do: list[str] = flag([], "intervention name=value[,name=value]; repeatable; default: those in the script")
+    do: list[str] = flag(
+        [], 'intervention name=value[,name=value]; quotes for "a, b"=1; repeatable; default: those in the script'
+    )
     num_images: int = flag(0, "number of test images; 0 for all")
     batch_size: int = flag(100, "images per batch")
     solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
@@ -79,12 +84,22 @@ def resolve_alias(settings: object, alias: str, name: str) -> None:
 
 
 def parse_do(text: str, spec: DatasetSpec) -> CheckedDo:
-    """Parses "thickness=4.5,intensity=90"; a category may be given by name."""
+    """Parses "thickness=4.5,intensity=90"; a category may be given by name.
+
+    Names and categories that contain commas or equals signs are recognised; other values with commas are quoted:
+    `"weight, kg"=60,hat="felt, wide"`.
+    """
     do: dict[str, float | str] = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not name or not value:
-            raise InputError(f"do: expected name=value, like thickness=4.5, got {part[:200]!r}")
+    left = text.strip()
+    while left or not do:
+        name, rest = _take(left, spec.graph.names, "=")
+        if not name or not rest.startswith("=") or not rest[1:].strip(" ,"):
+            raise InputError(f"do: expected name=value, like thickness=4.5, got {left[:200]!r}")
+        categories = spec.category_names(spec.graph.names.index(name)) if name in spec.graph.names else ()
+        value, left = _take(rest[1:], categories, ",")
+        if left and not left.startswith(","):
+            raise InputError(f"do: {name[:80]}: expected a comma after {value[:80]!r}, got {left[:80]!r}")
+        left = left.removeprefix(",").strip()
         if name in do:
             raise InputError(f"do: expected each variable once, got {name[:80]} twice in {text[:200]!r}")
         try:
@@ -92,6 +107,23 @@ def parse_do(text: str, spec: DatasetSpec) -> CheckedDo:
         except ValueError:
             do[name] = value[:200]
     return spec.check_do(do)
+
+
+def _take(text: str, known: Sequence[str], end: str) -> tuple[str, str]:
+    """Splits off a quoted string, the longest of the `known` strings before `end`, or the text before `end`.
+
+    Returns:
+        The string in Unicode's composed form (NFC), as in tables and graphs, and the rest of the text.
+    """
+    text = unicodedata.normalize("NFC", text).strip()
+    if quoted := re.match(r"""(["'])(.*?)\1\s*""", text, re.DOTALL):
+        return quoted[2], text[quoted.end() :]
+    for candidate in sorted(known, key=len, reverse=True):
+        rest = text[len(candidate) :].lstrip()
+        if text.startswith(candidate) and rest[:1] in ("", end):
+            return candidate, rest
+    value, found, rest = text.partition(end)
+    return value.strip(), found + rest
 
 
 def default_interventions(spec: DatasetSpec) -> list[CheckedDo]:
@@ -116,8 +148,11 @@ def parse_numbers(name: str, text: str) -> list[float]:
 
 
 def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
-    """Parses variable names separated by commas."""
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    for each in names:
+    """Parses variable names separated by commas; names that contain commas may be quoted."""
+    names, left = [], text.strip(" ,")
+    while left:
+        each, left = _take(left, spec.graph.names, ",")
         spec.graph.index(each, name)
+        names.append(each)
+        left = left.strip(" ,")
     return names

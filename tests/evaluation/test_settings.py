@@ -1,10 +1,12 @@
 """Command line of the test scripts: interventions, lists of numbers and deprecated names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import squares_spec
 
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.settings import (
     RECIPES,
@@ -14,6 +16,7 @@ from causaldiffae.evaluation.settings import (
     parse_numbers,
 )
 from causaldiffae.evaluation.settings import TestConfig as Settings
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.script_util import parse_flags
 
 GIVEN = ["--model_path=m", "--data_dir=d", "--out_dir=o"]
@@ -38,6 +41,35 @@ def test_other_interventions_are_refused_in_a_short_message(text: str, message: 
     with pytest.raises(InputError, match=message) as caught:
         parse_do(text, squares_spec())
     assert len(str(caught.value)) < 400
+
+
+def spec_with_names(*names: str, categories: tuple[tuple[str, ...], ...] = ()) -> DatasetSpec:
+    n = len(names)
+    kinds = tuple("categorical" if each else "continuous" for each in categories)
+    numbers: dict[str, Any] = {"shift": (0.0,) * n, "scale": (1.0,) * n, "low": (0.0,) * n, "high": (99.0,) * n}
+    return DatasetSpec("folder", 8, 1, CausalGraph(names), kinds=kinds, categories=categories, **numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "do"),
+    [
+        ("weight, kg=60", {"weight, kg": 60.0}),
+        ('"weight, kg"=60, height=cm=7', {"weight, kg": 60.0, "height=cm": 7.0}),
+        ("'height=cm' = 7,hat=felt, wide", {"height=cm": 7.0, "hat": 1.0}),
+        ('hat="a=b",weight=3', {"hat": 0.0, "weight": 3.0}),
+        ("Gro\u0308\u00dfe=5", {"Gr\u00f6\u00dfe": 5.0}),
+    ],
+)
+def test_names_and_categories_may_contain_commas_and_equals_signs(text: str, do: dict[str, float]) -> None:
+    names = ("weight, kg", "height=cm", "hat", "weight", "Gr\u00f6\u00dfe")
+    spec = spec_with_names(*names, categories=((), (), ("a=b", "felt, wide"), (), ()))
+    assert parse_do(text, spec) == do
+    assert parse_names("traverse", 'weight, kg, "height=cm",hat,', spec) == ["weight, kg", "height=cm", "hat"]
+
+
+def test_text_after_a_quoted_value_is_refused() -> None:
+    with pytest.raises(InputError, match="do: hat: expected a comma after 'a', got 'b'"):
+        parse_do('hat="a"b', spec_with_names("hat", categories=(("a", "b"),)))
 
 
 def test_lists_are_parsed() -> None:
