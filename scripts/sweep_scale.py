@@ -3,7 +3,8 @@
     python scripts/sweep_scale.py --model_path RUN --data_dir DATA --out_dir OUT
     python scripts/sweep_scale.py ... --scales 0,0.5,1,1.5,2,3 --num_images 500 --predictor_path none
 
-Every test image is set to one other class, drawn at random, at each scale. The networks that score the counterfactuals
+Every image is set to one other class, drawn at random, at each scale. The scale is chosen on validation images and the
+figures are those of test images; CLD compares with further training images. The networks that score the counterfactuals
 are trained on clean images by classifiers/{mnist,fashion_mnist}_classifier.py and class_autoencoders.py; by default
 those in weights/ are used. Writes scale.csv, scale.png (curves, with the recommended scale marked),
 counterfactuals.png and scale.json.
@@ -27,6 +28,7 @@ from causaldiffae.evaluation.scale_sweep import (
     ScaleResult,
     Scorers,
     check_classes,
+    choose_images,
     draw_sweep,
     other_classes,
     recommend,
@@ -54,7 +56,8 @@ class SweepConfig:
     out_dir: str = flag("", "output folder")
     scales: str = flag("0,0.2,0.4,0.6,0.8,1,1.5,2,2.5,3", "guidance scales")
     num_images: int = flag(500, "test images; 0 for all")
-    num_reference: int = flag(2000, "test images that CLD compares with; 0 for all")
+    num_validation: int = flag(500, "validation images for the choice of the scale; 0 for all")
+    num_reference: int = flag(2000, "training images that CLD compares with; 0 for all")
     batch_size: int = flag(100, "images per batch")
     predictor_path: str = flag("", "noised predictor, or 'none'; default: predictor/ in model_path")
     label_predictor: str = flag("", "predictor of the counterfactuals' classes; default: from weights/")
@@ -73,7 +76,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
-        check_least(self, num_images=0, num_reference=0, batch_size=1, seed=0)
+        check_least(self, num_images=0, num_validation=0, num_reference=0, batch_size=1, seed=0)
         resolve_alias(self, "judge", "label_predictor")
         resolve_alias(self, "wanted_accuracy", "target_accuracy")
 
@@ -92,7 +95,9 @@ def main(argv: list[str]) -> None:
     predictor = load_predictor(find_predictor(spec, config.label_predictor), device)
     check_fits(predictor.predictor, spec, predictor.path)
     autoencoders = load_autoencoders(config.autoencoders or find_shipped(spec, "autoencoders"), device)
-    data, reference = (test.subset(range(len(test))[: n or None]) for n in (config.num_images, config.num_reference))
+    train = read_split(spec.name, config.data_dir, "train", spec=spec)
+    data = test.subset(range(len(test))[: config.num_images or None])
+    validation, reference = choose_images(train, config.num_validation, config.num_reference)
     scorers = Scorers(predictor.predictor, autoencoders, reference)
     engine = loaded.engine(
         config.steps,
@@ -102,20 +107,32 @@ def main(argv: list[str]) -> None:
         stop=config.stop,
         rescale_quantile=config.rescale_quantile,
     )
-    with progress_bar(total=len(data), desc="counterfactuals", unit="image") as bar:
-        results = sweep_scale(engine, data, scales, scorers, config.batch_size, config.seed, device, bar.update)
-    best = recommend(results, config.target_accuracy)
+    with progress_bar(total=len(validation) + len(data), desc="counterfactuals", unit="image") as bar:
+        tried, results = (
+            sweep_scale(engine, part, scales, scorers, config.batch_size, config.seed, device, bar.update)
+            for part in (validation, data)
+        )
+    chosen = recommend(tried, config.target_accuracy)
+    best = results[scales.index(chosen.scale)]
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_sweep(out / "scale.csv", results)
     save_png(out / "scale.png", draw_sweep(results, best))
     save_png(out / "counterfactuals.png", draw_examples(data, results, config.seed))
-    figures = {f"{r.scale:g}": {name: asdict(figure) for name, figure in r.figures().items()} for r in results}
-    report = {"model": loaded.path, "settings": asdict(config), "recommended": best.scale, "scales": figures}
+    figures, on_validation = (
+        {f"{r.scale:g}": {name: asdict(figure) for name, figure in r.figures().items()} for r in rows}
+        for rows in (results, tried)
+    )
+    report = {"model": loaded.path, "settings": asdict(config), "recommended": best.scale}
+    report |= {"scales": figures, "scales_on_validation": on_validation}
     (out / "scale.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{sweep_table(results, best)}\n\nrecommended: s = {best.scale:g}")
-    if float(best.values["accuracy"].mean()) < config.target_accuracy:
-        print(f"no scale reaches an accuracy of {config.target_accuracy:g}")
+    accuracy, divergence = (float(np.nanmean(chosen.values[name])) for name in ("accuracy", "cld"))
+    print(
+        f"{sweep_table(results, best)}\n\nrecommended: s = {best.scale:g}, chosen on {len(validation)} validation "
+        f"images (accuracy {accuracy:.3f}, CLD {divergence:.3f})"
+    )
+    if accuracy < config.target_accuracy:
+        print(f"no scale reaches an accuracy of {config.target_accuracy:g} on the validation images")
     print(f"written to {out}")
 
 

@@ -3,7 +3,9 @@
     python scripts/sweep_steps.py --model_path RUN --data_dir DATA --out_dir OUT
     python scripts/sweep_steps.py ... --settings ddim:250,dpmpp2m:25,dpmpp2m:10 --do thickness=4 --num_images 500
 
-The first setting is the reference. Writes steps.csv (means with intervals), steps.png (curves) and steps.json.
+The first setting is the reference. Another one is as good if the upper end of the 95 % interval of its difference to
+the reference is below --margin in every figure; the one with the fewest steps is recommended. Writes steps.csv (means
+with intervals), steps.png (curves) and steps.json.
 """
 
 from __future__ import annotations
@@ -18,7 +20,18 @@ from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.image_test import find_measurement
 from causaldiffae.evaluation.settings import default_interventions, parse_do, resolve_alias
-from causaldiffae.evaluation.step_sweep import draw, headings, parse_settings, recommend, sweep_steps, table, write_rows
+from causaldiffae.evaluation.step_sweep import (
+    MARGIN,
+    NULL_MARGIN,
+    draw,
+    exceeded,
+    headings,
+    parse_settings,
+    recommend,
+    sweep_steps,
+    table,
+    write_rows,
+)
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import load_model, parse_flags, run_cli
 from causaldiffae.visualization.image_grids import save_png
@@ -41,13 +54,14 @@ class StepSweepConfig:
     do: list[str] = flag([], "intervention name=value[,name=value]; repeatable; default: one per variable")
     num_images: int = flag(100, "test images; 0 for all")
     batch_size: int = flag(100, "images per batch")
+    margin: float = flag(MARGIN, "accepted increase of an error, as a fraction of the reference's mean")
     label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
     judge: str = flag("", "deprecated alias of label_predictor")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
-        check_least(self, num_images=0, batch_size=1)
+        check_least(self, num_images=0, batch_size=1, margin=0)
         resolve_alias(self, "judge", "label_predictor")
 
 
@@ -64,7 +78,7 @@ def main(argv: list[str]) -> None:
     measurement = find_measurement(spec, config.label_predictor, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:
         rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, measurement)
-    heads, best = headings(dos, spec), recommend(rows)
+    heads, best = headings(dos, spec), recommend(rows, config.margin)
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "steps.csv", rows)
@@ -73,10 +87,16 @@ def main(argv: list[str]) -> None:
     recommended = str(best.setting) if best else None
     report = {"model": loaded.path, "settings": asdict(config), "recommended": recommended, "rows": figures}
     (out / "steps.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(
-        f"{table(rows, heads)}\n\nfewest evaluations that are nowhere significantly worse than {settings[0]}: "
-        f"{recommended or 'none of these'}\nwritten to {out}"
-    )
+    print(f"{table(rows, heads)}\n")
+    lines = [
+        f"{row.setting}: {heads[name]}: {figure.mean:+.3f}, at most {figure.high:+.3f}"
+        for row in rows[1:]
+        for name, figure in exceeded(row, rows[0], config.margin).items()
+    ]
+    if lines:
+        limits = f"{config.margin:.0%} of the mean ({NULL_MARGIN} grey levels for the null intervention)"
+        print(f"Differences to {settings[0]} that may exceed {limits}:", *lines, sep="\n  ", end="\n\n")
+    print(f"fewest evaluations that are as good as {settings[0]}: {recommended or 'none of these'}\nwritten to {out}")
 
 
 if __name__ == "__main__":

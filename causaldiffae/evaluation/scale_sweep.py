@@ -3,7 +3,8 @@
 Every test image is set to another class, drawn from the seed and the image's index, at several scales from one
 abduction. Too small a scale does not change the class, which lowers the accuracy of an independent predictor and raises
 IM1 and IM2. Too large a scale moves away from the factual image, which raises CLD and L1. The recommended scale has the
-lowest CLD among those that reach the target accuracy.
+lowest CLD among those that reach the target accuracy. Choose it on other images than those whose figures are reported:
+the best of ten scales on the reported images is optimistic.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.realism import Posteriors, cld
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Predictor
+from causaldiffae.training.fitting import split_validation
 from causaldiffae.visualization.curves import plot_interval
 from causaldiffae.visualization.image_grids import render
 
@@ -48,7 +50,7 @@ class Scorers:
     Attributes:
         predictor: reads the class, and has the VAE of CLD.
         autoencoders: the class autoencoders of IM1 and IM2.
-        reference: images that CLD compares with (`realism.cld`).
+        reference: images that CLD compares with (`realism.cld`); none of the images that are scored.
     """
 
     predictor: Predictor
@@ -79,6 +81,15 @@ def check_classes(data: ImageData) -> None:
     """Raises `InputError` unless the data set has exactly one variable, a categorical one."""
     if len(data.spec.graph) != 1 or not data.spec.category_values(0):
         raise InputError(f"data_dir: expected a data set of one categorical variable, got {data.spec.name}")
+
+
+def choose_images(train: ImageData, num_validation: int = 0, num_reference: int = 0) -> tuple[ImageData, ImageData]:
+    """Images of the training split for the choice of the scale and for the comparison of CLD, disjoint; 0 for all.
+
+    The former are from the share on which the classifiers of this package validate (`split_validation` with seed 0).
+    """
+    kept, held_out = split_validation(len(train), seed=0)
+    return train.subset(held_out[: num_validation or None]), train.subset(kept[: num_reference or None])
 
 
 def sweep_scale(

@@ -30,6 +30,10 @@ from causaldiffae.visualization.image_grids import render
 
 NULL: Final = "null"
 SAME_NOISE: Final = "same_noise"
+MARGIN: Final = 0.05
+"""Accepted increase of a mean error, as a fraction of the reference's."""
+NULL_MARGIN: Final = 0.5
+"""Accepted increase of the error of the null intervention, in grey levels: what rounding to 8 bits may lose."""
 
 
 @dataclass(frozen=True)
@@ -138,19 +142,30 @@ def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Map
     return [to_uint8(result.images.cpu().numpy()) for result in engine.predict(abducted, dos)]
 
 
-def recommend(rows: Sequence[SweepRow]) -> SweepRow | None:
-    """The setting with the fewest steps and no figure significantly worse than the reference; None if there is none.
+def exceeded(row: SweepRow, reference: SweepRow, margin: float = MARGIN) -> dict[str, Figure]:
+    """The figures in which a setting is not shown to be as good as the reference: their differences, with intervals.
 
-    Images are paired: a figure is worse if the 95 % interval of its difference to the reference lies above 0.
+    A setting is as good if the upper end of the 95 % interval of the difference, over paired images, lies below a
+    margin: `margin` times the reference's mean, or `NULL_MARGIN` for the null intervention (a test of non-inferiority:
+    with few images the interval is wide, and the setting is not accepted). Figures that could not be measured for the
+    reference are left out.
     """
+    found = {}
+    for name, values in reference.values.items():
+        mean = mean_figure(values).mean
+        if name == SAME_NOISE or mean is None:
+            continue
+        difference = mean_figure(row.values[name] - values)
+        if difference.high is None or difference.high > (NULL_MARGIN if name == NULL else margin * mean):
+            found[name] = difference
+    return found
+
+
+def recommend(rows: Sequence[SweepRow], margin: float = MARGIN) -> SweepRow | None:
+    """The setting with the fewest steps that is as good as the reference (`exceeded`); None if there is none."""
     reference, *others = rows
-    compared = [name for name in reference.values if name != SAME_NOISE]
-
-    def is_worse(row: SweepRow) -> bool:
-        lows = [mean_figure(row.values[name] - reference.values[name]).low for name in compared]
-        return any(low is not None and low > 0 for low in lows)
-
-    return min((row for row in others if not is_worse(row)), key=lambda row: row.setting.steps, default=None)
+    equivalent = [row for row in others if not exceeded(row, reference, margin)]
+    return min(equivalent, key=lambda row: row.setting.steps, default=None)
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:

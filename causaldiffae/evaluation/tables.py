@@ -29,10 +29,10 @@ EXPLANATION = (
     "the label predicted from the image, in label units, or for a binary or categorical variable the error rate; NAME "
     "error measured: the same for the label measured by geometry. class: accuracy of the predicted class. CLD: 0.693 "
     "is the optimum, 1.313 is no change. FID-own and KID-own use the predictor's features instead of Inception's. "
-    "reversibility: L1 between the factual image and the image after an intervention and its inverse, over one and over many cycles. composition: the same for null "
-    "interventions. DCI of the latent blocks by gradient boosting (GBT) and lasso: D "
-    "disentanglement, C completeness, R2 informativeness. Lower is better, except for PSNR, SSIM, class and DCI. The "
-    "predictor was trained on the nearest training images, so its errors on that row are optimistic."
+    "reversibility: L1 between the factual image and the image after an intervention and its inverse, over one and "
+    "over many cycles. composition: the same for null interventions. DCI of the latent blocks by gradient boosting "
+    "(GBT) and lasso: D disentanglement, C completeness, R2 informativeness. Lower is better, except for PSNR, SSIM, "
+    "class and DCI. The predictor was trained on the nearest training images, so its errors on that row are optimistic."
 )
 
 

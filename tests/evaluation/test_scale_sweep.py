@@ -1,6 +1,7 @@
 """The sweep over guidance scales, with an engine of known counterfactuals: nothing done, and the right class drawn."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from causaldiffae.evaluation.scale_sweep import (
     METRICS,
     ScaleResult,
     Scorers,
+    choose_images,
     draw_sweep,
     other_classes,
     recommend,
@@ -110,6 +112,15 @@ def test_the_recommended_scale_is_accurate_and_close() -> None:
     assert recommend(found[:2]).scale == 1, "the most accurate one where none reaches the target"
 
 
+def test_the_scale_is_chosen_and_compared_on_other_images_than_those_reported() -> None:
+    train = read_split("mnist", SHARE, "train")
+    validation, reference = choose_images(train)
+    assert len(validation) == len(train) // 16 and len(validation) + len(reference) == len(train)
+    assert not set(validation.ids) & set(reference.ids)
+    few = choose_images(train, 5, 7)
+    assert [len(part) for part in few] == [5, 7]
+
+
 def test_table_csv_and_plot(results: list[ScaleResult], tmp_path: Path) -> None:
     write_sweep(tmp_path / "scale.csv", results)
     rows = list(csv.DictReader((tmp_path / "scale.csv").open()))
@@ -130,10 +141,14 @@ def test_the_script(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     save_autoencoders(tmp_path / "networks", ClassAutoencoders(dataset_spec("mnist")), {})
     base = [f"--model_path={model_folder}", f"--data_dir={SHARE}", f"--out_dir={out}", "--steps=2"]
-    base += [f"--autoencoders={tmp_path / 'networks'}", "--num_images=12", "--num_reference=100"]
+    base += [f"--autoencoders={tmp_path / 'networks'}", "--num_images=12", "--num_reference=100", "--num_validation=9"]
     outcome = run(SCRIPT, *base, "--scales=1,0", "--wanted_accuracy=0.5")
     assert outcome.returncode == 0, outcome.stderr
-    assert "recommended: s = " in outcome.stdout and "100%" in outcome.stderr
+    assert "recommended: s = " in outcome.stdout and ", chosen on 9 validation images (accuracy " in outcome.stdout
+    report = json.loads((out / "scale.json").read_text())
+    assert list(report["scales"]) == list(report["scales_on_validation"]) == ["0", "1"]
+    assert report["scales"]["1"]["l1"]["images"] == 12 and report["scales_on_validation"]["1"]["l1"]["images"] == 9
+    assert "100%" in outcome.stderr
     assert "warning: wanted_accuracy: deprecated, use target_accuracy" in outcome.stderr
     assert {path.name for path in out.iterdir()} == {"scale.csv", "scale.png", "counterfactuals.png", "scale.json"}
     rows = (out / "scale.csv").read_text().splitlines()

@@ -23,6 +23,7 @@ from causaldiffae.evaluation.step_sweep import (
     Setting,
     SweepRow,
     draw,
+    exceeded,
     headings,
     parse_settings,
     recommend,
@@ -85,11 +86,32 @@ def row(setting: str, l1: float, spread: float = 0.0) -> SweepRow:
     return SweepRow(parse_settings(f"{setting},x:1")[0], {NULL: l1 + wave, SAME_NOISE: np.full(200, 9.0)})
 
 
-def test_the_fewest_steps_without_significant_loss_are_recommended() -> None:
-    reference = row("ddim:250", 1.0)
-    best = recommend([reference, row("a:25", 0.9), row("a:15", 1.0, spread=0.3), row("a:10", 1.1)])
-    assert best is not None and str(best.setting) == "a:15"
-    assert recommend([reference, row("a:10", 1.1)]) is None
+def measured(setting: str, error: float, spread: float = 0.0, count: int = 200) -> SweepRow:
+    base, noise = 10.0 + np.sin(np.arange(count)), spread * np.cos(3 * np.arange(count))
+    return SweepRow(parse_settings(f"{setting},x:1")[0], {"truth:do(a=1)": base + error + noise})
+
+
+def test_the_fewest_steps_that_are_shown_to_be_as_good_are_recommended() -> None:
+    reference = measured("ddim:250", 0.0)
+    best = recommend([reference, measured("a:25", -0.5), measured("a:15", 0.3, spread=1.0), measured("a:10", 0.6)])
+    assert best is not None and str(best.setting) == "a:15", "0.3 + 0.1 is below 5 % of 10"
+    assert recommend([reference, measured("a:10", 0.6)]) is None
+    assert recommend([reference, measured("a:10", 0.6)], margin=0.1) is not None
+    (difference,) = exceeded(measured("a:10", 0.6), reference).values()
+    assert difference.mean == pytest.approx(0.6) and difference.high == pytest.approx(0.6)
+
+
+def test_fewer_images_accept_less() -> None:
+    few, many = (
+        recommend([measured("ddim:250", 0.0, count=count), measured("a:10", 0.2, spread=3.0, count=count)])
+        for count in (20, 2000)
+    )
+    assert few is None and many is not None
+
+
+def test_the_null_intervention_has_a_margin_in_grey_levels() -> None:
+    assert recommend([row("ddim:250", 0.01), row("a:10", 0.4)]) is not None
+    assert recommend([row("ddim:250", 0.01), row("a:10", 0.6)]) is None
 
 
 def test_settings_are_parsed() -> None:
