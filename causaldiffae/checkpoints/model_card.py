@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.config import Config
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
@@ -103,7 +104,7 @@ def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = N
     figures = [f"| {_cell(key)} | {value:.4g} |" for key, value in {**_last_losses(folder), **(metrics or {})}.items()]
     if figures:
         figures = ["", "## Figures", "", "| figure | value |", "|---|---|", *figures, ""]
-    classes = f"The model is also conditioned on {spec.num_classes} classes, predicted by `predictor/`.\n"
+    classes = f"The model is also conditioned on {spec.num_classes} classes, predicted by `{PREDICTOR_FOLDER}/`.\n"
     labelled = f"\nLabels were used for a share of {config.loss.label_fraction:g} of the images."
     return _CARD.format(
         kind=kind,

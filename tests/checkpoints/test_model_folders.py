@@ -4,6 +4,7 @@ The hub is a stub that records calls, or a local server from which huggingface_h
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from hub_server import hub_of
 from paths import REPO
 from processes import plain_environment
+from tiny_models import write_diffscm
 
-from causaldiffae import CausalDiffAE
+from causaldiffae import CausalDiffAE, CounterfactualModel
 from causaldiffae.checkpoints import model_folders
 from causaldiffae.checkpoints.model_folders import describe_folder, find_model, models_in, shipped_models, short_name
 from causaldiffae.errors import DataError, InputError
@@ -138,6 +140,16 @@ def test_a_model_is_pushed_with_its_card(hub: Hub) -> None:
     card = hub.files["README.md"].decode()
     assert 'CausalDiffAE.from_pretrained("me/digits")' in card and "| error | 0.25 |" in card
     assert str(WEIGHTS) not in "".join(content.decode("latin-1") for content in hub.files.values())
+
+
+def test_the_card_of_a_guided_model_names_its_repository(hub: Hub, tmp_path: Path) -> None:
+    """The noised predictor of an explicit Diff-SCM is uploaded too, and does not change the name in the example."""
+    CounterfactualModel.from_pretrained(write_diffscm(tmp_path / "model")).push_to_hub("me/digits")
+    assert {"predictor/config.json", "predictor/model.safetensors"} <= set(hub.files)
+    card = hub.files["README.md"].decode()
+    assert re.findall(r'from_pretrained\("(.*)"\)', card) == ["me/digits"]
+    saved = CausalDiffAE.from_pretrained("morphomnist-mini").save_pretrained(tmp_path / "digits")
+    assert "10 classes, predicted by `reader/`" in (saved / "README.md").read_text()
 
 
 def test_a_failed_push(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
