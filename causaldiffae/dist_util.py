@@ -1,4 +1,4 @@
-"""Distributed training: rank and world size, process group, and collective operations.
+"""Distributed training: rank and world size, device, process group, and collective operations.
 
 Data-parallel training runs the same program in `world_size()` processes, each with its share of every batch. The
 launcher sets the rank of each process in environment variables:
@@ -8,6 +8,11 @@ launcher sets the rank of each process in environment variables:
     mpiexec (Open MPI)  OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK, _LOCAL_SIZE
     srun (Slurm)        SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_NODELIST
     none                a single process without a process group
+
+mpiexec starts its processes through srun on a Slurm cluster, so both sets of variables may be present. Where they
+disagree, those of MPI count. Where they agree, srun has started the processes itself, and Slurm gives the address.
+
+The back end is NCCL if no two processes share a GPU, else gloo. The processes agree on it before they form the group.
 
 mpi4py is required only for mpiexec without MASTER_ADDR and MASTER_PORT, to agree on an address. MPI is finalised
 immediately afterwards, so that the failure of one process cannot block the others in MPI.
@@ -21,6 +26,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -60,6 +66,7 @@ _LOST = re.compile(
 )
 
 _timeout = timedelta(minutes=30)
+_device = ""
 
 
 def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInfo:
@@ -74,21 +81,28 @@ def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInf
             raise InputError(f"environment variable {name}: expected an integer in {low}..{high}, got {text!r}")
         return int(text)
 
-    for launcher, (rank_name, size_name, local_rank_name, local_size_name) in _VARIABLES.items():
+    def processes(launcher: str) -> tuple[int, int] | None:
+        rank_name, size_name, *_ = _VARIABLES[launcher]
         if rank_name not in environment or size_name not in environment:
-            continue
+            return None
         size = integer(size_name, 1, 10**6) or 1
-        if launcher == "slurm" and size == 1:  # mpiexec in a single srun task: use the inner launcher
-            continue
-        address, port = environment.get("MASTER_ADDR"), integer("MASTER_PORT", 1, 65535)
-        if launcher == "slurm":
-            nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
-            address = address or first_slurm_host(nodes)
-            port = port or 20000 + (integer("SLURM_JOB_ID", 0, 10**9) or 0) % 20000
-        rank_here, local_rank = integer(rank_name, 0, size - 1) or 0, integer(local_rank_name, 0, 10**6) or 0
-        local_size = integer(local_size_name, 1, 10**6)
-        return ProcessInfo(launcher.split()[0], rank_here, size, local_rank, local_size, address, port)
-    return ProcessInfo()
+        return integer(rank_name, 0, size - 1) or 0, size
+
+    found = {launcher: place for launcher in _VARIABLES if (place := processes(launcher)) is not None}
+    mpi = next((place for launcher, place in found.items() if launcher.startswith("mpi")), None)
+    if "slurm" in found and (found["slurm"][1] == 1 or (mpi is not None and mpi != found["slurm"])):
+        del found["slurm"]  # variables of the step in which mpiexec or a single process was started
+    if not found:
+        return ProcessInfo()
+    launcher, (rank_here, size) = next(iter(found.items()))
+    *_, local_rank_name, local_size_name = _VARIABLES[launcher]
+    address, port = environment.get("MASTER_ADDR"), integer("MASTER_PORT", 1, 65535)
+    if launcher == "slurm":
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
+        address = address or first_slurm_host(nodes)
+        port = port or 20000 + (integer("SLURM_JOB_ID", 0, 10**9) or 0) % 20000
+    local_rank, local_size = integer(local_rank_name, 0, 10**6) or 0, integer(local_size_name, 1, 10**6)
+    return ProcessInfo(launcher.split()[0], rank_here, size, local_rank, local_size, address, port)
 
 
 def first_slurm_host(nodes: str) -> str:
@@ -105,7 +119,7 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
     """Joins the process group; does nothing for a single process.
 
     Args:
-        backend: "nccl" or "gloo"; default: "nccl" if every process on this machine has its own GPU, else "gloo".
+        backend: "nccl" or "gloo"; default: see `agree_on_backend`.
         timeout_minutes: timeout of connecting and of every collective operation.
 
     Raises:
@@ -116,22 +130,24 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
     if dist.is_initialized():
         return
     info, _timeout = read_environment(), timedelta(minutes=timeout_minutes)
-    if torch.cuda.is_available():
+    if dev().type == "cuda":
         torch.cuda.set_device(dev())
     if info.world_size == 1:
         return
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if backend is None:
-        backend = "nccl" if gpus and gpus >= (info.local_size or info.local_rank + 1) else "gloo"
     address, port, me = info.address, info.port, f"rank {info.rank} of {info.world_size}"
     if not (address and port):
         if info.launcher != "mpi":
             raise InputError(f"environment: expected MASTER_ADDR and MASTER_PORT for {me} under {info.launcher}")
         address, port = _agree_by_mpi(info)
+    # With env://, torchrun's own store is used, and its restarts do not see the keys of earlier ones.
+    url = "env://" if info.launcher == "torchrun" else f"tcp://{address}:{port}"
     try:
+        store, *_ = next(dist.rendezvous(url, info.rank, info.world_size, timeout=_timeout))
+        store.set_timeout(_timeout)
+        backend = backend or agree_on_backend(dist.PrefixStore("causaldiffae", store), info, own_gpu())
         dist.init_process_group(
             backend,
-            init_method=None if info.launcher == "torchrun" else f"tcp://{address}:{port}",
+            store=dist.PrefixStore("group", store),
             rank=info.rank,
             world_size=info.world_size,
             timeout=_timeout,
@@ -141,6 +157,37 @@ def setup_dist(backend: str | None = None, timeout_minutes: float = 30.0) -> Non
             f"{me}: no connection to the other processes at {address}:{port} within {timeout_minutes:g} minutes: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def agree_on_backend(store: dist.Store, info: ProcessInfo, gpu: str) -> str:
+    """Returns the back end of the group, the same in every process: "nccl" if each has its own GPU, else "gloo".
+
+    Args:
+        store: key-value store of the processes of `info`.
+        gpu: `own_gpu` of this process.
+    """
+    store.set(str(info.rank), gpu or "none")
+    gpus = [store.get(str(each)).decode() for each in range(info.world_size)]
+    return "nccl" if "none" not in gpus and len({*gpus}) == len(gpus) else "gloo"
+
+
+def machine() -> str:
+    """Returns an identifier of this machine, which all containers on it share."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def own_gpu() -> str:
+    """Returns an identifier of this process's GPU (machine and PCI address); empty without a GPU or NCCL.
+
+    MIG instances of a GPU have its address: NCCL does not connect them.
+    """
+    if dev().type != "cuda" or not dist.is_nccl_available():
+        return ""
+    gpu: Any = torch.cuda.get_device_properties(dev())
+    return f"{machine()} {gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}"
 
 
 def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
@@ -190,10 +237,19 @@ def is_main() -> bool:
 
 
 def dev() -> torch.device:
-    """Device of this process: its own GPU if there is one, else the CPU."""
-    if not torch.cuda.is_available():
+    """Device of this process: that of `set_device`, by default its own GPU if there is one, else the CPU."""
+    if _device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    chosen = torch.device(_device or "cuda")
+    if chosen.index is not None:
+        return chosen
     return torch.device("cuda", read_environment().local_rank % torch.cuda.device_count())
+
+
+def set_device(name: str) -> None:
+    """Sets the device of this process: "cpu", "cuda", "cuda:N", or "" for the default; see `training.devices`."""
+    global _device
+    _device = name
 
 
 def barrier() -> None:
@@ -255,22 +311,43 @@ def from_main(action: Callable[[], T]) -> T:
 
     If it raises an exception, rank 0 raises it, and the other processes exit silently with the same exit code.
     """
+    return _shared(action, lambda: "one for all")
+
+
+def once_per_machine(action: Callable[[], T]) -> T:
+    """Runs `action` in the first process of every machine and returns its result in the processes of that machine.
+
+    Processes on one machine have the same host name and so the same files; containers on a machine may differ in both.
+    If the action raises an exception on any machine, the processes that ran it there raise it, and all others exit
+    silently with the same exit code.
+    """
+    return _shared(action, lambda: f"{socket.gethostname()} {machine()}")
+
+
+def _shared(action: Callable[[], T], group: Callable[[], str]) -> T:
     if not dist.is_initialized():
         return action()
-    outcome: list[Any] = [None, 0]  # result, exit code
-    failure: Exception | None = None
-    if is_main():
+    place, code, result, failure = group(), 0, None, None
+    with peer_errors("gathering the machines"):
+        first = _gather_objects(place).index(place)
+    if rank() == first:
         try:
-            outcome[0] = action()
+            result = action()
         except Exception as error:
-            failure, outcome[1] = error, 2 if isinstance(error, InputError) else 1
-    with peer_errors("broadcast from rank 0"):
-        dist.broadcast_object_list(outcome, src=0, device=dev())
+            failure, code = error, 2 if isinstance(error, InputError) else 1
+    with peer_errors("sharing a result"):
+        outcomes = _gather_objects((result, code))
     if failure is not None:
         raise failure
-    if outcome[1]:
-        raise SystemExit(outcome[1])
-    return cast(T, outcome[0])
+    if code := max(code for _, code in outcomes):
+        raise SystemExit(code)
+    return cast(T, outcomes[first][0])
+
+
+def _gather_objects(value: Any) -> list[Any]:
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 @torch.no_grad()

@@ -5,6 +5,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -39,6 +43,11 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n1"}, ProcessInfo()),
         # mpiexec within the single step that the scheduler made for the shell.
         (MPI | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, ProcessInfo("mpi", 1, 3, 1, 3)),
+        # mpiexec that starts a proxy on each of two nodes by srun: its four processes inherit the proxy's variables.
+        (OPEN_MPI | SLURM | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, ProcessInfo("mpi", 2, 4, 0, 2)),
+        (MPI | SLURM | {"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}, ProcessInfo("mpi", 1, 3, 1, 3)),
+        # srun --mpi=pmi2 sets both.
+        (SLURM | {"PMI_RANK": "5", "PMI_SIZE": "8"}, ProcessInfo("slurm", 5, 8, 1, None, "gpu03", 20000)),
         # torchrun within mpiexec: the inner launcher applies.
         (MPI | TORCHRUN, ProcessInfo("torchrun", 1, 2, 1, None, "a", 1234)),
     ],
@@ -120,6 +129,109 @@ def test_other_errors_pass_through() -> None:
     for message in ("out of memory", "Timed out"):  # without a group, even a timeout is not about other processes
         with pytest.raises(RuntimeError, match=f"^{message}"), dist_util.peer_errors("test"):
             raise RuntimeError(message)
+
+
+# ---------------------------------------------------------------------- device and back end
+
+
+class Task(NamedTuple):
+    """A process on a cluster: its node, its variables, and the indices of the GPUs of the node that it sees."""
+
+    node: int
+    variables: dict[str, str]
+    visible: tuple[int, ...]
+
+
+def variables(starter: str, node: int, nodes: int, local: int, size: int) -> dict[str, str]:
+    """What a starter sets for process `local` of `size` on one of `nodes` nodes."""
+    rank, world = str(node * size + local), str(nodes * size)
+    proxy = {"SLURM_PROCID": str(node), "SLURM_STEP_NUM_TASKS": str(nodes), "SLURM_LOCALID": "0"}
+    pmi = {"PMI_RANK": rank, "PMI_SIZE": world, "MPI_LOCALRANKID": str(local), "MPI_LOCALNRANKS": str(size)}
+    srun = {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": world, "SLURM_LOCALID": str(local)}
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    values = (rank, world, str(local), str(size))
+    address = {"MASTER_ADDR": "node0", "MASTER_PORT": "1234"}
+    return (
+        address
+        | {
+            "torchrun": dict(zip(("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), values, strict=True)),
+            "MPICH": pmi,
+            "MPICH on Slurm": pmi | proxy,
+            "Open MPI": {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, values, strict=True)},
+            "srun": srun | {"SLURM_STEP_NODELIST": "node[0-1]"},
+            "srun with PMI-2": srun | {"PMI_RANK": rank, "PMI_SIZE": world},
+        }[starter]
+    )
+
+
+VISIBLE: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
+    "all of the node": lambda node, local, size: tuple(range(size)),
+    "its own": lambda node, local, size: (local,),
+    "one for all": lambda node, local, size: (0,),
+    "one too few": lambda node, local, size: tuple(range(size - 1)),
+    "on the first node": lambda node, local, size: () if node else tuple(range(size)),
+    "none": lambda node, local, size: (),
+}
+STARTERS = ["torchrun", "MPICH", "MPICH on Slurm", "Open MPI", "srun", "srun with PMI-2"]
+
+
+def enter(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces the environment, the machine and the GPUs of this process by those of a task."""
+    monkeypatch.setattr(os, "environ", task.variables)
+    monkeypatch.setattr(dist_util, "machine", lambda: f"node{task.node}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(task.visible))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(task.visible))
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(pci_domain_id=0, pci_bus_id=16 + task.visible[device.index or 0], pci_device_id=0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+
+def agreed(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The back end that each task chooses."""
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    found = []
+    for task in tasks:
+        with monkeypatch.context() as patch:
+            enter(task, patch)
+            found.append((read_environment(), dist_util.own_gpu()))
+    store = torch.distributed.HashStore()
+    with ThreadPoolExecutor(len(tasks)) as pool:  # reading waits for the others
+        return list(pool.map(lambda task: dist_util.agree_on_backend(store, *task), found))
+
+
+@pytest.mark.parametrize("starter", STARTERS)
+@pytest.mark.parametrize("visible", VISIBLE)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_all_processes_choose_the_same_back_end(
+    starter: str, visible: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, places = 2, range(size)
+    tasks = [
+        Task(node, variables(starter, node, nodes, local, size), VISIBLE[visible](node, local, size))
+        for node in range(nodes)
+        for local in places
+    ]
+    ranks = []
+    for task in tasks:
+        with monkeypatch.context() as patch:
+            enter(task, patch)
+            ranks.append(read_environment().rank)
+            assert dist_util.dev().type == ("cuda" if task.visible else "cpu")
+    assert ranks == list(range(nodes * size))
+    own = {"all of the node", "its own"} | ({"one for all"} if size == 1 else set())
+    assert agreed(tasks, monkeypatch) == ["nccl" if visible in own else "gloo"] * len(tasks)
+
+
+def test_the_device_may_be_chosen(environment: pytest.MonkeyPatch) -> None:
+    environment.setattr(dist_util, "_device", "")
+    enter(Task(0, variables("srun", 0, 1, 3, 4), (0, 1)), environment)
+    assert dist_util.dev() == torch.device("cuda:1")  # local rank 3 of two GPUs
+    for name, device in (("cuda:0", "cuda:0"), ("cuda", "cuda:1"), ("cpu", "cpu")):
+        dist_util.set_device(name)
+        assert dist_util.dev() == torch.device(device)
+    assert dist_util.own_gpu() == ""
 
 
 # ---------------------------------------------------------------------- process groups
@@ -228,3 +340,44 @@ def test_a_missing_process_is_a_timeout() -> None:
     first, _ = ended(start_group(AGREE, "sleep"), timeout=100)
     assert first.code == 1
     assert "TimeoutError: rank 0 of 2: all_reduce_mean: another process has exited or did" in first.err
+
+
+ONCE = """
+import os, sys
+from pathlib import Path
+from causaldiffae import dist_util
+from causaldiffae.errors import InputError
+from causaldiffae.script_util import run_cli
+
+rank = int(os.environ["RANK"])
+dist_util.machine = lambda: f"machine {rank // 2}"
+
+def action():
+    print("ran", flush=True)
+    if rank == 2 and sys.argv[1] == "fails":
+        raise InputError("no space left")
+    return Path(f"of rank {rank}")
+
+def main(argv):
+    dist_util.setup_dist("gloo", timeout_minutes=0.5)
+    failed = True
+    try:
+        print(dist_util.once_per_machine(action), flush=True)
+        failed = False
+    finally:
+        dist_util.cleanup(failed)
+
+run_cli(main)
+"""
+
+
+@pytest.mark.slow
+def test_an_action_runs_once_on_every_machine() -> None:
+    done = ended(start_group(ONCE, "works", world=4))
+    assert [process.out.splitlines() for process in done] == [
+        *(["ran", "of rank 0"], ["of rank 0"]),
+        *(["ran", "of rank 2"], ["of rank 2"]),
+    ]
+    failed = ended(start_group(ONCE, "fails", world=4))
+    assert [process.code for process in failed] == [2, 2, 2, 2]
+    assert ["error: no space left" in process.err for process in failed] == [False, False, True, False]
