@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.registry import measure
 from causaldiffae.evaluation.protocol import Task
 from causaldiffae.metrics import dci, truth
 from causaldiffae.metrics.effectiveness import Role, arms, label_errors, outcomes, role_of, treatment_effect
-from causaldiffae.metrics.intervals import Figure, mean_figure, resample_indices, statistic_figure
+from causaldiffae.metrics.intervals import Figure, mean_figure, resample_indices, statistic_figure, student_figure
 from causaldiffae.metrics.realism import (
+    PairedKernelDistance,
     Posteriors,
     cld,
     frechet_distance,
     inception_features,
-    kernel_distance,
     label_bins,
 )
 from causaldiffae.predictors.predictor import Predictor, Readings
@@ -33,6 +32,11 @@ from causaldiffae.predictors.predictor import Predictor, Readings
 CANDIDATES: Final = ("model", "truth", "do_nothing", "nearest")
 REFERENCES: Final = 1000
 """Number of training images for the comparison of CLD and the fit of DCI."""
+
+RESAMPLES: Final = 100
+"""Number of resamples for the intervals of FID-own and KID-own."""
+SLOW_RESAMPLES: Final = 10
+"""Number of resamples for FID with Inception's 2,048 features, which takes seconds each."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -201,27 +205,24 @@ class _Context:
         others = (expected.readings or self.factual_readings).features[candidate.finite]
         features = readings.features[candidate.finite]
         found: dict[str, Any] = {"against": "truth" if expected.readings is not None else "factual"}
-        found["fid_own"] = self._distance(frechet_distance, features, others, candidate)
-        found["kid_own"] = self._distance(kernel_distance, features, others, candidate)
+        frechet = lambda rows: frechet_distance(features[rows], others[rows])  # noqa: E731
+        found["fid_own"] = self._distance(frechet, candidate)
+        found["kid_own"] = self._distance(PairedKernelDistance(features, others), candidate)
         if self.scorer.inception_weights:
             real = self.task.data.images if expected.images is None else expected.images
             pair = [
                 inception_features(images[candidate.finite], self.scorer.inception_weights, self.scorer.trust_inception)
                 for images in (candidate.images, real)
             ]
-            found["fid"] = self._distance(frechet_distance, pair[0], pair[1], candidate)
+            inception = lambda rows: frechet_distance(pair[0][rows], pair[1][rows])  # noqa: E731
+            found["fid"] = self._distance(inception, candidate, SLOW_RESAMPLES)
         return found
 
     def _distance(
-        self,
-        distance: Callable[[np.ndarray, np.ndarray], float],
-        features: np.ndarray,
-        others: np.ndarray,
-        candidate: _Candidate,
+        self, statistic: Callable[[np.ndarray], float], candidate: _Candidate, resamples: int = RESAMPLES
     ) -> dict[str, Any]:
-        left_out = int((~candidate.finite).sum())
-        statistic = lambda rows: distance(features[rows], others[rows])  # noqa: E731
-        return statistic_figure(statistic, len(features), self.scorer.seed, 50, left_out).to_dict()
+        count, left_out = int(candidate.finite.sum()), int((~candidate.finite).sum())
+        return statistic_figure(statistic, count, self.scorer.seed, resamples, left_out).to_dict()
 
     def _effects(self, expected: _Expected, labels: np.ndarray) -> dict[str, Any]:
         """Average treatment effects on the descendants."""
@@ -276,10 +277,6 @@ def _dci_figures(fit: dci.DciFit, blocks: int) -> dict[str, float]:
 
 def _student(value: float, drawn: list[float], count: int) -> dict[str, Any]:
     """A value with the 95 % interval of Student's t from a few refits; without an interval for fewer than two."""
-    finite = np.asarray(drawn)[np.isfinite(drawn)]
     if not np.isfinite(value):
         return Figure(None, None, None, count).to_dict()
-    if len(finite) < 2:
-        return Figure(value, None, None, count).to_dict()
-    half = float(student_t.ppf(0.975, len(finite) - 1) * np.std(finite, ddof=1))
-    return Figure(value, value - half, value + half, count).to_dict()
+    return student_figure(value, np.asarray(drawn)[np.isfinite(drawn)], count).to_dict()

@@ -111,7 +111,7 @@ class Bench:
     def latents(self) -> tuple[Tensor, Tensor]:
         """A timestep (B,) and latents z (B, n, d) for one call of the score network."""
         t = torch.full((len(self.x_start),), 500.0, device=self.x_start.device)
-        return t, self.labels[:, :, None].expand(-1, -1, self.reference.scm.block_size)
+        return t, self.reference.scm.label_blocks(self.labels)
 
 
 def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings) -> Bench:

@@ -98,17 +98,39 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """KID of features (N, F) and (M, F): unbiased, and so around 0, or below, for sets of one distribution.
 
-    Sets of equal size are pairs, image by image. A row is compared with the partners of all others but not with its own
-    (Gretton et al., 2012, lemma 6): otherwise counterfactuals that resemble their own truth would score below 0.
+    Sets of equal size are pairs, image by image, see `PairedKernelDistance`.
     """
     if min(len(a), len(b)) < 2:
         return float("nan")
-    kernels = [
-        (x.astype(np.float64) @ y.astype(np.float64).T / x.shape[1] + 1.0) ** 3 for x, y in ((a, a), (b, b), (a, b))
-    ]
-    means = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in kernels]
-    between = means[2] if len(a) == len(b) else kernels[2].mean()
-    return float(means[0] + means[1] - 2.0 * between)
+    if len(a) == len(b):
+        return PairedKernelDistance(a, b)(np.arange(len(a)))
+    within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in map(_kernel, (a, b))]
+    return float(sum(within) - 2.0 * _kernel(a, b).mean())
+
+
+class PairedKernelDistance:
+    """KID of two sets of features (N, F) of N pairs of images, for subsets and resamples of the pairs.
+
+    A row is compared with the partners of all others but not with its own (Gretton et al., 2012, lemma 6): otherwise
+    counterfactuals that resemble their own truth would score below 0. Kernels are computed once.
+    """
+
+    def __init__(self, a: np.ndarray, b: np.ndarray) -> None:
+        self.combined = _kernel(a) + _kernel(b) - 2.0 * _kernel(a, b)
+
+    def __call__(self, rows: np.ndarray) -> float:
+        """The distance of the pairs `rows` (M,), indices that may be repeated; NaN for fewer than two."""
+        count = len(rows)
+        if count < 2:
+            return float("nan")
+        weights = np.bincount(rows, minlength=len(self.combined)).astype(np.float64)
+        total = weights @ self.combined @ weights - weights @ np.diagonal(self.combined)
+        return float(total / (count * (count - 1)))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    a, b = a.astype(np.float64), (a if b is None else b).astype(np.float64)
+    return (a @ b.T / a.shape[1] + 1.0) ** 3
 
 
 def check_inception(weights: str | Path, trusted: bool = False) -> bytes:

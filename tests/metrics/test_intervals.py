@@ -45,3 +45,13 @@ def test_the_interval_of_a_statistic() -> None:
     assert figure.mean == pytest.approx(values.var())
     assert figure.low is not None and figure.high is not None and figure.low < values.var() < figure.high
     assert statistic_figure(lambda _: 1.0, 1).mean is None
+
+
+def test_intervals_of_a_statistic_have_their_coverage() -> None:
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        values = rng.normal(0, 1, 300)
+        figure = statistic_figure(lambda rows, values=values: float(values[rows].var()), 300, resamples=25)  # type: ignore[misc]
+        assert figure.low is not None and figure.high is not None
+        covered += figure.low <= 1.0 <= figure.high
+    assert 0.9 <= covered / 200 <= 0.99

@@ -11,6 +11,7 @@ from scipy import linalg
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.metrics import realism
 from causaldiffae.metrics.realism import (
+    PairedKernelDistance,
     Posteriors,
     check_inception,
     cld,
@@ -45,6 +46,22 @@ def test_kid_is_unbiased_and_grows_with_the_distance() -> None:
     assert kernel_distance(one, one) == pytest.approx(0, abs=1e-9), "a row is not compared with its partner"
     unequal = [kernel_distance(rng.normal(0, 1, (50, 4)), rng.normal(0, 1, (40, 4))) for _ in range(200)]
     assert abs(np.mean(unequal)) < 4 * np.std(unequal) / 200**0.5
+
+
+def test_kid_of_resampled_pairs_compares_no_row_with_its_own_partner() -> None:
+    rng = np.random.default_rng(0)
+    a, b, rows = rng.normal(0, 1, (20, 3)), rng.normal(1, 1, (20, 3)), rng.integers(0, 20, 20)
+    distance = PairedKernelDistance(a, b)
+    assert distance(np.arange(20)) == pytest.approx(kernel_distance(a, b))
+    x, y = a[rows], b[rows]
+    terms = [
+        (x[i] @ x[j] / 3 + 1) ** 3 + (y[i] @ y[j] / 3 + 1) ** 3 - 2 * (x[i] @ y[j] / 3 + 1) ** 3
+        for i in range(20)
+        for j in range(20)
+        if i != j
+    ]
+    assert distance(rows) == pytest.approx(np.mean(terms)) and kernel_distance(x, y) == pytest.approx(np.mean(terms))
+    assert np.isnan(distance(rows[:1]))
 
 
 def test_kl_of_gaussians() -> None:
