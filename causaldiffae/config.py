@@ -141,6 +141,10 @@ class TrainConfig:
     ema_warmup: bool = flag(False, "warm up the decay rates of the moving averages")
     schedule_sampler: str = flag("uniform", "timestep sampler: uniform or loss-second-moment")
     use_bf16: bool = flag(False, "compute activations in bfloat16 where the hardware supports it")
+    device: str = flag("", "cpu, cuda or cuda:N; default: the process's own GPU if there is one, else the CPU")
+    data_on_device: str = flag(
+        "auto", "where the training images are stored: always on the device, never, or auto: there if they fit"
+    )
     compile: bool = flag(False, "compile the score network with torch.compile")
     channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
     seed: int = flag(0, "random seed")
@@ -185,7 +189,11 @@ POSITIVE = {
     *("log_interval", "save_interval", "sample_interval"),
 }
 FRACTIONS = {"drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
-CHOICES = {"label_kl_variance": ("posterior", "unit"), "network": ("unet", "dit")}
+CHOICES = {
+    "label_kl_variance": ("posterior", "unit"),
+    "network": ("unet", "dit"),
+    "data_on_device": ("auto", "always", "never"),
+}
 # Limits far above any useful size, which bound the memory that an untrusted configuration can request.
 LARGEST = {
     **dict.fromkeys(("num_channels", "num_heads", "num_head_channels", "patch_size"), 1 << 13),
@@ -200,7 +208,8 @@ def _check_value(name: str, value: Any) -> None:
     """Raises `InputError` for a value outside its range."""
     expected = ""
     if name in CHOICES and value not in CHOICES[name]:
-        expected = " or ".join(CHOICES[name])
+        *others, last = CHOICES[name]
+        expected = f"{', '.join(others)} or {last}"
     elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             expected = "a finite number"

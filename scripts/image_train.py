@@ -34,6 +34,7 @@ from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.train_util import LOGS, TrainLoop
+from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import out_of_memory_message, training_warnings
 from causaldiffae.training.resuming import checkpoint_to_resume
@@ -83,6 +84,7 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         if is_remote(train.run_dir) and dist_util.is_main():
             RemoteRun(train.run_dir).fetch_logs(LOGS)
         logger = Logger(run_dir, train.tensorboard, resume_step)
+        logger.info(f"device: {describe_device()}")
         loop = TrainLoop(config, data, logger, test, stop)
         if dist_util.is_main():
             print(text, flush=True)
@@ -105,6 +107,7 @@ def main(argv: list[str]) -> None:
     size, channels = train.image_size or None, train.channels or None
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
     text = describe(config, spec)
+    use_device(train.device)
     if train.dry_run:
         print("\n".join([text, *(f"# {line}" for line in estimate(config, spec, dist_util.dev()).lines())]))
         return

@@ -12,6 +12,7 @@ from causaldiffae.errors import DataError, InputError
 
 FIELDS = [(part, field) for part, component in COMPONENTS.items() for field in dataclasses.fields(component)]
 OTHER_VALUES = {"ema_rate": "0.5", "label_kl_variance": "unit", "network": "dit", "label_fraction": 0.5}
+OTHER_VALUES |= {"data_on_device": "never"}
 STEPS: dict[type, Any] = {int: 2, float: 0.25, str: ",4"}
 REQUIRED = {"label_fraction": {"masking": True}, "network": {"model_type": "diffscm"}}
 

@@ -1,0 +1,97 @@
+"""The device of a run: selection, checks at the start, and description."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import warnings
+from typing import Final
+
+import torch
+import torch.distributed as dist
+
+from causaldiffae import dist_util
+from causaldiffae.errors import InputError
+
+_NAMES: Final = re.compile(r"|cpu|cuda(:[0-9]{1,3})?")
+
+
+def use_device(name: str = "") -> None:
+    """Selects the device of this process, see `dist_util.dev`, and runs one operation on a GPU.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N", or "" for this process's own GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: If the device does not exist or cannot run this build of PyTorch; also if nothing is named and
+            there is an NVIDIA GPU that a CUDA build of PyTorch cannot use, so that a run does not end up on the CPU.
+    """
+    if not _NAMES.fullmatch(name):
+        raise InputError(f"device: expected cpu, cuda or cuda:N, got {name!r}")
+    problem, count = gpu_problem(), torch.cuda.device_count()
+    if name.startswith("cuda") and problem:
+        raise InputError(f"device: expected cpu, got {name}: {problem}")
+    if ":" in name and int(name.partition(":")[2]) >= count:
+        raise InputError(f"device: expected cpu or cuda:0..cuda:{count - 1}, got {name}")
+    build = f"PyTorch {torch.__version__}"
+    if not name and problem and is_gpu_installed():
+        if torch.version.cuda:
+            raise InputError(
+                f"device: expected a GPU that {build} can use, got: {problem}; install another build with "
+                "CAUSALDIFFAE_TORCH, or add --device cpu"
+            )
+        warnings.warn(f"device: there is a GPU, but {problem}; using the CPU", stacklevel=2)
+    dist_util.set_device(name)
+    device = dist_util.dev()
+    if device.type == "cuda":
+        try:
+            torch.ones(1, device=device).add_(1).item()
+        except RuntimeError as error:  # such as "no kernel image is available" for an older or newer GPU
+            raise InputError(
+                f"device: expected a GPU that {build} can use, got {device}: {str(error).splitlines()[0]}; install "
+                "another build with CAUSALDIFFAE_TORCH, or add --device cpu"
+            ) from error
+
+
+def gpu_problem() -> str:
+    """Returns the reason why PyTorch cannot use a GPU; empty if it can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reason is returned
+        if torch.cuda.is_available():
+            return ""
+    if not (torch.version.cuda or torch.version.hip):
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    if _gpus_are_hidden():
+        return "CUDA_VISIBLE_DEVICES hides all GPUs"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "PyTorch finds no GPU"
+
+
+def is_gpu_installed() -> bool:
+    """Whether nvidia-smi lists a GPU that CUDA_VISIBLE_DEVICES does not hide."""
+    if _gpus_are_hidden():
+        return False
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU " in listed.stdout
+
+
+def _gpus_are_hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
+def describe_device() -> str:
+    """Describes the device of this process, and the number of processes and the back end of its group."""
+    device = dist_util.dev()
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        text = f"{device} ({gpu.name}, {gpu.total_memory / 2**30:.0f} GiB)"
+    else:
+        text = f"cpu ({torch.get_num_threads()} threads)"
+    return f"{text}, {dist.get_world_size()} processes, {dist.get_backend()}" if dist.is_initialized() else text

@@ -1,0 +1,134 @@
+"""The device of a run: what --device refuses, GPUs that PyTorch cannot use, and what is printed at the start."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from folders import make_folder
+from paths import REPO
+from running import assert_refused, run
+
+from causaldiffae import dist_util
+from causaldiffae.errors import InputError
+from causaldiffae.training.devices import describe_device, gpu_problem, use_device
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040)."
+
+
+@pytest.fixture(autouse=True)
+def own_device() -> Iterator[None]:
+    """Leaves the default device behind."""
+    yield
+    dist_util.set_device("")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine without GPUs and nvidia-smi, and a build of PyTorch with CUDA."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    gpus(monkeypatch, 0)
+    return monkeypatch
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def nvidia_smi(tmp_path: Path, text: str = "GPU 0: NVIDIA H100 (UUID: GPU-1)") -> None:
+    path = tmp_path / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\necho '{text}'\n")
+    path.chmod(0o755)
+
+
+def old_driver() -> None:
+    raise RuntimeError(f"{OLD_DRIVER}\nPlease update your GPU driver.")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "mps", "cuda:0 "])
+def test_other_names_are_refused(machine: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(InputError, match=rf"device: expected cpu, cuda or cuda:N, got '{name}'"):
+        use_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused(machine: pytest.MonkeyPatch) -> None:
+    use_device("")
+    assert dist_util.dev().type == "cpu"
+    machine.setattr(torch.cuda, "init", old_driver)
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(
+            InputError, match=rf"device: expected cpu, got {name}: The NVIDIA driver .* \(found .*\)\.$"
+        ):
+            use_device(name)
+    machine.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match="got cuda: CUDA_VISIBLE_DEVICES hides all GPUs"):
+        use_device("cuda")
+    machine.setattr(torch.version, "cuda", None)
+    with pytest.raises(InputError, match=r"got cuda: PyTorch \S+ is built without CUDA"):
+        use_device("cuda")
+    gpus(machine, 2)
+    with pytest.raises(InputError, match=r"device: expected cpu or cuda:0\.\.cuda:1, got cuda:2"):
+        use_device("cuda:2")
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_an_error_unless_the_cpu_is_named(
+    machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvidia_smi(tmp_path)
+    machine.setattr(torch.cuda, "init", old_driver)
+    assert gpu_problem() == OLD_DRIVER
+    message = r"expected a GPU that PyTorch \S+ can use, got: The NVIDIA driver .*; install another build with CAUSALD"
+    with pytest.raises(InputError, match=message):
+        use_device("")
+    use_device("cpu")
+    assert dist_util.dev().type == "cpu"
+    machine.setattr(torch.version, "cuda", None)
+    with pytest.warns(UserWarning, match=r"there is a GPU, but PyTorch \S+ is built without CUDA; using the CPU"):
+        use_device("")
+    machine.setattr(torch.version, "cuda", "13.0")
+    machine.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    use_device("")
+    machine.delenv("CUDA_VISIBLE_DEVICES")
+    nvidia_smi(tmp_path, "No devices were found")
+    use_device("")
+
+
+def test_a_gpu_that_runs_nothing_is_an_error(machine: pytest.MonkeyPatch) -> None:
+    gpus(machine, 1)
+
+    def no_kernel(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nSearch for ...")
+
+    machine.setattr(torch, "ones", no_kernel)
+    with pytest.raises(
+        InputError, match=r"can use, got cuda:0: CUDA error: no kernel image .* device; install"
+    ):
+        use_device("")
+
+
+def test_a_device_is_described_by_name_and_memory(machine: pytest.MonkeyPatch) -> None:
+    assert describe_device() == f"cpu ({torch.get_num_threads()} threads)"
+    gpus(machine, 1)
+    found = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
+    machine.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert describe_device() == "cuda:0 (NVIDIA H100, 80 GiB)"
+
+
+def test_training_prints_its_device_and_refuses_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = REPO / "configs" / "folder_causaldae_mini.yaml"
+    arguments = [f"--config={config}", f"--data_dir={make_folder(tmp_path / 'mine')}", f"--run_dir={tmp_path / 'run'}"]
+    arguments += ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8"]
+    arguments += ["--batch_size=4", "--tensorboard=False", "--total_steps=1"]
+    script = REPO / "scripts" / "image_train.py"
+    assert_refused(run(script, *arguments, "--device", "tpu"), "device: expected cpu, cuda or cuda:N, got 'tpu'")
+    trained = run(script, *arguments, "--device", "cpu")
+    assert trained.returncode == 0, trained.stderr
+    assert f"device: cpu ({torch.get_num_threads()} threads)" in trained.stderr.splitlines()
+    if not torch.cuda.is_available() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        assert_refused(run(script, *arguments, "--device", "cuda"), "device: expected cpu, got cuda: ")
