@@ -146,7 +146,7 @@ class CounterfactualModel:
         """Abduction: the noise u, z and x_T of images, for any number of calls of `predict`.
 
         Args:
-            images: uint8 arrays (N, C, H, W), float tensors in [-1, 1], PIL images, file paths, or a split
+            images: uint8 arrays (N, C, H, W), floats in [-1, 1], PIL images, file paths, or a split
                 (`ImageData`), whose classes and labels are then used.
             classes: (N,), for a class-conditional model; by default read from the images.
             labels: (N, n) in label units, for a model without an encoder; by default read from the images.
@@ -304,10 +304,10 @@ class CounterfactualModel:
         """Images, classes and labels as the engine takes them; missing ones are read from the images."""
         model = self.loaded.model
         if isinstance(images, ImageData):
-            x_start, own_classes, own_labels = model_inputs(images, self.device)
+            _, own_classes, own_labels = model_inputs(images, self.device)
             classes = own_classes if classes is None else classes
             labels = own_labels if labels is None else labels
-            x_start = as_model_images(x_start, self.spec)
+            x_start = as_model_images(images.images, self.spec).to(self.device)
         else:
             x_start = as_model_images(images, self.spec).to(self.device)
         if model.class_cond:
@@ -325,7 +325,7 @@ class CounterfactualModel:
     def _read(self, name: str, x_start: Tensor) -> np.ndarray:
         """Reads "classes" or "labels" from images with the predictor."""
         try:
-            return getattr(self.read(x_start), name)
+            return getattr(self._predictor.predictor.read(to_uint8(x_start).cpu().numpy()), name)
         except InputError as error:
             message = f"{name}: this model needs them, and they cannot be read from the images: {error}"
             raise InputError(message) from None

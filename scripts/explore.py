@@ -4,7 +4,7 @@
     python scripts/explore.py --model_path runs/pendulum_causaldae_mini --data_dir data/pendulum
 
 Offers the model and all models in the folders beside it. Without --data_dir it shows example images that come with the
-repository; any JPEG, PNG or WebP can be uploaded. Nothing leaves this machine.
+repository; any JPEG, PNG, WebP, TIFF, BMP or GIF can be uploaded. Nothing leaves this machine.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Converts images to the input of a model, (N, C, S, S) in [-1, 1].
 
-Supports uint8 arrays (0..255), float tensors in [-1, 1], PIL images, and paths of JPEG, PNG or WebP files; one image or
-a list. Files and PIL images are decoded like those of an image folder (folder/image_files.py): orientation, number of
-channels, centre crop, resizing. Sizes are checked before decoding.
+Supports uint8 arrays (0..255), float arrays and tensors in [-1, 1], PIL images of every mode, and paths of image
+files; one image or a list. Files and PIL images are decoded like those of an image folder (folder/image_files.py):
+orientation, range of values, number of channels, centre crop, resizing. Sizes are checked before decoding.
 """
 
 from __future__ import annotations
 
-import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.datasets.images import resize_area, to_model_range
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.images import MAX_PIXELS, MAX_SIDE
 from causaldiffae.files.reading import read_file
 
 Images = np.ndarray | Tensor | Image.Image | str | Path | Sequence[Any]
@@ -30,12 +31,17 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
     """Converts images to a float32 tensor (N, C, S, S) in [-1, 1] on the CPU; a tensor stays on its device.
 
     Args:
-        images: see the module docstring; arrays are (N, C, H, W) or (C, H, W), square ones are resized.
+        images: see the module docstring; arrays are (N, C, H, W) or (C, H, W), uint8 ones are resized if square.
+
+    Warns:
+        UserWarning: if all values of a float image are in [0, 1], the range of torchvision's `ToTensor`.
 
     Raises:
         InputError: for an unsupported type or shape, values out of range, or an empty list.
-        DataError: for a file that cannot be read.
+        DataError: for a file or PIL image that cannot be read.
     """
+    if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+        return _checked_floats(torch.from_numpy(images.astype(np.float32)), spec)
     if isinstance(images, Tensor) and images.is_floating_point():
         return _checked_floats(images, spec)
     if isinstance(images, np.ndarray | Tensor):
@@ -56,14 +62,24 @@ def _checked_floats(images: Tensor, spec: DatasetSpec) -> Tensor:
         raise InputError(f"images: expected a tensor (N, {c}, {s}, {s}), got shape {tuple(images.shape)}")
     low, high = float(batch.min()), float(batch.max())
     if not (low >= -1.001 and high <= 1.001):  # also false for NaN
-        raise InputError(f"images: expected floats in [-1, 1] or uint8 in 0..255, got floats in {low:g}..{high:g}")
+        hint = "; for values in 0..255, use images / 127.5 - 1" if low >= 0 and 1 < high <= 255.5 else ""
+        raise InputError(
+            f"images: expected floats in [-1, 1] or uint8 in 0..255, got floats in {low:g}..{high:g}{hint}"
+        )
+    if low >= 0:
+        warnings.warn(
+            f"images: expected floats in [-1, 1], got no value below 0 ({low:g}..{high:g}); if they are in [0, 1], as "
+            "from ToTensor, use images * 2 - 1",
+            UserWarning,
+            stacklevel=3,
+        )
     return batch.float()
 
 
 def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     batch = images[None] if images.ndim == 3 else images
     if batch.dtype != np.uint8:
-        raise InputError(f"images: expected a uint8 array or a float tensor in [-1, 1], got an array of {batch.dtype}")
+        raise InputError(f"images: expected a uint8 array or floats in [-1, 1], got an array of {batch.dtype}")
     if batch.ndim != 4 or batch.shape[1] != spec.channels or batch.shape[2] != batch.shape[3] or not batch.size:
         raise InputError(f"images: expected an array (N, {spec.channels}, S, S), got shape {images.shape}")
     return resize_area(batch, spec.image_size)
@@ -72,7 +88,7 @@ def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
 def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
     """Decodes one PIL image or file to (C, S, S) uint8."""
     if isinstance(image, Image.Image):
-        return decode_image(_png(image), spec, "image")
+        return _convert(image, spec)
     if isinstance(image, str | Path):
         return decode_image(read_file(Path(image), MAX_FILE_BYTES), spec, str(image))
     raise InputError(f"images: expected an array, a tensor, a PIL image or a path, got {type(image).__name__}")
@@ -80,15 +96,23 @@ def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
 
 def decode_image(content: bytes, spec: DatasetSpec, where: str = "") -> np.ndarray:
     """Decodes the bytes of a file to (C, S, S) uint8; a `DataError` starts with `where`."""
-    return ImageRule(spec.image_size, spec.channels, spec.resize).decode(content, where)
+    return _rule(spec).decode(content, where)
 
 
-def _png(image: Image.Image) -> bytes:
-    """Encodes a PIL image as PNG, so that it is decoded like a file."""
-    kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16") else image.convert("RGB")
-    buffer = io.BytesIO()
+def _convert(image: Image.Image, spec: DatasetSpec) -> np.ndarray:
+    """Converts a PIL image like a file of the same content."""
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise DataError(f"image: expected at most {MAX_PIXELS} pixels and {MAX_SIDE} a side, got {width}x{height}")
     try:
-        kept.save(buffer, "PNG", compress_level=1)
-    except (OSError, ValueError, MemoryError) as error:
-        raise DataError(f"image: cannot read the PIL image ({' '.join(str(error).split())[:80]})") from None
-    return buffer.getvalue()
+        return _rule(spec).convert(image, "image")
+    except InputError:
+        raise
+    except Exception as error:  # the pixels of an opened file are decoded here; Pillow raises various errors
+        reason = " ".join(str(error).split())[:80]
+        raise DataError(f"image: expected a complete PIL image, got one that cannot be decoded ({reason})") from None
+
+
+def _rule(spec: DatasetSpec) -> ImageRule:
+    value_range = (spec.value_range[0], spec.value_range[1]) if spec.value_range else None
+    return ImageRule(spec.image_size, spec.channels, spec.resize, value_range)

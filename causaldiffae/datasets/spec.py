@@ -22,9 +22,10 @@ from causaldiffae.graphs import CausalGraph
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # used in file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
-RESIZE_RULES: Final = ("crop", "area")
+RESIZE_RULES: Final = ("crop", "area", "pad")
 SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
-_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares")  # missing in the oldest checkpoints
+_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares", "group", "value_range")
+"""Fields that old checkpoints lack."""
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
 
@@ -53,7 +54,9 @@ class DatasetSpec:
         num_classes: number of classes, or None for a data set without class labels.
         units: the label units, for display.
         kinds, categories: per variable, see variables.py; empty if all variables are continuous.
-        resize, split_seed, split_shares: settings of an image folder, see folder/description.py.
+        resize, split_seed, split_shares, group: settings of an image folder, see folder/description.py.
+        value_range: values of images with more than 8 bits that become black and white, see folder/value_range.py;
+            empty if there are no such images, or for 0..65535.
 
     Raises:
         DataError: for a field of invalid type, length or range.
@@ -74,6 +77,8 @@ class DatasetSpec:
     resize: str = "area"
     split_seed: int = 0
     split_shares: tuple[float, ...] = SPLIT_SHARES
+    group: str = ""
+    value_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -103,9 +108,16 @@ class DatasetSpec:
             raise DataError(f"{where}: split_seed: expected a non-negative integer, got {self.split_seed!r}")
         if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
             raise DataError(f"{where}: split_shares: expected fractions that sum to 1, got {list(self.split_shares)}")
+        if not isinstance(self.group, str):
+            raise DataError(f"{where}: group: expected the name of a column, got {self.group!r:.80}")
+        if not isinstance(self.value_range, list | tuple) or len(self.value_range):
+            self._check_numbers("value_range", 2, where)
+        if len(self.value_range) and not self.value_range[0] < self.value_range[1]:
+            raise DataError(f"{where}: value_range: expected increasing numbers, got {list(self.value_range)}")
         some_kinds = any(kind != "continuous" for kind in self.kinds)
         normal = {
             "units": tuple(self.units),
+            "value_range": tuple(self.value_range),
             "kinds": tuple(self.kinds) if some_kinds else (),
             "categories": tuple(map(tuple, self.categories)) if some_kinds and any(self.categories) else (),
         }

@@ -91,7 +91,7 @@ def test_everything_that_is_wrong_is_said_at_once(check: Run, tmp_path: Path) ->
         f"{table}:8: age: expected a finite 32-bit number, got 'inf'",
         f"{table}: hat: expected training labels 'helmet', got none (first in line 21)",
         f"{table}:11: im/9.png: file not found",
-        f"error: {folder}/im/13.png: expected a JPEG, PNG or WebP image, got another format or a damaged file",
+        f"error: {folder}/im/13.png: expected a JPEG, PNG, WebP, TIFF, BMP or GIF image, got another format or a damaged file",
         f"{folder}: 11 problems found",
     ]
     assert not (folder / "graph.png").exists()
@@ -104,7 +104,7 @@ def test_a_wrong_graph_does_not_hide_a_wrong_table(check: Run, tmp_path: Path) -
     code, _, err = check(folder, "--graph", tmp_path / "g.yaml")
     assert code == 2 and err == [
         f"error: {tmp_path}/g.yaml: graph: expected no cycles, got a -> b -> a",
-        f"error: {folder}/im/3.png: expected a JPEG, PNG or WebP image, got another format or a damaged file",
+        f"error: {folder}/im/3.png: expected a JPEG, PNG, WebP, TIFF, BMP or GIF image, got an empty file",
         f"{folder}: 2 problems found",
     ]
 

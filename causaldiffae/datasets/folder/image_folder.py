@@ -39,6 +39,7 @@ from causaldiffae.datasets.folder.label_table import (
     read_column,
 )
 from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.folder.value_range import FULL_RANGE
 from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.spec import SPLIT_SHARES, DatasetSpec
 from causaldiffae.errors import DataError, InputError
@@ -150,10 +151,10 @@ def interpret(
     if table is None:
         return None, problems
     if description is None:
-        return Content(ImageRule(64, 3, "crop"), table, assign_splits(table, 0, SPLIT_SHARES)), problems
+        return Content(ImageRule(64, 3, "crop", FULL_RANGE), table, assign_splits(table, 0, SPLIT_SHARES)), problems
     size, channels = image_size or description.image_size, channels or description.channels
     splits = assign_splits(table, description.split_seed, description.split_shares)
-    content = Content(ImageRule(size, channels, description.resize), table, splits)
+    content = Content(ImageRule(size, channels, description.resize, FULL_RANGE), table, splits)
     with problems.collect():
         content = _with_labels(content, description, problems)
     return content, problems
@@ -210,7 +211,8 @@ def _interpret_with_spec(where: str, table_bytes: bytes, spec: DatasetSpec) -> C
         kind = spec.kind(i) if categories else "continuous"  # as is a binary variable with numeric values
         columns.append(read_column(table, name, Variable(kind, categories=categories), problems).values)
     problems.raise_first()
-    rule = ImageRule(spec.image_size, spec.channels, spec.resize)
+    value_range = (spec.value_range[0], spec.value_range[1]) if spec.value_range else FULL_RANGE
+    rule = ImageRule(spec.image_size, spec.channels, spec.resize, value_range)
     splits = assign_splits(table, spec.split_seed, spec.split_shares)
     return Content(rule, table, splits, spec, np.stack(columns, axis=1))
 

@@ -121,7 +121,7 @@ SHARES = r"split_shares: expected three non-negative fractions \(train, val, tes
         ("image_size: 8.5", "image_size: " + WHOLE + "'8.5'"),
         ("image_size: large", "image_size: " + WHOLE + "'large'"),
         ("channels: [3]", "channels: " + WHOLE),
-        ("resize: stretch", "resize: expected one of crop, area, got 'stretch'"),
+        ("resize: stretch", "resize: expected one of crop, area, pad, got 'stretch'"),
         ("split_seed: -1", "split_seed: " + WHOLE + "'-1'"),
         ("split_shares: [1, 0]", SHARES),
         ("split_shares: [1, 0, .5]", SHARES),

@@ -11,6 +11,8 @@ from PIL import Image
 from causaldiffae.datasets.folder.image_files import MAX_PIXELS, ImageRule
 from causaldiffae.errors import DataError
 
+ACCEPTED = "expected a JPEG, PNG, WebP, TIFF, BMP or GIF image"
+
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
@@ -37,11 +39,21 @@ def test_any_size_is_resized_and_cropped_as_in_guided_diffusion() -> None:
 
 
 def test_an_image_of_the_right_size_is_not_changed() -> None:
-    for rule in ("crop", "area"):
+    for rule in ("crop", "area", "pad"):
         for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
             image = paint(1, mode=mode)
             decoded = ImageRule(8, channels, rule).decode(encoded(image))
             np.testing.assert_array_equal(decoded, np.asarray(image).reshape(8, 8, channels).transpose(2, 0, 1))
+
+
+def test_pad_keeps_the_whole_image() -> None:
+    image = Image.new("L", (40, 20), 200)
+    padded = ImageRule(8, 1, "pad").decode(encoded(image))[0]
+    assert (padded[2:6] == 200).all() and not padded[:2].any() and not padded[6:].any()
+    assert ImageRule(8, 4, "pad").decode(encoded(image))[3, 0, 0] == 0, "the border is transparent"
+    tall = ImageRule(8, 1, "pad").decode(encoded(image.rotate(90, expand=True)))[0]
+    np.testing.assert_array_equal(tall, padded.T)
+    assert ImageRule(8, 3, "pad").decode(encoded(Image.new("RGB", (1, 900)))).shape == (3, 8, 8)
 
 
 def test_area_averages_the_centre_square() -> None:
@@ -52,7 +64,7 @@ def test_area_averages_the_centre_square() -> None:
     assert small.tolist() == [[[100, 50], [100, 50]]]
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
 def test_all_formats_are_decoded(form: str) -> None:
     image = Image.new("RGB", (12, 12), (200, 30, 60))
     for channels in (1, 3, 4):
@@ -93,6 +105,14 @@ def test_large_images_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch, s
     np.testing.assert_array_equal(ImageRule(8, 1, "crop").decode(encoded(Image.fromarray(deep)))[0], deep >> 8)
 
 
+def test_not_a_number_is_refused() -> None:
+    pixels = np.zeros((8, 8), np.float32)
+    pixels[3, 4] = np.nan
+    for value_range in (None, (0.0, 1.0)):
+        with pytest.raises(DataError, match="^a.tif: expected finite pixel values, got NaN or infinity"):
+            ImageRule(8, 1, "crop", value_range).decode(encoded(Image.fromarray(pixels), "TIFF"), "a.tif")
+
+
 def test_the_exif_orientation_is_applied() -> None:
     image = Image.new("RGB", (16, 16), "black")
     image.paste("white", (0, 0, 16, 8))
@@ -113,12 +133,12 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(20_000, 20_000), f"expected at most {MAX_PIXELS} pixels, got many more"),
         (bomb(9000, 8000), f"expected at most {MAX_PIXELS} pixels, got 9000x8000"),
         (bomb(1, 600_000), "expected sides of at most 65536 pixels, got 1x600000"),
-        (encoded(paint(0, 40, 40))[:900], "expected a JPEG, PNG or WebP image, got another"),
-        (encoded(paint(0, 40, 40), "JPEG")[:300], "expected a JPEG, PNG or WebP image, got another"),
-        (encoded(paint(0, 40, 40), "GIF"), "expected a JPEG, PNG or WebP image, got another"),
-        (b"", "expected a JPEG, PNG or WebP image, got another"),
+        (encoded(paint(0, 40, 40))[:900], f"{ACCEPTED}, got a truncated PNG file of 900 bytes"),
+        (encoded(paint(0, 40, 40), "JPEG")[:300], f"{ACCEPTED}, got a truncated JPEG file of 300 bytes"),
+        (encoded(paint(0, 40, 40), "PPM"), f"{ACCEPTED}, got another format or a damaged file"),
+        (b"", f"{ACCEPTED}, got an empty file"),
     ],
-    ids=["bomb", "large", "narrow", "cut png", "cut jpeg", "gif", "empty"],
+    ids=["bomb", "large", "narrow", "cut png", "cut jpeg", "ppm", "empty"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_harmful_or_damaged_image_is_refused(content: bytes, message: str) -> None:

@@ -283,7 +283,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "odd name": (cells(3, file="a\x85b.png"), "labels.csv:5: expected a path without control characters, got "),
     "missing": (cells(3, file="im/none.png"), "labels.csv:5: im/none.png: "),
     "folder": (a_folder_for_a_file, "labels.csv:5: im/3.png: .*regular file"),
-    "unreadable": (image(b"no image"), "im/3.png: .*JPEG, PNG or WebP image"),
+    "unreadable": (image(b"no image"), "im/3.png: .*JPEG, PNG, WebP, TIFF, BMP or GIF image"),
     "heavy": (image(bytes(1 << 26) + b"x"), "im/3.png: .*67108865"),
     "no column": (graph(GRAPH.replace("hat", "scarf")), rf"expected a column 'scarf' {MISSING} \(and 1 more\)"),
     "no variable": (graph(NO_HAT), "column 'hat': expected a variable of the graph; to skip it, list it in `ignore`"),
