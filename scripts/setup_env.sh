@@ -7,6 +7,7 @@
 #                                "torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 #   CAUSALDIFFAE_PYTHON=python3.12   the interpreter to make the environment with
 #
+# Where nvidia-smi shows a GPU, torch must be able to use it; otherwise the set-up names a build that can.
 # A stamp in the environment says where it was made and, once it is complete, what it was made from.
 
 set -o pipefail
@@ -99,8 +100,37 @@ setup_run() { # setup_run TEXT ARGUMENTS...: runs Python; its output goes to the
         setup_die "$1: failed (log: $SETUP_LOG). Fix the problem and run the same command again."
 }
 
+setup_gpu_build() { # prints the torch build for the driver and the GPU that nvidia-smi shows; returns 1 without a GPU
+    local shown capability driver=
+    case ${CUDA_VISIBLE_DEVICES-all} in '' | -1) return 1 ;; esac
+    shown=$(nvidia-smi 2>/dev/null) && capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null) || return 1
+    [[ ! $shown =~ CUDA\ Version:\ *([0-9]+)\.([0-9]+) ]] || driver=$((10#${BASH_REMATCH[1]} * 100 + 10#${BASH_REMATCH[2]}))
+    [[ $capability =~ ^([0-9]+)\.([0-9]+) ]] && capability=$((BASH_REMATCH[1] * 100 + BASH_REMATCH[2])) || return 1
+    if [ "${driver:-1300}" -lt 1200 ] || { [ "$capability" -ge 1000 ] && [ "${driver:-1300}" -lt 1208 ]; }; then
+        echo driver # no build of torch 2.11 or newer
+    elif [ "$capability" -lt 705 ] || { [ "${driver:-1300}" -lt 1300 ] && [ "$capability" -lt 1000 ]; }; then
+        echo "torch>=2.11,<2.15 torchvision --index-url https://download.pytorch.org/whl/cu126"
+    elif [ "${driver:-1300}" -lt 1300 ]; then
+        echo "torch==2.11.* torchvision --index-url https://download.pytorch.org/whl/cu128"
+    else
+        echo "torch>=2.11 torchvision --index-url https://download.pytorch.org/whl/cu130"
+    fi
+}
+
+setup_check_gpu() { # setup_check_gpu TORCH: where nvidia-smi shows a GPU, one operation must run on it
+    local build advice cpu="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+    case $1 in */cpu) return ;; esac # chosen by the user
+    build=$(setup_gpu_build) || return 0
+    setup_say "checking that torch can use the GPU"
+    "$PYTHON" -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >>"$SETUP_LOG" 2>&1 && return
+    advice="Set CAUSALDIFFAE_TORCH=\"$build\""
+    [ "$build" != driver ] || advice="Install a newer driver (nvidia.com/drivers)"
+    setup_die "torch cannot use the GPU (log: $SETUP_LOG). $advice, or CAUSALDIFFAE_TORCH=\"$cpu\" to do without it," \
+        "and run the same command again."
+}
+
 setup_install() {
-    local place made_from extras torch extra
+    local place made_from extras torch extra before
     local -a torch_arguments
     setup_read_stamp
     # A moved environment contains its old path. An unknown folder in CAUSALDIFFAE_VENV is never deleted.
@@ -108,19 +138,25 @@ setup_install() {
         rm -rf -- "$ENV_DIR"
     fi
     setup_works "$PYTHON" || setup_make_environment
-    printf '%s\n' "$ENV_DIR" >"$SETUP_STAMP"
+    printf '%s\n' "$ENV_DIR" "" "$extras" "$torch" >"$SETUP_STAMP" # not complete
+    before=$torch torch=${CAUSALDIFFAE_TORCH:-${torch:-torch>=2.11 torchvision}}
     "$PYTHON" -m pip --version >"$SETUP_LOG" 2>&1 || setup_run "installing pip" -m ensurepip
     for extra in ${EXTRAS//,/ }; do
         setup_lists "$extras" "$extra" || extras=${extras:+$extras,}$extra
     done
-    torch=${CAUSALDIFFAE_TORCH:-${torch:-torch>=2.11 torchvision}}
+    # pip keeps an installed build of the same version.
+    if [ "$torch" != "$before" ] && [ -n "${CAUSALDIFFAE_TORCH:-}" ]; then
+        setup_run "removing another build of torch" -m pip uninstall -y torch torchvision
+    fi
     read -r -a torch_arguments <<<"$torch"
     # One command for both, so that pip picks a matching pair.
     setup_run "installing $torch (some gigabytes the first time)" -m pip install "${torch_arguments[@]}"
+    printf '%s\n' "$ENV_DIR" "" "$extras" "$torch" >"$SETUP_STAMP"
     setup_run "installing this clone${extras:+ with extras $extras}" -m pip install -e "$REPO_DIR${extras:+[$extras]}"
     setup_run "checking that torch and torchvision match (otherwise set CAUSALDIFFAE_TORCH)" -c '
 import torch, torchvision
 torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)'
+    setup_check_gpu "$torch"
     printf '%s\n' "$ENV_DIR" "$(setup_made_from)" "$extras" "$torch" >"$SETUP_STAMP"
     setup_say "ready: $ENV_DIR"
 }

@@ -1,92 +1,17 @@
 """Commands of the launchers (DRY_RUN=1), the set-up of the environment with a stand-in for Python and pip, restarts."""
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launchers import SCRIPTS, dry_run, environment, launch, record
 from paths import REPO
 
-SCRIPTS = sorted([*REPO.glob("scripts/*.sh"), REPO / ".ci" / "run"])
-CONFIGS = sorted(REPO.glob("configs/*.yaml"))
 OTHERS = ["train.sh", "counterfactual.sh", "demo.sh", "explore.sh", "test.sh"]
 LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + OTHERS
-TOOLS = ["bash", "cat", "cksum", "cp", "dirname", "flock", "ls", "mkdir", "rm", "tee"]
-Result = subprocess.CompletedProcess[str]
-
-# Stands in for an environment's python: what would install or check libraries is recorded instead.
-STAND_IN = """\
-#!/bin/sh
-case "$*" in
-*"-m pip install"*)
-    echo "$*" >>"$RECORD"
-    case "$*" in *"$FAIL_ON"*) [ -z "$FAIL_ON" ] || { echo "no space left"; exit 1; } ;; esac
-    exit 0 ;;
-"-m pip --version") exit 0 ;;
-*torchvision.ops.nms*) echo checked >>"$RECORD"; exit 0 ;;
-*"import ensurepip, venv"*) exit ${NO_ENSUREPIP:-0} ;;
-"-m virtualenv"*) exit 1 ;;
-"-m venv"*)
-    echo "venv" >>"$RECORD"
-    for last; do :; done
-    mkdir -p "$last/bin" && cp "$0" "$last/bin/python"
-    exit 0 ;;
-esac
-exec 'PYTHON' -S "$@"
-"""
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """A copy of what launchers need, at a path with spaces, and a folder of data beside it."""
-    copy = tmp_path / "a clone with spaces"
-    for path in [*SCRIPTS, *CONFIGS, REPO / "setup.py", REPO / "causaldiffae" / "__init__.py"]:
-        target = copy / path.relative_to(REPO)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
-    for folder in ("bin", "tools", "else where", "my data"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "my data" / "something").touch()
-    stand_in = tmp_path / "bin" / "python3"
-    stand_in.write_text(STAND_IN.replace("PYTHON", sys.executable))
-    stand_in.chmod(0o755)
-    for name in TOOLS:  # no other Python may be found, or a test would install for real
-        found = shutil.which(name)
-        if found:
-            (tmp_path / "tools" / name).symlink_to(found)
-    return copy
-
-
-def environment(clone: Path, **variables: str) -> dict[str, str]:
-    base = {"PATH": f"{clone.parent / 'bin'}:{clone.parent / 'tools'}", "FAIL_ON": ""}
-    return {**base, "RECORD": str(clone.parent / "record"), "DATA_DIR": str(clone.parent / "my data"), **variables}
-
-
-def launch(clone: Path, script: str, *arguments: str, **variables: str) -> Result:
-    command = ["bash", str(clone / "scripts" / script), *arguments]
-    elsewhere = clone.parent / "else where"
-    env = environment(clone, **variables)
-    return subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, timeout=60, check=False)
-
-
-def dry_run(clone: Path, script: str, *arguments: str, **variables: str) -> list[list[str]]:
-    """The commands that a launcher would run, split as the shell would."""
-    result = launch(clone, script, *arguments, DRY_RUN="1", **variables)
-    assert result.returncode == 0, result.stderr
-    return [shlex.split(line) for line in result.stdout.splitlines()]
-
-
-def record(clone: Path) -> list[str]:
-    path = clone.parent / "record"
-    lines = path.read_text().splitlines() if path.exists() else []
-    path.unlink(missing_ok=True)
-    return lines
-
-
 # ---------------------------------------------------------------------- the scripts' text
 
 
@@ -254,7 +179,8 @@ def test_the_set_up_runs_once_and_again_after_a_change(clone: Path) -> None:
     assert installed() == []  # fewer extras are needed than installed
     assert installed(EXTRAS="mpi")[-2].endswith("[dev,mpi]")
     build = "torch==2.12.0 torchvision==0.27.0 --index-url https://host/cpu"
-    assert installed(CAUSALDIFFAE_TORCH=build)[0].endswith(f"install {build}")
+    removed, other = installed(CAUSALDIFFAE_TORCH=build)[:2]  # pip would keep an installed build of that version
+    assert removed.endswith("uninstall -y torch torchvision") and other.endswith(f"install {build}")
     assert installed() == []  # the requested build is kept
     (clone / "setup.py").write_text((clone / "setup.py").read_text() + "# changed\n")
     assert len(installed()) == 3
@@ -314,38 +240,6 @@ def test_two_launchers_at_once_install_once(clone: Path) -> None:
 
 
 # ---------------------------------------------------------------------- restarts and signals
-
-
-TRAINER = """\
-import os, pathlib, signal, sys, time
-run_dir = pathlib.Path(sys.argv[sys.argv.index("--run_dir") + 1])
-run_dir.mkdir(parents=True, exist_ok=True)
-lives = run_dir / "lives"
-life = len(lives.read_text()) + 1 if lives.exists() else 1
-lives.write_text("x" * life)
-ending = os.environ["ENDINGS"].split()[life - 1]
-if ending != "early":
-    (run_dir / f"step_{life:07d}").mkdir()
-if ending in ("killed", "early"):
-    os.kill(os.getpid(), signal.SIGKILL)
-if ending == "wait":
-    def stop(number, _):
-        os.write(1, f"stopped by {signal.Signals(number).name}\\n".encode())
-        os._exit(0)
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGUSR1, stop)
-    os.write(1, b"waiting\\n")
-    time.sleep(60)
-    sys.exit(1)
-sys.exit(int(ending))
-"""
-
-
-@pytest.fixture
-def crashing(clone: Path) -> Path:
-    """A clone whose training ends as the words of `ENDINGS` say, one for each start."""
-    (clone / "scripts" / "image_train.py").write_text(TRAINER)
-    return clone
 
 
 @pytest.mark.parametrize(
