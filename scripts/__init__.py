@@ -1,0 +1,1 @@
+"""The programs of this repository. In a wheel this folder is `causaldiffae.scripts`."""
