@@ -92,7 +92,11 @@ class CausalGraph:
         if adjacency.shape != (n, n):
             raise InputError(f"graph: adjacency: expected shape {(n, n)} for {n} variables, got {adjacency.shape}")
         if not np.isin(adjacency, (0.0, 1.0)).all():
-            raise InputError("graph: adjacency: expected a 0/1 matrix, got other values")
+            other = adjacency[~np.isin(adjacency, (0.0, 1.0))][0]
+            raise InputError(
+                f"graph: adjacency: expected a 0/1 matrix, got {other:g}; 1 in row i and column j means names[i] -> "
+                "names[j], so convert weights and marks first"
+            )
         return cls(tuple(names), tuple((names[i], names[j]) for i, j in zip(*np.nonzero(adjacency), strict=True)))
 
     @classmethod

@@ -85,15 +85,19 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:
     """Parses a JSON object; raises a `DataError` prefixed by `where` for NaN, repeated keys and other content."""
-    try:
-        value = json.loads(
-            text.decode("utf-8"), parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys
-        )
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: expected JSON ({error})") from error
+    value = parse_json_value(text, where)
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_json_value(text: bytes | str, where: str) -> Any:
+    """Parses any JSON value; raises a `DataError` as `parse_json`."""
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        return json.loads(decoded, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: expected JSON ({error})") from error
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -182,6 +182,20 @@ FOLDER_GRAPH = b"edges: [[age, hat]]\nvariables:\n  age: {unit: years, low: 18}\
 GML = b'graph [\n directed 1\n node [ id 0 label "a" ]\n node [ id 1 label "b" ]\n edge [ source 0 target 1 ]\n]\n'
 DOT = b'/* c */ strict digraph "m" { a -> b -> {c d} [color=red]; subgraph s { e -> "f g" } node [shape=box]; b }\n'
 GRAPH_JSON = b'{"names": ["a", "b", "c"], "adjacency": [[0, 1, 0], [0, 0, 1], [0, 0, 0]]}'
+NODE_LINK = b'{"directed": true, "nodes": [{"id": "a"}, {"id": "b"}], "links": [{"source": "a", "target": "b"}]}'
+DAGITTY = b'dag {\nbb="0,0,1,1"\na [exposure,pos="0,0"]\nb [outcome]\na -> b [pos="1,1"]\nb <- {c d}\n}\n'
+TETRAD = b"Graph Nodes:\na;b;c\n\nGraph Edges:\n1. a --> b\n2. c <-- a\n"
+BIF = b"network n {}\nvariable a { type discrete [ 2 ] { x, y }; }\nvariable b { }\nprobability ( b | a ) { }\n"
+GRAPHML = (
+    b'<graphml xmlns="http://graphml.graphdrawing.org/xmlns"><graph edgedefault="directed">'
+    b'<node id="a"/><node id="b"/><edge source="a" target="b"/></graph></graphml>'
+)
+
+
+def _matrix_seeds() -> list[Files]:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([[0, 1], [0, 0]], np.int8))
+    return [{"g.npy": buffer.getvalue()}]
 
 
 def _read_table(path: Path) -> object:
@@ -387,7 +401,11 @@ PARSERS: dict[str, Parser] = {
     "graph yaml": Parser(lambda: [{"g.yaml": FOLDER_GRAPH}], _parse_graph, 1.5),
     "graph gml": Parser(lambda: [{"g.gml": GML}], _parse_graph, 1.5),
     "graph dot": Parser(lambda: [{"g.dot": DOT}], _parse_graph, 1.5),
-    "graph json": Parser(lambda: [{"g.json": GRAPH_JSON}], _parse_graph, 1.5),
+    "graph json": Parser(lambda: [{"g.json": GRAPH_JSON}, {"g.json": NODE_LINK}], _parse_graph, 1.5),
+    "graph text": Parser(lambda: [{"g.txt": each} for each in (DAGITTY, TETRAD, BIF, GML)], _parse_graph, 1.5),
+    "graph graphml": Parser(lambda: [{"g.graphml": GRAPHML}], _parse_graph),
+    "graph table": Parser(lambda: [{"g.csv": b",a,b\na,0,1\nb,0,0\n"}, {"g.tsv": b"from\tto\na\tb\n"}], _parse_graph),
+    "graph npy": Parser(_matrix_seeds, _parse_graph, 0.5),
     "image": Parser(_image_seeds, _read_image, 3),
     "checkpoint": Parser(lambda: [_written_by(_write_run)], _read_checkpoint, 1, repair_manifest),
     "model folder": Parser(lambda: [_written_by(_write_model)], lambda path: load_model(str(path / "m")), 0.3),

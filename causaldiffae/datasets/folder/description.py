@@ -17,7 +17,7 @@ name: folder                                # or the built-in data set of the im
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -60,9 +60,9 @@ class FolderDescription:
     ignore: tuple[str, ...] = ()
 
 
-def parse_description(content: bytes, where: str) -> FolderDescription:
-    """Parses a graph file with its description; every error is a `DataError` that starts with `where`."""
-    graph, keys = parse_graph(content, where)
+def parse_description(content: bytes, where: str, columns: Sequence[str] = ()) -> FolderDescription:
+    """Parses a graph file with its description; arguments and errors as for `parse_graph`."""
+    graph, keys = parse_graph(content, where, columns)
     for name in graph.names:
         if name in RESERVED:
             raise DataError(f"{where}: expected a variable name other than {', '.join(RESERVED)}, got {name!r}")

@@ -1,8 +1,13 @@
-"""Reads causal graphs from YAML, JSON, GML and DOT files, by file name extension.
+"""Reads causal graphs from files of many formats, by file name extension or, for text files, by their content.
 
-YAML and JSON files contain `edges: [[cause, effect], ...]` (and `names`, for variables without edges or in another
-order), or `names` and a 0/1 matrix `adjacency` with [i][j] = 1 for names[i] -> names[j]. They can also contain the
-description of a data set (description.py). GML and DOT files are read as written by networkx and DoWhy.
+YAML and JSON files contain `edges: [[cause, effect], ...]` or `edges: [cause -> effect, ...]` (and `names`, for
+variables without edges or in another order), or `names` and a 0/1 matrix `adjacency` with [i][j] = 1 for names[i] ->
+names[j]. They can also contain the description of a data set (description.py).
+
+Other formats are DOT, GML and GraphML, dagitty's models, JSON of networkx, d3 and Cytoscape, the text of Tetrad and
+causal-learn, Bayesian networks (BIF), lists of edges and adjacency matrices as CSV, and matrices as .npy, whose
+variables have the order of the columns of the table. Nodes may have the names of columns as identifier, `label` or
+`name`. Nodes that are declared as unobserved are refused if they have several effects, and else left out.
 
 Files are untrusted: their size is limited, YAML tags and anchors are rejected, and YAML scalars are strings (so that a
 category `no` is not a boolean). Every error is a `DataError` that names the file.
@@ -10,25 +15,71 @@ category `no` is not a boolean). Every error is a `DataError` that names the fil
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import networkx as nx
-
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.dot import parse_dot
-from causaldiffae.files.reading import parse_json
+from causaldiffae.files.dot import KINDS, parse_dot
+from causaldiffae.files.graph_formats import (
+    edge_objects,
+    is_graph_json,
+    parse_arrows,
+    parse_bif,
+    parse_gml,
+    parse_graph_json,
+    parse_graphml,
+    parse_tetrad,
+)
+from causaldiffae.files.graph_tables import parse_graph_table, parse_npy_matrix
+from causaldiffae.files.parsed_graph import ParsedGraph
+from causaldiffae.files.reading import parse_json_value
+from causaldiffae.files.storage import read_address
+from causaldiffae.files.text import decode_text
 from causaldiffae.files.yaml import parse_yaml
 from causaldiffae.graphs import CausalGraph
 
 MAX_BYTES: Final = 1 << 20
-MAX_CHARACTERS: Final = 1 << 17  # of YAML, GML and DOT, which are parsed in Python
+MAX_CHARACTERS: Final = 1 << 17  # of formats that are parsed in Python
 GRAPH_KEYS: Final = ("names", "edges", "adjacency")
-EXTENSIONS: Final = (".yaml", ".yml", ".json", ".gml", ".dot", ".gv")
+EXTENSIONS: Final = (
+    *(".yaml", ".yml", ".json", ".gml", ".dot", ".gv", ".graphml", ".xml", ".bif"),
+    *(".csv", ".tsv", ".npy", ".txt", ".dag", ".dagitty"),
+)
+_KIND_BY_EXTENSION: Final = {
+    **{".yaml": "yaml", ".yml": "yaml", ".json": "json", ".gml": "gml", ".dot": "dot", ".gv": "dot"},
+    **{".graphml": "graphml", ".bif": "bif", ".csv": "table", ".tsv": "table"},
+}
+_KIND_BY_CONTENT: Final = (
+    ("json", r"[\[{]"),
+    ("graphml", r"<"),
+    ("dot", rf"(strict\s+)?({'|'.join(KINDS)}|graph)\b[^\[]*?\{{"),
+    ("gml", r"(Creator\b[^\n]*\n)?\s*graph\s*\["),
+    ("tetrad", r"Graph Nodes:"),
+    ("bif", r"(network|variable|probability)\b[^\n]*\{"),
+    ("arrows", r"[^\n]*\S\s*(<?--?>|=>|<--?)\s*\S"),
+)
+_COMMENT: Final = re.compile(r"\s+|//[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
+_IDENTIFIER: Final = re.compile(r"\W*[A-Za-z_]{0,8}[-_ ]?\d+")
+_UNOBSERVED: Final = {
+    "observed": ("no", "false", "0"),
+    **dict.fromkeys(("latent", "unobserved", "u"), ("true", "yes", "1")),
+}
+_DOWHY_CONFOUNDERS: Final = "Unobserved Confounders"
 
 
-def parse_graph(content: bytes, where: str) -> tuple[CausalGraph, dict[str, Any]]:
+def read_graph(path: str | Path) -> CausalGraph:
+    """Reads a graph from a local file or an address like gs://bucket/graph.yaml; raises as `parse_graph`."""
+    return parse_graph(read_address(path, MAX_BYTES), str(path))[0]
+
+
+def parse_graph(content: bytes, where: str, columns: Sequence[str] = ()) -> tuple[CausalGraph, dict[str, Any]]:
     """Parses the content of a file named `where`.
+
+    Args:
+        columns: names of the columns of the data set, if known, to choose between identifiers and labels of nodes.
 
     Returns:
         The graph, and the other keys of a YAML or JSON file.
@@ -40,46 +91,147 @@ def parse_graph(content: bytes, where: str) -> tuple[CausalGraph, dict[str, Any]
     extension = PurePosixPath(where).suffix.lower()
     if extension not in EXTENSIONS:
         raise InputError(f"{where}: expected a file name ending in {', '.join(EXTENSIONS)}, got {extension!r}")
-    if extension == ".json":
-        return _split(parse_json(content, where), where)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: expected UTF-8 text") from None
+    if extension == ".npy":
+        return _built({"adjacency": parse_npy_matrix(content, where)}, where, columns), {}
+    text = unicodedata.normalize("NFC", decode_text(content, where).text)
+    kind = _KIND_BY_EXTENSION.get(extension) or _kind_by_content(text)
+    if kind == "json":
+        return _from_json(parse_json_value(text, where), where, columns)
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"{where}: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
-    if extension in (".yaml", ".yml"):
+    if kind == "yaml":
         mapping = parse_yaml(text, where)
         if not isinstance(mapping, dict):
             raise DataError(f"{where}: expected a mapping, like edges: [[cause, effect]]")
-        return _split(mapping, where)
-    names, edges = _parse_gml(text, where) if extension == ".gml" else parse_dot(text, where)
-    return _built({"names": names, "edges": edges}, where), {}
+        return _split(mapping, where, columns)
+    if kind == "table":
+        return _built(parse_graph_table(content, where), where, columns), {}
+    if kind == "arrows":
+        lines = [line.strip() for line in re.split(r"[\n;]", text) if _COMMENT.sub("", line)]
+        return _built({"edges": [edge for line in lines for edge in parse_arrows(line, where)]}, where), {}
+    parse = {
+        "dot": parse_dot,
+        "gml": parse_gml,
+        "graphml": parse_graphml,
+        "tetrad": parse_tetrad,
+        "bif": parse_bif,
+    }[kind]
+    return _built(_named(parse(text, where), where, columns, prefer_labels=kind == "gml"), where), {}
 
 
-def _split(mapping: dict[str, Any], where: str) -> tuple[CausalGraph, dict[str, Any]]:
+def _kind_by_content(text: str) -> str:
+    position = 0
+    while (found := _COMMENT.match(text, position)) is not None:
+        position = found.end()
+    start = text[position : position + 10_000]
+    return next((kind for kind, pattern in _KIND_BY_CONTENT if re.match(pattern, start, re.IGNORECASE)), "table")
+
+
+def _from_json(value: Any, where: str, columns: Sequence[str]) -> tuple[CausalGraph, dict[str, Any]]:
+    if is_graph_json(value):
+        return _built(_named(parse_graph_json(value, where), where, columns), where), {}
+    if isinstance(value, list):
+        value = {"edges": value}
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return _split(value, where, columns)
+
+
+def _split(mapping: dict[str, Any], where: str, columns: Sequence[str]) -> tuple[CausalGraph, dict[str, Any]]:
     """The graph and the other keys; without `names`, variables are ordered as in `variables`, then as in `edges`."""
     graph: dict[str, Any] = {key: mapping[key] for key in GRAPH_KEYS if key in mapping}
     variables, edges = mapping.get("variables"), mapping.get("edges", [])
+    if isinstance(edges, list):
+        edges = _pairs(edges, where)
+        graph |= {"edges": edges} if "edges" in mapping else {}
     if "names" not in mapping and isinstance(variables, dict) and isinstance(edges, list):
         ends = [name for edge in edges if isinstance(edge, list) for name in edge if isinstance(name, str)]
         graph["names"] = list(dict.fromkeys([*variables, *ends]))
-    return _built(graph, where), {key: value for key, value in mapping.items() if key not in GRAPH_KEYS}
+    return _built(graph, where, columns), {key: value for key, value in mapping.items() if key not in GRAPH_KEYS}
 
 
-def _parse_gml(text: str, where: str) -> tuple[list[str], list[list[str]]]:
+def _pairs(edges: list[Any], where: str) -> list[Any]:
+    """Edges as pairs, of which some are given as "cause -> effect" or as objects with source and target."""
+    pairs: list[Any] = []
+    for edge in edges:
+        if isinstance(edge, str):
+            pairs += parse_arrows(edge, where)
+        else:
+            pairs += edge_objects([edge], where) if isinstance(edge, dict) else [edge]
+    return pairs
+
+
+def _named(parsed: ParsedGraph, where: str, columns: Sequence[str] = (), prefer_labels: bool = False) -> dict[str, Any]:
+    """Names and edges by the names of the nodes, without nodes that are declared as unobserved."""
+    latent = {node for node in parsed.nodes if _is_latent(node, parsed.attributes.get(node, {}), columns)}
+    for node in latent:
+        _check_latent(node, parsed, latent, where)
+    observed = [node for node in parsed.nodes if node not in latent]
+    names = _choose_names(observed, parsed.attributes, columns, prefer_labels)
+    edges = [[names.get(end, end) for end in edge] for edge in parsed.edges if not latent.intersection(edge)]
+    return {"names": [names[node] for node in observed], "edges": edges}
+
+
+def _choose_names(
+    nodes: list[str], attributes: dict[str, dict[str, str]], columns: Sequence[str], prefer_labels: bool
+) -> dict[str, str]:
+    """Node -> its identifier, label or name: the first of these that are all columns, or else the likeliest."""
+    identifiers = {node: node for node in nodes}
+    candidates = [identifiers]
+    for key in ("label", "name"):
+        candidates.append({node: attributes.get(node, {}).get(key) or node for node in nodes})
+    for candidate in candidates:
+        if columns and set(_composed(list(candidate.values()))) <= set(columns):
+            return candidate
+    are_numbered = all(_IDENTIFIER.fullmatch(node) for node in nodes)
+    for candidate in candidates[1:]:
+        given = [node for node in nodes if candidate[node] != node]
+        if prefer_labels and given:
+            return candidate
+        if are_numbered and len(given) == len(nodes) == len(set(candidate.values())):
+            return candidate
+    return identifiers
+
+
+def _is_latent(node: str, attributes: dict[str, str], columns: Sequence[str]) -> bool:
+    if node in columns or attributes.get("label") in columns:
+        return False
+    declared = any(attributes.get(key, "").lower() in values for key, values in _UNOBSERVED.items())
+    return declared or _DOWHY_CONFOUNDERS in (node, attributes.get("label"))
+
+
+def _check_latent(node: str, parsed: ParsedGraph, latent: set[str], where: str) -> None:
+    """Raises `DataError` for an unobserved node that relates observed ones; others are noise of one variable."""
+    effects = [effect for cause, effect in parsed.edges if cause == node]
+    causes = [cause for cause, effect in parsed.edges if effect == node]
+    if len(effects) > 1 or (causes and effects) or latent & {*effects, *causes}:
+        names = [parsed.attributes.get(each, {}).get("label", each) for each in (*causes, *effects)]
+        role = "a cause of" if not causes else "between"
+        raise DataError(
+            f"{where}: expected observed variables, got the unobserved {node:.80}, {role} {', '.join(names)[:200]}; "
+            "remove it from the file if hidden confounding is to be ignored"
+        )
+
+
+def _built(description: dict[str, Any], where: str, columns: Sequence[str] = ()) -> CausalGraph:
+    """The graph; a matrix without names has the columns of the table as variables."""
+    if "adjacency" in description and description.get("names") is None:
+        matrix = description["adjacency"]
+        if not isinstance(matrix, list) or len(matrix) != len(columns):
+            got = f"; the table has {len(columns)} columns of labels" if columns else ""
+            raise DataError(
+                f"{where}: expected names for the variables of the matrix, got none{got}; write names and adjacency to "
+                "graph.yaml"
+            )
+        description = {**description, "names": list(columns)}
     try:
-        digraph = nx.parse_gml(text, label=None)
-    except Exception as error:  # networkx raises errors of many types for damaged files
-        raise DataError(f"{where}: expected a GML graph ({' '.join(str(error).split())[:200]})") from None
-    if not digraph.is_directed():
-        raise DataError(f"{where}: expected a directed graph (`directed 1`), got an undirected one")
-    names = {node: str(attributes.get("label", node)) for node, attributes in digraph.nodes(data=True)}
-    return list(names.values()), [[names[edge[0]], names[edge[1]]] for edge in digraph.edges()]
-
-
-def _built(description: dict[str, Any], where: str) -> CausalGraph:
-    try:
-        return CausalGraph.from_dict(description)
+        return CausalGraph.from_dict({key: _composed(value) for key, value in description.items()})
     except (InputError, TypeError) as error:
         raise DataError(f"{where}: {str(error)[:1000]}") from None
+
+
+def _composed(value: Any, levels: int = 2) -> Any:
+    """Names and edges with their strings in Unicode's composed form (NFC), as in tables."""
+    if isinstance(value, list) and levels:
+        return [_composed(each, levels - 1) for each in value]
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value

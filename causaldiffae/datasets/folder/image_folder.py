@@ -25,7 +25,7 @@ import numpy as np
 
 from causaldiffae.datasets.dataset import Dataset, check_form, register
 from causaldiffae.datasets.folder.description import FolderDescription, Variable, parse_description
-from causaldiffae.datasets.folder.graph_files import MAX_BYTES
+from causaldiffae.datasets.folder.graph_files import EXTENSIONS, MAX_BYTES
 from causaldiffae.datasets.folder.image_cache import cache_folder, cached_images, decode_all
 from causaldiffae.datasets.folder.image_files import CHANNELS, MODES, ImageRule
 from causaldiffae.datasets.folder.label_table import (
@@ -47,7 +47,7 @@ from causaldiffae.files.reading import write_json
 from causaldiffae.files.storage import FileStamp, Folder, is_remote, open_folder, read_address
 
 TABLE: Final = "labels.csv"
-GRAPHS: Final = ("graph.yaml", "graph.yml", "graph.json", "graph.gml", "graph.dot")
+GRAPHS: Final = tuple(f"graph{extension}" for extension in EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def folder_spec(
 
     Args:
         data_dir: a local path or an address like gs://bucket/set.
-        graph_path: the graph file; by default `graph.yaml` (.yml, .json, .gml, .dot) in the folder.
+        graph_path: the graph file; by default `graph.yaml` in the folder, or with another extension of graph_files.py.
         image_size, channels: by default as in the graph file.
 
     Raises:
@@ -142,12 +142,15 @@ def interpret(
 ) -> tuple[Content | None, Problems]:
     """Combines a table and a graph file, as far as they are available."""
     problems, table, description = Problems(), None, None
+    in_table = Problems()
+    with in_table.collect():
+        if table_bytes is not None:
+            table = parse_table(table_bytes, f"{where}/{TABLE}", in_table)
     with problems.collect():
         if graph_file is not None:
-            description = parse_description(graph_file[1], graph_file[0])
-    with problems.collect():
-        if table_bytes is not None:
-            table = parse_table(table_bytes, f"{where}/{TABLE}", problems)
+            columns = tuple(table.cells) if table is not None else ()
+            description = parse_description(graph_file[1], graph_file[0], columns)
+    problems.extend(in_table)
     if table is None:
         return None, problems
     if description is None:

@@ -1,16 +1,20 @@
 """Graph files: all formats are read, everything invalid is refused by name, and no content hangs."""
 
+import io
 import json
+import unicodedata
+from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causaldiffae.datasets.folder.description import parse_description
-from causaldiffae.datasets.folder.graph_files import parse_graph
-from causaldiffae.errors import InputError
+from causaldiffae.datasets.folder.graph_files import parse_graph, read_graph
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
 DOWHY_GML = """graph [
@@ -36,11 +40,12 @@ def written(graph: CausalGraph, ending: str) -> str:
 
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=8)
+names = names.map(lambda name: unicodedata.normalize("NFC", name).strip())
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(names.map(str.strip).filter(bool), min_size=1, max_size=4, unique=True),
+    st.lists(names.filter(bool), min_size=1, max_size=4, unique=True),
     st.sampled_from(["yaml", "yml", "json", "gml", "dot", "gv"]),
 )
 def test_any_graph_that_a_library_writes_is_read(names: list[str], ending: str) -> None:
@@ -70,6 +75,81 @@ def test_yaml_scalars_are_text() -> None:
     assert variables["a"].categories == ("no", "yes") and variables["a"].kind == "binary"
 
 
+EDGES = (("age", "smile"), ("age", "glasses"))
+AS_WRITTEN = {
+    "dagitty.txt": 'dag {\nbb="0,0,1,1"\nage [exposure,pos="0,0"]\nsmile [outcome]\nage -> smile\nglasses <- age\n}',
+    "dagitty.dot": "# model\ndag { age -> smile age -> glasses }",
+    "pydot.txt": "/* */ digraph { age -> smile; age -> glasses }",
+    "gml.txt": "graph [\ndirected 1\nnode [ id 0 label age ]\n]".replace("age", '"age"'),
+    "tetrad.txt": "Graph Nodes:\nage;smile;glasses\n\nGraph Edges:\n1. age --> smile\n2. age --> glasses",
+    "arrows.txt": "# edges\nage -> smile\nglasses <- age\n",
+    "edges.csv": "from,to\nage,smile\nage,glasses\n",
+    "matrix.tsv": "\tage\tsmile\tglasses\nage\t0\t1\t1\nsmile\t0\t0\t0\nglasses\t0\t0\t0\n",
+    "node-link.json": '{"nodes": [{"id": "age"}, {"id": "smile"}, {"id": "glasses"}], '
+    '"links": [{"source": "age", "target": "smile"}, {"source": "age", "target": "glasses"}]}',
+    "pairs.json": '[["age", "smile"], ["age", "glasses"]]',
+    "network.bif": "variable age {\n}\nvariable smile {\n}\nvariable glasses {\n}\n"
+    "probability ( smile | age ) {}\nprobability ( glasses | age ) {}",
+    "arrows.yaml": "edges:\n- age -> smile\n- glasses <- age\n",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in AS_WRITTEN if name != "gml.txt"])
+def test_formats_of_other_tools_are_read(name: str) -> None:
+    graph = parsed(AS_WRITTEN[name], name)
+    assert set(graph.edges) == set(EDGES) and set(graph.names) == {"age", "smile", "glasses"}
+
+
+def test_text_files_are_told_apart_by_their_content() -> None:
+    assert parsed(AS_WRITTEN["gml.txt"], "g.txt").names == ("age",)
+    assert parsed("".join(nx.generate_graphml(nx.DiGraph([("a", "b")]))), "g.xml").edges == (("a", "b"),)
+    assert parsed("names: [Gr\u00f6\u00dfe]".encode("utf-16"), "g.yaml").names == ("Gr\u00f6\u00dfe",)
+
+
+LABELS = 'digraph { n0 [label="age"]; n1 [label="smile"]; n0 -> n1 }'
+NAMES = 'graph [ directed 1 node [ id 3 name "age" ] node [ id 7 name "smile" ] edge [ source 3 target 7 ] ]'
+CAUSAL_LEARN = """digraph { fontsize=18; 0 [label=age]; 1 [label=smile];
+0 -> 1 [dir=both, arrowtail=none, arrowhead=normal]; }"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("g.dot", LABELS), ("g.gml", NAMES), ("g.dot", CAUSAL_LEARN)])
+def test_labels_are_names_where_nodes_are_numbered(name: str, text: str) -> None:
+    assert parsed(text, name) == CausalGraph(("age", "smile"), (("age", "smile"),))
+
+
+def test_columns_decide_between_identifiers_and_labels() -> None:
+    assert parse_graph(LABELS.encode(), "g.dot", ("n0", "n1", "x"))[0].names == ("n0", "n1")
+    text = 'digraph { a [label="Age (years)"]; b [label="smile"]; a -> b }'
+    assert parsed(text, "g.dot").names == ("a", "b")
+    assert parse_graph(text.encode(), "g.dot", ("smile", "Age (years)"))[0].names == ("Age (years)", "smile")
+
+
+def test_a_matrix_without_names_has_the_columns_of_the_table() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[0, 1], [0, 0]]))
+    assert parse_graph(file.getvalue(), "g.npy", ("age", "smile"))[0].edges == (("age", "smile"),)
+    with pytest.raises(
+        DataError, match="g.npy: expected names for the variables of the matrix, got none; the table has 1"
+    ):
+        parse_graph(file.getvalue(), "g.npy", ("age",))
+
+
+@pytest.mark.parametrize("declared", ['observed="no"', "latent", "unobserved", 'label="Unobserved Confounders"'])
+def test_unobserved_common_causes_are_refused(declared: str) -> None:
+    text = f"digraph {{ U [{declared}]; age -> smile; U -> age; U -> smile }}"
+    with pytest.raises(
+        DataError, match="g.dot: expected observed variables, got the unobserved U, a cause of age, smile"
+    ):
+        parsed(text, "g.dot")
+    assert parsed(text.replace("U -> age;", ""), "g.dot").names == ("age", "smile"), "noise of one variable is left out"
+    assert "U" in parse_graph(text.encode(), "g.dot", ("U", "age", "smile"))[0].names, "it is labelled"
+
+
+def test_a_graph_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text(AS_WRITTEN["dagitty.txt"])
+    assert set(read_graph(tmp_path / "g.txt").edges) == set(EDGES)
+
+
 LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nedges: [*b, *b]\n"
 BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
 
@@ -88,16 +168,30 @@ BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
         ("g.yaml", "edges: !!python/object/apply:os.system [ls]", "line 1"),
         ("g.yaml", "edges: [[a, b", "g.yaml: "),
         ("g.yaml", "[" * 1200, "g.yaml: "),
-        ("g.yaml", "\0", "#x0000"),
+        ("g.yaml", "\0", "g.yaml: expected UTF-8, UTF-16 or Windows-1252 text"),
         ("g.yaml", "- a\n", "g.yaml: expected a mapping, like edges: [[cause, effect]]"),
-        ("g.yaml", b"\xff\xfe", "g.yaml: expected UTF-8 text"),
+        ("g.yaml", b"\xff\x81", "g.yaml: expected UTF-8, UTF-16 or Windows-1252 text"),
         ("g.gml", DOWHY_GML.replace("directed 1", ""), "g.gml: expected a directed graph (`directed 1`)"),
         ("g.gml", "graph [ node", "g.gml: expected a GML graph ("),
         ("g.dot", "graph { a -- b }", "g.dot: DOT graph: expected 'digraph', got 'graph'"),
         ("g.dot", "digraph { a } digraph { b }", "DOT graph: expected the end after one digraph, got 'digraph'"),
         ("g.dot", "digraph { a -> b [dir=both] }", "g.dot: expected edges cause -> effect, got dir=both"),
         ("g.dot", "digraph {" + " " * 200_000 + "}", "g.dot: expected at most 131072 characters, got 200010"),
-        ("g.txt", "", "g.txt: expected a file name ending in .yaml, .yml, .json, .gml, .dot, .gv, got '.txt'"),
+        ("g.txt", "", "g.txt: expected an adjacency matrix or a list of edges, got an empty file"),
+        ("g.docx", "", "g.docx: expected a file name ending in .yaml, .yml, .json, .gml, .dot, .gv, .graphml"),
+        ("g.yaml", "edges: [a <-> b]", "edge a <-> b: expected edges cause -> effect, got a bidirected one"),
+        (
+            "g.json",
+            '{"nodes": [{"id": "a"}], "edges": [{"source": "a", "target": "b"}]}',
+            "a -> b: expected variables among a",
+        ),
+        (
+            "g.json",
+            '{"edges": ' + "[" * 900 + "]" * 900 + "}",
+            "g.json: graph: expected an edge [cause, effect], got [[",
+        ),
+        ("g.json", "3", "g.json: expected a JSON object, got int"),
+        ("g.json", '[{"a": 1}]', "edges: expected objects with source and target"),
     ],
 )
 def test_an_invalid_file_is_refused(
