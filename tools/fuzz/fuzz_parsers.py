@@ -379,7 +379,7 @@ def _read_digits(path: Path) -> object:
 
 
 def _parse_graph(path: Path) -> object:
-    return parse_graph(_first(path).read_bytes(), _first(path).name)
+    return parse_graph(_first(path).read_bytes(), _first(path).name, ("a", "b"))
 
 
 def _read_circuit(path: Path) -> object:
