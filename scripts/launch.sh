@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
 #
-#   SIZE=paper|fast|mini   which configs/DATASET_MODEL_SIZE.yaml (default paper); if there is none,
-#                          configs/DATASET_causaldae_SIZE.yaml with configs/baselines/MODEL.yaml over it
+#   SIZE=paper|fast|mini   train: which configs/DATASET_MODEL_SIZE.yaml (default paper); if there is none,
+#                          configs/DATASET_causaldae_SIZE.yaml with configs/baselines/MODEL.yaml over it.
+#                          test: which run (default the only one there is); if there is none, the weights in weights/
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there if it is missing)
 #   MODEL=causaldae        for train.sh and counterfactual.sh: or diffscm, conditional, diffae, causalvae
 #   MNIST=DIR              IDX files from which MNIST and MorphoMNIST are made (default: downloaded)
@@ -12,12 +13,16 @@
 #   RESTARTS=3             after a crash, resume from the newest checkpoint at most so often; not if no checkpoint was
 #                          written since the last start, and not after an error in the input (exit code 2)
 #   MPIEXEC="srun --mpi=pmix"   the command to use instead of mpiexec
-#   DRY_RUN=1              print the commands without running them
+#   DRY_RUN=1              print the commands without running them; --dry_run True prints the resolved configuration of
+#                          a training run. Neither makes a data set.
 #
 # SIGTERM, SIGUSR1 and Ctrl-C end training after the current step, with a checkpoint and exit code 0. The same command
 # resumes it.
 
-launch_die() { echo "$*" >&2 && exit 2; }
+REPO_DIR=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+
+launch_say() { echo "$*" >&2; }
+launch_die() { launch_say "$*" && exit 2; }
 
 launch_run() { # launch_run [exec] COMMAND...: with exec, signals reach the command itself
     if [ -z "${DRY_RUN:-}" ]; then
@@ -68,16 +73,16 @@ launch_training() { # launch_training RUN_DIR COMMAND...: passes signals on, and
     done
 }
 
-launch_data_dir() { # launch_data_dir ARGUMENTS...: prints the folder that the last --data_dir names, or DATA_DIR
-    local found=${DATA_DIR:-}
+launch_flag() { # launch_flag NAME ARGUMENTS...: prints the last value of --NAME
+    local name=--$1 found=
+    shift
     while [ $# -gt 0 ]; do
         case $1 in
-        --data_dir=*) found=${1#*=} ;;
-        --data_dir) found=${2:-} ;;
+        "$name="*) found=${1#*=} ;;
+        "$name") found=${2:-} ;;
         esac
         shift
     done
-    [ -n "$found" ] || launch_die "data_dir: expected the folder of your images, got none; set --data_dir"
     printf '%s\n' "$found"
 }
 
@@ -89,6 +94,70 @@ launch_label_flags() { # launch_label_flags ARGUMENTS...: prints those that sele
         esac
         shift
     done
+}
+
+launch_is_model() { # launch_is_model DIR: whether it is a model folder, or a run with a checkpoint
+    [ -f "$1/model.safetensors" ] || compgen -G "$1/step_*/" >/dev/null
+}
+
+launch_find_model() { # launch_find_model NAME [SIZE]: sets model_dir to the run to test, or to shipped weights
+    local name=$1 each
+    local -a runs=() shipped=() others=()
+    for each in ${2:-paper fast mini}; do
+        ! launch_is_model "$REPO_DIR/runs/${name}_$each" || runs+=("$REPO_DIR/runs/${name}_$each")
+        ! launch_is_model "$REPO_DIR/weights/${name}_$each" || shipped+=("$REPO_DIR/weights/${name}_$each")
+    done
+    if [ ${#runs[@]} -gt 1 ]; then
+        launch_die "SIZE: expected one of the runs ${runs[*]#"$REPO_DIR/"}, got none; set SIZE=${runs[0]##*_} or RUN_DIR"
+    fi
+    model_dir=${runs[0]:-${shipped[0]:-}}
+    if [ ${#runs[@]} -eq 1 ]; then
+        [ -n "${2:-}" ] || launch_say "using ${model_dir#"$REPO_DIR/"}, the only run of this model"
+    elif [ -n "$model_dir" ]; then
+        launch_say "found no run; using the shipped weights ${model_dir#"$REPO_DIR/"}"
+    else
+        for each in "$REPO_DIR/runs/${name%_*}"_*; do
+            ! launch_is_model "$each" || others+=("${each#"$REPO_DIR/"}")
+        done
+        each=train_$name.sh
+        [ -f "$REPO_DIR/scripts/$each" ] || each=train.sh
+        launch_say "RUN_DIR: expected a run, found no runs/${name}_${2:-SIZE}${others[*]:+, but ${others[*]}};" \
+            "train one with scripts/$each, or set SIZE or RUN_DIR"
+        [ -n "${DRY_RUN:-}" ] || exit 2
+        model_dir=$REPO_DIR/runs/${name}_${2:-paper}
+    fi
+}
+
+launch_share() { # launch_share DATASET: sets data_dir to the clone's share of the data set, if there is one, and made
+    case $1 in
+    mnist | circuit) data_dir=$REPO_DIR/assets/${1}_share ;;
+    morphomnist)
+        data_dir=$REPO_DIR/data/morphomnist_share
+        [ -d "$data_dir" ] || launch_run "$PYTHON" "$REPO_DIR/scripts/make_dataset.py" morphomnist \
+            --mnist "$REPO_DIR/assets/mnist_share" --num_train 0 --out "$data_dir"
+        ;;
+    *) return ;;
+    esac
+    made=1
+    launch_say "$1 is not in data/; using the share of it in ${data_dir#"$REPO_DIR/"}, set DATA_DIR for all images"
+}
+
+launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains the noised predictor of a Diff-SCM
+    local folder=$1 size=$2 data_dir=$3 word value iterations=0 steps
+    local -a flags=() # the predictor sees the labels that the run sees
+    shift 3
+    while read -r word value _; do [ "$word" != iterations: ] || iterations=$value; done <"$REPO_DIR/configs/noised_$size.yaml"
+    steps=$(launch_flag total_steps "$@")
+    case $steps in '' | *[!0-9]*) ;; *) [ "$steps" -ge "$iterations" ] || { iterations=$steps && flags=(--iterations "$steps"); } ;; esac
+    if [ -f "$folder/config.json" ]; then
+        if [[ $(<"$folder/config.json") =~ \"iterations\":\ *([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -lt "$iterations" ]; then
+            launch_say "$folder: trained for ${BASH_REMATCH[1]} steps, now $iterations are requested; delete it to train it again"
+        fi
+        return
+    fi
+    while IFS= read -r word; do flags+=("$word"); done < <(launch_label_flags "$@")
+    launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
+        "${configs[@]/#--config/--score_config}" ${flags[@]+"${flags[@]}"} --data_dir "$data_dir" --out "$folder"
 }
 
 launch_find_mpiexec() { # sets `starter` to the command that starts the processes
@@ -104,45 +173,59 @@ launch_find_mpiexec() { # sets `starter` to the command that starts the processe
     starter+=(-n "$1")
 }
 
-launch() {
-    local task=$1 dataset=$2 model=$3 size=${SIZE:-paper} nproc=${NPROC:-1} data_dir
-    shift 3
-    case $size in paper | fast | mini) ;; *) launch_die "SIZE: expected paper, fast or mini, got $size" ;; esac
-    case ${RESTARTS:-3} in *[!0-9]*) launch_die "RESTARTS: expected a number, got $RESTARTS" ;; esac
-    case $nproc in '' | 0* | *[!0-9]*) launch_die "NPROC: expected a positive number, got $nproc" ;; esac
-    if [ "$dataset" = folder ]; then data_dir=$(launch_data_dir "$@") || exit 2; fi
-    if [ "$nproc" -gt 1 ] && [ -z "${MPIEXEC:-}" ]; then EXTRAS=${EXTRAS:+$EXTRAS,}mpi; fi
-    # shellcheck source=scripts/setup_env.sh
-    . "$(dirname -- "${BASH_SOURCE[0]}")/setup_env.sh"
+launch_test() { # launch_test DATASET MODEL DATA_DIR NAME ARGUMENTS...
+    local dataset=$1 model=$2 data_dir=$3 made='' out
+    shift 4
+    out=$model_dir/test
+    case $model_dir in "$REPO_DIR/weights/"*)
+        out=$REPO_DIR/out/${model_dir##*/}
+        if [ -z "$data_dir${MNIST:-}" ] && [ ! -d "$REPO_DIR/data/$dataset" ]; then launch_share "$dataset"; fi
+        ;;
+    esac
+    data_dir=${data_dir:-$REPO_DIR/data/$dataset}
+    [ "$dataset" = folder ] || [ -n "$made" ] || launch_make_data "$dataset" "$data_dir"
+    launch_run exec "$PYTHON" "$REPO_DIR/scripts/image_${model}_test.py" --model_path "$model_dir" --data_dir "$data_dir" \
+        --out_dir "${OUT_DIR:-$out}" "$@"
+}
 
-    local name=$dataset
-    if [ "$dataset" = folder ]; then
-        name=${data_dir%/}
-        name=${name##*/}
-    else
-        data_dir=${DATA_DIR:-$REPO_DIR/data/$dataset}
-        launch_make_data "$dataset" "$data_dir"
-    fi
-    local run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_${model}_$size}
-    if [ "$task" = test ]; then
-        launch_run exec "$PYTHON" "$REPO_DIR/scripts/image_${model}_test.py" --model_path "$run_dir" --data_dir "$data_dir" \
-            --out_dir "${OUT_DIR:-$run_dir/test}" "$@"
-        return
-    fi
+launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
+    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} nproc=${NPROC:-1} dry_run run_dir
+    shift 4
+    dry_run=$(launch_flag dry_run "$@")
+    case $dry_run in [Tt]rue | TRUE) ;; *) dry_run='' ;; esac
+    run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_$size}
     local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml") starter=()
     if [ ! -f "${configs[1]}" ]; then
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
     fi
-    if [ "$model" = diffscm ] && [ ! -f "$run_dir/predictor/config.json" ]; then
-        local word
-        local -a label_flags=() # the predictor sees the labels that the run sees
-        while IFS= read -r word; do label_flags+=("$word"); done < <(launch_label_flags "$@")
-        launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
-            "${configs[@]/#--config/--score_config}" ${label_flags[@]+"${label_flags[@]}"} \
-            --data_dir "$data_dir" --out "$run_dir/predictor"
+    if [ -z "$dry_run" ]; then
+        [ "$dataset" = folder ] || launch_make_data "$dataset" "$data_dir"
+        [ "$model" != diffscm ] || launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
+        [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
     fi
-    [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
     local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" "${configs[@]}"
         --data_dir "$data_dir" --run_dir "$run_dir" "$@")
-    if [ -n "${DRY_RUN:-}" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+    if [ -n "${DRY_RUN:-}$dry_run" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+}
+
+launch() {
+    local task=$1 dataset=$2 model=$3 nproc=${NPROC:-1} name=$2 data_dir model_dir=${RUN_DIR:-}
+    shift 3
+    case ${SIZE:-paper} in paper | fast | mini) ;; *) launch_die "SIZE: expected paper, fast or mini, got $SIZE" ;; esac
+    case ${RESTARTS:-3} in *[!0-9]*) launch_die "RESTARTS: expected a number, got $RESTARTS" ;; esac
+    case $nproc in '' | 0* | *[!0-9]*) launch_die "NPROC: expected a positive number, got $nproc" ;; esac
+    data_dir=$(launch_flag data_dir "$@")
+    data_dir=${data_dir:-${DATA_DIR:-}}
+    if [ "$dataset" = folder ]; then
+        [ -n "$data_dir" ] || launch_die "data_dir: expected the folder of your images, got none; set --data_dir"
+        name=${data_dir%/} name=${name##*/}
+    fi
+    if [ "$task" = test ]; then
+        model_dir=${model_dir:-$(launch_flag model_path "$@")}
+        [ -n "$model_dir" ] || launch_find_model "${name}_$model" "${SIZE:-}"
+    fi
+    if [ "$nproc" -gt 1 ] && [ -z "${MPIEXEC:-}" ]; then EXTRAS=${EXTRAS:+$EXTRAS,}mpi; fi
+    # shellcheck source=scripts/setup_env.sh
+    . "$REPO_DIR/scripts/setup_env.sh"
+    "launch_$task" "$dataset" "$model" "$data_dir" "${name}_$model" "$@"
 }

@@ -130,7 +130,7 @@ setup_check_gpu() { # setup_check_gpu TORCH: where nvidia-smi shows a GPU, one o
 }
 
 setup_install() {
-    local place made_from extras torch extra before
+    local place made_from extras torch extra before other
     local -a torch_arguments
     setup_read_stamp
     # A moved environment contains its old path. An unknown folder in CAUSALDIFFAE_VENV is never deleted.
@@ -138,6 +138,11 @@ setup_install() {
         rm -rf -- "$ENV_DIR"
     fi
     setup_works "$PYTHON" || setup_make_environment
+    # Launchers import their own clone's package all the same; `python` and `causaldiffae` started by hand do not.
+    other=${made_from#*Python } other=${other#* }
+    if [ -n "$made_from" ] && [ "$other" != "$REPO_DIR" ] && [ -d "$other" ]; then
+        setup_say "note: $ENV_DIR was set up for the clone $other; its package and command now come from $REPO_DIR"
+    fi
     printf '%s\n' "$ENV_DIR" "" "$extras" "$torch" >"$SETUP_STAMP" # not complete
     before=$torch torch=${CAUSALDIFFAE_TORCH:-${torch:-torch>=2.11 torchvision}}
     "$PYTHON" -m pip --version >"$SETUP_LOG" 2>&1 || setup_run "installing pip" -m ensurepip

@@ -214,9 +214,19 @@ def test_another_environment_is_set_up_or_refused(clone: Path) -> None:
     assert len(record(clone)) == 4
     full.mkdir()
     (full / "thesis.tex").touch()
-    result = launch(clone, "test_pendulum_causaldae.sh", CAUSALDIFFAE_VENV=str(full))
+    result = launch(clone, "test_pendulum_causaldae.sh", CAUSALDIFFAE_VENV=str(full), RUN_DIR="run")
     assert result.returncode == 1 and "CAUSALDIFFAE_VENV: expected an environment" in result.stderr
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
+
+
+def test_an_environment_of_two_clones_names_the_one_it_leaves(clone: Path) -> None:
+    other = shutil.copytree(clone, clone.parent / "another clone")
+    shared = {"CAUSALDIFFAE_VENV": str(clone.parent / "shared env"), "DRY_RUN": "1", "RUN_DIR": "run"}
+    assert "note:" not in launch(clone, "test_pendulum_causaldae.sh", **shared).stderr
+    assert "note:" not in launch(clone, "test_pendulum_causaldae.sh", **shared, EXTRAS="dev").stderr
+    taken = launch(other, "test_pendulum_causaldae.sh", **shared)
+    env = clone.parent / "shared env"
+    assert f"{env} was set up for the clone {clone}; its package and command now come from {other}" in taken.stderr
 
 
 def test_another_clone_on_the_path_is_ignored(clone: Path) -> None:
@@ -225,7 +235,7 @@ def test_another_clone_on_the_path_is_ignored(clone: Path) -> None:
     (foreign / "__init__.py").write_text("raise SystemExit('the wrong package')")
     probe = clone / "scripts" / "image_causaldae_test.py"
     probe.write_text("import causaldiffae, os; print(causaldiffae.__file__, os.environ['PYTHONNOUSERSITE'])")
-    result = launch(clone, "test_pendulum_causaldae.sh", PYTHONPATH=str(foreign.parent))
+    result = launch(clone, "test_pendulum_causaldae.sh", PYTHONPATH=str(foreign.parent), RUN_DIR="run")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"{clone / 'causaldiffae' / '__init__.py'} 1"
 
