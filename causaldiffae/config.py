@@ -63,7 +63,10 @@ class ModelConfig:
     block_null: bool = flag(False, "learn a null vector for each variable; trained if block_drop_prob > 0")
     encoder_channels: str = flag("16,32,64,128", "widths of the encoder's convolutions")
     encoder_norm: str = flag("batch", "normalisation in the encoder: batch (published) or none")
-    mechanism: str = flag("additive", "causal mechanisms: additive, affine or one_hop, see scm.py")
+    mechanism: str = flag(
+        "additive", "mechanisms of continuous variables: additive, affine, spline or one_hop, see scm.py"
+    )
+    discrete: bool = flag(False, "give binary and categorical variables categories instead of real values in z")
     mechanism_width: int = flag(0, "hidden width of the mechanisms; 0 uses the total number of latents")
     mechanism_depth: int = flag(1, "hidden layers of the mechanisms")
     min_scale: float = flag(0.02, "smallest residual scale of a variable with parents, in normalised label units")
@@ -171,6 +174,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("min_snr_gamma", "mechanism_weight", "weight_decay", "grad_clip"), 0.0),
         **dict.fromkeys(("drop_prob", "block_drop_prob", "label_forcing"), 0.0),
         "mechanism": "one_hop",
+        "discrete": False,
         "encoder_norm": "batch",
         "kl_weight": 1.0,
         "kl_anneal_steps": 50_000,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class CausalModel(Protocol):
 
     Attributes:
         needs_labels: whether `abduct` requires the normalised labels (B, n) of the images.
+        discrete: whether some variables are discrete; `abduct` then draws their noise from its posterior, and
+            `read_labels` returns labels of categories.
         unconditional_abduction: whether x_T is encoded without the latents, which then only guide decoding (Diff-SCM).
     """
 
@@ -49,8 +51,12 @@ class CausalModel(Protocol):
 
     @property
     def class_cond(self) -> bool: ...
-    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor: ...
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor: ...
+    @property
+    def discrete(self) -> bool: ...
+    def abduct(
+        self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor: ...
+    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor: ...
     def read_labels(self, z: Tensor) -> Tensor: ...
 
 
@@ -126,6 +132,13 @@ class Counterfactual:
     z: Tensor
 
 
+class _Target(NamedTuple):
+    """Causal variables (B, n, d) and classes (B,) of one intervention."""
+
+    z: Tensor
+    classes: Tensor | None
+
+
 class CounterfactualEngine:
     """Computes counterfactuals with a trained model.
 
@@ -144,6 +157,8 @@ class CounterfactualEngine:
         autocast: dtype of the activations; None for float32.
         pixel_range: pixel range of the network; images passed in and returned are always in [-1, 1].
         codec: autoencoder of a latent model, None for pixels; residuals are computed in its latent space.
+        most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
+            abducted draw of their noise.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
             input); a batch of images is never split.
     """
@@ -161,6 +176,7 @@ class CounterfactualEngine:
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
         codec: ImageCodec | None = None,
+        most_probable: bool = False,
         pixels: int = 2**16,
     ) -> None:
         if not 0.0 < stop <= 1.0:
@@ -173,6 +189,7 @@ class CounterfactualEngine:
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
+        self.most_probable = most_probable
 
     def counterfactual(
         self,
@@ -196,7 +213,8 @@ class CounterfactualEngine:
 
         Args:
             classes: (B,), required by class-conditional models and ignored by others.
-            generator: generator for a random x_T (`NOISE`, `NONE`), on the device of the images.
+            generator: generator for the noise of discrete variables and a random x_T (`NOISE`, `NONE`), on the device
+                of the images.
             labels: (B, n) in label units, required by models without an encoder and ignored by others.
         """
         if self.model.class_cond and classes is None:
@@ -205,7 +223,7 @@ class CounterfactualEngine:
             raise InputError("labels: expected the labels of the images for a model without an encoder, got none")
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
-        u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels))
+        u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels), generator)
         z = self.model.predict(u)
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:
@@ -221,9 +239,20 @@ class CounterfactualEngine:
         """Action: validates an intervention in label units and normalises it.
 
         Args:
-            do: variable -> one number, or (count,) numbers, one per image.
+            do: variable -> one number, or (count,) numbers, one per image; a class is only validated.
         """
-        return self.spec.normalise_do(self.spec.check_do(do, count))
+        checked = self.spec.check_do(do, count)
+        if self.spec.class_name in checked and not self.model.class_cond:
+            raise InputError(
+                f"do: {self.spec.class_name}: expected a model that is conditioned on the class, got one that is not; "
+                "train it with --class_cond True"
+            )
+        return self.spec.normalise_do(checked)
+
+    def read_labels(self, z: Tensor) -> Tensor:
+        """Labels (B, n) in label units of causal variables z (B, n, d)."""
+        labels = self.spec.denormalise(self.model.read_labels(z))
+        return self.spec.nearest_categories(labels) if self.model.discrete else labels
 
     @torch.inference_mode()
     def predict(
@@ -235,18 +264,23 @@ class CounterfactualEngine:
         """Prediction: returns the images under each intervention.
 
         Args:
-            interventions: one number or (B,) numbers per variable, in label units; empty for the reconstruction.
+            interventions: one number or (B,) numbers per variable, in label units; empty for the reconstruction. The
+                class, which is no variable of the graph, replaces the factual one that x_T was encoded under.
             guidances: one per intervention; by default the guidance of the engine.
         """
-        count = len(abducted.u)
-        latents = [self.model.predict(abducted.u, self.act(do, count)) if do else abducted.z for do in interventions]
+        count, device = len(abducted.u), abducted.u.device
+        targets = []
+        for do in interventions:
+            z = self.model.predict(abducted.u, self.act(do, count), self.most_probable) if do else abducted.z
+            chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
+            targets.append(_Target(z, abducted.classes if chosen is None else chosen.to(device)))
         settings = [
             (bool(do), guidance if do else self._inverting)
-            for do, guidance in zip(interventions, guidances or [self.guidance] * len(latents), strict=True)
+            for do, guidance in zip(interventions, guidances or [self.guidance] * len(targets), strict=True)
         ]
         results = []
-        for z, decoded in zip(latents, self._decode_all(latents, settings, abducted), strict=True):
-            labels = self.spec.denormalise(self.model.read_labels(z))
+        for (z, _), decoded in zip(targets, self._decode_all(targets, settings, abducted), strict=True):
+            labels = self.read_labels(z)
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
             images = self._from_network(decoded.float())
@@ -278,16 +312,20 @@ class CounterfactualEngine:
         return Guidance(w=0.0) if self.model.unconditional_abduction else Guidance()
 
     def _decode_all(
-        self, latents: Sequence[Tensor], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction
+        self, targets: Sequence[_Target], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction
     ) -> list[Tensor]:
         """Decodes all interventions; consecutive ones with equal settings are batched."""
         decoded: list[Tensor] = []
         size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
         together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
-        for (intervenes, guidance), group in groupby(zip(latents, settings, strict=True), key=lambda pair: pair[1]):
-            alike = [z for z, _ in group]
+        for (intervenes, guidance), group in groupby(zip(targets, settings, strict=True), key=lambda pair: pair[1]):
+            alike = [target for target, _ in group]
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
-                images = self._decode(torch.cat(batch), abducted.repeated(len(batch)), guidance, intervenes)
+                repeated = abducted.repeated(len(batch))
+                if batch[0].classes is not None:
+                    classes = [cast(Tensor, each.classes) for each in batch]
+                    repeated = replace(repeated, classes=torch.cat(classes) if len(batch) > 1 else classes[0])
+                images = self._decode(torch.cat([each.z for each in batch]), repeated, guidance, intervenes)
                 decoded += images.chunk(len(batch))
         return decoded
 

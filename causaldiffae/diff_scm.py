@@ -42,7 +42,7 @@ class DiffScm(LabelModel):
     """A structural model of the labels, a score network and an anti-causal predictor.
 
     Args:
-        scm: over blocks of one entry, the normalised labels.
+        scm: over blocks of one entry, the normalised labels, or of one entry per category.
         network: the score network; conditional on the labels (`cond_dim`) to serve as implicit predictor.
         spec: the variables of the data set.
         class_cond: whether the network is also conditioned on a class that is not a variable of the graph.
@@ -54,7 +54,7 @@ class DiffScm(LabelModel):
     def __init__(self, scm: LatentSCM, network: UNetModel | DiT, spec: DatasetSpec, class_cond: bool = False) -> None:
         super().__init__(scm)
         self.heads, self.class_cond = label_heads(spec), class_cond
-        if scm.block_size != 1 or network.cond_dim not in (None, label_width(spec)):
+        if network.cond_dim not in (None, label_width(spec)):
             raise InputError(f"model: expected conditioning of width {label_width(spec)}, got {network.cond_dim}")
         self.network = network
         self.predictor: NoisedPredictor | None = None
@@ -84,12 +84,13 @@ class DiffScm(LabelModel):
 
     # ------------------------------------------------------------------ the labels
 
-    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the exogenous noise (B, n, 1) of the labels of images.
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Returns the exogenous noise (B, n, d) of the labels of images.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1].
             labels: (B, n) normalised; by default predicted from the images by the explicit predictor.
+            generator: for the noise of discrete variables, on the device of the images; by default seeded with 0.
 
         Raises:
             InputError: without labels or an explicit predictor.
@@ -99,13 +100,13 @@ class DiffScm(LabelModel):
                 raise InputError("labels: expected labels for a model without an explicit predictor, got none")
             clean = torch.zeros(len(x_start), device=x_start.device)
             labels = self.predictor.read(self.predictor(x_start, clean))
-        return super().abduct(x_start, labels)
+        return super().abduct(x_start, labels, generator)
 
     def embed_labels(self, z: Tensor) -> Tensor:
-        """Returns labels (B, n, 1) as network input (B, width): categories one-hot, numbers unchanged."""
-        columns = []
+        """Returns label blocks (B, n, d) as network input (B, width): categories one-hot, numbers unchanged."""
+        columns, labels = [], self.read_labels(z)
         for i, head in enumerate(self.heads):
-            column = z[:, i, 0]
+            column = labels[:, i]
             if head.values:
                 columns.append(F.one_hot(head.category(column), len(head.values)).to(z.dtype))
             else:
@@ -117,7 +118,7 @@ class DiffScm(LabelModel):
     def model_output(
         self, x_t: Tensor, t: Tensor, z: Tensor | None, classes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """Returns the output (B, C, H, W), given labels z (B, n, 1) if the network is conditional, where `keep`."""
+        """Returns the output (B, C, H, W), given label blocks (B, n, d) if the network is conditional, where `keep`."""
         if z is None or not self.has_labels:
             return self.network(x_t, t, classes)
         return self.network(x_t, t, classes, self.embed_labels(z), keep)
@@ -125,7 +126,7 @@ class DiffScm(LabelModel):
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
     ) -> list[Tensor]:
-        """Returns the output (B, C, H, W) under each of several labels (B, n, 1); None is no guidance (s = 0).
+        """Returns the output (B, C, H, W) under each of several label blocks (B, n, d); None is no guidance (s = 0).
 
         Raises:
             InputError: for labels without an explicit or implicit predictor.
@@ -146,7 +147,7 @@ class DiffScm(LabelModel):
     def _explicit(self, x_t: Tensor, t: Tensor, z: Tensor, count: int) -> tuple[Tensor, ...]:
         """The change of the output that adds -sqrt(1 - abar_t) grad log p(y | x_t) to eps."""
         assert self.predictor is not None and self.schedule is not None
-        gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), z[:, :, 0])
+        gradient = self.predictor.gradient(x_t.repeat(count, 1, 1, 1), repeat_times(t, count), self.read_labels(z))
         level = self.schedule.level(repeat_times(t, count), gradient)
         return self.schedule.output_of_eps_change(-level.noise * gradient, level).chunk(count)
 

@@ -48,10 +48,16 @@ def approx_standard_normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0) -> Tensor:
-    """Returns KL(q(u | x0) || N(0, sigma_i^2 I)) per image, (B,); log sigma is (n,) or a number."""
+def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0, discrete: Tensor | None = None) -> Tensor:
+    """Returns KL(q(u | x0) || N(0, sigma_i^2 I)) per image, (B,).
+
+    Args:
+        log_scale: (n,) log sigma, or a number.
+        discrete: (n,) bool, variables to leave out: their blocks are tied to codes, and their noise is not Gaussian.
+    """
     log_scale = torch.as_tensor(log_scale, dtype=posterior.mean.dtype, device=posterior.mean.device).reshape(-1, 1)
-    return sum_flat(normal_kl(posterior.mean, posterior.logvar, 0.0, 2.0 * log_scale))
+    kl = normal_kl(posterior.mean, posterior.logvar, 0.0, 2.0 * log_scale)
+    return sum_flat(kl if discrete is None else torch.where(discrete[:, None], torch.zeros_like(kl), kl))
 
 
 def label_kl(
@@ -63,14 +69,16 @@ def label_kl(
 ) -> Tensor:
     """Returns KL(q(z_i | z_pa, x0) || N(y_i 1, label_std^2 I)), summed over variables and dimensions, (B,).
 
+    For a discrete variable the mean of the prior is the code of its category instead of y_i 1.
+
     Args:
         z_mean: (B, n, d), means of the blocks given their parents; by the chain rule the sum is the KL of the joint.
         z_logvar: (B, n, d) or a number.
-        labels: (B, n) normalised.
+        labels: (B, n, d) label blocks (`LatentSCM.label_blocks`), or (B, n) normalised labels of continuous variables.
         label_std: standard deviation of a block around its label.
         labelled: (B,) bool; images without labels get 0.
     """
-    kl = sum_flat(normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)))
+    kl = sum_flat(normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std)))
     return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
 
 
@@ -79,8 +87,12 @@ def label_kl_by_variable(
     z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, labelled: Tensor
 ) -> Tensor:
     """Returns the terms of `label_kl` by variable, (B, n), without gradient, for logging."""
-    kl = normal_kl(z_mean, z_logvar, labels[:, :, None], 2.0 * math.log(label_std)).sum(dim=2)
+    kl = normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std)).sum(dim=2)
     return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
+
+
+def _as_blocks(labels: Tensor) -> Tensor:
+    return labels[:, :, None] if labels.dim() == 2 else labels
 
 
 def masked_mean(values: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:

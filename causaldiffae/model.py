@@ -21,7 +21,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.losses import gaussian_nll, label_kl, label_kl_by_variable, masked_mean, prior_kl
+from causaldiffae.losses import label_kl, label_kl_by_variable, masked_mean, prior_kl
 from causaldiffae.nn import repeat_times, sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
@@ -72,16 +72,43 @@ def encoder_and_scm(config: ModelConfig, spec: DatasetSpec) -> tuple[CausalEncod
 
 
 def label_scm(config: ModelConfig, spec: DatasetSpec) -> LatentSCM:
-    """Builds the structural model over the labels, with blocks of one entry."""
-    return _scm(config, spec, 1)
+    """Builds the structural model over the labels, with blocks of one entry per category, at least one."""
+    categories = spec.normalised_categories() if config.discrete else {}
+    return _scm(config, spec, max(map(len, categories.values()), default=1))
 
 
 def _scm(config: ModelConfig, spec: DatasetSpec, block_size: int) -> LatentSCM:
     width = config.mechanism_width or len(spec.graph) * config.block_size_for(len(spec.graph))
-    return LatentSCM(spec.graph, block_size, config.mechanism, width, config.mechanism_depth, config.min_scale)
+    categories = spec.normalised_categories() if config.discrete else {}
+    options = (config.mechanism, width, config.mechanism_depth, config.min_scale, categories)
+    return LatentSCM(spec.graph, block_size, *options)
 
 
-class CausalAutoencoder(nn.Module):
+class StructuralModel(nn.Module):
+    """Base of all models: latents z (B, n, d) with a structural causal model `scm`."""
+
+    scm: LatentSCM
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """n and d of the latents (B, n, d)."""
+        return len(self.scm.graph), self.scm.block_size
+
+    @property
+    def discrete(self) -> bool:
+        """Whether some variable is discrete, so that its labels are always those of a category."""
+        return bool(self.scm.discrete)
+
+    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
+        """Maps noise to causal variables, (B, n, d) each; `do` is in normalised units, see `LatentSCM.predict`."""
+        return self.scm.predict(u, do, most_probable)
+
+    def read_labels(self, z: Tensor) -> Tensor:
+        """Returns the normalised labels (B, n) of z (B, n, d): block means, and the categories of the nearest codes."""
+        return self.scm.read_labels(z)
+
+
+class CausalAutoencoder(StructuralModel):
     """Encoder and structural causal model, without a decoder: maps images to causal variables.
 
     Args:
@@ -98,27 +125,19 @@ class CausalAutoencoder(nn.Module):
             raise InputError(f"model: expected an encoder of {of_scm[0]} x {of_scm[1]} latents, got {of_encoder}")
         self.encoder, self.scm = encoder, scm
 
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """n and d of the latents (B, n, d)."""
-        return len(self.scm.graph), self.scm.block_size
-
     def encode(self, x_start: Tensor) -> Posterior:
         """Returns q(u | x0) for images (B, C, H, W) in [-1, 1]: mean and log-variance, each (B, n, d)."""
         with torch.autocast(x_start.device.type, enabled=False):  # labels are computed from it
             return self.encoder(x_start.float())
 
-    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the exogenous noise of images, (B, n, d): the mean of the posterior. Labels are not used."""
-        return self.encode(x_start).mean
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Returns the exogenous noise of images, (B, n, d): the mean of the posterior. Labels are not used.
 
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Maps exogenous noise to causal variables, (B, n, d) each; `do` is in normalised label units."""
-        return self.scm.predict(u, do)
-
-    def read_labels(self, z: Tensor) -> Tensor:
-        """Returns the normalised labels (B, n) of blocks z (B, n, d): the block means, as the prior mean is y_i 1."""
-        return z.mean(dim=-1)
+        Args:
+            generator: for the noise of discrete variables, drawn from its posterior given the category that the encoder
+                reads; on the device of the images, by default seeded with 0.
+        """
+        return self.scm.infer(self.encode(x_start).mean, generator)
 
 
 def batched_model_outputs(
@@ -197,31 +216,25 @@ class CausalDiffAE(LatentConditional, CausalAutoencoder):
         return torch.where(keep_blocks[..., None], z, self.null_blocks.to(z.dtype))
 
 
-class LabelModel(nn.Module):
-    """A structural model of the labels, for models without an encoder; the labels (B, n, 1) replace z."""
+class LabelModel(StructuralModel):
+    """A structural model of the labels, for models without an encoder; label blocks (B, n, d) replace z.
+
+    d is 1, or the largest number of categories of a discrete variable.
+    """
 
     def __init__(self, scm: LatentSCM) -> None:
         super().__init__()
         self.scm = scm
 
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """n and 1: the labels."""
-        return len(self.scm.graph), 1
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Returns the exogenous noise (B, n, d) of normalised labels (B, n). Images are not used.
 
-    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the exogenous noise (B, n, 1) of normalised labels (B, n). Images are not used."""
+        Args:
+            generator: for the noise of discrete variables, on the device of the images; by default seeded with 0.
+        """
         if labels is None:
             raise InputError("labels: expected the labels of the images for a model without an encoder, got none")
-        return self.scm.abduct(labels.to(x_start.dtype)[:, :, None])
-
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
-        """Maps noise to labels, (B, n, 1) each; `do` is in normalised label units."""
-        return self.scm.predict(u, do)
-
-    def read_labels(self, z: Tensor) -> Tensor:
-        """(B, n, 1) -> (B, n)."""
-        return z[:, :, 0]
+        return self.scm.abduct(self.scm.label_blocks(labels.to(x_start.dtype)), generator)
 
 
 @dataclass(frozen=True)
@@ -317,19 +330,18 @@ class TrainingStep(nn.Module):
         posterior = model.encode(x_start)
         std = config.variance_factor**0.5 * torch.exp(0.5 * posterior.logvar)
         u = posterior.mean + std * draws.latent_noise
-        z, stretch = model.scm.predict_with_stretch(u)
-        # Given its parents, block i is Gaussian with this mean and log-variance.
-        z_mean = z - torch.exp(stretch) * (u - posterior.mean)
+        z, z_mean, stretch = model.scm.relaxed(posterior.mean, u)
         z_logvar = posterior.logvar + 2.0 * stretch if config.label_kl_variance == "posterior" else 0.0
+        anchors = model.scm.label_blocks(labels)
         if config.label_forcing:
-            from_labels = labels[:, :, None] + config.label_std * draws.latent_noise
+            from_labels = anchors + config.label_std * draws.latent_noise
             z = torch.where((draws.forced & labelled)[:, None, None], from_labels, z)
-        by_variable = label_kl_by_variable(z_mean, z_logvar, labels, config.label_std, labelled)
+        by_variable = label_kl_by_variable(z_mean, z_logvar, anchors, config.label_std, labelled)
         named = zip(model.scm.graph.names[:MAX_NAMED], by_variable.unbind(1), strict=False)
         return z, {
             **({f"label_kl_{name}": kl for name, kl in named} if labels.shape[1] > 1 else {}),
-            "prior_kl": prior_kl(posterior, model.scm.log_scale),
-            "label_kl": label_kl(z_mean, z_logvar, labels, config.label_std, labelled),
+            "prior_kl": prior_kl(posterior, model.scm.log_scale, model.scm.is_discrete if model.discrete else None),
+            "label_kl": label_kl(z_mean, z_logvar, anchors, config.label_std, labelled),
             "mechanism_nll": mechanism_nll(model.scm, labels, labelled, fraction),
             "label_mse": squared_error(model.read_labels(z_mean.detach()), labels, labelled),
         }
@@ -352,10 +364,10 @@ class LabelTrainingStep(TrainingStep):
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the labels as z; without an encoder there are no divergences."""
-        zero = torch.zeros_like(labels[:, 0])
-        nll = mechanism_nll(cast(LabelModel, self.model).scm, labels, labelled, fraction)
-        return labels[:, :, None], {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
+        """Returns the label blocks as z; without an encoder there are no divergences."""
+        zero, scm = torch.zeros_like(labels[:, 0]), cast(LabelModel, self.model).scm
+        nll = mechanism_nll(scm, labels, labelled, fraction)
+        return scm.label_blocks(labels), {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
 
 
 def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
@@ -365,15 +377,13 @@ def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
 
 
 def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:
-    """Returns -log p(y_i | y_pa(i)) per block entry, summed over children and averaged over labelled images.
+    """Returns -log p(y_i | y_pa(i)), summed over variables and averaged over labelled images.
 
-    The label blocks y_i 1 are known exactly, so the mechanisms are fitted without encoder noise.
+    The label blocks are known exactly, so the mechanisms are fitted without encoder noise. The density of a continuous
+    child is averaged over the entries of its block; a discrete variable, also a root, has a cross-entropy.
     """
-    if scm.mechanism == "one_hop" or not scm.graph.edges:
+    if scm.mechanism == "one_hop" or not (scm.graph.edges or scm.discrete):
         return labels.new_zeros(())
-    anchors = labels[:, :, None].expand(-1, -1, scm.block_size)
-    u = scm.abduct(anchors)
-    stretch = scm.predict_with_stretch(u).log_stretch if scm.mechanism == "affine" else torch.zeros_like(u)
-    nll = gaussian_nll(u, scm.log_scale[:, None]) + stretch
-    has_parents = torch.tensor([bool(p) for p in scm.parent_index], device=labels.device)
-    return masked_mean(sum_flat(torch.where(has_parents[:, None], nll, 0.0)) / scm.block_size, labelled, fraction)
+    density, cross_entropy = scm.label_nll(labels)
+    nll = sum_flat(density) / scm.block_size
+    return masked_mean(nll + cross_entropy.sum(dim=1) if scm.discrete else nll, labelled, fraction)

@@ -105,7 +105,7 @@ def test_the_conditional_model_abducts_labels_and_propagates_do_to_the_unet() ->
     torch.testing.assert_close(seen[0], LABELS)
     with pytest.raises(InputError, match="labels: expected the labels of the images"):
         net.abduct(IMAGES)
-    with pytest.raises(InputError, match="model: expected a U-Net conditioned on 2 labels, got 2"):
+    with pytest.raises(InputError, match="model: expected a U-Net conditioned on 2 x 2 label entries, got width 2"):
         LabelConditional(LatentSCM(squares_spec().graph, 2), net.unet)
 
 

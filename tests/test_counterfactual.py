@@ -33,17 +33,20 @@ class Oracle:
 
     def __init__(self, class_cond: bool = False, needs_labels: bool = False) -> None:
         self.class_cond, self.needs_labels, self.unconditional_abduction = class_cond, needs_labels, False
+        self.discrete = False
         self.interventions: list[Do | None] = []
         self.conditions: list[list[Tensor | None]] = []
         self.classes: list[Tensor | None] = []
         self.labels: Tensor | None = None
 
-    def abduct(self, x_start: Tensor, labels: Tensor | None = None) -> Tensor:
+    def abduct(
+        self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         self.labels = labels
         z = x_start.mean(dim=(2, 3))[:, :, None] / GAIN
         return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
 
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
         self.interventions.append(do)
         do = do or {}
         size = torch.full_like(u[:, 0], do["size"]) if "size" in do else u[:, 0]

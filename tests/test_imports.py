@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors", "nn"},
     {"files", "graphs", "config", "dist_util", "encoder", "unet", "dit", "noise_schedule", "guidance"},
-    {"losses", "logger", "resample", "generators", "visualization"},
+    {"losses", "logger", "resample", "generators", "visualization", "mechanisms"},
     {"gaussian_diffusion", "checkpoints", "datasets"},
     {"scm", "respace", "image_datasets", "predictors", "metrics"},
     {"solvers", "model"},

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from causaldiffae.config import LossConfig
-from causaldiffae.encoder import CausalEncoder
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
@@ -107,6 +108,11 @@ def test_the_loss_is_the_sum_of_its_terms(mechanism: str, kind: str) -> None:
     mse = ((eps - given.noise) ** 2).mean(dim=(1, 2, 3))
     logvar = posterior.logvar + 2 * stretch if kind == "posterior" else torch.zeros_like(stretch)
     z_mean = z - stretch.exp() * (u - posterior.mean)
+    if mechanism == "spline":  # at the mean, given the sampled parents
+        grey, log_stretch = net.scm.mechanism_of(1, z.unbind(1)).forward(posterior.mean[:, 1])
+        z_mean = torch.stack([posterior.mean[:, 0], grey], dim=1)
+        logvar = torch.stack([posterior.logvar[:, 0], posterior.logvar[:, 1] + 2 * log_stretch], dim=1)
+        logvar = logvar if kind == "posterior" else torch.zeros_like(stretch)
     expected = {
         "mse": mse,
         "prior_kl": prior_kl(posterior, net.scm.log_scale),
@@ -186,7 +192,7 @@ def test_forced_images_are_decoded_from_the_label_prior() -> None:
 # ---------------------------------------------------------------------- the likelihood of the mechanisms
 
 
-@pytest.mark.parametrize("mechanism", ["additive", "affine"])
+@pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
 def test_mechanisms_are_recovered_from_labels(mechanism: str) -> None:
     """y_child = 2 y_parent + 0.3 noise: slope, residual scale and entropy."""
     torch.manual_seed(0)
@@ -199,26 +205,128 @@ def test_mechanisms_are_recovered_from_labels(mechanism: str) -> None:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        z, stretch = scm.predict_with_stretch(torch.zeros(3, 2, 1), {"size": torch.tensor([-1.0, 0.0, 1.0])})
-        scale = (stretch[1, 1, 0] + scm.log_scale[1]).exp().item()
+        do = {"size": torch.tensor([-1.0, 0.0, 1.0])}
+        z = scm.predict(torch.zeros(3, 2, 1), do)
+        ends = [scm.predict(torch.full((3, 2, 1), end) * scm.log_scale[1].exp(), do)[1, 1, 0] for end in (-1.0, 1.0)]
+        scale = (ends[1] - ends[0]).item() / 2
     assert (z[2, 1, 0] - z[0, 1, 0]).item() / 2 == pytest.approx(2, abs=0.15)
     assert scale == pytest.approx(0.3, abs=0.06)
     assert loss.item() == pytest.approx(Normal(0.0, 0.3).entropy().item(), abs=0.15)
 
 
-@pytest.mark.parametrize("mechanism", ["additive", "affine"])
+@pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
 def test_mechanism_nll_is_the_density_of_children_per_block_entry(mechanism: str) -> None:
     torch.manual_seed(0)
     scm = randomise(LatentSCM(GRAPH, 3, mechanism, width=8))
     blocks = LABELS[:, :, None].expand(-1, -1, 3).unbind(1)
-    location, stretch = scm.location_and_stretch(1, blocks)
-    log_p = Normal(location, torch.exp(stretch) * scm.log_scale[1].exp()).log_prob(blocks[1])
+    grey = scm.mechanism_of(1, blocks)
+    u = grey.inverse(blocks[1])
+    log_p = Normal(0.0, scm.log_scale[1].exp()).log_prob(u) - grey.forward(u).log_stretch
     torch.testing.assert_close(mechanism_nll(scm, LABELS, EVERYONE), -log_p.mean())
+    if mechanism != "spline":
+        location, scale = grey.forward(torch.zeros_like(u)).z, grey.forward(u).log_stretch + scm.log_scale[1]
+        torch.testing.assert_close(log_p, Normal(location, scale.exp()).log_prob(blocks[1]))
 
 
 @pytest.mark.parametrize("scm", [LatentSCM(CausalGraph(("a", "b")), 2), LatentSCM(GRAPH, 2, "one_hop")])
 def test_mechanisms_without_a_likelihood_have_no_loss(scm: LatentSCM) -> None:
     assert mechanism_nll(scm, LABELS, EVERYONE) == 0
+
+
+# ---------------------------------------------------------------------- discrete variables
+
+SHAPE = DatasetSpec(
+    name="squares",
+    image_size=8,
+    channels=1,
+    graph=CausalGraph(("shape", "size", "dark"), (("shape", "size"), ("size", "dark"))),
+    shift=(0.9, 4.0, 0.3),
+    scale=(0.8, 2.0, 0.45),
+    low=(0.0, 1.0, 0.0),
+    high=(2.0, 7.0, 1.0),
+    kinds=("categorical", "continuous", "binary"),
+    categories=(("disc", "square", "star"), (), ("no", "yes")),
+)
+GIVEN = torch.tensor([[0.0, 3.0, 1.0], [2.0, 5.0, 0.0], [1.0, 2.5, 0.0], [0.0, 6.0, 1.0]])
+MIXED = SHAPE.normalise(GIVEN)
+
+
+def mixed_model(**changes: Any) -> CausalDiffAE:
+    torch.manual_seed(0)
+    config = small_config(discrete=True, block_size=3, **changes).model
+    return randomise(CausalDiffAE.from_config(config, SHAPE))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
+def test_the_blocks_of_discrete_variables_are_tied_to_codes_and_their_children_see_them(mechanism: str) -> None:
+    net, given = mixed_model(mechanism=mechanism), training_draws(T, (3, 3))
+    _, terms = step(net, labels=MIXED, draws=given)
+    posterior = net.encode(IMAGES)
+    u = posterior.mean + torch.exp(0.5 * posterior.logvar) * given.latent_noise
+    anchors = net.scm.label_blocks(MIXED)
+    for i, name in ((0, "shape"), (2, "dark")):
+        expected = label_kl(posterior.mean[:, i : i + 1], posterior.logvar[:, i : i + 1], anchors[:, i : i + 1], 0.3)
+        torch.testing.assert_close(terms[f"label_kl_{name}"], expected, rtol=1e-4, atol=1e-4)
+    size = net.scm.mechanism_of(1, u.unbind(1)).forward(posterior.mean[:, 1])
+    logvar = posterior.logvar[:, 1:2] + 2 * size.log_stretch[:, None]
+    expected = label_kl(size.z[:, None], logvar, MIXED[:, 1:2], 0.3)
+    torch.testing.assert_close(terms["label_kl_size"], expected, rtol=1e-4, atol=1e-3)
+    only_size = Posterior(posterior.mean[:, 1:2], posterior.logvar[:, 1:2])
+    torch.testing.assert_close(terms["prior_kl"], prior_kl(only_size, net.scm.log_scale[1:2]))
+
+
+def test_the_likelihood_has_a_cross_entropy_for_every_discrete_variable() -> None:
+    net = mixed_model()
+    blocks = net.scm.label_blocks(MIXED).unbind(1)
+    shape, dark = torch.tensor([0, 2, 1, 0]), torch.tensor([1, 0, 0, 1])
+    cross_entropies = [
+        torch.nn.functional.cross_entropy(net.scm.discrete[i].logits(blocks[max(i - 1, 0)]), category)
+        for i, category in ((0, shape), (2, dark))
+    ]
+    grey = net.scm.mechanism_of(1, blocks)
+    density = Normal(grey.forward(torch.zeros(BATCH, 3)).z, net.scm.log_scale[1].exp()).log_prob(blocks[1])
+    expected = sum(cross_entropies) - density.mean()
+    torch.testing.assert_close(mechanism_nll(net.scm, MIXED, EVERYONE), expected)
+    half = mechanism_nll(net.scm, torch.where(SOME[:, None], MIXED, 7.0), SOME)
+    torch.testing.assert_close(half, mechanism_nll(net.scm, MIXED[SOME], EVERYONE[:2]))
+
+
+@pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
+def test_mixed_models_have_a_gradient_for_every_parameter(mechanism: str) -> None:
+    net = mixed_model(mechanism=mechanism, cond_hidden=8)
+    config = LossConfig(label_std=0.3, label_forcing=0.5)
+    found = gradients(net, step(net, config, labels=MIXED, draws=training_draws(T, (3, 3), forced=SOME))[0])
+    assert all(gradient.any() for gradient in found.values())
+
+
+def test_a_categorical_prior_and_a_discrete_effect_are_learned_from_labels() -> None:
+    torch.manual_seed(0)
+    categories = {"shape": (0.0, 1.0, 2.0), "dark": (-1.0, 1.0)}
+    scm = LatentSCM(CausalGraph(("shape", "dark"), (("shape", "dark"),)), 3, width=16, depth=1, categories=categories)
+    shares, rate = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.1, 0.9, 0.4])  # not monotone in the index
+    shape = torch.multinomial(shares, 4000, replacement=True)
+    labels = torch.stack([shape.float(), 2.0 * (torch.rand(4000) < rate[shape]) - 1.0], dim=1)
+    optimizer = torch.optim.Adam(scm.parameters(), lr=0.03)
+    for _ in range(200):
+        optimizer.zero_grad()
+        mechanism_nll(scm, labels, torch.ones(4000, dtype=torch.bool)).backward()
+        optimizer.step()
+    found = scm.probabilities(scm.label_blocks(torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])))
+    torch.testing.assert_close(found["shape"][0], shares, rtol=0, atol=0.03)
+    torch.testing.assert_close(found["dark"][:, 1], rate, rtol=0, atol=0.04)
+
+
+def test_a_discrete_model_reads_and_predicts_categories_and_old_ones_real_values() -> None:
+    net, old = mixed_model(), CausalDiffAE.from_config(small_config(block_size=3).model, SHAPE)
+    allowed = [torch.tensor(SHAPE.normalised_categories()[name]) for name in ("shape", "dark")]
+    for do in ({}, {"shape": allowed[0][2]}, {"size": 2.5}):
+        labels = net.read_labels(net.predict(net.abduct(IMAGES), do))
+        assert torch.isin(labels[:, 0], allowed[0]).all() and torch.isin(labels[:, 2], allowed[1]).all()
+    assert not torch.isin(old.read_labels(old.predict(old.abduct(IMAGES)))[:, 0], allowed[0]).any()
+    assert net.discrete and not old.discrete and torch.equal(old.abduct(IMAGES), old.encode(IMAGES).mean)
+    for seed in (0, 1):
+        drawn = net.abduct(IMAGES, None, torch.Generator().manual_seed(seed))
+        assert torch.equal(drawn, net.abduct(IMAGES)) == (seed == 0), "the draw of the noise is seeded"
 
 
 # ---------------------------------------------------------------------- dropped blocks

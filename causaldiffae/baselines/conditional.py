@@ -22,8 +22,8 @@ class LabelConditional(LatentConditional, LabelModel):
     """A structural model of the labels and a U-Net that is conditioned on them.
 
     Args:
-        scm: over blocks of one entry, the normalised labels.
-        unet: with `cond_dim` = n.
+        scm: over blocks of one entry, the normalised labels, or of one entry per category.
+        unet: with `cond_dim` = n d.
     """
 
     needs_labels = True
@@ -31,11 +31,15 @@ class LabelConditional(LatentConditional, LabelModel):
 
     def __init__(self, scm: LatentSCM, unet: UNetModel) -> None:
         super().__init__(scm)
-        if scm.block_size != 1 or unet.cond_dim != len(scm.graph):
-            raise InputError(f"model: expected a U-Net conditioned on {len(scm.graph)} labels, got {unet.cond_dim}")
+        n, d = self.latent_shape
+        if unet.cond_dim != n * d:
+            raise InputError(
+                f"model: expected a U-Net conditioned on {n} x {d} label entries, got width {unet.cond_dim}"
+            )
         self.unet = unet
 
     @classmethod
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> LabelConditional:
         """Builds the model for a data set; settings of the encoder are not used."""
-        return cls(label_scm(config, spec), unet_from_config(config, spec, learn_sigma, len(spec.graph)))
+        scm = label_scm(config, spec)
+        return cls(scm, unet_from_config(config, spec, learn_sigma, len(spec.graph) * scm.block_size))

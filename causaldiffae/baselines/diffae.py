@@ -41,7 +41,8 @@ class DiffAE(CausalDiffAE):
     def from_config(cls, config: ModelConfig, spec: DatasetSpec, learn_sigma: bool = False) -> DiffAE:
         """Builds the encoder and U-Net of a CausalDiffAE of this configuration."""
         built = super().from_config(config, spec, learn_sigma)
-        scm = LatentSCM(CausalGraph(spec.graph.names, ()), built.scm.block_size)
+        categories = spec.normalised_categories() if config.discrete and config.aligned else {}
+        scm = LatentSCM(CausalGraph(spec.graph.names, ()), built.scm.block_size, categories=categories)
         return cls(built.encoder, scm, built.unet, config.aligned)
 
     @property
@@ -49,10 +50,10 @@ class DiffAE(CausalDiffAE):
         """Whether blocks are tied to labels."""
         return self.probe is None
 
-    def predict(self, u: Tensor, do: Do | None = None) -> Tensor:
+    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
         """Returns the latents (B, n, d) under an intervention; without one, u itself."""
         if self.probe is None or not do:
-            return self.scm.predict(u, do)
+            return self.scm.predict(u, do, most_probable)
         indices = [self.scm.graph.index(name) for name in do]
         values = torch.stack([torch.as_tensor(do[name], dtype=u.dtype, device=u.device) for name in do], dim=-1)
         change = values - self.read_labels(u)[:, indices]

@@ -107,6 +107,7 @@ register(
             high=(6.256, 254.91),
             num_classes=NUM_CLASSES,
             units=("pixels", "grey levels"),
+            class_name="digit",
         ),
         read=_read,
         source="MNIST digits (CC BY-SA 3.0), rendered by this package with sampled thickness and intensity.",

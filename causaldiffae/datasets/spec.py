@@ -24,7 +24,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # used in file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
 RESIZE_RULES: Final = ("crop", "area", "pad")
 SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
-_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares", "group", "value_range")
+_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares", "class_name", "group", "value_range")
 """Fields that old checkpoints lack."""
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
@@ -57,6 +57,7 @@ class DatasetSpec:
         resize, split_seed, split_shares, group: settings of an image folder, see folder/description.py.
         value_range: values of images with more than 8 bits that become black and white, see folder/value_range.py;
             empty if there are no such images, or for 0..65535.
+        class_name: name of the class in an intervention; empty without classes.
 
     Raises:
         DataError: for a field of invalid type, length or range.
@@ -77,6 +78,7 @@ class DatasetSpec:
     resize: str = "area"
     split_seed: int = 0
     split_shares: tuple[float, ...] = SPLIT_SHARES
+    class_name: str = "class"
     group: str = ""
     value_range: tuple[float, ...] = ()
 
@@ -108,6 +110,8 @@ class DatasetSpec:
             raise DataError(f"{where}: split_seed: expected a non-negative integer, got {self.split_seed!r}")
         if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
             raise DataError(f"{where}: split_shares: expected fractions that sum to 1, got {list(self.split_shares)}")
+        if not isinstance(self.class_name, str) or (self.num_classes and self.class_name in ("", *self.graph.names)):
+            raise DataError(f"{where}: class_name: expected a name that no variable has, got {self.class_name!r}")
         if not isinstance(self.group, str):
             raise DataError(f"{where}: group: expected the name of a column, got {self.group!r:.80}")
         if not isinstance(self.value_range, list | tuple) or len(self.value_range):
@@ -120,6 +124,7 @@ class DatasetSpec:
             "value_range": tuple(self.value_range),
             "kinds": tuple(self.kinds) if some_kinds else (),
             "categories": tuple(map(tuple, self.categories)) if some_kinds and any(self.categories) else (),
+            "class_name": self.class_name if self.num_classes else "",
         }
         for key, value in normal.items():
             object.__setattr__(self, key, value)
@@ -166,6 +171,27 @@ class DatasetSpec:
             return ()
         return tuple(map(float, range(len(self.category_names(i))))) or (self.low[i], self.high[i])
 
+    def normalised_categories(self) -> dict[str, tuple[float, ...]]:
+        """Discrete variable -> the values of its categories in normalised units."""
+        values = {name: self.category_values(i) for i, name in enumerate(self.graph.names)}
+        return {
+            name: tuple((value - self.shift[i]) / self.scale[i] for value in values[name])
+            for i, name in enumerate(self.graph.names)
+            if values[name]
+        }
+
+    def nearest_categories(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (..., n) in label units with those of discrete variables replaced by the nearest value of a category.
+
+        This removes the rounding of `denormalise`.
+        """
+        labels = labels.clone()
+        for i in range(len(self.graph)):
+            if self.category_values(i):
+                values = labels.new_tensor(self.category_values(i))
+                labels[..., i] = values[(labels[..., i, None] - values).abs().argmin(dim=-1)]
+        return labels
+
     def format_value(self, name: str, value: float) -> str:
         """Formats a value for display: as category name, or with three significant digits."""
         names = self.category_names(self.graph.index(name))
@@ -175,7 +201,8 @@ class DatasetSpec:
         """Validates an intervention in label units; a `CheckedDo` is returned unchanged.
 
         Args:
-            do: variable -> a number, a category's name or number, or an array (count,) with one value per image.
+            do: variable -> a number, a category's name or number, or an array (count,) with one value per image; the
+                class is set by its number under `class_name`.
             count: number of images.
             warn: warn about values outside the range of the training labels.
 
@@ -189,7 +216,8 @@ class DatasetSpec:
             raise InputError(f"do: expected a mapping from variable to value, got {do!r}")
         checked = CheckedDo()
         for name, value in do.items():
-            self.graph.index(name, "do")
+            if name != self.class_name or not self.class_name:
+                self.graph.index(name, "do")
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
             if getattr(value, "ndim", 0):
@@ -202,6 +230,9 @@ class DatasetSpec:
 
     def _check_value(self, name: str, value: Any) -> float:
         """Converts one value of a variable to a label."""
+        if name == self.class_name:
+            assert self.num_classes is not None
+            return category_label(name, value, [str(each) for each in range(self.num_classes)], 0, self.num_classes - 1)
         i = self.graph.index(name)
         if self.kind(i) != "continuous":
             return category_label(name, value, self.category_names(i), self.low[i], self.high[i])
@@ -219,6 +250,8 @@ class DatasetSpec:
         return np.array([self._check_value(name, value.item()) for value in distinct], np.float64)[indices.reshape(-1)]
 
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
+        if name == self.class_name:
+            return
         i = self.graph.index(name)
         low, high = self.low[i], self.high[i]
         slack = 1e-6 * (high - low)  # for limits that were rounded to float32 or printed
@@ -232,9 +265,15 @@ class DatasetSpec:
             )
 
     def normalise_do(self, do: CheckedDo) -> dict[str, Any]:
-        """Converts an intervention to normalised units."""
-        index = self.graph.index
-        return {name: (value - self.shift[index(name)]) / self.scale[index(name)] for name, value in do.items()}
+        """Converts an intervention on the variables of the graph to normalised units; the class is left out."""
+        index = {name: self.graph.index(name) for name in do if name != self.class_name}
+        return {name: (do[name] - self.shift[i]) / self.scale[i] for name, i in index.items()}
+
+    def classes_of(self, do: CheckedDo, count: int) -> torch.Tensor | None:
+        """The classes (count,) int64 that an intervention sets; None if it does not set the class."""
+        if self.class_name not in do:
+            return None
+        return torch.as_tensor(do[self.class_name]).expand(count).long()
 
     def to_dict(self) -> dict[str, Any]:
         """The plain JSON form that `from_dict` reads."""
@@ -255,6 +294,8 @@ class DatasetSpec:
             raise DataError(f"data set: expected key {missing[0]!r}, got none")
         try:
             graph = CausalGraph.from_dict(description["graph"])
+            if "class_name" not in description and description["num_classes"] and "digit" not in graph.names:
+                description = {**description, "class_name": "digit"}  # the only classes of earlier checkpoints
         except (InputError, TypeError) as error:
             raise DataError(f"data set: {error}") from None
         return cls(**{**description, "graph": graph})

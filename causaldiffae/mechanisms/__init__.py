@@ -1,0 +1,1 @@
+"""The parts of causal mechanisms: maps of continuous variables, codes and Gumbel noise of discrete ones."""
