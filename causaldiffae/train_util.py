@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
-from causaldiffae.checkpoints.remote import RemoteRun
+from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
 from causaldiffae.checkpoints.writer import CheckpointWriter
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import ImageData
@@ -120,14 +120,14 @@ class TrainLoop:
             self.training_step = DistributedDataParallel(self.training_step)
 
     def _load_weights(self, path: str) -> None:
-        loaded = load_model(path)
+        loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
         if loaded.spec.to_dict() != self.spec.to_dict() or loaded.config.model != self.config.model:
             raise InputError(f"init_weights: expected weights of this data set and network, got {path}")
         self.model.load_state_dict(loaded.model.state_dict())
 
     def _resume(self, run_dir: str | Path) -> None:
         explicit = self.config.train.resume_checkpoint
-        path = dist_util.from_main(lambda: checkpoint_to_resume(explicit, run_dir))
+        path = checkpoint_to_resume(explicit, run_dir)
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)

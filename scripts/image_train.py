@@ -65,9 +65,9 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
 
 
 def find_resume_step(train: TrainConfig) -> int | None:
-    """Returns the step that the run resumes from, None for a new run."""
+    """Returns the step that the run resumes from, None for a new run; called in all processes."""
     resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
-    return None if resumed is None else load_checkpoint(resumed).step
+    return None if resumed is None else dist_util.from_main(lambda: load_checkpoint(resumed).step)
 
 
 def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
@@ -78,8 +78,8 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
     if config.loss.masking:
         data = mask_labels(config, data)
     with contextlib.ExitStack() as held:
-        dist_util.from_main(lambda: held.enter_context(lock_run_dir(run_folder(train.run_dir))))
-        resume_step = dist_util.from_main(lambda: find_resume_step(train))
+        dist_util.from_main(lambda: held.enter_context(lock_run_dir(train.run_dir)))
+        resume_step = find_resume_step(train)
         run_dir = run_folder(train.run_dir)
         if is_remote(train.run_dir) and dist_util.is_main():
             RemoteRun(train.run_dir).fetch_logs(LOGS)

@@ -41,7 +41,10 @@ class FakeBlobfile(types.ModuleType):
         return self._local(address)
 
     def BlobFile(self, address: str, mode: str) -> Any:
-        return self._call("BlobFile", address).open(mode)
+        path = self._call("BlobFile", address)
+        if "w" in mode:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open(mode)
 
     def scandir(self, address: str) -> Iterator[Any]:
         for path in self._call("scandir", address).iterdir():

@@ -27,6 +27,7 @@ from causaldiffae.checkpoints.checkpoint import (
     steps_to_remove,
     verify,
 )
+from causaldiffae.checkpoints.lease import LOCK_FOLDER, OWN_NAME, take_lease
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import sync_to_disk
 from causaldiffae.files.storage import is_remote, object_storage
@@ -97,8 +98,14 @@ class RemoteRun:
         return [step for step in self._listed() if self._call("exists", self._step_url(step, MANIFEST))]
 
     def upload(self, folder: Path) -> None:
-        """Uploads a step folder, then removes old steps; raises `OSError` if the upload fails."""
+        """Uploads a step folder, then removes old steps.
+
+        Raises:
+            OSError: If the upload fails.
+            InputError: If the lease of this process has expired and another process holds it.
+        """
         step, files = read_manifest(folder)
+        self._check_lease()
         self._remove(step)
         for name in (*sorted({*files} - {MANIFEST}), MANIFEST):
             self._call("copy", str(folder / name), self._step_url(step, name), overwrite=True)
@@ -112,6 +119,14 @@ class RemoteRun:
                 self._remove(old)
         except OSError as error:  # the new checkpoint is complete
             warnings.warn(f"failed to remove an old checkpoint: {error}", stacklevel=2)
+
+    def _check_lease(self) -> None:
+        leases = f"{self.url}/{LOCK_FOLDER}"
+        if self._call("isdir", leases) and OWN_NAME not in self._call("listdir", leases):
+            try:
+                take_lease(self.url)
+            except DataError as error:
+                raise OSError(f"{self.url}: {error}") from error
 
     def _remove(self, step: int) -> None:
         """Removes a step, its manifest first, so that a partially deleted step is not complete."""

@@ -161,5 +161,14 @@ class RemoteFolder:
         with self._reaching(name, "written") as address, self._storage.BlobFile(address, "wb") as file:
             file.write(content)
 
+    def files(self) -> dict[str, FileStamp]:
+        """Returns the files in this folder, not in its subfolders; none if it does not exist."""
+        return {name: FileStamp(entry.size, entry.mtime) for name, entry in self._list("").items()}
+
+    def remove(self, name: str) -> None:
+        """Removes a file."""
+        with self._reaching(name, "removed") as address:
+            self._storage.remove(address)
+
 
 Folder: TypeAlias = LocalFolder | RemoteFolder

@@ -7,13 +7,14 @@ uninterrupted run.
 
 from __future__ import annotations
 
+import socket
 import warnings
 from pathlib import Path
 
 import torch
 
 from causaldiffae import dist_util
-from causaldiffae.checkpoints.checkpoint import Checkpoint, latest_checkpoint
+from causaldiffae.checkpoints.checkpoint import STEP_NAME, Checkpoint, latest_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.errors import InputError
@@ -24,12 +25,40 @@ from causaldiffae.image_datasets import BatchSource
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
     """Returns the explicit step folder, or the newest intact one in the run directory; None if there is none.
 
+    Rank 0 chooses the step. From object storage, the first process of every machine fetches it: the machines need no
+    common folder. All processes must call this function.
+
     Raises:
         DataError: If there are checkpoints but all are damaged.
+        InputError: If a local folder exists on the machine of rank 0, but not on another one.
     """
+    chosen, exists = dist_util.from_main(lambda: _choose_checkpoint(explicit, run_dir))
+    if chosen is None or not exists:  # a missing explicit folder is reported when it is read
+        return chosen
+    address = (explicit or str(run_dir)).rstrip("/")
+    if is_remote(address):
+        run = address.rpartition("/")[0] if STEP_NAME.fullmatch(address.rpartition("/")[2]) else address
+        return dist_util.once_per_machine(
+            lambda: chosen if dist_util.is_main() else local_checkpoint(f"{run}/{chosen.name}")
+        )
+
+    def check() -> Path:
+        if not chosen.is_dir():
+            raise InputError(
+                f"run_dir: expected a folder that all machines share, got {chosen}, which is missing on "
+                f"{socket.gethostname()}; move the run to a shared folder or to gs:// or az://"
+            )
+        return chosen
+
+    return dist_util.once_per_machine(check)
+
+
+def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None, bool]:
     if explicit:
-        return local_checkpoint(explicit)
-    return RemoteRun(str(run_dir)).fetch_newest() if is_remote(run_dir) else latest_checkpoint(run_dir)
+        chosen: Path | None = local_checkpoint(explicit)
+    else:
+        chosen = RemoteRun(str(run_dir)).fetch_newest() if is_remote(run_dir) else latest_checkpoint(run_dir)
+    return chosen, chosen is not None and chosen.exists()
 
 
 def batch_order(source: BatchSource) -> dict[str, int]:

@@ -8,11 +8,13 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from causaldiffae.checkpoints.lease import hold_lease
+from causaldiffae.checkpoints.remote import run_folder
 from causaldiffae.errors import InputError
+from causaldiffae.files.storage import is_remote
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -22,12 +24,13 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 def lock_run_dir(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     """Creates the run directory if necessary and holds its lock; the system releases the lock of a killed process.
 
-    On a file system without locks, issues a warning and continues without one.
+    For a URL, locks its local folder and holds the lease of the remote directory. On a file system without locks,
+    issues a warning and continues without one.
 
     Raises:
         InputError: If another process holds the lock, the directory is not writable, or it contains links to files.
     """
-    folder = Path(run_dir)
+    folder = run_folder(run_dir)
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +48,7 @@ def lock_run_dir(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # informative only; a full disk must not prevent training
             (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
-        yield
+        with hold_lease(str(run_dir)) if is_remote(str(run_dir)) else contextlib.nullcontext():
+            yield
     finally:
         lock.release()

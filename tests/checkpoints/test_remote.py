@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_storage import FakeBlobfile
+from processes import ended, start_group
 from support import CHECKPOINT_CONFIG, flip_byte, small_network
 from tiny import small_config, squares
 
@@ -154,3 +155,68 @@ def test_training_saves_and_resumes_remotely(service: FakeBlobfile, tmp_path: Pa
     service.fails = lambda number, name, address: "step_0000008" in address
     with pytest.raises(InputError, match=r"failed to write the checkpoint of step 8 \(gs://bucket/run: .*503"):
         train(10)
+
+
+MACHINES = """
+import os, sys
+from pathlib import Path
+
+rank, folder, total, kind = int(os.environ["RANK"]), Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+os.environ["XDG_CACHE_HOME"] = str(folder / f"home of machine {rank // 2}")
+
+from fake_storage import FakeBlobfile
+
+sys.modules["blobfile"] = service = FakeBlobfile(folder / "bucket")
+
+import torch
+from causaldiffae import dist_util
+from causaldiffae.checkpoints.remote import run_folder
+from causaldiffae.script_util import run_cli
+from loops import loop, state_of
+
+dist_util.machine = lambda: f"machine {rank // 2}"
+
+def main(argv):
+    run_dir = "gs://bucket/run" if kind == "remote" else str(folder / "disk of machine 0")
+    if kind == "local" and rank == 2:
+        is_dir = Path.is_dir
+        Path.is_dir = lambda path: "disk of machine 0" not in str(path) and is_dir(path)
+    dist_util.setup_dist("gloo", timeout_minutes=3.0)
+    failed = True
+    try:
+        options = {"run_dir": run_dir, "total_steps": total, "batch_size": 2, "ema_rate": "0.5"}
+        trained = loop(run_folder(run_dir), **options)
+        print(trained.step, service.count("copy") > 0, flush=True)
+        trained.run()
+        torch.save({key: torch.as_tensor(value) for key, value in state_of(trained).items()}, folder / f"{rank}.pt")
+        failed = False
+    finally:
+        dist_util.cleanup(failed)
+
+run_cli(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_machines_without_a_common_home_resume(tmp_path: Path) -> None:
+    """Ranks 0 and 1 are on one machine, rank 2 on another; each machine fetches the step once."""
+    ends = []
+    for start, fetched in ((0, [False, False, False]), (3, [True, False, True])):
+        done = ended(start_group(MACHINES, tmp_path, 3, "remote", world=3))
+        assert [process.code for process in done] == [0, 0, 0], "".join(process.err for process in done)
+        assert [process.out for process in done] == [f"{start} {each}\n" for each in fetched]
+        ends.append([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)])
+        shutil.rmtree(tmp_path / "home of machine 0")
+    for saved, restored in zip(*ends, strict=True):
+        assert not [key for key in saved if not torch.equal(saved[key], restored[key])]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_local_run_directory_that_is_not_shared_is_an_error_of_one_line(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = ended(start_group(MACHINES, tmp_path, 1, "local", world=3))
+    assert [process.code for process in done] == [2, 2, 2]
+    assert ["error" in process.err for process in done] == [False, False, True]
+    assert "error: run_dir: expected a folder that all machines share, got" in done[2].err
