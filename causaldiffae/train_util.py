@@ -38,7 +38,15 @@ from causaldiffae.script_util import create_model_and_diffusion, describe_checkp
 from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.previews import draw_preview
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
-from causaldiffae.training.resuming import batch_order, check_same_run, checkpoint_to_resume
+from causaldiffae.training.resuming import (
+    batch_order,
+    changed_options,
+    check_same_run,
+    checkpoint_to_resume,
+    listed,
+    restore_optimizer,
+    with_layout_of,
+)
 from causaldiffae.training.skipped_steps import REPORT, SkippedSteps
 from causaldiffae.training.stopping import StopRequest
 
@@ -134,14 +142,16 @@ class TrainLoop:
         check_same_run(checkpoint, self.config, self.source)
         state = checkpoint.training_state
         self.model.load_state_dict(checkpoint.model_state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        changes = changed_options(checkpoint, self.config) | restore_optimizer(self.optimizer, state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))
         self.step = state["step"]
-        for rate in self.emas:
+        for rate, ema in self.emas.items():
             average = load_checkpoint(checkpoint.path, ema=rate).model_state
-            self.emas[rate] = {key: value.to(self.device) for key, value in average.items()}
+            self.emas[rate] = {key: with_layout_of(ema[key], value.to(self.device)) for key, value in average.items()}
         self.logger.info(f"resuming from step {self.step}")
+        if changes:
+            self.logger.info(f"options changed since step {self.step}: {listed(changes)}")
 
     def save(self) -> None:
         """Starts writing a checkpoint of the current step on rank 0; write errors are raised at the next step.

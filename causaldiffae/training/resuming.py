@@ -1,17 +1,20 @@
-"""Selection and validation of the checkpoint to resume from.
+"""Selection, validation and restoring of the checkpoint to resume from.
 
 The model, the diffusion process, the data set, its graph and the labelled images must be those of the checkpoint. The
 seed and the number of images per step may differ, with a warning: the batches then differ from those of an
-uninterrupted run.
+uninterrupted run. Other options take their new values, and the log lists them.
 """
 
 from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import STEP_NAME, Checkpoint, latest_checkpoint
@@ -20,6 +23,12 @@ from causaldiffae.config import Config
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import BatchSource
+
+Changes = dict[str, tuple[Any, Any]]
+"""Options by name, with their values before and now."""
+SCHEDULED: Final = ("lr", "params")
+"""Entries of an optimizer group that are no options: the training loop sets the learning rate of each step."""
+NOT_LISTED: Final = ("resume_checkpoint", "init_weights", "dry_run")
 
 
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
@@ -80,7 +89,8 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
                 raise InputError(
                     f"{name}: expected {before!r} as in {path}, got {value!r}; restore it or choose another run_dir"
                 )
-    if described.get("dataset") != source.spec.to_dict():
+    dataset, spec = described.get("dataset"), source.spec.to_dict()  # old checkpoints lack some keys
+    if not isinstance(dataset, dict) or any(spec.get(key) != value for key, value in dataset.items()):
         raise InputError(f"{path}: expected the data set and graph of this checkpoint; choose another run_dir")
     labelled = state.get("labelled")
     if labelled is not None and not torch.equal(labelled, source.labelled.cpu()):
@@ -91,3 +101,47 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
     for name, before in state.get("order", now).items():
         if before != now[name] and dist_util.is_main():
             warnings.warn(f"{path}: {name}: was {before}, now {now[name]}; the batches will differ", stacklevel=2)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Changes:
+    """Loads the moments of an optimizer, keeps the options of this run, and returns those that differ.
+
+    Moments are stored contiguously. They get the memory layout of their parameters, because fused optimizers walk
+    through the memory of parameter, gradient and moments in parallel, without regard to strides.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    changed = {
+        name: (before[name], value)
+        for before, group in zip(state["param_groups"], groups, strict=True)
+        for name, value in group.items()
+        if name not in SCHEDULED and name in before and before[name] != value
+    }
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                moments[name] = with_layout_of(parameter, value)
+    return changed
+
+
+def with_layout_of(like: Tensor, value: Tensor) -> Tensor:
+    """Returns `value` with the strides of `like`, a dense tensor of the same shape."""
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def changed_options(checkpoint: Checkpoint, config: Config) -> Changes:
+    """Returns the options of the loss and of training that differ from those of a checkpoint."""
+    saved, now = Config.from_dict(checkpoint.config.get("config")).to_dict(), config.to_dict()
+    return {
+        name: (before, now[part][name])
+        for part in ("loss", "train")
+        for name, before in saved[part].items()
+        if before != now[part][name] and name not in NOT_LISTED
+    }
+
+
+def listed(changes: Changes) -> str:
+    """Formats changed options for a log line."""
+    return ", ".join(f"{name}: {before!r} -> {now!r}" for name, (before, now) in changes.items())

@@ -1,6 +1,7 @@
 """A resumed run equals an uninterrupted one: at any step, across epochs, and with another number of processes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.errors import InputError
 from causaldiffae.resample import LossSecondMomentResampler
 from causaldiffae.script_util import load_model
+from causaldiffae.training import acceleration
 
 # Seven of ten images per step: most epochs end within a batch, every seventh at its end.
 OPTIONS = STOCHASTIC | {"images": 10, "batch_size": 7, "encoder_norm": "batch"}
@@ -97,7 +99,28 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     message = "mechanism_width: expected 16 as in .*step_0000001, got 8; restore it or choose another run_dir"
     with pytest.raises(InputError, match=message):
         loop(tmp_path, mechanism_width=8)
-    assert loop(tmp_path, lr=0.5).step == 1
+
+
+def test_changed_options_take_effect_and_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the optimizer are stored in its groups as well; what they were there is what they were."""
+    loop(tmp_path, total_steps=3).run()
+    capsys.readouterr()
+    resumed = loop(tmp_path, lr=0.5, weight_decay=0.25, keep_last=3)
+    assert capsys.readouterr().err == (
+        "resuming from step 3\n"
+        "options changed since step 3: total_steps: 3 -> 6, lr: 0.001 -> 0.5, weight_decay: 0.0 -> 0.25, "
+        "keep_last: 2 -> 3\n"
+    )
+    assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.25
+    weight = resumed.model.unet.input_blocks[0][0].weight
+    before, moment = weight.detach().clone(), resumed.optimizer.state[weight]["exp_avg"]
+    resumed.run_step()
+    assert resumed.optimizer.param_groups[0]["lr"] == 0.5
+    without = loop(tmp_path, lr=0.5)
+    without.run_step()
+    unregularised = without.model.unet.input_blocks[0][0].weight
+    assert torch.equal(moment, without.optimizer.state[unregularised]["exp_avg"])
+    torch.testing.assert_close(weight, unregularised - 0.5 * 0.25 * before)
 
 
 def test_another_order_of_the_batches_is_a_warning(tmp_path: Path) -> None:
@@ -150,3 +173,76 @@ def test_the_number_of_processes_may_change(tmp_path: Path) -> None:
     for key, value in theirs.items():
         # Nine steps of Adam move a weight by at most 9e-5; a step whose sign is flipped by rounding shows as 2e-5.
         torch.testing.assert_close(ours[key], value, rtol=1e-5, atol=4e-6)
+
+
+# ---------------------------------------------------------------------- acceleration
+
+DIT = {"network": "dit", "num_channels": 32, "depth": 1, "patch_size": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "causaldae": {"channel_mult": "1,2", "attention_resolutions": "4", "encoder_norm": "batch"},
+    "conditional": {"model_type": "conditional"},
+    "diffae": {"model_type": "diffae", "mechanism": "affine"},
+    "aligned diffae": {"model_type": "diffae", "aligned": True},
+    "causalvae": {"model_type": "causalvae", "learn_sigma": False},
+    "diffscm": {"model_type": "diffscm", "label_cond": True, "drop_prob": 0.3},
+    "diffscm with dit": {"model_type": "diffscm"} | DIT,
+}
+FLAGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "channels_last": {"channels_last": True},
+    "use_bf16": {"use_bf16": True},
+    "use_checkpoint": {"use_checkpoint": True},
+    "all": {"channels_last": True, "use_bf16": True, "use_checkpoint": True},
+}
+
+
+def assert_resumes_bit_for_bit(folder: Path, options: dict[str, Any]) -> None:
+    """Two and two steps equal four, in every weight, moment of the optimizer and moving average."""
+    options = {"save_interval": 100, "total_steps": 4} | options
+    whole = loop(folder / "whole", **options)
+    whole.run()
+    loop(folder / "parts", **options | {"total_steps": 2}).run()
+    resumed = loop(folder / "parts", **options)
+    assert resumed.step == 2
+    moments = [(p, state[name]) for p, state in resumed.optimizer.state.items() for name in ("exp_avg", "exp_avg_sq")]
+    assert moments and all(parameter.stride() == moment.stride() for parameter, moment in moments)
+    resumed.run()
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.filterwarnings("ignore:compile, channels_last. no effect, CausalVAE:UserWarning")
+def test_accelerated_runs_resume_bit_for_bit(
+    kind: dict[str, Any], flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: True)
+    assert_resumes_bit_for_bit(tmp_path, kind | flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "causalvae"])
+def test_traced_runs_resume_bit_for_bit(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilation without its last stage, which takes minutes: every model type, with all flags."""
+
+    def trace(network: torch.nn.Module, device: object) -> None:
+        network.compile(dynamic=False, backend="aot_eager")
+
+    torch.compiler.reset()  # the compiler gives up on a class of networks after several instances
+    monkeypatch.setattr(acceleration, "compile_network", trace)
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: True)
+    assert_resumes_bit_for_bit(tmp_path, KINDS[kind] | FLAGS["all"] | {"compile": True})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", [{}, KINDS["diffscm with dit"]], ids=["unet", "dit"])
+def test_compiled_runs_resume_bit_for_bit(
+    kind: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not any(map(shutil.which, acceleration.COMPILERS)):
+        pytest.skip("no C++ compiler on this machine")
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr(acceleration, "has_fast_bf16", lambda device: True)
+    assert_resumes_bit_for_bit(tmp_path, kind | FLAGS["all"] | {"compile": True})
