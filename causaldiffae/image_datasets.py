@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, resize_area, to_model_range, to_uint8
+from causaldiffae.datasets.prefetch import Prefetcher, memory_map
 from causaldiffae.datasets.registry import DATASETS, dataset_spec, measure, read_split, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.datasets.variables import is_integer
@@ -66,7 +67,7 @@ def fits_on(device: torch.device, size: int) -> bool:
 
 
 class BatchSource:
-    """Endless batches of a split, which is moved to the device if it fits.
+    """Endless batches of a split, whose images are stored on the device if they fit.
 
     The images of all epochs form one sequence, each epoch in a random order that depends on (seed, epoch). Batch `step`
     is the part [step * batch_size, (step + 1) * batch_size) of the sequence: no image is dropped at the end of an
@@ -79,6 +80,9 @@ class BatchSource:
         shuffle: shuffle every epoch; otherwise the order on disk is used.
         device: device of the batches.
         rank, world: index of this process, and number of processes.
+        data_on_device: "always" stores the images on the device (on the CPU: reads them into memory), "never" leaves
+            them in host memory or in their memory map, "auto" stores them on a GPU if they fit, see `fits_on`. Images
+            that are not on the device or in a memory map are prefetched by a thread.
 
     Raises:
         InputError: for an empty split, or a batch size that is not a multiple of the number of processes.
@@ -94,6 +98,7 @@ class BatchSource:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        data_on_device: str = "auto",
     ) -> None:
         if not len(data):
             raise InputError(f"data set {data.spec.name}: expected images in split {data.split}, got none")
@@ -106,8 +111,7 @@ class BatchSource:
             raise InputError(f"seed: expected a non-negative integer, got {seed!r}")
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
-        images = torch.from_numpy(np.ascontiguousarray(data.images))
-        self.images = images.to(self.device) if fits_on(self.device, images.nbytes) else images
+        self.images, self._prefetcher = self._place(np.ascontiguousarray(data.images), data_on_device)
         self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
         self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
         labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
@@ -117,6 +121,22 @@ class BatchSource:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _place(self, images: np.ndarray, on_device: str) -> tuple[torch.Tensor, Prefetcher | None]:
+        """The images where batches take them from, and the prefetcher if they are prefetched."""
+        mapped, tensor = memory_map(images) is not None, torch.from_numpy(images)
+        if on_device == "always" or (on_device == "auto" and fits_on(self.device, images.nbytes)):
+            if self.device.type != "cpu":
+                return tensor.to(self.device), None
+            if on_device == "always" and mapped:
+                return tensor.clone(), None
+        if self.device.type == "cuda" or (self.device.type == "cpu" and mapped):
+            return tensor, Prefetcher(images, self._own_indices, self.device)
+        return tensor, None
+
+    def _own_indices(self, step: int) -> np.ndarray:
+        share = self.batch_size // self.world
+        return self.indices(step)[self.rank * share : (self.rank + 1) * share]
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
@@ -135,10 +155,14 @@ class BatchSource:
 
     def batch(self, step: int) -> Batch:
         """The part of batch `step` that this process uses."""
-        share, whole = self.batch_size // self.world, self.indices(step)
-        indices = torch.from_numpy(whole[self.rank * share : (self.rank + 1) * share]).to(self.device)
+        whole, own = self.indices(step), self._own_indices(step)
+        indices = torch.from_numpy(own).to(self.device)
+        if self._prefetcher is not None:
+            images = self._prefetcher.batch(step)
+        else:
+            images = self.images[indices.to(self.images.device)].to(self.device)
         return Batch(
-            images=to_model_range(self.images[indices.to(self.images.device)].to(self.device)),
+            images=to_model_range(images),
             labels=self.labels[indices],
             classes=None if self.classes is None else self.classes[indices],
             indices=indices,

@@ -106,7 +106,13 @@ class TrainLoop:
         )
         self.image_names = data.ids
         self.source = BatchSource(
-            data, train.batch_size * world, seed=train.seed, device=self.device, rank=dist_util.rank(), world=world
+            data,
+            train.batch_size * world,
+            seed=train.seed,
+            device=self.device,
+            rank=dist_util.rank(),
+            world=world,
+            data_on_device=train.data_on_device,
         )
         torch.manual_seed(stream_seed(train.seed, 0, "init"))
         self.model, self.diffusion = create_model_and_diffusion(config, self.spec)

@@ -1,18 +1,25 @@
 """Batches: a function of seed and step, independent of the number of processes, across the ends of epochs."""
 
+import threading
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loops import STOCHASTIC, assert_same
 from paths import REPO
-from tiny import squares
+from tiny import small_config, squares
 
 from causaldiffae import image_datasets
 from causaldiffae.datasets.dataset import DATASETS, Dataset
 from causaldiffae.datasets.images import ImageData, to_model_range
+from causaldiffae.datasets.prefetch import memory_map
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import BatchSource, fits_on, load_data
+from causaldiffae.logger import Logger
+from causaldiffae.train_util import TrainLoop
 
 
 def data_of(count: int) -> ImageData:
@@ -39,6 +46,73 @@ def test_images_are_moved_to_the_device_if_they_fit(fits: bool, monkeypatch: pyt
     assert fits_on(torch.device("cpu"), 1 << 60)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000, 9000))
     assert fits_on(torch.device("cuda"), 1000) and not fits_on(torch.device("cuda"), 1001)
+
+
+def mapped(data: ImageData, path: Path, skipped: int = 3) -> ImageData:
+    """The same images as a view into a memory map that has further rows before them."""
+    np.save(path, np.concatenate([np.zeros_like(data.images[:skipped]), data.images]))
+    images = np.lib.format.open_memmap(path, mode="c")[skipped:]
+    assert memory_map(np.asarray(images)) is not None and memory_map(data.images) is None
+    return replace(data, images=np.asarray(images))
+
+
+@pytest.mark.parametrize("on_device", ["auto", "always", "never"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_prefetched_batches_are_those_of_images_in_memory(tmp_path: Path, on_device: str, world: int) -> None:
+    """In any order of the steps: after a resume, and where some are read twice."""
+    data = data_of(10)
+    source = BatchSource(data, 4, seed=3)
+    from_file = mapped(data, tmp_path / "images.npy")
+    shares = [
+        BatchSource(from_file, 4, seed=3, rank=rank, world=world, data_on_device=on_device) for rank in range(world)
+    ]
+    for step in (0, 1, 2, 3, 7, 8, 8, 0, 100, 101, 102):
+        expected, found = source.batch(step), [share.batch(step) for share in shares]
+        assert torch.equal(torch.cat([batch.images for batch in found]), expected.images)
+        assert torch.equal(torch.cat([batch.indices for batch in found]), expected.indices)
+    memory = torch.from_numpy(from_file.images).data_ptr()
+    assert (shares[0].images.data_ptr() == memory) == (on_device != "always")
+
+
+def test_a_resumed_run_from_a_memory_map_equals_one_from_memory(tmp_path: Path) -> None:
+    options = STOCHASTIC | {"channel_mult": "1", "attention_resolutions": "", "batch_size": 7}
+
+    def train(folder: str, data: ImageData, total_steps: int) -> TrainLoop:
+        config = small_config(**options, total_steps=total_steps)
+        trained = TrainLoop(config, data, Logger(tmp_path / folder, use_tensorboard=False))
+        trained.run()
+        return trained
+
+    whole, from_file = train("whole", squares(10), 6), mapped(squares(10), tmp_path / "images.npy")
+    train("parts", from_file, 3)
+    assert_same(train("parts", from_file, 6), whole)
+
+
+def test_the_next_batch_is_gathered_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = BatchSource(mapped(data_of(10), tmp_path / "images.npy"), 4, seed=3)
+    gathered: list[int] = []
+    ready = threading.Event()
+    indices = source.indices
+
+    def counted(step: int) -> np.ndarray:
+        if threading.current_thread() is not threading.main_thread():
+            gathered.append(step)
+            if step == 6:
+                ready.set()
+        return indices(step)
+
+    monkeypatch.setattr(source, "indices", counted)
+    source.batch(5)
+    assert ready.wait(30) and gathered == [5, 6]
+    source.batch(6)
+    assert gathered[:2] == [5, 6] and 6 not in gathered[2:]
+
+
+def test_an_error_of_the_thread_is_raised(tmp_path: Path) -> None:
+    source = BatchSource(mapped(data_of(10), tmp_path / "images.npy"), 4)
+    with pytest.raises(InputError, match="step: expected a non-negative integer, got -1"):
+        source.batch(-1)
+    assert len(source.batch(0).images) == 4
 
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:

@@ -1,7 +1,8 @@
 """Estimates of the memory and time of a training run.
 
 Weights, gradients and AdamW's two moments take 16 bytes per parameter in float32, each moving average another 4. The
-training images are stored on the device. Activations, which grow with the microbatch, are not included.
+training images are stored on the device if they fit (`data_on_device`). Activations, which grow with the microbatch,
+are not included.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Estimate(NamedTuple):
 
     def lines(self) -> list[str]:
         """Formats the estimate."""
-        data = f", training images {self.data_mib:,.0f} MiB" if self.data_mib else ""
+        kept = "in host memory with --data_on_device never"
+        data = f", training images {self.data_mib:,.0f} MiB ({kept})" if self.data_mib else ""
         return [
             f"memory: weights, gradients, optimizer, moving averages {self.state_mib:,.0f} MiB{data}, plus activations",
             f"time: {self.hours:,.1f} hours at {self.images_per_second:,.1f} images/s (measured on {TRIAL_IMAGES})",

@@ -43,8 +43,12 @@ def out_of_memory_message(train: TrainConfig, image_size: int) -> str:
     images = train.microbatch or train.batch_size
     problem = f"batch_size: {images} images of {image_size}x{image_size} pixels exceed the memory of the device"
     if images == 1:
-        return f"{problem}; reduce --num_channels or use a smaller configuration"
-    return f"{problem}; --microbatch {max(1, images // 2)} splits the batch with the same result"
+        advice = "reduce --num_channels or use a smaller configuration"
+    else:
+        advice = f"--microbatch {max(1, images // 2)} splits the batch with the same result"
+    if train.data_on_device != "never":
+        advice += "; --data_on_device never keeps the training images in host memory"
+    return f"{problem}; {advice}"
 
 
 def intervention_warnings(graph: CausalGraph, interventions: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -58,6 +58,12 @@ def test_a_batch_that_exceeds_the_memory(microbatch: int, words: str) -> None:
     assert words in out_of_memory_message(replace(TRAIN, microbatch=microbatch), 32)
 
 
+def test_images_on_the_device_can_be_moved_to_host_memory() -> None:
+    advice = "; --data_on_device never keeps the training images in host memory"
+    assert out_of_memory_message(TRAIN, 32).endswith(advice)
+    assert advice not in out_of_memory_message(replace(TRAIN, data_on_device="never"), 32)
+
+
 def test_the_scripts_print_the_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, run_dir = make_folder(tmp_path / "mine"), tmp_path / "run"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
