@@ -1,13 +1,18 @@
-"""Worker processes: spawned, limited to one thread of linear algebra each, and ended with the process they serve."""
+"""Worker processes: spawned, limited to one thread of linear algebra each, and ended with the process they serve.
+
+Ctrl-C reaches every process of a terminal. Workers ignore it, and the process they serve terminates them.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -18,17 +23,38 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of `workers` processes.
+class WorkerPool(ProcessPoolExecutor):
+    """A pool of spawned processes; leaving its `with` block by an exception terminates them.
 
     They are spawned, because a forked child inherits locks that other threads hold. They exit when the parent process
     is killed; those of a plain `ProcessPoolExecutor` would wait for work forever.
     """
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise)
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        super().__init__(workers, mp_context=context, initializer=_initialise)
+        self._others = set(multiprocessing.active_children())
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Adds a call, and starts a process for it if all are busy."""
+        with _interrupts_held():
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
+        if kind is not None:
+            self.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
+        return super().__exit__(kind, *rest)
+
+
+def worker_pool(workers: int) -> WorkerPool:
+    """A pool of `workers` processes."""
+    return WorkerPool(workers)
 
 
 def _initialise() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threadpool_limits(1)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -38,6 +64,22 @@ def _exit_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Delays SIGINT of this thread, and blocks it in processes that it starts, which inherit the mask.
+
+    A worker would otherwise die with a traceback while it starts, before `_initialise`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parallel_map(
@@ -61,10 +103,6 @@ def parallel_map(
                 bar.update()
             return
         with worker_pool(min(workers, len(work))) as pool:
-            try:
-                for result in pool.map(function, work):
-                    yield result
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+            for result in pool.map(function, work):
+                yield result
+                bar.update()

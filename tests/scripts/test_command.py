@@ -1,4 +1,4 @@
-"""The command `causaldiffae`: its subcommands are the programs of `scripts/`, its configurations those of `configs/`."""
+"""The command `causaldiffae`: subcommands are the programs of `scripts/`, configurations those of `configs/`."""
 
 import sys
 from pathlib import Path

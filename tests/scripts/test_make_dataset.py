@@ -96,3 +96,15 @@ def test_a_failed_download_is_one_line(
         capsys.readouterr().err == f"error: --download: MNIST could not be fetched into {tmp_path}/mnist (no network)\n"
     )
     assert not (tmp_path / "set").exists()
+
+
+def test_an_interrupt_is_one_line_and_leaves_nothing(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pendulum, "render", interrupt)
+    assert script.main(["pendulum", "--out", str(tmp_path / "set"), "--workers", "1", "--quiet"]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert not list(tmp_path.iterdir())
