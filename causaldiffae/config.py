@@ -115,6 +115,11 @@ class LossConfig:
     drop_prob: float = flag(0.0, "probability of replacing an image's latents by the null token, for guidance")
     block_drop_prob: float = flag(0.0, "probability, per image and variable, of replacing a block by its null vector")
     label_forcing: float = flag(0.0, "fraction of the labelled images decoded from the label prior p(z | y)")
+    decoder_std: float = flag(
+        0.0,
+        "CausalVAE: standard deviation of the decoder per pixel, in -1..1, which weights the KL term of the noise; 0 "
+        "weights it by kl_weight",
+    )
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")

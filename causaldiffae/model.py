@@ -313,10 +313,15 @@ class TrainingStep(nn.Module):
         z, terms = self.represent(x_start, labels, labelled, draws, labelled_fraction)
         terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
         loss = (draws.weights * terms["loss"]).mean()
-        divergence = terms["prior_kl"].mean() + masked_mean(terms["label_kl"], labelled, labelled_fraction)
+        prior = self.prior_factor(x_start) * terms["prior_kl"].mean()
+        divergence = prior + masked_mean(terms["label_kl"], labelled, labelled_fraction)
         loss = loss + kl_weight * divergence
         loss = loss + self.config.mechanism_weight * terms["mechanism_nll"]
         return loss, terms
+
+    def prior_factor(self, x_start: Tensor) -> float:
+        """Returns the factor on `prior_kl` relative to `label_kl`."""
+        return 1.0
 
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None

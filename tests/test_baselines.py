@@ -1,5 +1,6 @@
 """The baselines: the effect of do(), the terms of each loss, and training, opening and counterfactuals of each."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,19 @@ def test_causalvae_has_the_latents_and_divergences_of_causaldiffae() -> None:
     u = vae.abduct(IMAGES)
     moved = vae.predict(u, {"size": 2.0})
     assert (moved[:, 1] != vae.predict(u)[:, 1]).all() and vae.decode(moved).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_causalvae_weights_the_noise_by_its_decoder_and_the_labels_as_causaldiffae(size: int) -> None:
+    spec = replace(squares_spec(), image_size=size)
+    net = create_model_and_diffusion(small_config(**CAUSALVAE), spec)[0]
+    config = LossConfig(label_std=0.3, mechanism_weight=0.0, kl_weight=0.02, decoder_std=0.2)
+    images = torch.nn.functional.interpolate(IMAGES, size)
+    draws = replace(training_draws(T, net.latent_shape), noise=torch.zeros_like(images))  # type: ignore[arg-type]
+    half_way = 0.01  # gamma rises to 0.02
+    loss, terms = CausalVAETrainingStep(net, DIFFUSION, config)(images, LABELS, None, EVERYONE, draws, half_way)
+    bound = terms["mse"].mean() + 0.5 * (2 * 0.2**2 / size**2) * terms["prior_kl"].mean()
+    torch.testing.assert_close(loss, bound + half_way * terms["label_kl"].mean())
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, (8,)), (28, (16, 8, 8)), (30, (8, 8, 8))])

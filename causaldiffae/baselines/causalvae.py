@@ -1,8 +1,11 @@
 """A CausalVAE-style model (Yang et al., CVPR 2021): CausalDiffAE's encoder, structural model and label prior, with a
 convolutional decoder instead of diffusion.
 
-    x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0          loss = mse + gamma (kl_u + label_prior_kl)
+    x0 -> q(u | x0) -> z = scm(u) -> decoder -> mean of x0      loss = mse + gamma label_kl + 2 sigma^2 / P prior_kl
 
+The error is a mean over the P values of an image, so 2 sigma^2 / P is the weight of KL(q(u | x0) || p(u)) in the
+evidence lower bound with a Gaussian decoder of standard deviation sigma (`LossConfig.decoder_std`) for any image size.
+The label term has the weight gamma that it has in CausalDiffAE; in the bound it would hardly tie z to the labels.
 There is no x_T: information that is not in z is lost. Unlabelled images are decoded from their own z.
 """
 
@@ -95,6 +98,11 @@ class CausalVAE(CausalAutoencoder):
 
 class CausalVAETrainingStep(TrainingStep):
     """CausalDiffAE's loss with the decoder's squared error instead of the diffusion loss."""
+
+    def prior_factor(self, x_start: Tensor) -> float:
+        """Returns 2 sigma^2 / (P gamma), for the final gamma."""
+        std, gamma = self.config.decoder_std, self.config.kl_weight
+        return 2.0 * std**2 / (x_start[0].numel() * gamma) if std > 0 and gamma > 0 else 1.0
 
     def image_terms(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, draws: TrainingDraws
