@@ -132,9 +132,10 @@ class CounterfactualModel:
         size = f"{self.spec.channels}x{self.spec.image_size}x{self.spec.image_size}"
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
-    def engine(self, w: float = 1.0) -> CounterfactualEngine:
-        """The engine that computes counterfactuals with guidance weight `w`."""
-        return self.loaded.engine(self._steps, self._solver, guidance=Guidance(w))
+    def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
+        """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
+        options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable}
+        return self.loaded.engine(self._steps, self._solver, **options)
 
     def examples(self, count: int = 8) -> ImageData:
         """Test images of the model's data set, with their labels and, where it is known, their truth."""
@@ -150,18 +151,28 @@ class CounterfactualModel:
                 (`ImageData`), whose classes and labels are then used.
             classes: (N,), for a class-conditional model; by default read from the images.
             labels: (N, n) in label units, for a model without an encoder; by default read from the images.
+            seed: of the noise of discrete variables, which their categories determine only up to its posterior.
         """
         x_start, classes, labels = self._inputs(images, classes, labels)
         return self.engine().abduct(x_start, classes, torch.Generator(self.device).manual_seed(seed), labels)
 
-    def predict(self, abduction: Abduction, do: Mapping[str, Any] | None = None, *, w: float = 1.0) -> Counterfactuals:
+    def predict(
+        self,
+        abduction: Abduction,
+        do: Mapping[str, Any] | None = None,
+        *,
+        w: float = 1.0,
+        most_probable: bool = False,
+    ) -> Counterfactuals:
         """Action and prediction: the images under an intervention, or their reconstructions without one.
 
         Args:
-            do: variable -> value in label units, or (N,) values, one per image.
+            do: variable -> value in label units or name of a category, or (N,) values, one per image. The class of a
+                class-conditional model is set under its name, such as {"digit": 7}.
             w: guidance weight of the intervention; 1 is unguided, 0 ignores the latents.
+            most_probable: give discrete descendants their most probable category, not that of the abducted noise.
         """
-        return self._result(self.engine(w).predict(abduction, [do or {}]), do or {})
+        return self._result(self.engine(w, most_probable).predict(abduction, [do or {}]), do or {})
 
     @torch.inference_mode()
     def counterfactual(
@@ -173,23 +184,24 @@ class CounterfactualModel:
         labels: Any = None,
         w: float = 1.0,
         seed: int = 0,
+        most_probable: bool = False,
     ) -> Counterfactuals:
         """All three steps; see `abduct` and `predict`. The result holds the true counterfactuals if they are known."""
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
-        generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w)
+        generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w, most_probable)
         parts, encoded = [], []
         for start in range(0, len(x_start), _BATCH):
             rows = slice(start, start + _BATCH)
             given = [None if each is None else each[rows] for each in (classes, labels)]
             abducted = engine.abduct(x_start[rows], given[0], generator, given[1])
             parts.append(engine.predict(abducted, [checked.rows(rows)])[0])
-            encoded.append(self.loaded.model.read_labels(abducted.z))
-        known = isinstance(images, ImageData) and truth_is_known(images)
+            encoded.append(engine.read_labels(abducted.z))
+        known = isinstance(images, ImageData) and truth_is_known(images, checked)
         return replace(
             self._result(parts, do),
             factual=to_uint8(x_start).cpu().numpy(),
-            factual_labels=self._by_name(self.spec.denormalise(torch.cat(encoded))),
+            factual_labels=self._by_name(torch.cat(encoded)),
             truth=true_counterfactual(images, checked)[1] if known and isinstance(images, ImageData) else None,
         )
 

@@ -39,9 +39,7 @@ class Oracle:
         self.classes: list[Tensor | None] = []
         self.labels: Tensor | None = None
 
-    def abduct(
-        self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         self.labels = labels
         z = x_start.mean(dim=(2, 3))[:, :, None] / GAIN
         return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
@@ -291,6 +289,67 @@ def test_images_are_clipped_float32_without_gradient_and_bfloat16_is_near() -> N
     low, full = (each.counterfactual(3 * images().float(), {"size": 7.0}).images for each in engines)
     assert full.abs().max() == 1 and full.dtype == torch.float32 and not full.requires_grad
     assert (low - full).abs().max() < 0.05
+
+
+# ---------------------------------------------------------------------- the class, and discrete variables
+
+
+@pytest.mark.parametrize("solver", ["", "dpmpp2m"])
+def test_the_image_is_encoded_under_its_class_and_decoded_under_the_new_one(solver: str) -> None:
+    oracle = Oracle(class_cond=True)
+    counterfactuals = engine(5, oracle, solver=solver)
+    counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+    abducted = counterfactuals.abduct(images(), CLASSES)
+    assert all(torch.equal(seen, CLASSES) for seen in oracle.classes if seen is not None)
+    oracle.classes.clear()
+    dos = [{"digit": 2}, {"digit": torch.tensor([2, 0, 1]), "size": 6.0}, {"size": 6.0}]
+    only_class, both, only_size = counterfactuals.predict(abducted, dos)
+    expected = torch.cat([torch.tensor([2, 2, 2]), torch.tensor([2, 0, 1]), CLASSES])
+    assert all(torch.equal(seen, expected) for seen in oracle.classes if seen is not None)
+    assert torch.equal(only_class.z, abducted.z) and torch.equal(both.z, only_size.z)
+    assert counterfactuals.act({"digit": 2}) == {}
+    alone = counterfactuals.predict(abducted, [dos[1]])[0]
+    torch.testing.assert_close(alone.images, both.images)
+
+
+def test_the_class_is_only_set_in_models_that_are_conditioned_on_it() -> None:
+    counterfactuals = engine(5)
+    counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+    with pytest.raises(InputError, match="do: digit: expected a model that is conditioned on the class, got one that"):
+        counterfactuals.counterfactual(images(), {"digit": 2})
+
+
+HAT = replace(
+    SPEC, kinds=("continuous", "categorical"), categories=((), ("none", "cap", "straw")), low=(1, 0), high=(7, 2)
+)
+
+
+class WithHat(Oracle):
+    """`grey` is a hat that the encoder reads with rounding; the draw and the most probable category differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.discrete, self.generators = True, []
+
+    def abduct(self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        self.generators.append(generator)
+        return super().abduct(x_start)
+
+    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
+        hat = HAT.normalise(torch.tensor([0.0, 2.0 if most_probable else 1.0]))[1] * 1.0000001
+        return torch.stack([u[:, 0], torch.full_like(u[:, 0], float(hat))], dim=1)
+
+
+@pytest.mark.parametrize("most_probable", [False, True])
+def test_labels_of_discrete_models_are_exactly_those_of_categories(most_probable: bool) -> None:
+    oracle = WithHat()
+    counterfactuals = engine(5, oracle, most_probable=most_probable)
+    counterfactuals.spec = HAT
+    generator = torch.Generator().manual_seed(3)
+    abducted = counterfactuals.abduct(images().float(), generator=generator)
+    assert oracle.generators == [generator], "the noise of categories is drawn with the seed of the caller"
+    result = counterfactuals.predict(abducted, [{"size": 6.0}])[0]
+    assert result.labels[:, 1].tolist() == [2.0 if most_probable else 1.0] * 3
 
 
 # ---------------------------------------------------------------------- refusals

@@ -15,6 +15,7 @@ import pytest
 import torch
 from paths import REPO
 from PIL import Image
+from tiny import randomise, small_config
 from tiny import squares as split_of_squares
 from tiny_models import tiny_model
 
@@ -25,7 +26,7 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
 from causaldiffae.scm import sample_noise
-from causaldiffae.script_util import describe_checkpoint, load_model
+from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
 
 
 def squares(count: int) -> ImageData:
@@ -178,6 +179,42 @@ def test_the_prior_is_the_models() -> None:
     assert abs(float(u[:, 0].std()) - 0.744) < 0.01  # of N(0, 1) between -1.5 and 1.5
     sigma = float(scm.log_scale.detach().exp()[1])
     assert abs(float(u[:, 1].std()) / sigma - 1) < 0.03 and u[:, 1].abs().max() > 3 * sigma
+
+
+def test_the_class_is_set_like_a_variable() -> None:
+    model = CounterfactualModel(tiny_model(class_cond=True), steps=2)
+    data = split_of_squares(3, num_classes=4)
+    data = replace(data, spec=model.spec)
+    cf = model.counterfactual(data, do={"class": 2, "size": 6.0})
+    abduction = model.abduct(data)
+    expected = model.predict(replace(abduction, classes=torch.tensor([2, 2, 2])), do={"size": 6.0})
+    np.testing.assert_array_equal(cf.images, expected.images)
+    assert cf.truth is None and (cf.images != model.predict(abduction, do={"size": 6.0}).images).any()
+    each = model.predict(abduction, do={"class": np.array([2, 2, 2]), "size": 6.0})
+    np.testing.assert_array_equal(each.images, cf.images)
+    with pytest.raises(InputError, match="do: class: expected one of 0, 1, 2, 3, got 4"):
+        model.counterfactual(data, do={"class": 4})
+
+
+def test_discrete_variables_are_categories_in_samples_and_counterfactuals() -> None:
+    kinds = {
+        "kinds": ("binary", "continuous"),
+        "categories": (("small", "large"), ()),
+        "low": (0, 50),
+        "high": (1, 250),
+    }
+    spec = replace(squares(1).spec, **kinds, shift=(0.37, 150.0), scale=(0.48, 50.0))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    config = small_config(discrete=True)
+    loaded = LoadedModel(randomise(create_model_and_diffusion(config, spec)[0]).eval(), config, spec, 1, "nowhere")  # type: ignore[arg-type]
+    model, data = CounterfactualModel(loaded, steps=2), replace(squares(6), spec=spec)
+    drawn, cf = model.sample(30), model.counterfactual(data, do={"grey": 60.0})
+    assert set(drawn.labels["size"].tolist()) == {0.0, 1.0} and set(cf.labels["size"].tolist()) <= {0.0, 1.0}
+    np.testing.assert_array_equal(cf.labels["size"], cf.factual_labels["size"])  # type: ignore[index]
+    for most_probable in (False, True):
+        moved = model.counterfactual(data, do={"size": "large"}, most_probable=most_probable)
+        assert moved.labels["size"].tolist() == [1.0] * 6
+    assert moved.grid().shape[0] > 0
 
 
 def test_samples_of_a_class() -> None:

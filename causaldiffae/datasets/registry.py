@@ -16,7 +16,7 @@ import numpy as np
 from causaldiffae.datasets.dataset import DATASETS, Dataset
 from causaldiffae.datasets.folder.image_folder import folder_spec, is_image_folder, read_image_folder
 from causaldiffae.datasets.images import ImageData, resize_area
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import is_integer
 from causaldiffae.errors import DataError, InputError
 
@@ -99,9 +99,27 @@ def read_split(
     return entry.read(spec, Path(data_dir), split, limit)
 
 
-def truth_is_known(data: ImageData) -> bool:
-    """Whether `true_counterfactual` supports the data: it has a generator, and the folder contains its inputs."""
-    return find_dataset(data.spec.name).has_truth(data)
+def truth_is_known(data: ImageData, do: Mapping[str, Any] | None = None) -> bool:
+    """Whether `true_counterfactual` supports the data: it has a generator, and the folder contains its inputs.
+
+    Args:
+        do: an intervention; if it changes the class of an image, the true image is unknown.
+    """
+    return find_dataset(data.spec.name).has_truth(data) and not _changes_class(data, do or {})
+
+
+def _changes_class(data: ImageData, do: Mapping[str, Any]) -> bool:
+    classes = data.spec.classes_of(data.spec.check_do(do, len(data), warn=False), len(data))
+    return classes is not None and (data.classes is None or bool((classes.numpy() != data.classes).any()))
+
+
+def true_labels(data: ImageData, do: Mapping[str, Any]) -> np.ndarray:
+    """True counterfactual labels (N, n) float32 in label units, also where the class is changed and its image unknown.
+
+    The class has no causes and no effects among the variables.
+    """
+    checked = data.spec.check_do(do, len(data))
+    return true_counterfactual(data, CheckedDo({name: checked[name] for name in data.spec.names_of(checked)}))[0]
 
 
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +134,10 @@ def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndar
     entry, checked = find_dataset(data.spec.name), data.spec.check_do(do, len(data))
     if entry.counterfactual is None:
         raise InputError(f"true counterfactual: expected a data set with a generator, got {data.spec.name}")
-    labels, images = entry.counterfactual(data, checked)
+    if _changes_class(data, checked):
+        name = data.spec.class_name
+        raise InputError(f"do: {name}: expected the class of the image, as the true image of another is unknown")
+    labels, images = entry.counterfactual(data, {name: checked[name] for name in data.spec.names_of(checked)})
     return labels.astype(np.float32), resize_area(images, data.spec.image_size)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
@@ -24,7 +24,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # used in file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
 RESIZE_RULES: Final = ("crop", "area", "pad")
 SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
-_ADDED: Final = ("kinds", "categories", "resize", "split_seed", "split_shares", "class_name", "group", "value_range")
+_ADDED: Final = (
+    *("kinds", "categories", "resize", "split_seed", "split_shares", "class_name", "group", "value_range", "missing"),
+)
 """Fields that old checkpoints lack."""
 
 Labels = TypeVar("Labels", np.ndarray, torch.Tensor)
@@ -55,6 +57,7 @@ class DatasetSpec:
         units: the label units, for display.
         kinds, categories: per variable, see variables.py; empty if all variables are continuous.
         resize, split_seed, split_shares, group: settings of an image folder, see folder/description.py.
+        missing: per variable, marks of missing labels in the table of a folder; empty if there are none.
         value_range: values of images with more than 8 bits that become black and white, see folder/value_range.py;
             empty if there are no such images, or for 0..65535.
         class_name: name of the class in an intervention; empty without classes.
@@ -81,6 +84,7 @@ class DatasetSpec:
     class_name: str = "class"
     group: str = ""
     value_range: tuple[float, ...] = ()
+    missing: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -110,21 +114,26 @@ class DatasetSpec:
             raise DataError(f"{where}: split_seed: expected a non-negative integer, got {self.split_seed!r}")
         if min(self.split_shares) < 0 or not math.isclose(sum(self.split_shares), 1.0, abs_tol=1e-6):
             raise DataError(f"{where}: split_shares: expected fractions that sum to 1, got {list(self.split_shares)}")
-        if not isinstance(self.class_name, str) or (self.num_classes and self.class_name in ("", *self.graph.names)):
-            raise DataError(f"{where}: class_name: expected a name that no variable has, got {self.class_name!r}")
+        class_name = self.class_name or "class"
+        if not isinstance(class_name, str) or (self.num_classes and class_name in self.graph.names):
+            raise DataError(f"{where}: class_name: expected a name that no variable has, got {class_name!r}")
         if not isinstance(self.group, str):
             raise DataError(f"{where}: group: expected the name of a column, got {self.group!r:.80}")
         if not isinstance(self.value_range, list | tuple) or len(self.value_range):
             self._check_numbers("value_range", 2, where)
         if len(self.value_range) and not self.value_range[0] < self.value_range[1]:
             raise DataError(f"{where}: value_range: expected increasing numbers, got {list(self.value_range)}")
+        is_list = isinstance(self.missing, list | tuple) and len(self.missing) in (0, n)
+        if not is_list or not all(isinstance(marks, list | tuple) for marks in self.missing):
+            raise DataError(f"{where}: missing: expected a list per variable, or none, got {self.missing!r:.80}")
         some_kinds = any(kind != "continuous" for kind in self.kinds)
         normal = {
             "units": tuple(self.units),
             "value_range": tuple(self.value_range),
+            "missing": tuple(tuple(map(str, marks)) for marks in self.missing),
             "kinds": tuple(self.kinds) if some_kinds else (),
             "categories": tuple(map(tuple, self.categories)) if some_kinds and any(self.categories) else (),
-            "class_name": self.class_name if self.num_classes else "",
+            "class_name": class_name if self.num_classes else "",
         }
         for key, value in normal.items():
             object.__setattr__(self, key, value)
@@ -165,6 +174,16 @@ class DatasetSpec:
         """Names of the categories of variable i; empty for a numeric variable."""
         return self.categories[i] if self.categories else ()
 
+    def names_of(self, do: Iterable[str]) -> list[str]:
+        """The variables of the graph that an intervention sets: all of its names but that of the class."""
+        return [name for name in do if name != self.class_name]
+
+    def values_of(self, name: str) -> tuple[float, ...]:
+        """`category_values` of a variable by name; for the class, all classes."""
+        if name == self.class_name and self.num_classes:
+            return tuple(map(float, range(self.num_classes)))
+        return self.category_values(self.graph.index(name))
+
     def category_values(self, i: int) -> tuple[float, ...]:
         """All values, in label units, of a categorical or binary variable i; empty for a continuous one."""
         if self.kind(i) == "continuous":
@@ -194,7 +213,7 @@ class DatasetSpec:
 
     def format_value(self, name: str, value: float) -> str:
         """Formats a value for display: as category name, or with three significant digits."""
-        names = self.category_names(self.graph.index(name))
+        names = () if name == self.class_name else self.category_names(self.graph.index(name))
         return names[int(value)] if value in range(len(names)) else f"{value:.3g}"
 
     def check_do(self, do: Mapping[str, Any], count: int = 1, warn: bool = True) -> CheckedDo:
@@ -266,7 +285,7 @@ class DatasetSpec:
 
     def normalise_do(self, do: CheckedDo) -> dict[str, Any]:
         """Converts an intervention on the variables of the graph to normalised units; the class is left out."""
-        index = {name: self.graph.index(name) for name in do if name != self.class_name}
+        index = {name: self.graph.index(name) for name in self.names_of(do)}
         return {name: (do[name] - self.shift[i]) / self.scale[i] for name, i in index.items()}
 
     def classes_of(self, do: CheckedDo, count: int) -> torch.Tensor | None:

@@ -31,7 +31,8 @@ class Counterfactuals:
 
     Attributes:
         images: (N, C, S, S) uint8.
-        labels: variable -> (N,) values in label units, predicted by the structural model.
+        labels: variable -> (N,) values in label units, predicted by the structural model; the number of the category
+            for a variable with named ones.
         do: the intervention.
         factual: (N, C, S, S) uint8 factual images; None for samples.
         factual_labels: variable -> (N,) values that the model infers from the factual images; None for samples.
@@ -53,7 +54,11 @@ class Counterfactuals:
     def grid(self, count: int = _SHOWN) -> np.ndarray:
         """Up to `count` rows of factual image, counterfactual and true image with their labels, (H, W, 3) uint8."""
         count = min(count, len(self))
-        do = describe_do({k: v for k, v in self.do.items() if np.ndim(v) == 0}) if self.do else "reconstruction"
+        do = (
+            describe_do({k: v for k, v in self.do.items() if np.ndim(v) == 0}, self.spec)
+            if self.do
+            else "reconstruction"
+        )
         columns = [("sample" if self.factual is None else do, self.images[:count])]
         captions = [self._captions(self.labels, count)]
         if self.factual is not None and self.factual_labels is not None:
@@ -65,7 +70,8 @@ class Counterfactuals:
         return labelled_grid(columns, cell_captions=captions)
 
     def _captions(self, labels: Mapping[str, np.ndarray], count: int) -> list[str]:
-        return ["\n".join(f"{name} {labels[name][i]:.3g}" for name in self.spec.graph.names) for i in range(count)]
+        text, names = self.spec.format_value, self.spec.graph.names
+        return ["\n".join(f"{name} {text(name, labels[name][i])}" for name in names) for i in range(count)]
 
     def show(self, count: int = _SHOWN) -> Image.Image:
         """`grid` as a PIL image, which notebooks display."""

@@ -18,7 +18,7 @@ import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
-from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
+from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
@@ -28,6 +28,8 @@ from causaldiffae.visualization.image_grids import labelled_grid
 
 Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""
+ClassReader = Callable[[np.ndarray], np.ndarray | None]
+"""Images (N, C, H, W) uint8 -> classes (N,) int64, or None where the predictor has no classes."""
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
 
@@ -35,7 +37,8 @@ PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 class InterventionResult:
     """One intervention on N images: images (N, C, H, W) uint8, labels (N, n) in label units, errors (N,).
 
-    `truth` and `true_labels` are None if the data set cannot render true counterfactuals.
+    `truth` and `true_labels` are None if the data set cannot render true counterfactuals; where the class is set, only
+    the image is unknown. Classes (N,) are None if they are unknown or not set.
     """
 
     do: Mapping[str, float]
@@ -47,6 +50,8 @@ class InterventionResult:
     predicted_labels: np.ndarray
     true_labels: np.ndarray | None
     measured_labels: np.ndarray
+    factual_classes: np.ndarray | None = None
+    measured_classes: np.ndarray | None = None
 
     @cached_property
     def counterfactual_l1(self) -> np.ndarray | None:
@@ -112,12 +117,14 @@ def evaluate_interventions(
     seed: int = 0,
     guidances: Sequence[Guidance] | None = None,
     measurement: Measurement | None = None,
+    read_classes: ClassReader | None = None,
 ) -> list[InterventionResult]:
     """Applies every intervention to every image and renders the true counterfactuals; arguments as in `predict_split`.
 
     Args:
         guidances: one per intervention; the reconstruction is never guided.
         measurement: computes `measured_labels` of the counterfactuals; by default the data set's `measure`.
+        read_classes: computes `measured_classes` of interventions that set the class.
     """
     if not interventions:
         raise InputError("do: expected at least one intervention, got none")
@@ -128,21 +135,27 @@ def evaluate_interventions(
         engine, data, [null, *dos], with_null, batch_size, device, on_batch, seed
     )
     distinct = {tuple(sorted(do.items())): do for do in dos} if truth_is_known(data) else {}
-    truths = {key: true_counterfactual(data, do) for key, do in distinct.items()}
+    truths = {key: _truth(data, do) for key, do in distinct.items()}
     read = measurement or (lambda images: measure(data.spec, images))
     results = []
     for do, (images, labels) in zip(dos, drawn, strict=True):
-        true_labels, truth = truths.get(tuple(sorted(do.items())), (None, None))
+        known_labels, truth = truths.get(tuple(sorted(do.items())), (None, None))
         factual = (data.images, reconstruction, images, truth, data.labels)
-        results.append(InterventionResult(do, *factual, labels, true_labels, read(images)))
+        classes = (data.classes, read_classes(images) if read_classes and engine.spec.class_name in do else None)
+        results.append(InterventionResult(do, *factual, labels, known_labels, read(images), *classes))
     return results
+
+
+def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray, np.ndarray | None]:
+    """True labels and images; the image of another class is unknown."""
+    return true_counterfactual(data, do) if truth_is_known(data, do) else (true_labels(data, do), None)
 
 
 def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int = 4) -> list[float]:
     """All categories of a variable, or `count` values over its range, rounded to significant `digits`."""
+    if spec.values_of(name):
+        return list(spec.values_of(name))
     i = spec.graph.index(name)
-    if spec.category_values(i):
-        return list(spec.category_values(i))
     margin = 0.05 * (spec.high[i] - spec.low[i])  # training data are sparse at the ends
     values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, count)
     return [float(f"{value:.{digits}g}") for value in values]
@@ -157,7 +170,7 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
     """Means over images: pixel errors, and errors of measured and predicted labels of every variable.
 
     Errors are absolute or, for a binary or categorical variable, error rates. For such a variable that is set,
-    `reached_NAME` is the fraction of images measured to be of that category.
+    `reached_NAME` is the fraction of images measured to be of that category; likewise for a class that is set.
     """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     figures["change_l1"] = float(result.change_l1.mean())
@@ -181,6 +194,9 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
         if labels is not None:
             figures[f"measured_error_{name}"] = _mean(measured_errors[finite, j])
             figures[f"predicted_error_{name}"] = float(predicted_errors[:, j].mean())
+    if result.measured_classes is not None:
+        reached = result.measured_classes == result.do[spec.class_name]
+        figures[f"reached_{spec.class_name}"] = float(reached.mean())
     return figures
 
 
@@ -209,7 +225,7 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
     ideally 0. Figures that do not apply are NaN.
     """
     first, categories = results[0], [spec.category_values(j) for j in range(len(spec.graph))]
-    affected = set(first.do).union(*(spec.graph.descendants(name) for name in first.do))
+    affected = set(first.do).union(*(spec.graph.descendants(name) for name in spec.names_of(first.do)))
     before = measure(spec, first.factual)
     all_changes = np.stack([label_errors(result.measured_labels, before, categories) for result in results])
     figures = {}
@@ -244,13 +260,22 @@ def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData
                     true = "" if result.true_labels is None else f"{result.true_labels[i, j]:.6g}"
                     row = [result.factual_labels[i, j], result.predicted_labels[i, j], result.measured_labels[i, j]]
                     writer.writerow([image, do, name, requested, *[f"{v:.6g}" for v in row], true, *errors])
+                if data.spec.class_name in result.do:
+                    writer.writerow([image, do, *_class_row(result, data.spec, i), *errors])
 
 
-def describe_do(do: Mapping[str, float], spec: DatasetSpec | None = None) -> str:
+def _class_row(result: InterventionResult, spec: DatasetSpec, i: int) -> list[str]:
+    """Name of the class, and its requested, factual, predicted, measured and true value for image i."""
+    requested = f"{result.do[spec.class_name]:.6g}"
+    known = ["" if each is None else f"{each[i]}" for each in (result.factual_classes, result.measured_classes)]
+    return [spec.class_name, requested, known[0], requested, known[1], requested]
+
+
+def describe_do(do: Mapping[str, float | str], spec: DatasetSpec | None = None) -> str:
     """{"thickness": 4.5} -> "do(thickness=4.5)"; with a `spec`, categories by name."""
-    texts = {name: f"{value:g}" for name, value in do.items()}
+    texts = {name: value if isinstance(value, str) else f"{value:g}" for name, value in do.items()}
     for name, value in do.items():
-        if spec is not None and spec.category_values(spec.graph.index(name)):
+        if spec is not None and spec.values_of(name) and not isinstance(value, str):
             texts[name] = spec.format_value(name, value)
     return "do(" + ", ".join(f"{name}={text}" for name, text in texts.items()) + ")"
 

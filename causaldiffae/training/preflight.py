@@ -53,7 +53,8 @@ def out_of_memory_message(train: TrainConfig, image_size: int) -> str:
 
 def intervention_warnings(graph: CausalGraph, interventions: Iterable[Mapping[str, Any]]) -> list[str]:
     """Returns a warning if interventions have no descendants."""
-    leaves = [name for do in interventions if not any(graph.descendants(each) for each in do) for name in do]
+    on_variables = [[name for name in do if name in graph.names] for do in interventions]  # not on the class
+    leaves = [name for do in on_variables if not any(graph.descendants(each) for each in do) for name in do]
     if not leaves or len(graph) == 1:
         return []
     return [

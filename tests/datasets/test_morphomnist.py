@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causaldiffae.datasets.registry import measure, read_split, true_counterfactual
+from causaldiffae.datasets.registry import measure, read_split, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files import idx
 from causaldiffae.generators import morphomnist
@@ -36,6 +36,17 @@ def test_true_counterfactuals_need_base_digits(morphomnist_dir: Path, tmp_path: 
     assert published.base_images is None
     with pytest.raises(InputError, match="true counterfactual: expected base digits"):
         true_counterfactual(published, {"thickness": 3.0})
+
+
+def test_the_true_image_of_another_digit_is_unknown_but_not_its_labels(morphomnist_dir: Path) -> None:
+    data = read_split("morphomnist", morphomnist_dir, "train").subset([0, 1])
+    own, other = {"digit": data.classes, "thickness": 3.0}, {"digit": 7, "thickness": 3.0}
+    assert truth_is_known(data, own) and not truth_is_known(data, other) and truth_is_known(data)
+    labels, images = true_counterfactual(data, {"thickness": 3.0})
+    np.testing.assert_array_equal(true_counterfactual(data, own)[1], images)
+    np.testing.assert_array_equal(true_labels(data, other), labels)
+    with pytest.raises(InputError, match="do: digit: expected the class of the image, as the true image of another"):
+        true_counterfactual(data, other)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,42 @@ def test_specs_of_the_oldest_checkpoints_are_read() -> None:
         assert bool(spec.kinds) == bool(spec.categories) == (spec.name == "mnist") and spec.resize == "area"
 
 
+def test_the_class_is_set_like_a_variable() -> None:
+    digits = replace(TOY, num_classes=10, class_name="digit")
+    do = digits.check_do({"digit": 7, "a": 2.0}, warn=True)
+    assert do == {"digit": 7.0, "a": 2.0} and digits.normalise_do(do) == {"a": 0.5}
+    assert digits.classes_of(do, 3).tolist() == [7, 7, 7] and digits.classes_of(digits.check_do({"a": 1}), 3) is None  # type: ignore[union-attr]
+    each = digits.check_do({"digit": torch.tensor([1, 9])}, 2)
+    assert digits.classes_of(each, 2).tolist() == [1, 9] and each.rows(slice(1, 2)) == {"digit": [9]}  # type: ignore[union-attr]
+    assert digits.names_of(do) == ["a"] and digits.format_value("digit", 7.0) == "7"
+    assert digits.values_of("digit") == tuple(range(10)) and digits.values_of("a") == ()
+    for value in (10, -1, 1.5, "seven"):
+        with pytest.raises(InputError, match=r"do: digit: expected one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, got"):
+            digits.check_do({"digit": value})
+    for spec, name in ((TOY, "class"), (digits, "class"), (TOY, "")):
+        with pytest.raises(InputError, match=f"do: expected one of a, b, got '{name}'"):
+            spec.check_do({name: 1})
+
+
+def test_the_class_has_a_name_that_no_variable_has_and_old_checkpoints_have_digits() -> None:
+    assert replace(TOY, num_classes=3).class_name == "class" and TOY.class_name == ""
+    with pytest.raises(DataError, match="class_name: expected a name that no variable has, got 'a'"):
+        replace(TOY, num_classes=3, class_name="a")
+    old = replace(TOY, num_classes=3).to_dict()
+    del old["class_name"]
+    assert DatasetSpec.from_dict(old).class_name == "digit"
+    assert DatasetSpec.from_dict({**old, "num_classes": None}).class_name == ""
+
+
+def test_rounding_of_categories_is_removed_and_real_values_stay() -> None:
+    assert KINDS.normalised_categories() == {
+        "hat": (0.0, 1.0, 2.0), "grey": (-1.0, 1.0), "digit": (0.0, 1.0, 2.0), "sign": (-1.0, 1.0)
+    }  # fmt: skip
+    rough = torch.tensor([[1.0000001, 33.3, 0.9999999, 1.2, -0.7]])
+    np.testing.assert_array_equal(KINDS.nearest_categories(rough), np.float32([[1, 33.3, 1, 1, -1]]))
+    assert torch.equal(TOY.nearest_categories(rough[:, :2]), rough[:, :2])
+
+
 @pytest.mark.parametrize("labels", [np.array([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([[1.0, 2.0], [3.0, 6.0]])])
 def test_normalisation_is_inverted_and_keeps_type_and_dtype(labels: Any) -> None:
     normalised = TOY.normalise(labels)

@@ -1,7 +1,9 @@
 """Scores of engines with known answers: one that renders the truth, and one that changes nothing."""
 
+import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,12 +20,15 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation import interventions
 from causaldiffae.evaluation.interventions import (
     InterventionResult,
+    describe_do,
     draw_traversal,
     evaluate_interventions,
     shown_labels,
     slope,
     summary,
     traversal,
+    traversal_values,
+    write_csv,
 )
 from causaldiffae.generators import morphomnist
 
@@ -87,6 +92,32 @@ def test_an_unchanged_image_has_the_error_of_doing_nothing(digits: ImageData) ->
         np.testing.assert_allclose(result.counterfactual_l1, expected)
         assert summary(result, digits.spec)["counterfactual_l1_interval"] > 0
     assert seen == [2, 2, 1]
+
+
+def test_the_class_is_requested_and_read_and_its_true_labels_are_known(digits: ImageData, tmp_path: Path) -> None:
+    dos = [{"digit": 7.0, "thickness": 3.5}, {"thickness": 3.5}]
+    read = np.array([7, 7, 1, 7, 0])
+    first, second = evaluate(digits, dos, truth=False, read_classes=lambda images: read)
+    assert first.truth is None and first.counterfactual_l1 is None and second.truth is not None
+    assert first.true_labels is not None and second.true_labels is not None
+    np.testing.assert_array_equal(first.true_labels, second.true_labels)
+    assert summary(first, digits.spec)["reached_digit"] == 0.6 and second.measured_classes is None
+    assert "reached_digit" not in summary(second, digits.spec)
+    assert describe_do(first.do, digits.spec) == "do(digit=7, thickness=3.5)"
+    write_csv(tmp_path / "table.csv", [first, second], digits)
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert len(rows) == 5 * 3 + 5 * 2
+    of_class = [row for row in rows if row["variable"] == "digit"]
+    assert [row["measured"] for row in of_class] == ["7", "7", "1", "7", "0"]
+    assert digits.classes is not None and [int(row["factual"]) for row in of_class] == digits.classes.tolist()
+    assert {row["requested"] + row["predicted"] + row["true"] for row in of_class} == {"777"}
+
+
+def test_a_traversal_of_the_class_has_all_classes_and_no_descendants(digits: ImageData) -> None:
+    values = traversal_values(digits.spec, "digit")
+    assert values == list(range(10))
+    effects = traversal(evaluate(digits, [{"digit": value} for value in values[:2]], truth=False), digits.spec)
+    assert all(row["change"] == 0 for row in effects.values()), "the images are the factual ones"
 
 
 def test_an_empty_list_of_interventions_is_refused(digits: ImageData) -> None:
