@@ -162,6 +162,7 @@ class TrainConfig:
     keep_last: int = flag(2, "number of recent checkpoints to keep")
     keep_every: int = flag(0, "also keep checkpoints whose step is a multiple of this; 0 for none")
     background_save: bool = flag(True, "write checkpoints in a background thread")
+    storage_patience: float = flag(60.0, "minutes of failing writes and uploads before the run ends; 0 for none")
     max_skipped_steps: int = flag(10, "consecutive steps with a non-finite loss or gradient to skip before failing")
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
     resume_checkpoint: str = flag("", "step folder to resume from; default: the newest one in run_dir")

@@ -22,15 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
-from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
-from causaldiffae.checkpoints.writer import CheckpointWriter
+from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import digest
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import Batch, BatchSource
-from causaldiffae.logger import Logger, progress_bar
+from causaldiffae.logger import PROGRESS, Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import update_ema
 from causaldiffae.resample import create_named_schedule_sampler
@@ -47,10 +46,11 @@ from causaldiffae.training.resuming import (
     restore_optimizer,
     with_layout_of,
 )
+from causaldiffae.training.saving import LOGS as LOGS
+from causaldiffae.training.saving import RETRY_SECONDS, all_finite, create_writer, tolerated
 from causaldiffae.training.skipped_steps import REPORT, SkippedSteps
 from causaldiffae.training.stopping import StopRequest
 
-LOGS = ("progress.csv", "config.yaml")
 LABEL_TERMS = ("label_kl", "label_mse")
 SHOWN = ("loss", "label_kl", "images_per_second")
 
@@ -97,13 +97,7 @@ class TrainLoop:
         world, train = dist_util.world_size(), config.train
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped = SkippedSteps(train.max_skipped_steps)
-        self.writer = CheckpointWriter(
-            logger.run_dir,
-            background=train.background_save,
-            keep_last=train.keep_last,
-            keep_every=train.keep_every or None,
-            on_written=self._upload if is_remote(train.run_dir) else None,
-        )
+        self.writer = create_writer(train, logger.run_dir)
         self.image_names = data.ids
         self.source = BatchSource(
             data,
@@ -160,12 +154,14 @@ class TrainLoop:
             self.logger.info(f"options changed since step {self.step}: {listed(changes)}")
 
     def save(self) -> None:
-        """Starts writing a checkpoint of the current step on rank 0; write errors are raised at the next step.
+        """Starts writing a checkpoint of the current step on rank 0.
+
+        A failure of storage is a warning, and an error of the next step after `storage_patience` minutes of failures.
 
         Raises:
             InputError: If the weights are not finite; they are not written.
         """
-        if dist_util.any_of(not self._weights_are_finite()):
+        if dist_util.any_of(not all_finite([self.model.state_dict(), *self.emas.values()])):
             raise InputError(
                 f"weights: expected finite values after step {self.step}, got NaN or infinity; no checkpoint was "
                 "written, earlier ones are intact; try a smaller lr or grad_clip"
@@ -189,18 +185,15 @@ class TrainLoop:
         }
         self.writer.write(self.step, states)
 
-    @torch.no_grad()
-    def _weights_are_finite(self) -> bool:
-        states = [self.model.state_dict(), *self.emas.values()]
-        floating = [v for state in states for v in state.values() if v.is_floating_point() and v.numel()]
-        # An infinity is the minimum or maximum, and NaN propagates to both.
-        return bool(torch.stack([end for value in floating for end in torch.aminmax(value)]).isfinite().all())
-
-    def _upload(self, folder: Path) -> None:
-        train = self.config.train
-        remote = RemoteRun(train.run_dir, train.keep_last, train.keep_every or None)
-        remote.upload(folder)
-        remote.upload_logs(LOGS)
+    def _complete_save(self) -> None:
+        """Waits for the last checkpoint, and repeats it while storage fails."""
+        self.writer.finish()
+        while dist_util.any_of(self.writer.behind and not self.writer.failed):
+            time.sleep(RETRY_SECONDS)
+            self.save()
+            self.writer.finish()
+        if dist_util.any_of(self.writer.failed):
+            self._raise_failed_save()
 
     def _raise_failed_save(self) -> None:
         self.writer.check()
@@ -241,13 +234,13 @@ class TrainLoop:
                 if last:  # after the checkpoint, so that a failed preview loses no work
                     self.log_preview()
                     bar.set_postfix(self._write_row())
-            self.writer.finish()
-            if dist_util.any_of(self.writer.failed):
-                self._raise_failed_save()
+            self._complete_save()
 
     def _write_row(self) -> dict[str, str]:
         """Writes a log row; returns the values for the progress bar."""
-        values = self.logger.dumpkvs(self.step)
+        values: dict[str, float] = {}
+        with tolerated(PROGRESS, self.config.train.storage_patience):
+            values = self.logger.dumpkvs(self.step)
         return {key: f"{values[key]:.3g}" for key in SHOWN if key in values}
 
     def run_step(self) -> dict[str, float]:
@@ -369,7 +362,8 @@ class TrainLoop:
         start, state = time.perf_counter(), _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
         preview = draw_preview(self.model, self.config.diffusion, self.test, self.device)
-        self.logger.log_image("counterfactuals", preview.image, self.step)
+        with tolerated("counterfactuals", self.config.train.storage_patience):
+            self.logger.log_image("counterfactuals", preview.image, self.step)
         self.logger.logkvs({f"effectiveness_{name}": error for name, error in preview.effectiveness.items()})
         self.model.load_state_dict(state)
         return time.perf_counter() - start

@@ -45,10 +45,13 @@ class Outcome(NamedTuple):
     equal: bool
 
 
-def train(run_dir: Path, total_steps: int, background: bool, record: Path | None = None) -> TrainLoop:
+def train(
+    run_dir: Path, total_steps: int, background: bool, record: Path | None = None, patience: float = 60.0
+) -> TrainLoop:
     """Trains or resumes; appends the number of each completed step to `record`."""
     torch.set_num_threads(1)
-    config = small_config(**SMALL, total_steps=total_steps, background_save=background)
+    options = {"total_steps": total_steps, "background_save": background, "storage_patience": patience}
+    config = small_config(**SMALL, **options)
     trained = TrainLoop(config, squares(), Logger(run_dir, use_tensorboard=False))
     if record is not None:
         step, file = trained.run_step, os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

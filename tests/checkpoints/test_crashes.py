@@ -57,7 +57,8 @@ class Fault:
 
 def save_with_fault(trained: TrainLoop, at: int) -> int:
     """Saves one checkpoint with a fault at call `at`; returns the number of calls."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         fault = Fault(patch, at)
         trained.save()
         trained.writer.finish()
@@ -99,7 +100,7 @@ def test_training_ends_with_the_reason_and_resumes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     message = r"failed to write the checkpoint of step 10 \(.*No space left on device\); earlier checkpoints are intact"
     with pytest.raises(InputError, match=message):
-        train(tmp_path / "full", 4 * INTERVAL, False, tmp_path / "steps.txt")
+        train(tmp_path / "full", 4 * INTERVAL, False, tmp_path / "steps.txt", patience=0.0)
     monkeypatch.undo()
     assert (tmp_path / "steps.txt").read_text().split()[-1] == "10", "the next step raises the error"
     assert latest_checkpoint(tmp_path / "full") == tmp_path / "full" / "step_0000005"

@@ -132,9 +132,9 @@ def test_invalid_addresses_are_refused(service: FakeBlobfile) -> None:
 
 
 def test_training_saves_and_resumes_remotely(service: FakeBlobfile, tmp_path: Path) -> None:
-    def train(total_steps: int) -> TrainLoop:
+    def train(total_steps: int, **changes: float) -> TrainLoop:
         options = {"channel_mult": "1", "attention_resolutions": "", "save_interval": 2, "run_dir": RUN}
-        config = small_config(**options, total_steps=total_steps)
+        config = small_config(**options, **changes, total_steps=total_steps)
         RemoteRun(RUN).fetch_logs(("progress.csv",))
         trained = TrainLoop(config, squares(), Logger(run_folder(RUN), use_tensorboard=False))
         trained.run()
@@ -154,7 +154,7 @@ def test_training_saves_and_resumes_remotely(service: FakeBlobfile, tmp_path: Pa
     assert load_model(RUN).step == 6
     service.fails = lambda number, name, address: "step_0000008" in address
     with pytest.raises(InputError, match=r"failed to write the checkpoint of step 8 \(gs://bucket/run: .*503"):
-        train(10)
+        train(10, storage_patience=0.0)
 
 
 MACHINES = """

@@ -1,7 +1,8 @@
-"""The thread that writes checkpoints: it copies the state at once, and keeps its errors until `check`."""
+"""The thread that writes checkpoints: it copies the state at once, keeps its errors until `check`, and is patient."""
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,4 +97,97 @@ def test_other_errors_keep_their_type(tmp_path: Path) -> None:
     writer.write(1, states(1.0) | {"training_state": len})
     writer.finish()
     with pytest.raises(InputError, match="top level: expected a tensor, .*, got builtin_function_or_method"):
+        writer.check()
+
+
+class Storage:
+    """A clock in minutes, and uploads and files that fail while `full` or `offline`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.minutes, self.full, self.offline = 0.0, False, False
+        self.written: list[int] = []
+        self.uploaded: list[str] = []
+        self._save = checkpoint_writer.save_checkpoint
+        clock = SimpleNamespace(monotonic=lambda: 60.0 * self.minutes)
+        monkeypatch.setattr(checkpoint_writer, "time", clock)
+        monkeypatch.setattr(checkpoint_writer, "save_checkpoint", self._write)
+
+    def _write(self, run_dir: Path, step: int, **options: Any) -> Path:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.written.append(step)
+        return self._save(run_dir, step, **options)
+
+    def upload(self, folder: Path) -> None:
+        if self.offline:
+            raise OSError("gs://bucket/run: copy failed: 503")
+        self.uploaded.append(folder.name)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_trouble_of_storage_is_a_warning_until_patience_ends(
+    tmp_path: Path, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(monkeypatch)
+    writer = CheckpointWriter(tmp_path, background=background, patience=10.0)
+
+    def save(step: int, minutes: float, full: bool) -> tuple[bool, bool]:
+        storage.minutes, storage.full = minutes, full
+        writer.write(step, states(step))
+        writer.finish()
+        return writer.behind, writer.failed
+
+    assert save(1, 0, full=False) == (False, False)
+    for step, minutes in ((2, 100), (3, 109)):
+        with pytest.warns(UserWarning) as caught:
+            assert save(step, minutes, full=True) == (True, False)
+        assert [str(each.message) for each in caught] == [
+            f"failed to write the checkpoint of step {step} ([Errno 28] No space left on device); the next checkpoint "
+            "is the next attempt; without success, the run ends after 10 minutes (storage_patience)"
+        ]
+        writer.check()
+        assert load_checkpoint(tmp_path).step == 1
+    assert save(4, 111, full=False) == (False, False), "the next checkpoint is written as usual"
+    assert load_checkpoint(tmp_path).model_state["w"].tolist() == [4, 4, 4]
+    with pytest.warns(UserWarning, match="step 5"):
+        assert save(5, 112, full=True) == (True, False), "minutes count from the first failure after a success"
+    assert save(6, 122, full=True) == (True, True)
+    with pytest.raises(
+        InputError, match="checkpoint of step 6 and for the last 10 minutes .*; earlier checkpoints are"
+    ):
+        writer.check()
+
+
+def test_a_checkpoint_that_is_not_uploaded_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(monkeypatch)
+    with CheckpointWriter(tmp_path, on_written=storage.upload, patience=10.0, keep_last=1) as writer:
+        storage.offline = True
+        for _ in range(2):  # at the end of a run, the same step again
+            with pytest.warns(UserWarning, match=rf"failed to upload .* 503\); it is kept in {tmp_path}; the next"):
+                writer.write(1, states(1))
+                writer.finish()
+        assert storage.written == [1] and load_checkpoint(tmp_path).step == 1 and writer.behind
+        storage.offline = False
+        writer.write(2, states(2))
+        writer.finish()
+        assert storage.uploaded == ["step_0000002"] and not writer.behind
+    with CheckpointWriter(tmp_path, on_written=storage.upload, patience=10.0) as writer:
+        storage.offline = True
+        with pytest.warns(UserWarning, match="step 3"):
+            writer.write(3, states(3))
+            writer.finish()
+        (tmp_path / "step_0000003").rename(tmp_path / "moved")
+        storage.offline = False
+        writer.write(3, states(3))
+    assert storage.written == [1, 2, 3, 3] and storage.uploaded[-1] == "step_0000003"
+
+
+def test_other_errors_are_not_trouble_of_storage(tmp_path: Path) -> None:
+    def refused(folder: Path) -> None:
+        raise InputError("run_dir: gs://bucket/run is in use by process 7")
+
+    writer = CheckpointWriter(tmp_path, on_written=refused, patience=10.0)
+    writer.write(1, states(1.0))
+    writer.finish()
+    with pytest.raises(InputError, match="in use by process 7"):
         writer.check()

@@ -20,6 +20,7 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.evaluation import image_test
 from causaldiffae.generators import morphomnist
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import Logger
@@ -91,6 +92,43 @@ def test_counterfactuals_are_written_for_every_image(model_folder: Path, digits:
     with Image.open(out / "counterfactuals.png") as grid:
         assert min(grid.size) > 300
     assert "do(thickness=4)" in process.stdout
+
+
+def test_an_interrupted_test_is_resumed_by_the_same_command(
+    model_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--do", "thickness=4", "--batch_size", 2, "--abduction", "noise"]
+    whole, out, abduct, batches = tmp_path / "whole", tmp_path / "out", CounterfactualEngine.abduct, list[int]()
+    assert run_test(model_folder, digits, whole, *flags).returncode == 0
+
+    def interrupted(self: CounterfactualEngine, x_start: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        batches.append(len(x_start))
+        return abduct(self, x_start, *args, **kwargs)
+
+    monkeypatch.setattr(CounterfactualEngine, "abduct", interrupted)
+    monkeypatch.setattr(image_test, "TRIAL_IMAGES", 100)  # no estimate
+    process = run_test(model_folder, digits, out, *flags)
+    assert process.returncode == 130
+    assert process.stderr.splitlines()[-1] == "interrupted after 4 of 6 images; run the same command to resume"
+    assert len(read_csv(out / "counterfactuals.csv")) == 4 * 2 and not (out / "summary.json").exists()
+    batches.clear()
+    process = run_test(model_folder, digits, out, *flags)
+    assert process.returncode == 0 and batches == [2], process.stderr
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in out.iterdir()} == names and "unfinished" not in names
+    assert (out / "counterfactuals.csv").read_bytes() == (whole / "counterfactuals.csv").read_bytes()
+    figures = [json.loads((folder / "summary.json").read_text())["results"] for folder in (out, whole)]
+    assert figures[0] == figures[1]
+
+
+def test_the_time_is_estimated_first(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+    process = run_test(model_folder, digits, tmp_path / "out", "--num_images", 5)
+    described = "5 test images (--num_images all for all), 4 interventions: less than a minute on cpu"
+    assert described in process.stderr and process.returncode == 0
+    assert "6 test images, 4 interv" in run_test(model_folder, digits, tmp_path / "a", "--num_images", "all").stderr
+    assert "6 test images, 4 interv" in run_test(model_folder, digits, tmp_path / "0", "--num_images", 0).stderr
 
 
 def test_the_default_is_the_table_in_the_script(model_folder: Path, digits: Path, tmp_path: Path) -> None:
@@ -174,6 +212,8 @@ def test_every_type_of_model_has_its_script(name: str, digits: Path, tmp_path: P
         (["--guidance_interval", "0.9,0.1"], ("guidance_interval",)),
         (["--traverse", "width"], ("width", "thickness, intensity")),
         (["--stop", 0], ("stop",)),
+        (["--num_images", "many"], ("num_images", "many")),
+        (["--num_images", "-1"], ("num_images", "-1")),
         (["--recipe", "secret"], ("recipe", "secret", "reference")),
         (["--dataset", "pendulum"], ("dataset", "morphomnist")),
         (["--wieght", "1"], ("wieght",)),
@@ -301,7 +341,7 @@ def test_a_full_disk_is_one_line(digits: Path, tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Logger, "dumpkvs", full)
-    outcome = train(digits, tmp_path / "run")
+    outcome = train(digits, tmp_path / "run", "--storage_patience=0")
     expected = "run: No space left on device; fix this and run the same command to resume"
     assert outcome.returncode == 2 and outcome.stderr.splitlines()[-1].endswith(expected)
 
