@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +65,35 @@ def fits_on(device: torch.device, size: int) -> bool:
     return device.type != "cuda" or 3 * size <= torch.cuda.mem_get_info(device)[0]
 
 
+class _Order:
+    """The order of the images in an endless sequence of batches; used by two threads."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        self._count, self._batch_size, self._seed, self._shuffle = count, batch_size, seed, shuffle
+        self._recent: dict[int, np.ndarray] = {}
+
+    def indices(self, step: int) -> np.ndarray:
+        if not (is_integer(step) and step >= 0):
+            raise InputError(f"step: expected a non-negative integer, got {step!r}")
+        first = step * self._batch_size
+        epochs, offsets = np.divmod(np.arange(first, first + self._batch_size), self._count)
+        result = np.empty(self._batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            result[epochs == epoch] = self._epoch(int(epoch))[offsets[epochs == epoch]]
+        return result
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        recent = self._recent
+        if epoch not in recent:
+            if self._shuffle:
+                order = np.random.Generator(np.random.Philox(key=[self._seed, epoch])).permutation(self._count)
+            else:
+                order = np.arange(self._count)
+            # A new dictionary, because the other thread may read the old one.
+            recent = self._recent = dict(list(recent.items())[-1:]) | {epoch: order}
+        return recent[epoch]
+
+
 class BatchSource:
     """Endless batches of a split, whose images are stored on the device if they fit.
 
@@ -111,13 +139,15 @@ class BatchSource:
             raise InputError(f"seed: expected a non-negative integer, got {seed!r}")
         self.spec, self.batch_size, self.seed, self.shuffle = data.spec, batch_size, seed, shuffle
         self.rank, self.world, self.device = rank, world, torch.device(device)
+        share = batch_size // world
+        self._order = _Order(len(data), batch_size, seed, shuffle)
+        self._share = slice(rank * share, (rank + 1) * share)
         self.images, self._prefetcher = self._place(np.ascontiguousarray(data.images), data_on_device)
         self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
         self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
         labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
         self.labels = torch.where(self.labelled[:, None], labels, torch.zeros_like(labels))
         self.classes = None if data.classes is None else torch.from_numpy(data.classes).to(self.device)
-        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,32 +161,18 @@ class BatchSource:
             if on_device == "always" and mapped:
                 return tensor.clone(), None
         if self.device.type == "cuda" or (self.device.type == "cpu" and mapped):
-            return tensor, Prefetcher(images, self._own_indices, self.device)
+            order, share = self._order, self._share  # without `self`, so that no cycle keeps the images
+            return tensor, Prefetcher(images, lambda step: order.indices(step)[share], self.device)
         return tensor, None
-
-    def _own_indices(self, step: int) -> np.ndarray:
-        share = self.batch_size // self.world
-        return self.indices(step)[self.rank * share : (self.rank + 1) * share]
-
-    def _draw_order(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(len(self))
-        return np.random.Generator(np.random.Philox(key=[self.seed, epoch])).permutation(len(self))
 
     def indices(self, step: int) -> np.ndarray:
         """Indices (batch_size,) int64 of the global batch `step`."""
-        if not (is_integer(step) and step >= 0):
-            raise InputError(f"step: expected a non-negative integer, got {step!r}")
-        epochs, offsets = np.divmod(np.arange(step * self.batch_size, (step + 1) * self.batch_size), len(self))
-        result = np.empty(self.batch_size, np.int64)
-        for epoch in np.unique(epochs):
-            result[epochs == epoch] = self._order(int(epoch))[offsets[epochs == epoch]]
-        return result
+        return self._order.indices(step)
 
     def batch(self, step: int) -> Batch:
         """The part of batch `step` that this process uses."""
-        whole, own = self.indices(step), self._own_indices(step)
-        indices = torch.from_numpy(own).to(self.device)
+        whole = self.indices(step)
+        indices = torch.from_numpy(whole[self._share]).to(self.device)
         if self._prefetcher is not None:
             images = self._prefetcher.batch(step)
         else:

@@ -1,6 +1,8 @@
 """Batches: a function of seed and step, independent of the number of processes, across the ends of epochs."""
 
+import gc
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tiny import small_config, squares
 from causaldiffae import image_datasets
 from causaldiffae.datasets.dataset import DATASETS, Dataset
 from causaldiffae.datasets.images import ImageData, to_model_range
-from causaldiffae.datasets.prefetch import memory_map
+from causaldiffae.datasets.prefetch import Prefetcher, memory_map
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import BatchSource, fits_on, load_data
 from causaldiffae.logger import Logger
@@ -88,24 +90,36 @@ def test_a_resumed_run_from_a_memory_map_equals_one_from_memory(tmp_path: Path) 
     assert_same(train("parts", from_file, 6), whole)
 
 
-def test_the_next_batch_is_gathered_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = BatchSource(mapped(data_of(10), tmp_path / "images.npy"), 4, seed=3)
+def test_the_next_batch_is_gathered_before_it_is_asked_for() -> None:
     gathered: list[int] = []
     ready = threading.Event()
-    indices = source.indices
 
-    def counted(step: int) -> np.ndarray:
-        if threading.current_thread() is not threading.main_thread():
-            gathered.append(step)
-            if step == 6:
-                ready.set()
-        return indices(step)
+    def rows(step: int) -> np.ndarray:
+        assert threading.current_thread() is not threading.main_thread()
+        gathered.append(step)
+        if step == 6:
+            ready.set()
+        return np.array([step, 0])
 
-    monkeypatch.setattr(source, "indices", counted)
-    source.batch(5)
+    images = np.arange(10, dtype=np.uint8)[:, None]
+    prefetcher = Prefetcher(images, rows, torch.device("cpu"))
+    assert prefetcher.batch(5).tolist() == [[5], [0]]
     assert ready.wait(30) and gathered == [5, 6]
-    source.batch(6)
-    assert gathered[:2] == [5, 6] and 6 not in gathered[2:]
+    assert prefetcher.batch(6).tolist() == [[6], [0]] and gathered.count(6) == 1
+
+
+def test_a_source_that_is_no_longer_used_frees_its_images(tmp_path: Path) -> None:
+    """At once, and not when the garbage collector runs."""
+    for data in (data_of(10), mapped(data_of(10), tmp_path / "images.npy")):
+        source = BatchSource(data, 4)
+        source.batch(0)
+        alive = weakref.ref(source)
+        gc.disable()
+        try:
+            del source
+            assert alive() is None
+        finally:
+            gc.enable()
 
 
 def test_an_error_of_the_thread_is_raised(tmp_path: Path) -> None:
