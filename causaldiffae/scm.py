@@ -187,7 +187,9 @@ class LatentSCM(nn.Module):
 
     def mechanism_of(self, i: int, z: Sequence[Tensor]) -> Elementwise:
         """The map u_i -> z_i of continuous child i, given z by variable, (B, d) each."""
-        return FAMILIES[self.mechanism].build(self.networks[i](self._parents(i, z)))
+        parents = self._parents(i, z)
+        with torch.autocast(parents.device.type, enabled=False):  # a small residual scale amplifies rounding
+            return FAMILIES[self.mechanism].build(self.networks[i](parents))
 
     # ------------------------------------------------------------------ likelihood
 
