@@ -1,5 +1,7 @@
 """Main function of the scripts image_*_test.py: scores counterfactuals of a test split; writes images, CSV and JSON.
 
+An interrupted test is resumed by the same command (`batched_test.py`).
+
 Two optional sweeps share the abduction of the interventions: the first intervention over guidance weights w
 (`--sweep_w`), and single variables over their ranges (`--traverse`).
 """
@@ -10,10 +12,10 @@ import csv
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,7 +26,17 @@ from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import can_measure, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.batched_test import (
+    FEW_STEPS,
+    TABLE,
+    FinishedBatches,
+    expected_seconds,
+    format_duration,
+    run_batches,
+)
+from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.interventions import (
+    ClassReader,
     InterventionResult,
     Measurement,
     arrays,
@@ -48,14 +60,17 @@ from causaldiffae.evaluation.settings import (
 from causaldiffae.evaluation.tables import number, text_table
 from causaldiffae.files.reading import file_stem
 from causaldiffae.guidance import Guidance
-from causaldiffae.logger import progress_bar
 from causaldiffae.predictors.predictor import check_fits, find_predictor, load_predictor, predictor_is_shipped
 from causaldiffae.script_util import LoadedModel, load_model, parse_flags
 from causaldiffae.training.acceleration import accelerate, activation_dtype
+from causaldiffae.training.predictor import data_digest
 from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
+TRIAL_IMAGES: Final = 4
+"""Images whose time is measured on the CPU; an accelerator is measured on a batch."""
+_NOT_IN_DIGEST: Final = ("model_path", "data_dir", "out_dir", "grid_images", "judge")
 
 
 def run_test(argv: Sequence[str], description: str, interventions: Interventions, model_type: str) -> str:
@@ -86,35 +101,88 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     groups["sweep_w"] = [(dos[0], replace(guidance, w=w, w_affected=None, w_invariant=None)) for w in weights]
     for name in parse_names("traverse", config.traverse, spec):
         groups[f"traversal_{name}"] = [({name: value}, guidance) for value in traversal_values(spec, name)]
-    engine = make_engine(loaded, config, guidance, device)
-    data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
+    make_engine(loaded, config)  # validates the flags
+    data = read_split(spec.name, config.data_dir, "test", limit=config.limit, spec=spec)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)
     measurement = find_measurement(spec, config.label_predictor, device)
-    with progress_bar(total=len(data), desc="counterfactuals", unit="image") as bar:
-        results = evaluate_interventions(
-            engine, data, every, config.batch_size, device, bar.update, config.seed, guidances, measurement
-        )
+    sets_class = any(spec.class_name in do for do in every)
+    read_classes = find_class_reader(spec, config.label_predictor, device) if sets_class else None
+    accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
+    test = PlannedTest(loaded, config, data, every, guidances, device, measurement, read_classes)
+    finished = FinishedBatches(Path(config.out_dir), test.digest())
+    engine = make_engine(loaded, config)
+    results = run_batches(
+        finished,
+        lambda part, seed: test.evaluate(engine, part, seed),
+        data,
+        every,
+        config.batch_size,
+        seed=config.seed,
+        in_table=len(dos),
+        announce=test.estimate if len(data) > TRIAL_IMAGES else None,
+    )
     rest = iter(results)
     grouped = {name: list(islice(rest, len(group))) for name, group in groups.items()}
-    return write_outputs(grouped, weights, data, config, loaded)
+    text = write_outputs(grouped, weights, data, config, loaded)
+    finished.remove()
+    return text
 
 
-def make_engine(
-    loaded: LoadedModel, config: TestConfig, guidance: Guidance, device: torch.device
-) -> CounterfactualEngine:
-    """Accelerates the model and builds its counterfactual engine."""
-    accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
+@dataclass(frozen=True)
+class PlannedTest:
+    """What a test evaluates, and with which settings; an intervention and its guidance have the same index."""
+
+    loaded: LoadedModel
+    config: TestConfig
+    data: ImageData
+    dos: Sequence[Mapping[str, float]]
+    guidances: Sequence[Guidance]
+    device: torch.device
+    measurement: Measurement | None
+    read_classes: ClassReader | None
+
+    def evaluate(self, engine: CounterfactualEngine, part: ImageData, seed: int) -> list[InterventionResult]:
+        """Applies all interventions to a part of the images."""
+        arguments = (self.dos, self.config.batch_size, self.device, None, seed)
+        return evaluate_interventions(engine, part, *arguments, self.guidances, self.measurement, self.read_classes)
+
+    def digest(self) -> str:
+        """Identifies everything that the results depend on."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _NOT_IN_DIGEST}
+        model, interventions = state_digest(self.loaded.model), [sorted(do.items()) for do in self.dos]
+        return json_digest([model, data_digest(self.data), interventions, settings])
+
+    def estimate(self, left: int) -> str:
+        """Describes the test and the time that `left` images take, measured on a few images with few steps."""
+        config, count = self.config, min(left, TRIAL_IMAGES if self.device.type == "cpu" else self.config.batch_size)
+        trial = self.data.subset(range(count))
+        engines = {few: make_engine(self.loaded, config, few) for few in FEW_STEPS}
+        seconds = expected_seconds(
+            lambda few: self.evaluate(engines[few], trial, config.seed),
+            config.evaluations(self.loaded.config.diffusion),
+        )
+        images = f"{len(self.data):,} test images"
+        if len(self.data) == config.limit:
+            images += " (--num_images all for all)"
+        done = f"{len(self.data) - left:,} are finished, " if left < len(self.data) else ""
+        duration = format_duration(left / count * seconds)
+        return f"{images}, {len(self.dos)} interventions: {done}{duration} on {self.device}"
+
+
+def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = None) -> CounterfactualEngine:
+    """Builds the counterfactual engine of a test, with `steps` evaluations in each direction in place of its own."""
     return loaded.engine(
-        config.steps,
+        steps or config.steps,
         config.solver,
         config.grid,
-        config.timestep_respacing,
+        str(steps) if steps and config.timestep_respacing else config.timestep_respacing,
         residual=config.residual,
         rescale_quantile=config.rescale_quantile,
         abduction=AbductionKind(config.abduction),
-        guidance=guidance,
+        guidance=config.guidance(),
+        most_probable=config.most_probable,
         stop=config.stop,
-        autocast=activation_dtype(config.use_bf16, device),
+        autocast=activation_dtype(config.use_bf16, next(loaded.model.parameters()).device),
     )
 
 
@@ -126,6 +194,16 @@ def find_measurement(spec: DatasetSpec, label_predictor: str, device: torch.devi
     predictor = load_predictor(path, device).predictor
     check_fits(predictor, spec, path)
     return lambda images: predictor.read(images).labels
+
+
+def find_class_reader(spec: DatasetSpec, label_predictor: str, device: torch.device) -> ClassReader | None:
+    """Reads classes with the given predictor or, if there is one, the shipped predictor."""
+    if not label_predictor and not predictor_is_shipped(spec):
+        return None
+    path = find_predictor(spec, label_predictor)
+    predictor = load_predictor(path, device).predictor
+    check_fits(predictor, spec, path)
+    return lambda images: predictor.read(images).classes
 
 
 def write_outputs(
@@ -145,7 +223,7 @@ def write_outputs(
     report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
     report["results"] = figures = {describe_do(result.do): summary(result, spec) for result in main}
     save_png(out / "counterfactuals.png", draw_grid(main, spec, config.grid_images))
-    write_csv(out / "counterfactuals.csv", main, data)
+    write_csv(out / TABLE, main, data)
     np.savez_compressed(out / "counterfactuals.npz", **arrays(main))  # type: ignore[arg-type]
     tables = [intervention_table(figures, spec)]
     if weights:
@@ -193,6 +271,8 @@ def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: Dataset
             columns[f"{name} reached"] = f"reached_{name}"
         else:
             columns[f"{name} {'error rate' if spec.category_values(i) else 'error'}"] = f"measured_error_{name}"
+    if any(f"reached_{spec.class_name}" in row for row in figures.values()):
+        columns[f"{spec.class_name} reached"] = f"reached_{spec.class_name}"
     rows = [[do, *(number(row.get(key, np.nan)) for key in columns.values())] for do, row in figures.items()]
     return text_table(["intervention", *columns], rows)
 

@@ -34,6 +34,7 @@ from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_rang
 from causaldiffae.datasets.registry import find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
@@ -288,7 +289,7 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
             "digest": state_digest(loaded.model),
             "parameters": count_parameters(loaded.model),
             "seed": loaded.config.train.seed,
-            "recipe": _digest({**config, "train": train, "dataset": loaded.spec.to_dict()}),
+            "recipe": json_digest({**config, "train": train, "dataset": loaded.spec.to_dict()}),
         },
         "data": {
             "dataset": loaded.spec.name,
@@ -303,12 +304,12 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
         },
         "settings": {**asdict(job.settings), "variables": list(task.variables)},
     }
-    header["asked"] = _digest(header)  # everything the outputs depend on; not the predictor
+    header["asked"] = json_digest(header)  # everything the outputs depend on; not the predictor
     header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}
     if job.inception_weights:
         content = check_inception(job.inception_weights, job.trust_inception)
         header["settings"]["inception"] = hashlib.sha256(content).hexdigest()[:16]
-    header["digest"] = _digest(header)
+    header["digest"] = json_digest(header)
     header["model"] |= {"path": loaded.path, "name": Path(job.out).stem, "config": config}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
     header["predictor"]["path"] = predictor.path
@@ -325,18 +326,6 @@ def versions(device: torch.device) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def state_digest(module: torch.nn.Module) -> str:
-    """Digest of the weights of a network, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def example_images(task: Task, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -7,20 +7,22 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DiffusionConfig, flag, with_help
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.guidance import Guidance
+from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
 RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
+NUM_IMAGES: Final = 256
 
 
 @with_help
@@ -38,7 +40,7 @@ class TestConfig:
     do: list[str] = flag(
         [], 'intervention name=value[,name=value]; quotes for "a, b"=1; repeatable; default: those in the script'
     )
-    num_images: int = flag(0, "number of test images; 0 for all")
+    num_images: int | Literal["all"] = flag(NUM_IMAGES, "number of test images, or 'all'")
     batch_size: int = flag(100, "images per batch")
     solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
     steps: int = flag(STEPS, "network evaluations in each direction")
@@ -52,6 +54,7 @@ class TestConfig:
     w_affected: float | None = flag(None, "guidance weight of intervened variables and descendants; default: w")
     w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
+    most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
     sweep_w: str = flag("", "also apply the first intervention with these guidance weights, such as 0,0.5,1")
     traverse: str = flag("", "also traverse the ranges of these variables, such as thickness,intensity")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
@@ -63,9 +66,19 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
-        check_least(self, num_images=0, batch_size=1, grid_images=1)
+        check_least(self, batch_size=1, grid_images=1, **({} if self.num_images == "all" else {"num_images": 0}))
         parse_enum(AbductionKind, self.abduction, "abduction")
         resolve_alias(self, "judge", "label_predictor")
+
+    @property
+    def limit(self) -> int | None:
+        """Number of test images; None for all, which `--num_images 0` also means."""
+        return None if self.num_images in ("all", 0) else int(self.num_images)
+
+    def evaluations(self, diffusion: DiffusionConfig) -> int:
+        """Number of network evaluations in each direction."""
+        respacing = self.timestep_respacing
+        return len(space_timesteps(diffusion.diffusion_steps, respacing)) if respacing else self.steps
 
     def guidance(self) -> Guidance:
         """Guidance of the interventions."""
@@ -152,7 +165,8 @@ def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
     names, left = [], text.strip(" ,")
     while left:
         each, left = _take(left, spec.graph.names, ",")
-        spec.graph.index(each, name)
+        if not spec.class_name or each != spec.class_name:
+            spec.graph.index(each, name)
         names.append(each)
         left = left.strip(" ,")
     return names

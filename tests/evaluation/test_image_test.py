@@ -4,11 +4,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tiny import squares_spec
+import torch
+from tiny import squares, squares_spec
+from tiny_models import tiny_model
 
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.evaluation.image_test import intervention_table, sweep_table, traversal_table, write_traversal
+from causaldiffae.evaluation import settings
+from causaldiffae.evaluation.image_test import (
+    PlannedTest,
+    intervention_table,
+    sweep_table,
+    traversal_table,
+    write_traversal,
+)
 from causaldiffae.evaluation.interventions import InterventionResult
+from causaldiffae.guidance import Guidance
 
 
 def test_a_variable_s_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -21,6 +31,26 @@ def test_a_variable_s_name_cannot_leave_the_output_folder(tmp_path: Path) -> Non
     write_traversal([result], "../../x", spec, out, 1)
     assert sorted(path.suffix for path in out.iterdir()) == [".csv", ".png"]
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != out] == []
+
+
+def test_batches_of_other_interventions_settings_weights_or_images_are_not_resumed() -> None:
+    config = settings.TestConfig(model_path="a", data_dir="b", out_dir="c")
+    loaded, data = tiny_model(), squares(6)
+    test = PlannedTest(loaded, config, data, [{"size": 3.0}], [Guidance()], torch.device("cpu"), None, None)
+    same = replace(config, model_path="moved", data_dir="moved", out_dir="moved", grid_images=2)
+    assert replace(test, config=same).digest() == test.digest()
+    others = [
+        replace(test, dos=[{"size": 4.0}]),
+        replace(test, config=replace(config, steps=9)),
+        replace(test, config=replace(config, w=1.5)),
+        replace(test, config=replace(config, batch_size=7)),
+        replace(test, data=data.subset(range(5))),
+    ]
+    assert len({test.digest(), *(other.digest() for other in others)}) == 6
+    before = test.digest()
+    with torch.no_grad():
+        next(loaded.model.parameters()).add_(1)
+    assert test.digest() != before
 
 
 def test_tables_explain_missing_figures() -> None:
