@@ -1,7 +1,8 @@
 """Cache of decoded images, so that every image file of a folder is decoded once.
 
 The images of a split are stored as one uint8 array (N, C, S, S) in `.cache` in the data folder, or in the user's cache
-folder if the data folder is read-only or remote. The file name contains a hash of everything that determines the
+folder if the data folder is read-only or remote. Where neither can be written, the processes of a machine share a
+copy in the temporary folder as long as they run (shared_cache.py). The file name contains a hash of everything that determines the
 pixels: name, size and modification time of each image file, and shape and resizing of the images. The array is
 memory-mapped on later reads.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 import warnings
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.folder.shared_cache import shared_folder
 from causaldiffae.errors import DataError
 from causaldiffae.files.images import without_size_warnings
 from causaldiffae.files.reading import read_json, write_json
@@ -53,7 +56,7 @@ def cached_images(
         label: name of the split; a new cache replaces the previous one with the same label.
         problems: receives every image that cannot be decoded; the result is then invalid and not cached.
     """
-    cache = cache_folder(folder)
+    cache = cache_folder(folder) or shared_folder(folder.where, len(names) * math.prod(rule.shape))
     if cache is None:
         uncached = np.empty((len(names), *rule.shape), np.uint8)
         decode_all(folder, names, rule, uncached, problems)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,6 +117,7 @@ def test_a_read_only_folder_uses_the_user_s_cache(
     read(folder)
     assert len(counts) == 12 and len(list(user_cache.rglob("*.npy"))) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "labels.csv"))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder.parent))
     with pytest.warns(UserWarning, match="cannot write a cache; the images are decoded at every start"):
         np.testing.assert_array_equal(read(folder).images, first.images)
     assert len(counts) == 24
