@@ -34,7 +34,7 @@ class GraphDrawing(NamedTuple):
 
 def roles(graph: CausalGraph, do: Iterable[str]) -> dict[str, str]:
     """The role of every variable: "set", "follows" (a descendant of a set variable) or "stays"."""
-    chosen = set(do)
+    chosen = set(do) & set(graph.names)  # without the class
     moved = graph.descendants(*chosen) if chosen else frozenset()
     return {name: "set" if name in chosen else "follows" if name in moved else "stays" for name in graph.names}
 

@@ -1,12 +1,12 @@
 """The page: a gradio layout whose events each run one request.
 
-The values on the page are its whole state: sliders with a ticked box are the intervention, all others show what the
-structural model predicts. A result depends on nothing but these values.
+The values on the page are its whole state: sliders and radio buttons with a ticked box are the intervention, all others
+show what the structural model predicts. A result depends on nothing but these values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ _HEADING: Final = (
     "its effects <b>follow</b>, all other variables <b>stay</b>.</p></header>"
 )
 _THUMBNAIL: Final = 112  # pixels
+DELETE_CACHE: Final = (600, 3600)  # every ten minutes, uploads and thumbnails that are older than an hour
 
 
 class Page:
@@ -35,6 +36,8 @@ class Page:
 
     def __init__(self, registry: ModelRegistry) -> None:
         self.registry = registry
+        self.rows = registry.max_variables + 1
+        """Rows of controls: one for each variable, and one for the class."""
 
     def build(self) -> Any:
         """Returns the gradio Blocks."""
@@ -42,7 +45,8 @@ class Page:
 
         # Out of range values reach Session.check, whose message says what is wrong; gradio's says "Error".
         gr.Slider.preprocess = lambda _, payload: payload  # type: ignore[method-assign, assignment]
-        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        gr.Radio.preprocess = lambda _, payload: payload  # type: ignore[method-assign, assignment]
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=DELETE_CACHE) as blocks:
             gr.HTML(_HEADING)
             image = gr.State(None)
             with gr.Row(elem_classes="cd-columns"):
@@ -57,7 +61,7 @@ class Page:
                         upload = gr.UploadButton("Upload image", size="sm", type="filepath", elem_id="cd-upload")
                         reset = gr.Button("Clear interventions", size="sm", elem_id="cd-reset")
                     digit = gr.Dropdown([], label="Class of the image", visible=False, elem_id="cd-class")
-                    boxes, sliders = self._variables()
+                    boxes, sliders, radios = self._variables()
                     with gr.Row(elem_classes="cd-row"):
                         w = gr.Slider(0.0, 3.0, value=1.0, step=0.05, label="Guidance", info="weight w",
                                       elem_id="cd-guidance", buttons=[], min_width=140)  # fmt: skip
@@ -67,8 +71,8 @@ class Page:
                     shown = [
                         gr.HTML(elem_id=f"cd-{name}") for name in ("pictures", "status", "graph", "table", "downloads")
                     ]
-            inputs = [model, image, digit, w, steps, *boxes, *sliders]
-            outputs = [*shown, digit, *boxes, *sliders]
+            inputs = [model, image, digit, w, steps, *boxes, *sliders, *radios]
+            outputs = [*shown, digit, *boxes, *sliders, *radios]
             # Only the last of the events that arrive during a request is run, so the image follows a moving slider.
             # One request at a time, in order: an older result must not replace a newer one.
             options: dict[str, Any] = {
@@ -78,8 +82,9 @@ class Page:
                 "concurrency_id": "requests",
                 "concurrency_limit": 1,
             }
-            for i, (box, slider) in enumerate(zip(boxes, sliders, strict=True)):
-                slider.input(partial(self.moved, i), inputs, outputs, **options)
+            for i, (box, *values) in enumerate(zip(boxes, sliders, radios, strict=True)):
+                for value in values:
+                    value.input(partial(self.moved, i), inputs, outputs, **options)
                 box.input(self.changed, inputs, outputs, **options)
             for control in (w, steps, digit):
                 control.input(self.changed, inputs, outputs, **options)
@@ -95,13 +100,13 @@ class Page:
                 event(self.opened, [model, steps], [image, gallery, w, *outputs], **options)
         return blocks
 
-    def _variables(self) -> tuple[list[Any], list[Any]]:
-        """A box and a slider for each variable of the largest graph."""
+    def _variables(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """A box, a slider and radio buttons for each row, of which it shows either the slider or the buttons."""
         import gradio as gr
 
-        boxes, sliders = [], []
+        boxes, sliders, radios = [], [], []
         with gr.Column(elem_classes="cd-variables"):
-            for i in range(self.registry.max_variables):
+            for i in range(self.rows):
                 with gr.Row(elem_classes="cd-variable"):
                     box = gr.Checkbox(label="set", elem_id=f"cd-do-{i}", visible=False, scale=0, min_width=64,
                                       container=False)  # fmt: skip
@@ -109,14 +114,17 @@ class Page:
                         0, 1, value=0, step=0.01, label=f"variable {i}", visible=False, scale=1, buttons=[],
                         elem_id=f"cd-slider-{i}", min_width=180, interactive=True,
                     )  # fmt: skip
+                    radio = gr.Radio([], label=f"variable {i}", visible=False, scale=1, elem_id=f"cd-radio-{i}",
+                                     min_width=180, interactive=True)  # fmt: skip
                     boxes.append(box)
                     sliders.append(slider)
-        return boxes, sliders
+                    radios.append(radio)
+        return boxes, sliders, radios
 
     # ------------------------------------------------------------------ events
 
     def moved(self, index: int, *values: Any) -> list[Any]:
-        """A slider was moved: its variable is set."""
+        """A slider was moved or a button pressed: its variable is set."""
         return self._run(values, moved=index)
 
     def changed(self, *values: Any) -> list[Any]:
@@ -125,8 +133,7 @@ class Page:
 
     def cleared(self, *values: Any) -> list[Any]:
         """All interventions were removed."""
-        count = self.registry.max_variables
-        return self._run((*values[:5], *[False] * count, *values[5 + count :]))
+        return self._run((*values[:5], *[False] * self.rows, *values[5 + self.rows :]))
 
     def opened(self, title: str, steps: int) -> list[Any]:
         """A model was chosen: shows its images, and a first intervention on the first of them."""
@@ -142,7 +149,7 @@ class Page:
         info = "scale s: 0 is unguided" if session.is_diff_scm else "weight w: 1 is unguided"
         w = gr.Slider(maximum=session.max_w, value=session.first_w, info=info)
         if not images:
-            unchanged = [gr.skip()] * (1 + 2 * self.registry.max_variables)
+            unchanged = [gr.skip()] * (1 + 3 * self.rows)
             return [None, gallery, w, "", views.message_html(note), "", "", "", *unchanged]
 
         def intervene() -> Result:
@@ -176,15 +183,17 @@ class Page:
 
     def _run(self, values: Sequence[Any], moved: int | None = None) -> list[Any]:
         title, image, digit, w, steps, *controls = values
-        count = self.registry.max_variables
-        boxes, sliders = controls[:count], controls[count:]
+        count = self.rows
+        boxes, sliders, radios = controls[:count], controls[count : 2 * count], controls[2 * count :]
 
         def run() -> Result:
             if image is None:
                 raise InputError("image: none is chosen; select or upload one")
             session = self.registry.session(title)
-            names = session.spec.graph.names
-            do = {name: sliders[i] for i, name in enumerate(names) if boxes[i] or i == moved}
+            spec = session.spec
+            names = [*spec.graph.names, *([spec.class_name] if session.loaded.model.class_cond else [])]
+            chosen_rows = [i for i in range(len(names)) if boxes[i] or i == moved]
+            do = {names[i]: radios[i] if spec.values_of(names[i]) else sliders[i] for i in chosen_rows}
             chosen = int(digit) if digit is not None and session.loaded.model.class_cond else None
             return session.run(Request(image, do, w, steps, chosen))
 
@@ -199,16 +208,22 @@ class Page:
         except InputError as error:
             return self._message(str(error))
         spec, do = result.spec, result.request.do
-        boxes, sliders = [], []
-        for i in range(self.registry.max_variables):
-            known = i < len(spec.graph)
-            boxes.append(gr.Checkbox(value=known and spec.graph.names[i] in do, visible=known))
-            if not known:
+        values = dict(zip(spec.graph.names, map(float, result.predicted), strict=True))
+        if result.target_digit is not None:
+            values[spec.class_name] = float(result.target_digit)
+        boxes, sliders, radios = [], [], []
+        for i, name in enumerate([*values, *[None] * (self.rows - len(values))]):
+            boxes.append(gr.Checkbox(value=name in do, visible=name is not None))
+            if name is None:
                 sliders.append(gr.Slider(visible=False, value=0, minimum=0, maximum=1))
-            elif i == moved:
-                sliders.append(gr.Slider(info=views.slider_info(spec, i, do)))
+                radios.append(gr.Radio(visible=False, choices=[], value=None))
+            elif spec.values_of(name):
+                sliders.append(gr.Slider(visible=False, value=0, minimum=0, maximum=1))
+                radios.append(_radio(result, name, values[name]))
             else:
-                sliders.append(_slider(spec, i, result.predicted[i], do))
+                info = views.control_info(spec, name, do)
+                sliders.append(gr.Slider(info=info) if i == moved else _slider(spec, i, values[name], info))
+                radios.append(gr.Radio(visible=False, choices=[], value=None))
         if result.digit is None or spec.num_classes is None:
             digit = gr.Dropdown(visible=False, value=None)
         else:
@@ -224,27 +239,39 @@ class Page:
             digit,
             *boxes,
             *sliders,
+            *radios,
         ]
 
     def _message(self, text: str) -> list[Any]:
         """Changes the status line only."""
         import gradio as gr
 
-        return [gr.skip(), views.message_html(text), *[gr.skip()] * (4 + 2 * self.registry.max_variables)]
+        return [gr.skip(), views.message_html(text), *[gr.skip()] * (4 + 3 * self.rows)]
 
 
-def _slider(spec: DatasetSpec, i: int, value: float, do: Mapping[str, float]) -> Any:
+def _radio(result: Result, name: str, value: float) -> Any:
+    import gradio as gr
+
+    spec, do = result.spec, result.request.do
+    label = name if name == spec.class_name else views.slider_label(spec, spec.graph.index(name))
+    return gr.Radio(
+        choices=list(zip(views.choice_labels(result, name), views.choices(spec, name), strict=True)),
+        value=views.nearest_choice(spec, name, value), visible=True,
+        label=label, info=views.control_info(spec, name, do),
+    )  # fmt: skip
+
+
+def _slider(spec: DatasetSpec, i: int, value: float, info: str) -> Any:
     import gradio as gr
 
     low, high = spec.low[i], spec.high[i]
-    discrete = bool(spec.kinds) and spec.kinds[i] != "continuous"
-    step = 1.0 if discrete else 10.0 ** -views.decimals_of(spec, i)
+    step = 10.0 ** -views.decimals_of(spec, i)
     inside = float(np.clip(value, low, high)) if np.isfinite(value) else low
     # The bounds come from the data and need not be multiples of the step.
     rounded = min(max(round(inside / step) * step, low), high)
     return gr.Slider(
         minimum=low, maximum=high, step=step, value=float(f"{rounded:.6g}"), visible=True,
-        label=views.slider_label(spec, i), info=views.slider_info(spec, i, do),
+        label=views.slider_label(spec, i), info=info,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import torch
 from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, to_model_range, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
@@ -59,14 +59,14 @@ class Request:
     """An intervention on an image.
 
     Attributes:
-        do: variable -> value in label units; empty for the reconstruction.
+        do: variable -> value in label units or name of a category; empty for the reconstruction.
         w: guidance weight, 0 to `Session.max_w`.
         steps: network evaluations in each direction, in `STEP_RANGE`.
-        digit: class of the image; None for the known one, or the one that a predictor reads.
+        digit: class of the factual image; None for the known one, or the one that a predictor reads.
     """
 
     image: SourceImage
-    do: Mapping[str, float] = field(default_factory=dict)
+    do: Mapping[str, float | str] = field(default_factory=dict)
     w: float = 1.0
     steps: int = STEPS
     digit: int | None = None
@@ -81,6 +81,9 @@ class Result:
         encoded: labels that the model reads from the factual image (z).
         measured: labels measured on the counterfactual image; NaN where the data set cannot measure them.
         truth, true_labels: the true counterfactual, None where it is not known.
+        digit, target_digit: class of the factual image, and that of the counterfactual.
+        probabilities: discrete variable -> (K,) probabilities of its categories under the intervention, given the
+            factual category and the predicted causes; empty for models with real-valued mechanisms.
         l1, do_nothing_l1: mean pixel error to the truth, 0..255, of the counterfactual and of the factual image.
         seconds: time of abduction and prediction.
         abduction_cached: whether the abduction came from the cache.
@@ -99,6 +102,8 @@ class Result:
     digit: int | None
     seconds: float
     abduction_cached: bool
+    target_digit: int | None = None
+    probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Session:
@@ -134,8 +139,10 @@ class Session:
             digit = self._digit(request)
             misses = self._cached_abduction.cache_info().misses
             abducted = self._cached_abduction(factual, digit, request.steps)
-            prediction = self.loaded.engine(request.steps, guidance=Guidance(request.w)).predict(abducted, [do])[0]
-            encoded = self.spec.denormalise(self.loaded.model.read_labels(abducted.z))[0].cpu().numpy()
+            engine = self.loaded.engine(request.steps, guidance=Guidance(request.w))
+            prediction = engine.predict(abducted, [do])[0]
+            encoded = engine.read_labels(abducted.z)[0].cpu().numpy()
+            probabilities = self.loaded.model.scm.counterfactual_probabilities(abducted.z, prediction.z)
             image = to_uint8(prediction.images.nan_to_num())[0].cpu().numpy()
             seconds = time.perf_counter() - started
             true_labels, truth = _truth(factual, do)
@@ -153,9 +160,11 @@ class Session:
             digit=digit,
             seconds=seconds,
             abduction_cached=self._cached_abduction.cache_info().misses == misses,
+            target_digit=int(do[self.spec.class_name]) if self.spec.class_name in do else digit,
+            probabilities={name: values[0].cpu().numpy() for name, values in probabilities.items()},
         )
 
-    def check(self, request: Request) -> dict[str, float]:
+    def check(self, request: Request) -> CheckedDo:
         """Validates a request and returns its intervention."""
         image, shape = request.image.image, (self.spec.channels, self.spec.image_size, self.spec.image_size)
         if image.shape != shape or image.dtype != np.uint8:
@@ -166,8 +175,8 @@ class Session:
         if not 0.0 <= request.w <= self.max_w:
             raise InputError(f"guidance: expected a weight in 0..{self.max_w:g}, got {request.w:g}")
         do = self.spec.check_do(request.do, warn=False)
-        for name, value in do.items():
-            i = self.spec.graph.index(name)
+        for name in self.spec.names_of(do):
+            i, value = self.spec.graph.index(name), do[name]
             if not self.spec.low[i] <= value <= self.spec.high[i]:
                 trained = f"{self.spec.low[i]:g}..{self.spec.high[i]:g} (the range of the training data)"
                 raise InputError(f"{name}: expected a value in {trained}, got {value:g}")
@@ -222,12 +231,13 @@ def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None
     return labels[0], images[0]
 
 
-def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, float]:
+def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, float | str]:
     """A visible intervention: the first root, set to 28 % or 48 % of its range, whichever is farther from its value."""
     name = spec.graph.roots[0]
     i = spec.graph.index(name)
     if spec.kinds and spec.kinds[i] != "continuous":
-        return {name: spec.high[i] if encoded[i] < (spec.low[i] + spec.high[i]) / 2 else spec.low[i]}
+        value = spec.high[i] if encoded[i] < (spec.low[i] + spec.high[i]) / 2 else spec.low[i]
+        return {name: spec.category_names(i)[int(value)] if spec.category_names(i) else value}
     values = [spec.low[i] + fraction * (spec.high[i] - spec.low[i]) for fraction in (0.28, 0.48)]
     return {name: float(f"{max(values, key=lambda value: abs(value - encoded[i])):.3g}")}
 

@@ -114,16 +114,33 @@ def slider_label(spec: DatasetSpec, i: int) -> str:
     return f"{name} ({spec.units[i]})" if spec.units and spec.units[i] else name
 
 
-def slider_info(spec: DatasetSpec, i: int, do: Mapping[str, float]) -> str:
-    """The text below a slider: the variable's role, its causes and its categories."""
-    name = spec.graph.names[i]
+def control_info(spec: DatasetSpec, name: str, do: Iterable[str]) -> str:
+    """The text at a slider or radio buttons: the variable's role and its causes."""
+    if name == spec.class_name:
+        return "set · class of the counterfactual" if name in do else "class of the counterfactual"
     role, causes = roles(spec.graph, do)[name], spec.graph.parents[name]
     parts = [] if role == "stays" else [role]
-    parts.append(f"caused by {', '.join(causes)}" if causes else "no causes")
-    categories = _categories(spec, i)
-    if any(number != text for number, text in categories.items()):
-        parts.append(", ".join(f"{number} = {text}" for number, text in categories.items()))
-    return " · ".join(parts)
+    return " · ".join([*parts, f"caused by {', '.join(causes)}" if causes else "no causes"])
+
+
+def choices(spec: DatasetSpec, name: str) -> list[str]:
+    """Texts of a discrete variable's categories, or of the classes, in order; empty for a continuous variable."""
+    return [spec.format_value(name, value) for value in spec.values_of(name)]
+
+
+def choice_labels(result: Result, name: str) -> list[str]:
+    """The texts of the radio buttons, with the probability of each category where the variable follows."""
+    texts, probabilities = choices(result.spec, name), result.probabilities.get(name)
+    if probabilities is None or roles(result.spec.graph, result.request.do).get(name) != "follows":
+        return texts
+    return [f"{text} ({probability:.2f})" for text, probability in zip(texts, probabilities, strict=True)]
+
+
+def nearest_choice(spec: DatasetSpec, name: str, value: float) -> str | None:
+    """Text of the category nearest to a value; None where it is not known."""
+    if not np.isfinite(value):
+        return None
+    return choices(spec, name)[int(np.abs(np.array(spec.values_of(name)) - value).argmin())]
 
 
 # ---------------------------------------------------------------------- parts of the page
@@ -136,7 +153,7 @@ def images_html(result: Result) -> str:
     if result.l1 is not None and result.do_nothing_l1 is not None:
         note = f"error {result.l1:.1f} of 255; factual image {result.do_nothing_l1:.1f}"
     difference, scale = difference_map(factual.image, result.counterfactual)
-    intervention = describe_do(do) if do else "nothing set: reconstruction"
+    intervention = describe_do(do, result.spec) if do else "nothing set: reconstruction"
     shown = [
         ("Factual", factual.name, factual.image, ""),
         ("Counterfactual", intervention, result.counterfactual, note),
@@ -183,6 +200,10 @@ def table_html(result: Result) -> str:
         }
         for i, (name, role) in enumerate(roles(spec.graph, result.request.do).items())
     ]
+    if result.digit is not None:
+        cells = [str(result.digit), str(result.target_digit), *["-"] * (len(values) - 2)]
+        role = "set" if spec.class_name in result.request.do else "stays"
+        rows.append({"name": spec.class_name, "role": role, "unit": "", "cells": cells})
     columns = [{"name": name, "help": _COLUMNS[name]} for name in ("role", *values)]
     return str(_macros().table(columns, rows))
 
@@ -224,11 +245,16 @@ def report(result: Result, model: str) -> dict[str, Any]:
         "guidance": request.w,
         "steps": request.steps,
         "class": result.digit,
+        "counterfactual_class": result.target_digit,
         "graph": graph.to_dict(),
         "units": dict(zip(graph.names, result.spec.units, strict=False)),
         "roles": roles(graph, request.do),
         "encoded": named(result.encoded),
         "predicted": named(result.predicted),
+        "probabilities": {
+            name: dict(zip(choices(result.spec, name), map(float, values), strict=True))
+            for name, values in result.probabilities.items()
+        },
         "measured": named(result.measured),
         "true": named(result.true_labels),
         "l1_to_truth": result.l1,
@@ -240,7 +266,8 @@ def report(result: Result, model: str) -> dict[str, Any]:
 def status_html(result: Result, note: str = "") -> str:
     """One line: the time it took, the class, and how the image was converted."""
     cached = " (abduction cached)" if result.abduction_cached else ""
-    digit = "" if result.digit is None else f", class {result.digit}"
+    digit = "" if result.digit is None else f", {result.spec.class_name} {result.digit}"
+    digit += f" → {result.target_digit}" if result.target_digit != result.digit else ""
     return str(_macros().status(f"{result.seconds:.2f} s{cached}{digit}. {note or result.request.image.note}".strip()))
 
 

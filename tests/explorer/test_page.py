@@ -9,18 +9,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
+from tiny import randomise, small_config, squares, squares_spec
 
 from causaldiffae.errors import InputError
+from causaldiffae.explorer.page import Page
 from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import HOST, listen, make_app
+from causaldiffae.explorer.session import Session, SourceImage, images_of
+from causaldiffae.script_util import LoadedModel, create_model_and_diffusion
 
 SCRIPT = REPO / "scripts" / "explore.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,16 +73,58 @@ def test_the_script_refuses_bad_models_folders_and_ports(tmp_path: Path) -> None
 
 @needs_gradio
 @pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 200), ("localhost", 200), ("elsewhere.example", 400)])
-def test_only_this_machine_is_answered(host: str, code: int) -> None:
+def test_only_this_machine_is_answered(host: str, code: int, tmp_path: Path) -> None:
     from fastapi.testclient import TestClient
 
-    app = make_app(ModelRegistry(find_models(REPO / "weights" / "circuit_causaldae_mini")[:1]))
+    app = make_app(ModelRegistry(find_models(REPO / "weights" / "circuit_causaldae_mini")[:1]), tmp_path)
     with TestClient(app, base_url=f"http://{host}") as client:
         response = client.get("/")
     assert response.status_code == code
     if code == 200:
         assert "default-src 'self'" in response.headers["Content-Security-Policy"]
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+class OneModel:
+    """A registry of one model."""
+
+    def __init__(self, session: Session, images: list[SourceImage]) -> None:
+        self.titles, self.max_variables = ["it"], len(session.spec.graph)
+        self.session, self.images = lambda title: session, lambda title: (images, "")
+
+
+@needs_gradio
+def test_discrete_variables_and_the_class_have_radio_buttons_and_the_others_sliders() -> None:
+    spec = replace(squares_spec(4), name="folder", kinds=("continuous", "binary"), low=(1, 0), high=(7, 1),
+                   categories=((), ("no", "yes")))  # fmt: skip
+    config = small_config(discrete=True, class_cond=True)
+    torch.manual_seed(0)
+    model = randomise(create_model_and_diffusion(config, spec)[0]).eval()
+    session = Session(LoadedModel(model, config, spec, 7, "nowhere"))  # type: ignore[arg-type]
+    images = [replace(image, digit=1, source=None) for image in images_of(replace(squares(2), spec=spec))]
+    page = Page(OneModel(session, images))  # type: ignore[arg-type]
+    page.build()
+
+    def rows(outputs: list[Any], skipped: int) -> tuple[list[Any], list[Any], list[Any]]:
+        """Boxes, sliders and radio buttons of size, grey and class."""
+        controls = outputs[skipped:]
+        assert len(controls) == 9
+        return controls[:3], controls[3:6], controls[6:]
+
+    boxes, sliders, radios = rows(page.opened("it", 4), 3 + 6)
+    assert [box.value for box in boxes] == [True, False, False]
+    assert [each.visible for each in sliders] == [True, False, False]
+    assert [each.visible for each in radios] == [False, True, True]
+    assert [value for _, value in radios[1].choices] == ["no", "yes"] and radios[1].value in ("no", "yes")
+    assert all(re.fullmatch(r"(no|yes) \(\d\.\d\d\)", text) for text, _ in radios[1].choices), "it follows size"
+    assert [value for _, value in radios[2].choices] == list("0123") and radios[2].value == "1"
+    state = ["it", images[0], "1", 1.0, 4, False, False, False, 3.0, 0, 0, None, "yes", "2"]
+    _, _, radios = rows(page.moved(1, *state), 6)
+    assert radios[1].value == "yes" and [text for text, _ in radios[1].choices] == ["no", "yes"]
+    boxes, _, radios = rows(page.moved(2, *state), 6)
+    assert [box.value for box in boxes] == [False, False, True] and radios[2].value == "2"
+    boxes, _, _ = rows(page.cleared(*state[:5], True, True, True, *state[8:]), 6)
+    assert not any(box.value for box in boxes)
 
 
 @pytest.fixture(scope="module")

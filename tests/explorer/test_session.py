@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from paths import REPO
-from tiny import small_config, squares, squares_spec
+from tiny import randomise, small_config, squares, squares_spec
 from tiny_models import tiny_model
 
 from causaldiffae.datasets.registry import dataset_spec, example_images
@@ -113,6 +113,33 @@ def test_the_digit_of_an_upload_is_read() -> None:
     image = SourceImage(example_images(session.spec, 8).images[7], "mine.png")
     result = session.run(Request(image, {"thickness": 3.0}, steps=4))
     assert result.digit == 7 and result.truth is None and np.isfinite(result.measured).all()
+
+
+def test_the_class_of_the_counterfactual_is_set_like_a_variable() -> None:
+    session, image = Session(tiny_model(class_cond=True)), square(digit=1)
+    plain, changed = (session.run(Request(image, do, steps=4)) for do in ({}, {"class": "3"}))
+    assert changed.abduction_cached and (changed.counterfactual != plain.counterfactual).any()
+    assert (plain.digit, plain.target_digit, changed.digit, changed.target_digit) == (1, 1, 1, 3)
+    np.testing.assert_array_equal(changed.predicted, plain.predicted)
+    both = session.run(Request(image, {"class": "3", "size": 5.0}, steps=4))
+    assert both.predicted[0] == 5.0
+    with pytest.raises(InputError, match="do: class: expected one of 0, 1, 2, 3, got '9'"):
+        session.run(Request(image, {"class": "9"}, steps=4))
+
+
+def test_discrete_effects_are_categories_with_probabilities() -> None:
+    spec = replace(squares_spec(), name="folder", kinds=("continuous", "binary"), low=(1, 0), high=(7, 1),
+                   categories=((), ("no", "yes")))  # fmt: skip
+    config = small_config(discrete=True)
+    torch.manual_seed(0)
+    model = randomise(create_model_and_diffusion(config, spec)[0]).eval()
+    session = Session(LoadedModel(model, config, spec, 7, "nowhere"))  # type: ignore[arg-type]
+    result = session.run(Request(square(labels=None), {"size": 6.0}, steps=4))
+    assert result.predicted[1] in (0.0, 1.0) and result.encoded[1] in (0.0, 1.0)
+    chances = result.probabilities["grey"]
+    assert chances.sum() == pytest.approx(1) and 0 < chances[int(result.encoded[1])] <= 1
+    assert session.run(Request(square(labels=None), {"grey": "yes"}, steps=4)).predicted[1] == 1.0
+    assert Session(tiny_model()).run(Request(square(), {"size": 6.0}, steps=4)).probabilities == {}
 
 
 def test_the_first_intervention_is_visible() -> None:

@@ -21,6 +21,8 @@ PENDULUM = dataset_spec("pendulum", 32, 3)
 HATS = replace(squares_spec(), kinds=("categorical", "continuous"), low=(0.0, 50.0), high=(2.0, 250.0),
                categories=(("none", "straw", "felt"), ()))  # fmt: skip
 
+DIGITS = dataset_spec("morphomnist")
+
 
 def png(uri: str) -> np.ndarray:
     with Image.open(io.BytesIO(base64.b64decode(uri))) as image:
@@ -117,8 +119,35 @@ def test_values_have_the_decimals_of_their_range_and_names_of_their_categories()
     assert views.change_text(HATS, 0, 0.2, 0.8) == "none → straw"
 
 
-def test_sliders_name_role_causes_and_categories() -> None:
+def test_controls_name_role_and_causes() -> None:
     assert views.slider_label(PENDULUM, 2) == "shadow length (axes units)"
-    assert views.slider_info(PENDULUM, 2, {"angle": 1.0}) == "follows · caused by angle, light"
-    assert views.slider_info(PENDULUM, 0, {"angle": 1.0}) == "set · no causes"
-    assert views.slider_info(HATS, 0, {}) == "no causes · 0 = none, 1 = straw, 2 = felt"
+    assert views.control_info(PENDULUM, "shadow_length", {"angle": 1.0}) == "follows · caused by angle, light"
+    assert views.control_info(PENDULUM, "angle", {"angle": 1.0}) == "set · no causes"
+    assert views.control_info(HATS, "size", {}) == "no causes"
+    assert views.control_info(DIGITS, "digit", {"digit": 7}) == "set · class of the counterfactual"
+
+
+def test_categories_are_chosen_by_name_and_show_their_probability_where_they_follow(pendulum_result: Result) -> None:
+    assert views.choices(HATS, "size") == ["none", "straw", "felt"] and views.choices(HATS, "grey") == []
+    assert views.choices(DIGITS, "digit") == list("0123456789")
+    assert views.nearest_choice(HATS, "size", 1.2) == "straw" and views.nearest_choice(HATS, "size", np.nan) is None
+    hat = replace(HATS, graph=CausalGraph(("size", "grey"), (("grey", "size"),)))
+    chances = {"size": np.array([0.1, 0.65, 0.25])}
+    for do, labels in (
+        ({"grey": 60.0}, ["none (0.10)", "straw (0.65)", "felt (0.25)"]),
+        ({}, ["none", "straw", "felt"]),
+    ):
+        request = replace(pendulum_result.request, do=do)
+        result = replace(pendulum_result, spec=hat, request=request, probabilities=chances)
+        assert views.choice_labels(result, "size") == labels
+
+
+def test_the_class_before_and_after_is_shown(pendulum_result: Result) -> None:
+    spec = replace(PENDULUM, num_classes=10, class_name="digit")
+    request = replace(pendulum_result.request, do={"digit": "7", "angle": 25.0})
+    result = replace(pendulum_result, spec=spec, request=request, digit=4, target_digit=7)
+    assert "digit 4 → 7" in views.status_html(result) and "do(digit=7, angle=25)" in views.images_html(result)
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", views.table_html(result), re.DOTALL)
+    assert [cell for cell in cells if cell.strip() in ("digit", "4", "7")] == ["digit", "4", "7"]
+    assert views.report(result, "m")["counterfactual_class"] == 7
+    assert "digit" not in views.table_html(pendulum_result)
