@@ -8,7 +8,7 @@ are not included.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 
@@ -17,19 +17,25 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.model import trial_draws
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, model_entry
+from causaldiffae.training.acceleration import activation_dtype
 
 TRAINING_BYTES = 16
 AVERAGE_BYTES = 4
-TRIAL_IMAGES = 4
+MAX_TRIAL_IMAGES: Final = 16
+"""More images per step are hardly faster on the CPU. On an accelerator the trial takes a whole microbatch."""
 
 
 class Estimate(NamedTuple):
-    """Memory of the training state and the images (0 if their number is unknown), speed and duration of one process."""
+    """Memory of the training state and the images (0 if their number is unknown), speed and duration of one process.
+
+    `trial_images` is the number of images of the measured step.
+    """
 
     state_mib: float
     data_mib: float
     images_per_second: float
     hours: float
+    trial_images: int
 
     def lines(self) -> list[str]:
         """Formats the estimate."""
@@ -37,7 +43,8 @@ class Estimate(NamedTuple):
         data = f", training images {self.data_mib:,.0f} MiB ({kept})" if self.data_mib else ""
         return [
             f"memory: weights, gradients, optimizer, moving averages {self.state_mib:,.0f} MiB{data}, plus activations",
-            f"time: {self.hours:,.1f} hours at {self.images_per_second:,.1f} images/s (measured on {TRIAL_IMAGES})",
+            f"time: {self.hours:,.1f} hours at {self.images_per_second:,.1f} images/s (measured on {self.trial_images} "
+            "images, without --compile)",
         ]
 
 
@@ -46,21 +53,27 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
     model, diffusion = create_model_and_diffusion(config, spec)
     model.to(device)
     step = model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
-    x_start = torch.randn(TRIAL_IMAGES, spec.channels, spec.image_size, spec.image_size, device=device).clamp(-1, 1)
-    labels = torch.zeros(TRIAL_IMAGES, len(spec.graph), device=device)
-    zeros = torch.zeros(TRIAL_IMAGES, dtype=torch.long, device=device)
+    count = config.train.microbatch if config.train.microbatch > 0 else config.train.batch_size
+    if torch.device(device).type == "cpu":
+        count = min(count, MAX_TRIAL_IMAGES)
+    x_start = torch.randn(count, spec.channels, spec.image_size, spec.image_size, device=device).clamp(-1, 1)
+    labels = torch.zeros(count, len(spec.graph), device=device)
+    zeros = torch.zeros(count, dtype=torch.long, device=device)
     draws = trial_draws(x_start, zeros, model.latent_shape)
+    dtype = activation_dtype(config.train.use_bf16, device)
     for _ in range(2):  # the first step is a warm-up
         start = time.perf_counter()
-        loss, _ = step(x_start, labels, zeros if config.model.class_cond else None, draws.keep, draws, 1.0)
+        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+            loss, _ = step(x_start, labels, zeros if config.model.class_cond else None, draws.keep, draws, 1.0)
         loss.backward()
         float(loss.detach())  # synchronises with the device
         seconds = time.perf_counter() - start
-    speed = TRIAL_IMAGES / seconds
+    speed = count / seconds
     bytes_each = TRAINING_BYTES + AVERAGE_BYTES * len(config.ema_rates())
     return Estimate(
         state_mib=count_parameters(model) * bytes_each / 2**20,
         data_mib=config.train.num_images * spec.channels * spec.image_size**2 / 2**20,
         images_per_second=speed,
         hours=config.train.total_steps * config.train.batch_size / speed / 3600,
+        trial_images=count,
     )

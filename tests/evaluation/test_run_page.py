@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folders import make_folder
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
+from tiny import small_config
 
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.evaluation.run_page import write_gif
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 SCRIPT = REPO / "scripts" / "plot_run.py"
 LOG = "step,mse,grad_norm\n" + "".join(f"{10 * i},{1 / i},3\n" for i in range(1, 30))
@@ -57,6 +62,23 @@ def test_traversals_of_a_model(tmp_path: Path) -> None:
         first = np.asarray(animation.convert("L")).astype(int)
         animation.seek(6)
         assert np.abs(np.asarray(animation.convert("L")).astype(int) - first).max() > 100
+
+
+def test_a_run_on_a_folder_traverses_the_images_of_that_folder(tmp_path: Path) -> None:
+    folder, run_dir = make_folder(tmp_path / "my_images"), tmp_path / "run"
+    spec = dataset_spec("folder", data_dir=str(folder))
+    config = small_config(dataset="folder", data_dir=str(folder), rep_dim=6)
+    model, _ = create_model_and_diffusion(config, spec)
+    export_weights(run_dir, model.state_dict(), describe_checkpoint(config, spec))
+    (run_dir / "progress.csv").write_text(LOG)
+    arguments = (run_dir, "--traverse", "True", "--images", 3, "--steps", 2)
+    outcome = run(SCRIPT, *arguments)
+    assert outcome.returncode == 0, outcome.stderr
+    with Image.open(run_dir / "plots" / "traversals.gif") as animation:
+        assert animation.width >= 3 * 2 * spec.image_size, "three of the four test images"
+    folder = folder.rename(tmp_path / "moved")
+    assert_refused(run(SCRIPT, *arguments), "data_dir: expected", "my_images", "set --data_dir")
+    assert run(SCRIPT, *arguments, "--data_dir", folder).returncode == 0
 
 
 def test_variables_with_few_values_change_more_slowly_in_the_animation(tmp_path: Path) -> None:
