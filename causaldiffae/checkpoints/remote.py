@@ -5,11 +5,14 @@ folders, but writes each file atomically. The manifest of a step is uploaded las
 complete if its manifest exists. blobfile retries failed requests with exponential backoff. Downloaded steps are
 verified.
 
-The remote copy is authoritative: local steps that were not uploaded are ignored when a run is resumed.
+The remote copy is authoritative: a run resumes from the newest remote step. A local record names the step whose upload
+began last and the newest remote step before. If the upload did not end, and nobody else has changed the run since, a
+resumed run completes it first. Other local steps do not count.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -17,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from causaldiffae.checkpoints.checkpoint import (
     MANIFEST,
@@ -29,8 +32,10 @@ from causaldiffae.checkpoints.checkpoint import (
 )
 from causaldiffae.checkpoints.lease import LOCK_FOLDER, OWN_NAME, take_lease
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.reading import sync_to_disk
+from causaldiffae.files.reading import read_json, sync_to_disk, write_json
 from causaldiffae.files.storage import is_remote, object_storage
+
+RECORD: Final = "uploads.json"
 
 
 def run_folder(run_dir: str | os.PathLike[str]) -> Path:
@@ -105,6 +110,7 @@ class RemoteRun:
             InputError: If the lease of this process has expired and another process holds it.
         """
         step, files = read_manifest(folder)
+        self._write_record(self._read_record()[0], step)
         self._check_lease()
         self._remove(step)
         for name in (*sorted({*files} - {MANIFEST}), MANIFEST):
@@ -112,6 +118,7 @@ class RemoteRun:
             size, expected = self._call("stat", self._step_url(step, name)).size, (folder / name).stat().st_size
             if size != expected:
                 raise OSError(f"{self._step_url(step, name)}: expected {expected} bytes, got {size}")
+        self._write_record(step, None)
         try:
             complete = self.steps()
             partial = [old for old in self._listed() if old < step and old not in complete]
@@ -119,6 +126,39 @@ class RemoteRun:
                 self._remove(old)
         except OSError as error:  # the new checkpoint is complete
             warnings.warn(f"failed to remove an old checkpoint: {error}", stacklevel=2)
+
+    def upload_pending(self) -> None:
+        """Uploads the step whose upload was interrupted, unless the run has been changed since; raises as `upload`."""
+        newest, pending = self._read_record()
+        complete = self.steps()
+        found = complete[0] if complete else None
+        if pending is not None and found == newest and (found is None or pending > found):
+            folder = self.folder / f"step_{pending:07d}"
+            try:
+                verify(folder)
+            except (DataError, OSError) as error:
+                warnings.warn(
+                    f"{self.url}: step {pending} is not uploaded, and its local copy is gone ({error})", stacklevel=2
+                )
+            else:
+                warnings.warn(f"{self.url}: step {pending} is not uploaded yet, uploading {folder}", stacklevel=2)
+                self.upload(folder)
+                return
+        self._write_record(found, None)
+
+    def _read_record(self) -> tuple[int | None, int | None]:
+        """Returns the newest remote step before the last upload, and the step of that upload, None if it ended."""
+        try:
+            record = read_json(self.folder / RECORD)
+        except (DataError, OSError):
+            return None, None
+        newest, pending = (value if type(value) is int else None for value in map(record.get, ("newest", "pending")))
+        return newest, pending
+
+    def _write_record(self, newest: int | None, pending: int | None) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not prevent an upload; a record of the past has no effect
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RECORD, {"newest": newest, "pending": pending})
 
     def _check_lease(self) -> None:
         leases = f"{self.url}/{LOCK_FOLDER}"

@@ -63,10 +63,15 @@ def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
 
 
 def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None, bool]:
+    chosen: Path | None
     if explicit:
-        chosen: Path | None = local_checkpoint(explicit)
+        chosen = local_checkpoint(explicit)
+    elif is_remote(run_dir):
+        run = RemoteRun(str(run_dir))
+        run.upload_pending()
+        chosen = run.fetch_newest()
     else:
-        chosen = RemoteRun(str(run_dir)).fetch_newest() if is_remote(run_dir) else latest_checkpoint(run_dir)
+        chosen = latest_checkpoint(run_dir)
     return chosen, chosen is not None and chosen.exists()
 
 

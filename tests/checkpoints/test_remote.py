@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from fake_storage import FakeBlobfile
+from loops import assert_same, loop
 from processes import ended, start_group
 from support import CHECKPOINT_CONFIG, flip_byte, small_network
 from tiny import small_config, squares
 
+from causaldiffae import train_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint, run_folder
 from causaldiffae.errors import DataError, InputError
@@ -113,6 +115,65 @@ def test_a_local_step_that_was_not_uploaded_does_not_count(service: FakeBlobfile
     assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000001"
 
 
+def interrupt_upload(service: FakeBlobfile, folder: Path) -> None:
+    service.fails = lambda number, name, address: folder.name in address
+    with pytest.raises(OSError, match="503"):
+        RemoteRun(RUN).upload(folder)
+    service.fails = lambda number, name, address: False
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_an_interrupted_upload_is_completed_by_the_next_run(service: FakeBlobfile, uploaded: bool) -> None:
+    if uploaded:
+        RemoteRun(RUN).upload(write(1))
+    interrupt_upload(service, write(2))
+    write(3)  # from an earlier, longer run
+    with pytest.warns(UserWarning, match=rf"{RUN}: step 2 is not uploaded yet, uploading .*step_0000002"):
+        assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000002"
+    assert RemoteRun(RUN).steps() == [2, 1][: 1 + uploaded]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000002"
+
+
+def test_an_interrupted_upload_does_not_count_after_the_run_has_changed(service: FakeBlobfile, tmp_path: Path) -> None:
+    """Another machine has continued from the step before, or the user has removed the run to start again."""
+    RemoteRun(RUN).upload(write(1))
+    interrupt_upload(service, write(4))
+    own = run_folder(RUN)
+    own.rename(tmp_path / "here")
+    RemoteRun(RUN).upload(write(2))  # another machine
+    shutil.rmtree(own)
+    (tmp_path / "here").rename(own)
+    assert checkpoint_to_resume("", RUN) == own / "step_0000002"
+    interrupt_upload(service, own / "step_0000004")
+    shutil.rmtree(service.bucket)
+    assert checkpoint_to_resume("", RUN) is None
+    RemoteRun(RUN).upload(write(1))
+    assert checkpoint_to_resume("", RUN) == own / "step_0000001"
+
+
+def test_a_pending_step_must_be_intact(service: FakeBlobfile) -> None:
+    RemoteRun(RUN).upload(write(1))
+    interrupt_upload(service, write(2))
+    flip_byte(run_folder(RUN) / "step_0000002" / "model.safetensors")
+    with pytest.warns(UserWarning, match="step 2 is not uploaded, and its local copy is gone .*SHA-256"):
+        assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000001"
+    for content in (b"{", b"[]", b'{"newest": "x", "pending": true}'):
+        (run_folder(RUN) / "uploads.json").write_bytes(content)
+        assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000001"
+
+
+def test_a_pending_step_that_fails_again_stays_pending(service: FakeBlobfile) -> None:
+    interrupt_upload(service, write(2))
+    service.fails = lambda number, name, address: name == "copy"
+    with pytest.warns(UserWarning, match="step 2 is not uploaded yet"), pytest.raises(OSError, match="503"):
+        checkpoint_to_resume("", RUN)
+    service.fails = lambda number, name, address: False
+    with pytest.warns(UserWarning, match="step 2 is not uploaded yet"):
+        assert checkpoint_to_resume("", RUN) == run_folder(RUN) / "step_0000002"
+
+
 def test_an_incomplete_upload_is_noticed(service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(source: str, target: str, overwrite: bool) -> None:
         path = service.bucket / target.removeprefix("gs://bucket/")
@@ -155,6 +216,31 @@ def test_training_saves_and_resumes_remotely(service: FakeBlobfile, tmp_path: Pa
     service.fails = lambda number, name, address: "step_0000008" in address
     with pytest.raises(InputError, match=r"failed to write the checkpoint of step 8 \(gs://bucket/run: .*503"):
         train(10, storage_patience=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:failed to upload the checkpoint:UserWarning")
+def test_training_goes_on_while_the_service_fails(
+    service: FakeBlobfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2 and 4 cannot be uploaded, and the last step only at the third attempt."""
+    options = {"total_steps": 6, "save_interval": 2}
+    whole = loop(tmp_path / "whole", **options)
+    whole.run()
+    monkeypatch.setattr(train_util, "RETRY_SECONDS", 0.0)
+    attempts: list[str] = []
+
+    def fails(number: int, name: str, address: str) -> bool:
+        if name != "isdir" or not address.startswith(f"{RUN}/step"):
+            return False
+        attempts.append(address[-1])
+        return len(attempts) < 5
+
+    trained = loop(run_folder(RUN), **options, run_dir=RUN)
+    service.fails = fails
+    trained.run()
+    assert attempts == ["2", "4", "6", "6", "6"] and RemoteRun(RUN).steps() == [6]
+    shutil.rmtree(run_folder(RUN))
+    assert_same(whole, loop(run_folder(RUN), **options, run_dir=RUN))
 
 
 MACHINES = """
