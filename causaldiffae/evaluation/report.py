@@ -6,7 +6,7 @@ files, so the template escapes every value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ def _cell(column: Column, results: Results, do: str, kind: str, group: Sequence[
 def bars(column: Column, rows: Sequence[tuple[str, Results, str]], do: str) -> list[dict[str, Any]]:
     """One bar per row with a figure: lengths in pixels, models in colour, baselines in grey."""
     figures = [(name, kind, column.find(results, do, kind)) for name, results, kind in rows]
-    known = [(name, kind, figure) for name, kind, figure in figures if figure and figure["mean"] is not None]
+    known = [(name, kind, _ends(figure)) for name, kind, figure in figures if figure and figure["mean"] is not None]
     top = max((max(figure["high"], figure["mean"]) for _, _, figure in known), default=1.0) or 1.0
     return [
         {
@@ -124,6 +124,11 @@ def bars(column: Column, rows: Sequence[tuple[str, Results, str]], do: str) -> l
         }
         for i, (name, kind, figure) in enumerate(known)
     ]
+
+
+def _ends(figure: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure whose interval has width 0 in the chart if it is not known."""
+    return {**figure, **{key: figure["mean"] for key in ("low", "high") if figure[key] is None}}
 
 
 def _predictor_errors(results: Results) -> list[dict[str, Any]]:

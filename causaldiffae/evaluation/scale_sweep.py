@@ -68,7 +68,7 @@ class ScaleResult:
 
     def figures(self) -> dict[str, Figure]:
         """Mean and interval of every metric."""
-        return {name: mean_figure(self.values[name]) for name in METRICS}
+        return {name: mean_figure(self.values[name], rate=name == "accuracy") for name in METRICS}
 
 
 def other_classes(classes: np.ndarray, count: int, seed: int) -> np.ndarray:

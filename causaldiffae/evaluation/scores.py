@@ -120,13 +120,17 @@ class _Context:
         self.factual_posteriors = Posteriors(*self.predictor.posteriors(task.data.images))
         self.reference_posteriors = Posteriors(*self.predictor.posteriors(self.references.images))
 
-    def figure(self, values: np.ndarray) -> dict[str, Any]:
+    def figure(self, values: np.ndarray, rate: bool = False) -> dict[str, Any]:
         """Mean and interval as plain types."""
-        return mean_figure(values, self.scorer.seed).to_dict()
+        return mean_figure(values, self.scorer.seed, rate).to_dict()
 
-    def by_variable(self, values: np.ndarray) -> dict[str, Any]:
-        """Figures of each column of (N, n) values."""
-        return {name: self.figure(values[:, j]) for j, name in enumerate(self.spec.graph.names)}
+    def by_variable(self, errors: np.ndarray) -> dict[str, Any]:
+        """Figures of the errors (N, n) of each variable."""
+        return {name: self.figure_of(errors, j) for j, name in enumerate(self.spec.graph.names)}
+
+    def figure_of(self, errors: np.ndarray, j: int) -> dict[str, Any]:
+        """The figure of the errors (N, n) of variable j."""
+        return self.figure(errors[:, j], rate=bool(self.categories[j]))
 
     def expected(self, name: str) -> _Expected:
         """The expected result of one intervention, as far as it is known."""
@@ -176,7 +180,7 @@ class _Context:
             }
         }
         if readings.classes is not None and task.data.classes is not None:
-            found["class_accuracy"] = self.figure((readings.classes == task.data.classes) + excluded)
+            found["class_accuracy"] = self.figure((readings.classes == task.data.classes) + excluded, rate=True)
         if expected.images is not None:
             pixels = truth.pixel_errors(candidate.images, expected.images)
             found["truth"] = {key: self.figure(getattr(pixels, key) + excluded) for key in ("l1", "psnr", "ssim")}
@@ -197,7 +201,7 @@ class _Context:
         }
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.OTHER:
-                found[other] = {kind: self.figure(values[:, j]) for kind, values in changes.items()}
+                found[other] = {kind: self.figure_of(values, j) for kind, values in changes.items()}
         return found
 
     def _realism(self, expected: _Expected, readings: Readings, candidate: _Candidate) -> dict[str, Any]:

@@ -189,13 +189,14 @@ def effects_table(files: Sequence[Results]) -> str:
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over training seeds with Student's 95 % interval, which has width 0 for one seed."""
+    """Mean over training seeds with Student's 95 % interval, None for one seed."""
     from scipy import stats
 
     array = np.asarray(values, np.float64)
-    mean, half = float(array.mean()), 0.0
-    if len(array) > 1:
-        half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return {"mean": mean, "low": None, "high": None, "seeds": len(array)}
+    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(array)}
 
 

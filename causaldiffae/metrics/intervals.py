@@ -1,8 +1,13 @@
-"""Bootstrap confidence intervals over images.
+"""Confidence intervals over images, by the bootstrap and, for rates, by Wilson's formula.
 
 A figure is a mean over N images. Its 95 % interval contains the central means of `RESAMPLES` resamples: N images drawn
 with replacement, the same draws for all figures of one N, so that figures can be compared (Efron and Tibshirani, 1993,
-chapter 13). A value that cannot be computed for an image is NaN; such images are left out of the mean and counted.
+chapter 13). The means of resamples of few images vary too little. Their percentiles are therefore those of Student's t
+(expanded percentiles, Hesterberg, 2015, arXiv 1411.5279), which makes no difference for many images.
+
+The resamples of a rate without a single event are all 0, so rates have Wilson's interval (Wilson, 1927). A value that
+cannot be computed for an image is NaN; such images are left out of the mean and counted. There is no interval for one
+image.
 """
 
 from __future__ import annotations
@@ -15,10 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 RESAMPLES: Final = 1000
-_TAILS: Final = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -72,19 +77,38 @@ def resample_indices(count: int, seed: int, resamples: int) -> np.ndarray:
     return np.stack([np.repeat(np.arange(count), row) for row in counts])
 
 
-def mean_figure(values: np.ndarray, seed: int = 0) -> Figure:
-    """The mean of (N,) values with its interval; values that are not finite are left out and counted."""
+def percentiles(count: int) -> tuple[float, float]:
+    """The percentiles of the resampled means of `count` >= 2 values between which 95 % of the means lie."""
+    half = float(student_t.ppf(0.975, count - 1)) * (count / (count - 1)) ** 0.5  # in standard deviations of the means
+    low = 100.0 * float(norm.cdf(-half))
+    return low, 100.0 - low
+
+
+def mean_figure(values: np.ndarray, seed: int = 0, rate: bool = False) -> Figure:
+    """The mean of (N,) values with its interval; values that are not finite are left out and counted.
+
+    Args:
+        values: one per image.
+        seed: seed of the resamples.
+        rate: the values are 0 or 1, and the interval is Wilson's.
+    """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     found, left_out = int(finite.sum()), int((~finite).sum())
     if not found:
         return Figure(None, None, None, 0, left_out)
+    mean = float(values[finite].mean())
+    if found == 1:
+        return Figure(mean, None, None, found, left_out)
+    if rate:
+        wilson = binomtest(round(values[finite].sum()), found).proportion_ci(0.95, "wilson")
+        return Figure(mean, float(wilson.low), float(wilson.high), found, left_out)
     counts = resample_counts(len(values), seed)
     kept = counts * finite
     totals, sizes = kept @ np.where(finite, values, 0.0), kept.sum(axis=1)
     means = totals[sizes > 0] / sizes[sizes > 0]
-    low, high = np.percentile(means, _TAILS)
-    return Figure(float(values[finite].mean()), float(low), float(high), found, left_out)
+    low, high = np.percentile(means, percentiles(found))
+    return Figure(mean, float(low), float(high), found, left_out)
 
 
 def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) -> Figure:
@@ -93,17 +117,18 @@ def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) ->
     finite = np.isfinite(values)
     groups = [finite & treated, finite & ~treated]
     found, left_out = int(finite.sum()), int((~finite).sum())
-    if not all(group.any() for group in groups):
+    smallest = int(min(group.sum() for group in groups))
+    if not smallest:
         return Figure(None, None, None, found, left_out)
+    mean = float(values[groups[0]].mean() - values[groups[1]].mean())
+    if smallest == 1:
+        return Figure(mean, None, None, found, left_out)
     counts, filled = resample_counts(len(values), seed), np.where(finite, values, 0.0)
     sums = [(counts * group) @ filled for group in groups]
     sizes = [(counts * group).sum(axis=1) for group in groups]
     usable = (sizes[0] > 0) & (sizes[1] > 0)
-    if not usable.any():
-        return Figure(None, None, None, found, left_out)
     differences = sums[0][usable] / sizes[0][usable] - sums[1][usable] / sizes[1][usable]
-    low, high = np.percentile(differences, _TAILS)
-    mean = float(values[groups[0]].mean() - values[groups[1]].mean())
+    low, high = np.percentile(differences, percentiles(smallest))
     return Figure(mean, float(low), float(high), found, left_out)
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from causaldiffae.errors import DataError
-from causaldiffae.evaluation.report import read_images
+from causaldiffae.evaluation.report import bars, read_images
 from causaldiffae.evaluation.results_file import check_results
+from causaldiffae.evaluation.tables import Column
 
 FIGURE = {"mean": 1.0, "low": 0.5, "high": 2.0}
 EFFECT = {"model": FIGURE, "truth": FIGURE, "error": FIGURE}
@@ -66,6 +67,16 @@ def test_invalid_results_are_refused(place: str, value: Any, message: str) -> No
     node[last] = value
     with pytest.raises(DataError, match=f"^a.json: .*{message}.*; delete the file and evaluate again"):
         check_results(results, "a.json")
+
+
+def test_a_figure_of_one_image_has_no_interval() -> None:
+    results, figure = json.loads(json.dumps(RESULTS)), {"mean": 1.0, "low": None, "high": None}
+    answers = results["results"]["interventions"]["x"]["answers"]
+    answers["model"]["truth"]["l1"] = answers["model"]["effects"]["y"]["error"] = figure
+    results["results"]["composition"]["1"] = figure
+    check_results(results, "a.json")
+    (bar,) = bars(Column("L1", ("truth", "l1")), [("a", results, "model")], "x")
+    assert bar["low"] == bar["mean"] == bar["high"] > 0
 
 
 IMAGES = np.zeros((2, 1, 8, 8), np.uint8)

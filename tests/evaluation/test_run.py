@@ -246,7 +246,7 @@ def test_tables() -> None:
     assert shown(None) == "-" and shown({"mean": 1.23456, "low": 1.0, "high": 2.0}, 2, True) == "1.23 [1.00, 2.00]"
     three = over_seeds([1.0, 2.0, 3.0])
     assert three["mean"] == 2.0 and three["high"] - 2.0 == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
-    assert over_seeds([1.0])["seeds"] == 1
+    assert over_seeds([1.0]) == {"mean": 1.0, "low": None, "high": None, "seeds": 1}
     assert tables([]) == "" and seeds_table([]) == ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from tiny import randomise, small_config, squares, squares_spec
 
 from causaldiffae.counterfactual import Counterfactual, CounterfactualEngine
@@ -388,6 +389,9 @@ def test_figures_of_categories_are_rates() -> None:
     answers = score(task, outputs, Scorer(PixelPredictor(), data))["interventions"]["shape"]["answers"]  # type: ignore[arg-type]
     model = answers["model"]
     assert model["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(0.25)
+    wilson = binomtest(count // 4, count).proportion_ci(0.95, "wilson")
+    assert model["effectiveness"]["predictor"]["shape"]["high"] == pytest.approx(wilson.high)
+    assert answers["do_nothing"]["drift"] == {}, "hat and age descend from shape"
     assert answers["do_nothing"]["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(
         np.mean(labels[:, 0] != task.values["shape"])
     )
