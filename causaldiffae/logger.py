@@ -3,16 +3,19 @@
 The method names are those of guided-diffusion. `dumpkvs` writes one row: `logkv_mean` averages the values since the
 last row, `logkv` keeps the last value. Only rank 0 writes; to log an average over processes, compute it first with
 `dist_util.all_reduce_mean`.
+
+If the file system fails, the methods raise an `OSError`, and the next call writes the rows that are missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,8 @@ class Logger:
         self.enabled = dist_util.is_main()
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        self._tensorboard: Any = None
+        self._unwritten: list[dict[str, str]] = []
+        self._use_tensorboard, self._tensorboard = use_tensorboard and self.enabled, None
         if not self.enabled:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -55,10 +59,7 @@ class Logger:
         self._columns, rows = read_progress(self._path) if self._path.exists() else ([STEP], [])
         self._rewrite([row for row in rows if resume_step is None or int(row[STEP]) <= resume_step])
         if use_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = None if resume_step is None else resume_step + 1
-            self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge)
+            self._tensorboard = self._open_tensorboard(None if resume_step is None else resume_step + 1)
 
     def logkv(self, key: str, value: Any) -> None:
         """Sets a scalar of the next row."""
@@ -81,19 +82,13 @@ class Logger:
         self._counts.clear()
         if not self.enabled:
             return values
-        row = {STEP: str(step), **{key: repr(value) for key, value in values.items()}}
-        new = [key for key in row if key not in self._columns]
-        if new:
-            rows = read_progress(self._path)[1]
-            self._columns += new
-            self._rewrite([*rows, row])
-        else:
-            with self._path.open("a", newline="", encoding="utf-8") as file:
-                file.write(self._lines([row]))
-        if self._tensorboard is not None:
-            for key, value in values.items():
-                self._tensorboard.add_scalar(key, value, step)
-            self._tensorboard.flush()
+        self._unwritten.append({STEP: str(step), **{key: repr(value) for key, value in values.items()}})
+        self._write_rows()
+        with self._events() as events:
+            for key, value in values.items() if events is not None else ():
+                events.add_scalar(key, value, step)
+            if events is not None:
+                events.flush()
         return values
 
     def log_image(self, name: str, image: np.ndarray, step: int) -> Path | None:
@@ -107,8 +102,9 @@ class Logger:
         path = self.run_dir / "images" / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:80] or 'image'}_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(path)
-        if self._tensorboard is not None:
-            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        with self._events() as events:
+            if events is not None:
+                events.add_image(name, image, step, dataformats="HWC")
         return path
 
     def info(self, message: str) -> None:
@@ -117,10 +113,41 @@ class Logger:
             tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Closes the TensorBoard writer."""
+        """Writes the rows that are missing, and closes the TensorBoard writer."""
+        if self._unwritten:
+            self._write_rows()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        self._use_tensorboard, self._tensorboard = False, None
+
+    def _open_tensorboard(self, purge_step: int | None = None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
+
+    @contextlib.contextmanager
+    def _events(self) -> Iterator[Any]:
+        """Yields the TensorBoard writer or None. A writer that has failed refuses further events, and is replaced."""
+        if self._use_tensorboard and self._tensorboard is None:
+            self._tensorboard = self._open_tensorboard()
+        try:
+            yield self._tensorboard
+        except OSError:
             self._tensorboard = None
+            raise
+
+    def _write_rows(self) -> None:
+        """Appends the new row; after a failure, which may have truncated the last line, rewrites the table instead."""
+        new = [key for key in dict.fromkeys(key for row in self._unwritten for key in row) if key not in self._columns]
+        if new or len(self._unwritten) > 1:
+            self._columns += new
+            steps = {row[STEP] for row in self._unwritten}
+            rows = [row for row in read_progress(self._path)[1] if row[STEP] not in steps]
+            self._rewrite([*rows, *self._unwritten])
+        else:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._lines(self._unwritten))
+        self._unwritten.clear()
 
     def _lines(self, rows: Iterable[Mapping[str, str]], header: bool = False) -> str:
         text = io.StringIO(newline="")

@@ -63,6 +63,53 @@ def test_resuming_drops_later_rows_and_a_truncated_line(logger: Logger) -> None:
     assert [row["step"] for row in table(logger.run_dir)] == ["10", "20", "30"]
 
 
+@pytest.mark.parametrize("truncated", ["", "20,", "20,5.0\n"], ids=["nothing", "a part", "everything"])
+def test_rows_are_written_after_a_failure(logger: Logger, monkeypatch: pytest.MonkeyPatch, truncated: str) -> None:
+    """Whatever part of the failed line has arrived; also if a column is new, and if no row follows."""
+
+    def full(*_: object, **__: object) -> None:
+        with open(logger.run_dir / "progress.csv", "a") as file:  # noqa: PTH123 - Path.open fails
+            file.write(truncated)
+        raise OSError(28, "No space left on device")
+
+    def dump(step: int, **values: float) -> None:
+        logger.logkvs(values)
+        logger.dumpkvs(step)
+
+    dump(10, loss=7)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(Path, "open", full)
+        dump(20, loss=5)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("causaldiffae.logger.replace_file", full)
+        dump(30, loss=4, lr=1)
+    logger.close()
+    dump(40, lr=2)
+    rows = [(row["step"], row["loss"], row["lr"]) for row in table(logger.run_dir)]
+    assert rows == [("10", "7.0", ""), ("20", "5.0", ""), ("30", "4.0", "1.0"), ("40", "", "2.0")]
+
+
+def test_tensorboard_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+    from torch.utils.tensorboard import SummaryWriter
+
+    logger = Logger(tmp_path)
+
+    def dump(step: int) -> None:
+        logger.logkv("loss", step)
+        logger.dumpkvs(step)
+
+    dump(1)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(SummaryWriter, "flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        dump(2)
+    dump(3)
+    logger.close()
+    events = EventMultiplexer({str(path): str(path) for path in (tmp_path / "tensorboard").iterdir()}).Reload()
+    steps = [event.step for run in events.Runs() for event in events.Scalars(run, "loss")]
+    assert {1, 3} <= {*steps} and [row["step"] for row in table(tmp_path)] == ["1", "2", "3"]
+
+
 def test_tensorboard_and_images(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
