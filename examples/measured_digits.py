@@ -1,7 +1,7 @@
 """Example of your own data set: MNIST digits as PNG files, with measured labels and a causal graph.
 
     python examples/measured_digits.py --mnist MNIST_DIR --out my_digits --num 2400
-    python scripts/make_dataset.py check my_digits
+    causaldiffae check my_digits
     SIZE=mini ./scripts/train.sh --data_dir my_digits
     SIZE=mini ./scripts/counterfactual.sh --data_dir my_digits --do thickness=4 --do slant=0.4
 

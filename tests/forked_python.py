@@ -43,12 +43,12 @@ arguments, extra, before = sys.argv[1:], {extra!r}, {before!r}
 if arguments[:3] == ["-m", "pip", "install"]:
     sys.exit("pip: this environment is complete, nothing is installed into it")
 name = os.path.basename(arguments[0]) if arguments else ""
-long_name = " ".join([name, *arguments[1:2]])
-arguments += extra.get(name, []) + extra.get(long_name, [])
+names = [" ".join([name, *arguments[1:count]]) for count in (1, 2, 3)]
+arguments += [word for each in dict.fromkeys(names) for word in extra.get(each, [])]
 if not name.endswith(".py") or name in {slow!r} or "PMI_RANK" in os.environ:
     os.execv({python!r}, [{python!r}, *arguments])
 asked = {{"argv": arguments, "cwd": os.getcwd(), "environ": dict(os.environ)}}
-asked["before"] = before.get(name, "") or before.get(long_name, "")
+asked["before"] = next((before[each] for each in names if each in before), "")
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
     connection.connect({address!r})
     socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
@@ -62,7 +62,7 @@ class ForkedPython:
 
     Args:
         folder: is made; holds `bin/python`.
-        extra: arguments by the name of a script, or by its name and its first argument.
+        extra: arguments by the name of a script, or by its name and its first one or two arguments.
         before: likewise, code that runs before the script, for what no argument can bound.
         unforked: names of scripts that the real interpreter runs, servers for instance, which are sent signals.
     """

@@ -68,7 +68,7 @@ from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
-TRIAL_IMAGES: Final = 4
+TRIAL_IMAGES: Final = 8
 """Images whose time is measured on the CPU; an accelerator is measured on a batch."""
 _NOT_IN_DIGEST: Final = ("model_path", "data_dir", "out_dir", "grid_images", "judge")
 
@@ -166,7 +166,8 @@ class PlannedTest:
             images += " (--num_images all for all)"
         done = f"{len(self.data) - left:,} are finished, " if left < len(self.data) else ""
         duration = format_duration(left / count * seconds)
-        return f"{images}, {len(self.dos)} interventions: {done}{duration} on {self.device}"
+        interventions = f"{len(self.dos)} intervention{'s' if len(self.dos) > 1 else ''}"
+        return f"{images}, {interventions}: {done}{duration} on {self.device}"
 
 
 def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = None) -> CounterfactualEngine:

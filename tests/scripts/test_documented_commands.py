@@ -26,8 +26,8 @@ from causaldiffae.generators import circuit_scene
 
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAM = re.compile(
-    r"(?:[A-Z_]+=\S+ )*(?:\./|(?:python3?|pip|conda|mamba|pytest|docker|git|mpiexec|mpirun|srun|sbatch|torchrun"
-    r"|jupytext|jupyter|sha256sum|apt|bash|sh|curl|wget|gsutil|huggingface-cli|hf) )"
+    r"(?:[A-Z_]+=\S+ )*(?:\./|(?:causaldiffae|python3?|pip|conda|mamba|pytest|docker|git|mpiexec|mpirun|srun|sbatch"
+    r"|torchrun|jupytext|jupyter|sha256sum|apt|bash|sh|curl|wget|gsutil|huggingface-cli|hf) )"
 )
 SHELL = ("bash", "sh", "console", "")
 """The languages of blocks whose lines are commands."""
@@ -35,16 +35,21 @@ SHELL = ("bash", "sh", "console", "")
 CI = "`.ci/run` runs it"
 SUITE = "the suite runs it: "
 NETWORK = "needs the network"
+MEASURES = "a measurement of minutes"
 WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
+    "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,
     "./.ci/run": "runs everything",
     "ruff check . && ruff format --check . && mypy": CI,
     "mkdocs build --strict": CI,
-    "pytest tests/test_scm.py": CI,
+    "pytest tests/test_scm.py tests/mechanisms": CI,
+    "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
+    "python tools/compare_mechanisms.py": MEASURES,
+    "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
     "python docs/tutorial.py": SUITE + "tests/test_docs.py",
@@ -57,8 +62,8 @@ ELSEWHERE = {
     "pip install -e .[fuzz]": NETWORK,
     "pip install -e '.[circuit]'": NETWORK,
     "pip install -e '.[imagenet]'": NETWORK,
-    "python scripts/make_dataset.py mnist --download --out data/mnist": NETWORK,
-    "python scripts/make_dataset.py morphomnist --download --out data/morphomnist": NETWORK,
+    "causaldiffae make-dataset mnist --download --out data/mnist": NETWORK,
+    "causaldiffae make-dataset morphomnist --download --out data/morphomnist": NETWORK,
     "./scripts/test_imagenet_diffscm.sh --model_path DiT-XL-2-256x256.pt --vae_path VAE --image cat.jpg "
     '--do "tiger"': WEIGHTS,
     "./scripts/test_imagenet_diffscm.sh --model_path weights/DiT-XL-2-256x256.pt --vae_path weights/sd-vae-ft-mse "
@@ -103,6 +108,24 @@ TINY = {
     "explore.py": ["--port=0"],
 }  # fmt: skip
 """Appended to the arguments of a script, however it is started."""
+SUBCOMMANDS = {
+    "make-dataset": "make_dataset.py",
+    "check": "make_dataset.py",
+    "train": "image_train.py",
+    "estimate": "image_train.py",
+    "train-predictor": "noised_classifier.py",
+    "test": "image_causaldae_test.py",
+    "evaluate": "evaluate.py",
+    "plot": "plot_run.py",
+    "export": "export_weights.py",
+}
+"""Subcommands of `causaldiffae` and the scripts whose arguments they take."""
+TINY |= {
+    f"command.py {subcommand}{name.removeprefix(script)}": arguments
+    for subcommand, script in SUBCOMMANDS.items()
+    for name, arguments in list(TINY.items())
+    if name.startswith(script)
+}
 
 _FEW_PENDULUMS = """
 from causaldiffae.generators import pendulum
@@ -115,10 +138,12 @@ previews.PREVIEW_STEPS = previews.PREVIEW_IMAGES = 2
 """
 BEFORE = {
     "make_dataset.py pendulum": _FEW_PENDULUMS,
+    "command.py make-dataset pendulum": _FEW_PENDULUMS,
     "image_train.py": _FEW_PICTURES,
+    "command.py train": _FEW_PICTURES,
 }
 
-STAGES = ["make_dataset.py", "measured_digits.py"], ["train"], [""]
+STAGES = ["make_dataset.py", "make-dataset", "measured_digits.py"], ["train"], [""]
 """A command belongs to the first stage of which it contains a word."""
 TIMEOUT = 400  # seconds for a command
 
@@ -170,7 +195,7 @@ def commands_of_stage(number: int) -> list[list[str]]:
     lists: dict[str, list[str]] = {}
     for command in COMMANDS:
         if number == next(i for i, words in enumerate(STAGES) if any(word in command for word in words)):
-            script = re.search(r"\S+\.(?:sh|py)", command)
+            script = re.search(r"\S+\.(?:sh|py)|causaldiffae [\w-]+", command)
             assert script is not None, command
             lists.setdefault(script[0], []).append(command)
     return sorted(lists.values(), key=len, reverse=True)
@@ -182,7 +207,11 @@ def why_unknown(printed: str) -> str:
         return ""
     for form in forms(printed):
         scripts = re.findall(r"(?:^| )(?:\./)?([\w/]+\.(?:sh|py))", form)
-        if not scripts:
+        subcommand = re.match(r"causaldiffae ([\w-]+)", form)
+        if subcommand:
+            if subcommand[1] not in SUBCOMMANDS:
+                return f"SUBCOMMANDS does not know {subcommand[1]}"
+        elif not scripts:
             return "it starts no script of this repository"
         for script in scripts:
             if not (REPO / script).is_file():
@@ -201,7 +230,8 @@ def test_exceptions_are_printed_and_run_elsewhere() -> None:
     assert set(ELSEWHERE) <= set(PRINTED), f"no document prints {set(ELSEWHERE) - set(PRINTED)}"
     run_by_ci = (REPO / ".ci" / "run").read_text(encoding="utf-8")
     assert "./scripts/test.sh" in run_by_ci and "tools/fuzz/atheris_targets.py" in run_by_ci
-    for new in ("python scripts/new.py", "./scripts/new.sh", "SIZE=mini ./scripts/new.sh --do a=1", "make all"):
+    news = ("python scripts/new.py", "./scripts/new.sh", "SIZE=mini ./scripts/new.sh --do a=1", "make all")
+    for new in (*news, "causaldiffae new --do a=1"):
         assert why_unknown(new)
     assert len(COMMANDS) > 30
 
@@ -283,6 +313,9 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRunner]:
     folder = tmp_path_factory.mktemp("documented")
     with ForkedPython(folder / "env", TINY, BEFORE, unforked=["explore.py"]) as python:
         runner = CommandRunner(folder, python)
+        command = python.folder / "bin" / "causaldiffae"
+        command.write_text(f'#!/bin/sh\nexec "{python.folder}/bin/python" "{runner.clone}/scripts/command.py" "$@"\n')
+        command.chmod(0o755)
         for name in ("mnist", "fashion_mnist"):  # in place of --download
             copy_files(name, REPO / "assets" / "mnist_share", runner.clone / "data" / name)
         make_folder(runner.clone / "my_images")

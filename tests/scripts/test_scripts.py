@@ -123,7 +123,10 @@ def test_an_interrupted_test_is_resumed_by_the_same_command(
     assert figures[0] == figures[1]
 
 
-def test_the_time_is_estimated_first(model_folder: Path, digits: Path, tmp_path: Path) -> None:
+def test_the_time_is_estimated_first(
+    model_folder: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_test, "TRIAL_IMAGES", 2)
     process = run_test(model_folder, digits, tmp_path / "out", "--num_images", 5)
     described = "5 test images (--num_images all for all), 4 interventions: less than a minute on cpu"
     assert described in process.stderr and process.returncode == 0
