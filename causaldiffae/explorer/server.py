@@ -1,7 +1,7 @@
 """Serves the page on this machine only, without telemetry.
 
-The server listens on 127.0.0.1 and accepts only requests for that host, which prevents DNS rebinding. Its content
-security policy keeps the browser from loading anything from other servers.
+The server listens on 127.0.0.1 and accepts only requests for that host, which prevents DNS rebinding, and none of other
+web pages (guard.py). Its content security policy keeps the browser from loading anything from other servers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from causaldiffae.errors import InputError
+from causaldiffae.explorer.guard import RequestGuard
 from causaldiffae.explorer.page import STYLE, Page
 from causaldiffae.explorer.registry import ModelRegistry
 from causaldiffae.explorer.uploads import MAX_BYTES
@@ -44,8 +46,12 @@ def listen(port: int | None) -> socket.socket:
     raise InputError(f"port: expected a free port, got {tried} ({reason}); choose another with --port")
 
 
-def make_app(registry: ModelRegistry) -> Any:
+def make_app(registry: ModelRegistry, uploads: Path | None = None) -> Any:
     """Builds the web application (FastAPI) with the page at "/".
+
+    Args:
+        registry: the models.
+        uploads: folder for uploads and other temporary files; default: that of gradio.
 
     Raises:
         InputError: if gradio is not installed.
@@ -53,6 +59,8 @@ def make_app(registry: ModelRegistry) -> Any:
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_ENABLE_TELEMETRY"):
         os.environ[name] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    uploads = uploads or Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio"))
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     try:
         import gradio as gr
         from fastapi import FastAPI, Request, Response
@@ -69,6 +77,7 @@ def make_app(registry: ModelRegistry) -> Any:
         response.headers["Content-Security-Policy"] = _POLICY
         return response
 
+    app.add_middleware(RequestGuard, folder=uploads)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
     theme = gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="blue", radius_size="md")
@@ -83,8 +92,7 @@ def serve(registry: ModelRegistry, port: int | None = None, on_ready: Callable[[
     """Serves the page until it is interrupted, and deletes uploads then; `on_ready` is called with the address."""
     listening = listen(port)
     with listening, tempfile.TemporaryDirectory(prefix="causaldiffae-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = make_app(registry)
+        app = make_app(registry, Path(uploads))
         import uvicorn
 
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
