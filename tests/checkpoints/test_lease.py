@@ -51,9 +51,7 @@ def other(service: FakeBlobfile, age: float = 0.0, **changes: Any) -> Path:
 
 def test_a_second_trainer_is_refused_with_owner_and_age(service: FakeBlobfile) -> None:
     other(service, age=40)
-    message = (
-        rf"run_dir: {RUN} is in use by process 7 on node7, which renewed its lease 4\d seconds ago; wait or"
-    )
+    message = rf"run_dir: {RUN} is in use by process 7 on node7, which renewed its lease 4\d seconds ago; wait or"
     with pytest.raises(InputError, match=message), hold_lease(RUN):
         pass
     assert leases(service) == ["other.json"]

@@ -105,9 +105,7 @@ def test_a_gpu_that_runs_nothing_is_an_error(machine: pytest.MonkeyPatch) -> Non
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nSearch for ...")
 
     machine.setattr(torch, "ones", no_kernel)
-    with pytest.raises(
-        InputError, match=r"can use, got cuda:0: CUDA error: no kernel image .* device; install"
-    ):
+    with pytest.raises(InputError, match=r"can use, got cuda:0: CUDA error: no kernel image .* device; install"):
         use_device("")
 
 
