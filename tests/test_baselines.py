@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import normal, randomise, small_config, squares, squares_spec, training_draws
@@ -33,6 +34,7 @@ EVERYONE = torch.ones(B, dtype=torch.bool)
 CONDITIONAL: dict[str, Any] = {"model_type": "conditional"}
 UNALIGNED: dict[str, Any] = {"model_type": "diffae"}
 ALIGNED: dict[str, Any] = {"model_type": "diffae", "aligned": True}
+DIFFSCM: dict[str, Any] = {"model_type": "diffscm", "label_cond": True}
 CAUSALVAE: dict[str, Any] = {"model_type": "causalvae", "decoder_channels": "8,8"}
 STEPS = {"conditional": ConditionalTrainingStep, "diffae": DiffAETrainingStep, "causalvae": CausalVAETrainingStep}
 
@@ -90,6 +92,48 @@ def test_configurations_that_do_not_fit_are_refused(changes: dict[str, Any], mes
     assert list(MODELS) == ["causaldae", "diffscm", "conditional", "diffae", "causalvae"]
     with pytest.raises(InputError, match=message):
         build(**changes)
+
+
+# ---------------------------------------------------------------------- discrete variables
+
+
+@pytest.mark.parametrize("changes", [{}, CONDITIONAL, UNALIGNED, ALIGNED, CAUSALVAE, DIFFSCM])
+def test_every_model_trains_on_discrete_variables_and_predicts_categories(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    data = squares()
+    kinds = {"kinds": ("continuous", "categorical"), "categories": ((), ("black", "dark", "light"))}
+    ranges = {"low": (1.0, 0.0), "high": (7.0, 2.0), "shift": (4.0, 0.9), "scale": (2.0, 0.7)}
+    data.spec = replace(data.spec, name="folder", **kinds, **ranges)  # type: ignore[arg-type]
+    data.labels[:, 1] = np.arange(len(data)) % 3
+    config = small_config(discrete=True, rep_dim=6, mechanism="spline", total_steps=2, **changes)
+    TrainLoop(config, data, Logger(tmp_path, use_tensorboard=False)).run()
+    loaded = load_model(str(tmp_path))
+    engine = loaded.engine(2)
+    x, labels = to_model_range(data.images), torch.from_numpy(data.labels)
+    factual, moved, chosen = engine.predict(engine.abduct(x, labels=labels), [{}, {"size": 6.0}, {"grey": "light"}])
+    assert all(each.images.isfinite().all() for each in (factual, moved, chosen))
+    if changes is UNALIGNED:  # its latents are not tied to labels, so a linear probe reads real values
+        assert not loaded.model.discrete
+        return
+    assert loaded.model.discrete and chosen.labels[:, 1].tolist() == [2.0] * len(x)
+    assert set(moved.labels[:, 1].tolist()) <= {0.0, 1.0, 2.0}
+    if changes in (CONDITIONAL, DIFFSCM):
+        assert torch.equal(factual.labels[:, 1], labels[:, 1]) and loaded.model.latent_shape == (2, 3)
+
+
+def test_label_models_condition_the_network_on_codes_or_one_hot_categories() -> None:
+    spec = replace(
+        squares_spec(), kinds=("continuous", "binary"), low=(1, 0), high=(7, 1), shift=(4, 0.4), scale=(2, 0.5)
+    )
+    torch.manual_seed(0)
+    net, _ = create_model_and_diffusion(small_config(discrete=True, **CONDITIONAL), spec)
+    labels = spec.normalise(torch.tensor([[2.0, 0.0], [5.0, 1.0]]))
+    z = net.predict(net.abduct(IMAGES[:2], labels))
+    torch.testing.assert_close(z, torch.tensor([[[-1.0, -1.0], [1.0, -1.0]], [[0.5, 0.5], [-1.0, 1.0]]]))
+    diff_scm, _ = create_model_and_diffusion(small_config(discrete=True, **DIFFSCM), spec)
+    embedded = diff_scm.embed_labels(z)  # type: ignore[union-attr]
+    torch.testing.assert_close(embedded, torch.tensor([[-1.0, 1.0, 0.0], [0.5, 0.0, 1.0]]))
 
 
 # ---------------------------------------------------------------------- conditional
