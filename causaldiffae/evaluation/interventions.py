@@ -2,12 +2,13 @@
 
 `evaluate_interventions` applies interventions to all images. Each result holds the images and, per image, the predicted
 labels, the true labels and the labels measured on the counterfactual. Pixel errors are mean absolute differences in
-grey levels, 0..255.
+grey levels, 0..255. Non-finite pixels of a counterfactual are scored as black, with a warning.
 """
 
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.images import ImageData, model_inputs
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.protocol import as_uint8
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.truth import l1_errors
@@ -38,7 +41,8 @@ class InterventionResult:
     """One intervention on N images: images (N, C, H, W) uint8, labels (N, n) in label units, errors (N,).
 
     `truth` and `true_labels` are None if the data set cannot render true counterfactuals; where the class is set, only
-    the image is unknown. Classes (N,) are None if they are unknown or not set.
+    the image is unknown. Classes (N,) are None if they are unknown or not set. `measured_factual` are the labels that
+    the same measurement as that of `measured_labels` reads off the factual images.
     """
 
     do: Mapping[str, float]
@@ -52,6 +56,7 @@ class InterventionResult:
     measured_labels: np.ndarray
     factual_classes: np.ndarray | None = None
     measured_classes: np.ndarray | None = None
+    measured_factual: np.ndarray | None = None
 
     @cached_property
     def counterfactual_l1(self) -> np.ndarray | None:
@@ -100,11 +105,21 @@ def predict_split(
         abducted = engine.abduct(x_start, classes, generator, labels)
         results = engine.predict(abducted, [do.rows(rows) for do in dos], guidances)
         for found, result in zip(parts, results, strict=True):
-            found.append((to_uint8(result.images.cpu().numpy()), result.labels.cpu().numpy()))
+            found.append((without_nan(result.images), result.labels.cpu().numpy()))
         if on_batch is not None:
             on_batch(len(part))
     columns = (zip(*found, strict=True) for found in parts)
     return [(np.concatenate(images), np.concatenate(labels)) for images, labels in columns]
+
+
+def without_nan(images: torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1] as 0..255 uint8; non-finite pixels become black, with a warning."""
+    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if broken:
+        warnings.warn(
+            f"{broken} of {len(images)} images have non-finite pixels, which are scored as black", stacklevel=3
+        )
+    return as_uint8(images)
 
 
 def evaluate_interventions(
@@ -123,7 +138,7 @@ def evaluate_interventions(
 
     Args:
         guidances: one per intervention; the reconstruction is never guided.
-        measurement: computes `measured_labels` of the counterfactuals; by default the data set's `measure`.
+        measurement: computes `measured_labels` and `measured_factual`; by default the data set's `measure`.
         read_classes: computes `measured_classes` of interventions that set the class.
     """
     if not interventions:
@@ -137,12 +152,13 @@ def evaluate_interventions(
     distinct = {tuple(sorted(do.items())): do for do in dos} if truth_is_known(data) else {}
     truths = {key: _truth(data, do) for key, do in distinct.items()}
     read = measurement or (lambda images: measure(data.spec, images))
+    of_factual = read(data.images)
     results = []
     for do, (images, labels) in zip(dos, drawn, strict=True):
         known_labels, truth = truths.get(tuple(sorted(do.items())), (None, None))
         factual = (data.images, reconstruction, images, truth, data.labels)
         classes = (data.classes, read_classes(images) if read_classes and engine.spec.class_name in do else None)
-        results.append(InterventionResult(do, *factual, labels, known_labels, read(images), *classes))
+        results.append(InterventionResult(do, *factual, labels, known_labels, read(images), *classes, of_factual))
     return results
 
 
@@ -162,8 +178,11 @@ def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int =
 
 
 def interval(values: np.ndarray) -> float:
-    """Half-width of the normal 95 % interval of a mean; 0 for one image."""
-    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    """Half-width of the 95 % interval of Student's t of a mean; NaN for one image."""
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    return float(student_t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
 
 
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
@@ -171,6 +190,7 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
 
     Errors are absolute or, for a binary or categorical variable, error rates. For such a variable that is set,
     `reached_NAME` is the fraction of images measured to be of that category; likewise for a class that is set.
+    `measured_NAME` is NaN for three or more categories, whose codes have no mean.
     """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     figures["change_l1"] = float(result.change_l1.mean())
@@ -186,7 +206,7 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
     for j, name in enumerate(spec.graph.names):
         measured = result.measured_labels[:, j]
         finite = np.isfinite(measured)
-        figures[f"measured_{name}"] = _mean(measured[finite])
+        figures[f"measured_{name}"] = _mean(measured[finite]) if len(categories[j]) < 3 else float("nan")
         figures[f"not_measured_{name}"] = float((~finite).sum())
         if name in result.do and categories[j]:
             requested = nearest_category(np.full(len(measured), result.do[name]), categories[j])
@@ -226,7 +246,7 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
     """
     first, categories = results[0], [spec.category_values(j) for j in range(len(spec.graph))]
     affected = set(first.do).union(*(spec.graph.descendants(name) for name in spec.names_of(first.do)))
-    before = measure(spec, first.factual)
+    before = measure(spec, first.factual) if first.measured_factual is None else first.measured_factual
     all_changes = np.stack([label_errors(result.measured_labels, before, categories) for result in results])
     figures = {}
     for j, name in enumerate(spec.graph.names):

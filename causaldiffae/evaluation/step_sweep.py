@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import Abduction, CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.images import ImageData, model_inputs
 from causaldiffae.datasets.registry import measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.interventions import Measurement, describe_do
+from causaldiffae.evaluation.interventions import Measurement, describe_do, without_nan
 from causaldiffae.evaluation.tables import MISSING, text_table
+from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.solvers import SolverState
@@ -78,7 +79,9 @@ def headings(dos: Sequence[Mapping[str, float]], spec: DatasetSpec) -> dict[str,
     for do in dos:
         name = describe_do(do, spec)
         found[f"truth:{name}"] = f"{name}, L1 to the true image"
-        found |= {f"error:{name}:{variable}": f"{name}, {variable} error" for variable in _affected(do, spec)}
+        for variable in _affected(do, spec):
+            rate = " rate" if spec.values_of(variable) else ""
+            found[f"error:{name}:{variable}"] = f"{name}, {variable} error{rate}"
     return found
 
 
@@ -106,6 +109,7 @@ def sweep_steps(
         measurement: measures labels in images; by default the data set's `measure`.
     """
     spec, read = data.spec, measurement or (lambda images: measure(data.spec, images))
+    categories = [spec.category_values(j) for j in range(len(spec.graph))]
     values: dict[Setting, dict[str, list[np.ndarray]]] = {
         setting: {name: [] for name in headings(dos, spec)} for setting in engines
     }
@@ -128,7 +132,7 @@ def sweep_steps(
             errors = [l1_errors(ours, theirs) for ours, theirs in zip(again, reference[1], strict=True)]
             found[SAME_NOISE].append(np.mean(errors, axis=0))
             for do, images, (true_labels, true_images) in zip(dos, drawn, truths, strict=True):
-                name, errors = describe_do(do, spec), np.abs(read(images) - true_labels)
+                name, errors = describe_do(do, spec), label_errors(read(images), true_labels, categories)
                 found[f"truth:{name}"].append(l1_errors(images, true_images))
                 for variable in _affected(do, spec):
                     found[f"error:{name}:{variable}"].append(errors[:, spec.graph.index(variable)])
@@ -139,7 +143,7 @@ def sweep_steps(
 
 
 def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
-    return [to_uint8(result.images.cpu().numpy()) for result in engine.predict(abducted, dos)]
+    return [without_nan(result.images) for result in engine.predict(abducted, dos)]
 
 
 def exceeded(row: SweepRow, reference: SweepRow, margin: float = MARGIN) -> dict[str, Figure]:

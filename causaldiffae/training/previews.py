@@ -1,7 +1,7 @@
 """Previews during training: test images, their counterfactuals, and a rough effectiveness.
 
-Effectiveness is the mean absolute error of the intervened variable in label units, measured on a few images if the data
-set supports it. It shows progress only; use `scripts/evaluate.py` for reported results.
+Effectiveness is the mean absolute error of the intervened variable in label units, or the error rate of a category,
+measured on a few images if the data set supports it. It shows progress only; use `scripts/evaluate.py` for reported results.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
 from causaldiffae.diff_scm import DiffScm
+from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.script_util import Model, create_gaussian_diffusion
 from causaldiffae.visualization.image_grids import tile
 
@@ -48,8 +49,10 @@ def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device:
     if test.spec.name in DATASETS and can_measure(test.spec):
         for do, counterfactuals in zip(interventions[1:], images[1:], strict=True):
             for name, value in do.items():
-                measured = measure(test.spec, counterfactuals)[:, test.spec.graph.index(name)]
-                errors.setdefault(name, []).append(float(np.abs(measured - value).mean()))
+                i = test.spec.graph.index(name)
+                measured = measure(test.spec, counterfactuals)[:, [i]]
+                wrong = label_errors(measured, np.full_like(measured, value), [test.spec.category_values(i)])
+                errors.setdefault(name, []).append(float(wrong.mean()))
     effectiveness = {name: float(np.mean(values)) for name, values in errors.items() if np.isfinite(values).all()}
     return Preview(tile(np.stack([few.images, *images], axis=1)), effectiveness)
 

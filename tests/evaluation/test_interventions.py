@@ -15,7 +15,7 @@ from tiny import squares_spec
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData, to_model_range
-from causaldiffae.datasets.registry import read_split, true_counterfactual
+from causaldiffae.datasets.registry import measure, read_split, true_counterfactual
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import interventions
 from causaldiffae.evaluation.interventions import (
@@ -23,11 +23,13 @@ from causaldiffae.evaluation.interventions import (
     describe_do,
     draw_traversal,
     evaluate_interventions,
+    interval,
     shown_labels,
     slope,
     summary,
     traversal,
     traversal_values,
+    without_nan,
     write_csv,
 )
 from causaldiffae.generators import morphomnist
@@ -148,6 +150,25 @@ def test_traversals_have_slopes_for_descendants_and_changes_for_the_others(digit
     assert leaf["intensity"]["slope"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_changes_are_between_readings_of_one_measurement(digits: ImageData) -> None:
+    """A predictor that reads thickness 2 too high sees no change where there is none."""
+    results = evaluate(digits, [{"intensity": 90.0}], measurement=lambda images: measure(digits.spec, images) + 2.0)
+    assert traversal(results, digits.spec)["thickness"]["change"] < 0.05
+
+
+def test_intervals_are_students_t_and_unknown_for_one_image() -> None:
+    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+    assert np.isnan(interval(np.array([1.0])))
+
+
+def test_non_finite_pixels_are_black_with_a_warning() -> None:
+    images = torch.full((3, 1, 2, 2), 1.0)
+    images[1, 0, 0, 1] = torch.nan
+    with pytest.warns(UserWarning, match="1 of 3 images have non-finite pixels, which are scored as black"):
+        drawn = without_nan(images)
+    assert (drawn == 255).sum() == 11 and drawn[1, 0, 0, 1] == 0
+
+
 def test_a_traversal_is_drawn_above_the_true_images(digits: ImageData) -> None:
     results = evaluate(digits, [{"thickness": 1.5}, {"thickness": 3.5}])
     one, two = (draw_traversal(results, digits.spec, ["a", "b"], count) for count in (1, 2))
@@ -187,6 +208,7 @@ def test_figures_of_categories_are_rates(monkeypatch: pytest.MonkeyPatch) -> Non
     result = InterventionResult({"size": 2.0}, images, images, images, images, true, predicted, true, measured)
     figures = summary(result, spec)
     assert figures["measured_error_size"] == pytest.approx(1 / 3) and figures["reached_size"] == pytest.approx(2 / 3)
+    assert np.isnan(figures["measured_size"]) and figures["measured_grey"] == 0.25, "codes of three categories"
     assert figures["measured_error_grey"] == 0.25 and figures["predicted_error_grey"] == 0.0
     assert figures["predicted_error_size"] == 0.25, "1.2 is category 1, 1.7 is category 2"
     monkeypatch.setattr(interventions, "measure", lambda spec, images: measured)

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_known_errors_are_measured() -> None:
         "error:do(shadow_length=6):shadow_length",
     ]
     assert rows[0].values["error:do(angle=30):angle"].mean() < 1.5, "the precision of the measurement"
+
+
+def test_errors_of_categories_are_rates() -> None:
+    """An angle read as the third category instead of the first is one error, not two."""
+    data = pendulums(6, 0)
+    kinds = {"kinds": ("categorical", *("continuous",) * 3), "categories": (("a", "b", "c"), (), (), ())}
+    data.spec = replace(data.spec, **kinds)
+    data.labels[:, 0] = 0
+    engines = {Setting("ddim", 250): Engine(data, 2), Setting("dpmpp2m", 25): Engine(data, 2)}
+    rows = sweep_steps(engines, data, [{"angle": "a"}], measurement=lambda images: np.full((len(images), 4), 2.0))  # type: ignore[arg-type, dict-item]
+    assert headings([{"angle": 0.0}], data.spec)["error:do(angle=a):angle"] == "do(angle=a), angle error rate"
+    assert (rows[0].values["error:do(angle=a):angle"] == 1.0).all()
 
 
 def row(setting: str, l1: float, spread: float = 0.0) -> SweepRow:
