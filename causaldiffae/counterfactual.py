@@ -60,6 +60,13 @@ class CausalModel(Protocol):
     def read_labels(self, z: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class LabelledModel(Protocol):
+    """A model with an encoder whose latents can be given by observed labels."""
+
+    def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+
 class DiffusionModel(CausalModel, Protocol):
     """Generates images by diffusion; x_T encodes what the latents do not determine."""
 
@@ -157,6 +164,7 @@ class CounterfactualEngine:
         autocast: dtype of the activations; None for float32.
         pixel_range: pixel range of the network; images passed in and returned are always in [-1, 1].
         codec: autoencoder of a latent model, None for pixels; residuals are computed in its latent space.
+        use_labels: abduct the noise of models with an encoder from the given labels, where they are known.
         most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
             abducted draw of their noise.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
@@ -178,6 +186,7 @@ class CounterfactualEngine:
         codec: ImageCodec | None = None,
         most_probable: bool = False,
         pixels: int = 2**16,
+        use_labels: bool = False,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
@@ -189,7 +198,9 @@ class CounterfactualEngine:
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
-        self.most_probable = most_probable
+        self.most_probable, self.use_labels = most_probable, use_labels
+        if use_labels and not (model.needs_labels or isinstance(model, LabelledModel)):
+            raise InputError("use_labels: expected a model whose latents are those of the labels, got another one")
 
     def counterfactual(
         self,
@@ -215,15 +226,21 @@ class CounterfactualEngine:
             classes: (B,), required by class-conditional models and ignored by others.
             generator: generator for the noise of discrete variables and a random x_T (`NOISE`, `NONE`), on the device
                 of the images.
-            labels: (B, n) in label units, required by models without an encoder and ignored by others.
+            labels: (B, n) in label units, required by models without an encoder and with `use_labels`, and otherwise
+                ignored.
         """
         if self.model.class_cond and classes is None:
             raise InputError("classes: expected the classes of the images for a class-conditional model, got none")
-        if self.model.needs_labels and labels is None:
-            raise InputError("labels: expected the labels of the images for a model without an encoder, got none")
+        if (self.model.needs_labels or self.use_labels) and labels is None:
+            reason = "a model without an encoder" if self.model.needs_labels else "abduction from labels"
+            raise InputError(f"labels: expected the labels of the images for {reason}, got none")
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
-        u = self.model.abduct(x_start, None if labels is None else self.spec.normalise(labels), generator)
+        given = None if labels is None else self.spec.normalise(labels)
+        if self.use_labels and given is not None and isinstance(self.model, LabelledModel):
+            u = self.model.abduct_given(x_start, given, generator)
+        else:
+            u = self.model.abduct(x_start, given, generator)
         z = self.model.predict(u)
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
         if not self.residual:

@@ -139,6 +139,12 @@ class CausalAutoencoder(StructuralModel):
         """
         return self.scm.infer(self.encode(x_start).mean, generator)
 
+    def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As `abduct`, from observed normalised labels (B, n) where they are not NaN, and else from the encoder."""
+        z, known = self.predict(self.abduct(x_start, None, generator)), ~labels.isnan()
+        given = self.scm.label_blocks(labels.nan_to_num().to(z.dtype))
+        return self.scm.abduct(torch.where(known[:, :, None], given, z), generator)
+
 
 def batched_model_outputs(
     model_output: Callable[..., Tensor],

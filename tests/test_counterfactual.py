@@ -241,6 +241,28 @@ def test_x_T_is_a_noised_image_or_plain_noise(kind: str, stop: float, solver: st
     assert torch.equal(abducted.u, encoded.u) and torch.equal(abducted.z, encoded.z)
 
 
+class WithLabels(Oracle):
+    """Takes observed labels for the causal variables."""
+
+    def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        z = labels.to(x_start.dtype)[:, :, None]
+        return torch.stack([z[:, 0], z[:, 1] - SLOPE * z[:, 0]], dim=1)
+
+
+def test_observed_labels_replace_those_of_the_encoder_on_request() -> None:
+    labels = torch.tensor([[3.0, 100.0], [5.0, 150.0], [6.0, 230.0]])
+    read = engine(model=WithLabels()).abduct(images(), labels=labels)
+    given = engine(model=WithLabels(), use_labels=True).abduct(images(), labels=labels)
+    torch.testing.assert_close(SPEC.denormalise(given.z[:, :, 0]).float(), labels)
+    assert not torch.allclose(read.z, given.z)
+    with pytest.raises(
+        InputError, match="labels: expected the labels of the images for abduction from labels, got none"
+    ):
+        engine(model=WithLabels(), use_labels=True).abduct(images())
+    with pytest.raises(InputError, match="use_labels: expected a model whose latents are those of the labels"):
+        engine(use_labels=True)
+
+
 def test_partial_encoding_keeps_more_of_the_image() -> None:
     x, changes = images(), []
     for stop in (0.05, 0.3, 1.0):

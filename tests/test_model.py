@@ -60,6 +60,15 @@ def test_z_reaches_the_unet_in_the_order_of_the_graph() -> None:
     assert net.read_labels(torch.tensor([[[1.0, 3.0], [0.0, -1.0]]])).tolist() == [[2.0, -0.5]], "means of the blocks"
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_observed_labels_are_abducted_and_the_encoder_reads_the_missing_ones(mechanism: str) -> None:
+    net, labels = model(mechanism=mechanism), LABELS.clone()
+    labels[1, 0] = torch.nan
+    z = net.predict(net.abduct_given(IMAGES, labels))
+    expected = labels.nan_to_num(nan=float(net.read_labels(net.predict(net.abduct(IMAGES))).detach()[1, 0]))
+    torch.testing.assert_close(net.read_labels(z), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_several_conditions_are_evaluated_as_one_batch(num_classes: int | None) -> None:
     net, sizes = model(num_classes, learned_null=True).eval(), []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from causaldiffae.config import ModelConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
+from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import masked_mean
 from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, squared_error
@@ -49,6 +50,12 @@ class DiffAE(CausalDiffAE):
     def aligned(self) -> bool:
         """Whether blocks are tied to labels."""
         return self.probe is None
+
+    def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As `CausalAutoencoder.abduct_given`, for aligned latents."""
+        if not self.aligned:
+            raise InputError("use_labels: expected a DiffAE with aligned latents, got one without")
+        return super().abduct_given(x_start, labels, generator)
 
     def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
         """Returns the latents (B, n, d) under an intervention; without one, u itself."""

@@ -182,6 +182,7 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         abduction=AbductionKind(config.abduction),
         guidance=config.guidance(),
         most_probable=config.most_probable,
+        use_labels=config.use_labels,
         stop=config.stop,
         autocast=activation_dtype(config.use_bf16, next(loaded.model.parameters()).device),
     )

@@ -1,0 +1,119 @@
+"""The protocol of other counterfactual models, with engines of known errors."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from paths import REPO
+from running import assert_refused, run
+
+from causaldiffae.counterfactual import Counterfactual
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.registry import read_split
+from causaldiffae.errors import InputError
+from causaldiffae.evaluation.peers import draw_interventions, evaluate_peers, peers_table
+from causaldiffae.generators import morphomnist
+from causaldiffae.predictors.predictor import Readings
+
+SHARE, WEIGHTS = REPO / "assets" / "mnist_share", REPO / "weights" / "morphomnist_causaldae_mini"
+LEVELS = 4.0
+"""Grey levels by which each null intervention of the engine darkens the image."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "digits"
+    morphomnist.write_dataset(SHARE, out, num_train=2, num_test=12, workers=1, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def digits(folder: Path) -> ImageData:
+    return read_split("morphomnist", folder, "test")
+
+
+class Engine:
+    """Predicts labels 1 and 10 above the requested or factual ones; its images are darkened factual ones."""
+
+    def abduct(self, x_start: torch.Tensor, classes: Any, labels: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(images=x_start, labels=labels)
+
+    def predict(self, abducted: SimpleNamespace, dos: Sequence[Mapping[str, Any]]) -> list[Counterfactual]:
+        labels = abducted.labels + torch.tensor([1.0, 10.0])
+        return [Counterfactual(abducted.images - LEVELS / 127.5, labels, torch.zeros(0)) for _ in dos]
+
+
+class Exact:
+    """Reads the factual labels and classes, in the order of the data."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def read(self, images: np.ndarray) -> Readings:
+        darker = [np.maximum(image.astype(int) - LEVELS, 0) for image in self.data.images]
+        rows = [int(np.argmin([np.abs(image - each).mean() for each in darker])) for image in images]
+        assert self.data.classes is not None
+        return Readings(self.data.labels[rows].astype(np.float64), self.data.classes[rows], np.zeros((len(rows), 1)))
+
+
+def test_values_are_test_values_of_another_bin_and_classes_other_ones(digits: ImageData) -> None:
+    drawn = draw_interventions(digits, seed=0)
+    assert list(drawn) == ["thickness", "intensity", "digit"] and digits.classes is not None
+    for i, name in enumerate(("thickness", "intensity")):
+        labels = digits.labels[:, i].astype(np.float64)
+        edges = np.linspace(labels.min(), labels.max(), 9)
+        assert np.isin(drawn[name], labels).all()
+        own, new = (np.clip(np.digitize(values, edges), 1, 8) for values in (labels, drawn[name]))
+        assert (own != new).all()
+    assert (drawn["digit"] != digits.classes).all() and drawn["digit"].max() < 10
+    again, other = draw_interventions(digits, seed=0), draw_interventions(digits, seed=1)
+    np.testing.assert_array_equal(drawn["thickness"], again["thickness"])
+    assert (drawn["thickness"] != other["thickness"]).any()
+    with pytest.raises(InputError, match="thickness: expected labels of all test images, got 1 without"):
+        labels = digits.labels.copy()
+        labels[0, 0] = np.nan
+        draw_interventions(replace(digits, labels=labels), 0)
+
+
+def test_figures_of_a_known_model(digits: ImageData) -> None:
+    seen: list[int] = []
+    found = evaluate_peers(Engine(), digits, Exact(digits), batch_size=5, cycle_images=4, on_batch=seen.append)  # type: ignore[arg-type]
+    assert sum(seen) == found["images"] == 12
+    drawn = draw_interventions(digits, 0)
+    for name in drawn:
+        own = found["interventions"][name]["own"]
+        assert own["thickness"]["mean"] == pytest.approx(1.0) and own["intensity"]["mean"] == pytest.approx(
+            10.0, rel=1e-5
+        )
+    true = found["interventions"]["thickness"]["true"]
+    assert true["thickness"]["mean"] == pytest.approx(np.abs(drawn["thickness"] - digits.labels[:, 0]).mean(), rel=1e-5)
+    assert true["digit"]["mean"] == 1.0, "the class is kept"
+    changed = found["interventions"]["digit"]
+    assert changed["own"]["digit"]["mean"] == 0.0 and changed["true"]["thickness"]["mean"] == 0.0
+    one, ten = (found["composition"][cycle] for cycle in ("1", "10"))
+    assert one["mean"] == pytest.approx(LEVELS * 28**2 / 32**2, rel=1e-4) and one["images"] == 12
+    assert ten["mean"] == pytest.approx(10 * one["mean"], rel=1e-4) and ten["images"] >= 4
+    table = peers_table({"true labels": found}, digits.spec)
+    assert "do(digit)" in table and "composition, abduction from true labels: 3.0" in table
+
+
+def test_the_script(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "peers.json"
+    base = [f"--model_path={WEIGHTS}", f"--data_dir={folder}", f"--out={out}", "--protocol=melistas"]
+    outcome = run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=2", "--cycle_images=2")
+    assert outcome.returncode == 0, outcome.stderr
+    found = json.loads(out.read_text())
+    assert list(found["abduction"]) == ["true labels", "the image"] and found["protocol"]["name"] == "melistas"
+    given, read = (found["abduction"][name]["interventions"]["intensity"]["own"] for name in found["abduction"])
+    assert given["thickness"]["mean"] != read["thickness"]["mean"]
+    assert "do(digit)" in outcome.stdout and "composition, abduction from the image:" in outcome.stdout
+    assert_refused(
+        run(REPO / "scripts" / "evaluate.py", "--protocol=melistas", "--all=weights", "--data_dir=x", f"--out={out}"),
+        "protocol: expected --model_path with melistas, got none",
+    )
