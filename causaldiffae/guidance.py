@@ -13,7 +13,7 @@ others: w_affected scales the change from the factual (0) to the counterfactual 
 also weights the *factual* values of affected blocks. If all blocks are affected, w_invariant is ignored.
 
 Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside it the
-output is out(z).
+output is the unguided one, out(z). Diff-SCM decodes without labels where it is not guided: there it is out(null).
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from causaldiffae.noise_schedule import NoiseSchedule
 
 
 class ConditionalModel(Protocol):
-    """A network that can be evaluated under several conditions at once."""
+    """A network that can be evaluated under several conditions at once.
+
+    If it has an attribute `unconditional_abduction` that is true, its unguided output is that under the null token.
+    """
 
     def model_outputs(
         self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
@@ -46,7 +49,7 @@ class Guidance:
     """Guidance weights.
 
     Attributes:
-        w: weight of all variables; 1 is no guidance, 0 ignores the latents.
+        w: weight of all variables; 1 is no guidance, 0 ignores the latents. For Diff-SCM the scale s: 0 is no guidance.
         w_affected: weight of the intervened variables and their descendants; None for `w`.
         w_invariant: weight of all other variables; None for `w`.
         low, high: guidance is applied where t / T is in [low, high].
@@ -90,8 +93,8 @@ def guided_model_output(
 ) -> ModelFn:
     """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
-    Conditions with weight 0 are skipped, and the others are evaluated as one batch. Without guidance, the output under
-    z is returned unchanged.
+    Conditions with weight 0 are skipped, and the others are evaluated as one batch. With w = 1, the output under z is
+    returned unchanged.
 
     Args:
         z: (B, n, d) latents, None for the null token.
@@ -101,8 +104,10 @@ def guided_model_output(
     guidance = guidance or Guidance()
     everywhere = guidance.low == 0.0 and guidance.high == 1.0
     terms = _terms(model, z, guidance, z_factual)
-    # The output under z is required outside the interval.
-    terms = [term for i, term in enumerate(terms) if torch.any(torch.as_tensor(term[1])) or (i == 0 and not everywhere)]
+    # The unguided output, of the first or the last condition, is required outside the interval.
+    unguided = len(terms) - 1 if getattr(model, "unconditional_abduction", False) else 0
+    required = None if everywhere else unguided
+    terms = [term for i, term in enumerate(terms) if torch.any(torch.as_tensor(term[1])) or i == required]
     conditions, weights = [condition for condition, _ in terms], [weight for _, weight in terms]
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def guided_model_output(
             return mixed
         level = t.to(mixed.dtype) / max_timestep
         inside = (level >= guidance.low) & (level <= guidance.high)
-        return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), mixed, outputs[0])
+        return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), mixed, outputs[-1 if unguided else 0])
 
     return guided
 
@@ -123,7 +128,7 @@ def guided_model_output(
 def _terms(
     model: ConditionalModel, z: Tensor | None, guidance: Guidance, z_factual: Tensor | None
 ) -> list[tuple[Tensor | None, float | Tensor]]:
-    """The conditions, starting with z, and their weights, which are numbers or (B, 1, 1, 1) and sum to 1."""
+    """The conditions, z first and null last, and their weights, which are numbers or (B, 1, 1, 1) and sum to 1."""
     of_affected, of_invariant = guidance.affected, guidance.invariant
     if z is None or z_factual is None or of_affected == of_invariant:
         return [(z, of_invariant), (None, 1.0 - of_invariant)]

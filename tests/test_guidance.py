@@ -106,6 +106,18 @@ def test_guidance_acts_only_inside_its_interval(
     assert conditions == ["z", "null"], "z is needed outside of the interval"
 
 
+@pytest.mark.parametrize("w", [0.0, 1.0, 3.0])
+def test_outside_the_interval_a_diff_scm_is_decoded_without_labels(w: float) -> None:
+    """Its scale is w and 0 is no guidance: at the other levels, decoding inverts the encoding."""
+    network = LinearNetwork()
+    network.unconditional_abduction = True  # type: ignore[attr-defined]
+    found = guided_model_output(network, Z, None, Guidance(w, low=0.4, high=0.6))(X, T)[:, 0, 0, 0]
+    expected = torch.where(torch.tensor([False, True, False]), w * OF_Z + (1 - w) * OF_NULL, OF_NULL)
+    torch.testing.assert_close(found, expected)
+    separate = guided_model_output(network, Z, None, Guidance(w, 2.0, 1.0, low=0.4, high=0.6), FACTUAL)(X, T)
+    torch.testing.assert_close(separate[::2, 0, 0, 0], OF_NULL[::2])
+
+
 def test_low_precision_outputs_are_mixed_in_float32() -> None:
     low = LinearNetwork(dtype=torch.bfloat16)
     assert guided_model_output(low, Z, None, Guidance(2.0))(X, T).dtype == torch.float32
