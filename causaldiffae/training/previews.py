@@ -1,7 +1,8 @@
 """Previews during training: test images, their counterfactuals, and a rough effectiveness.
 
 Effectiveness is the mean absolute error of the intervened variable in label units, or the error rate of a category,
-measured on a few images if the data set supports it. It shows progress only; use `scripts/evaluate.py` for reported results.
+measured on a few images if the data set supports it. It shows progress only; use `scripts/evaluate.py` for reported
+results.
 """
 
 from __future__ import annotations
