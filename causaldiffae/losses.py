@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 
 def normal_kl(mean1: Tensor, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
     """Returns KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))), elementwise, in nats; arguments broadcast."""
-    logvar1 = torch.as_tensor(logvar1, dtype=mean1.dtype, device=mean1.device)
-    logvar2 = torch.as_tensor(logvar2, dtype=mean1.dtype, device=mean1.device)
+    logvar1, logvar2 = _like(mean1, logvar1), _like(mean1, logvar2)
     ratio = torch.exp(logvar1 - logvar2)
     return 0.5 * (-1.0 + logvar2 - logvar1 + ratio + (mean1 - mean2) ** 2 * torch.exp(-logvar2))
+
+
+def _like(other: Tensor, value: Tensor | float) -> Tensor:
+    """Returns a value in the dtype and on the device of a tensor; filling there, unlike copying, does not wait."""
+    return (
+        value.to(other) if isinstance(value, Tensor) else torch.full((), value, dtype=other.dtype, device=other.device)
+    )
 
 
 def discretized_gaussian_log_likelihood(x: Tensor, *, means: Tensor, log_scales: Tensor) -> Tensor:
@@ -55,7 +61,7 @@ def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0, discrete: Te
         log_scale: (n,) log sigma, or a number.
         discrete: (n,) bool, variables to leave out: their blocks are tied to codes, and their noise is not Gaussian.
     """
-    log_scale = torch.as_tensor(log_scale, dtype=posterior.mean.dtype, device=posterior.mean.device).reshape(-1, 1)
+    log_scale = _like(posterior.mean, log_scale).reshape(-1, 1)
     kl = normal_kl(posterior.mean, posterior.logvar, 0.0, 2.0 * log_scale)
     return sum_flat(kl if discrete is None else torch.where(discrete[:, None], torch.zeros_like(kl), kl))
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from device_copies import META, Copies
 from tiny import normal, randomise
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -35,6 +36,16 @@ def test_normal_kl_and_gaussian_nll_agree_with_torch_distributions() -> None:
     torch.testing.assert_close(normal_kl(m1, 0.3, 0.2, -0.4), normal_kl(m1, *as_tensors))
     assert normal_kl(m1, l1, m1, l1).abs().max() < 1e-15
     torch.testing.assert_close(gaussian_nll(m1, l1), -Normal(0.0, l1.exp()).log_prob(m1))
+
+
+def test_divergences_copy_no_numbers_to_the_device() -> None:
+    mean = torch.zeros(2, 3, 4, device=META)
+    posterior = Posterior(mean, mean)
+    with Copies() as copies:
+        normal_kl(mean, 0.3, 0.2, -0.4)
+        prior_kl(posterior)
+        label_kl(mean, 0.0, torch.zeros(2, 3, device=META), 0.5)
+    assert not copies.waiting and not copies.other
 
 
 def test_approximate_normal_cdf_is_within_5e_4() -> None:

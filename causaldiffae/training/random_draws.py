@@ -7,6 +7,7 @@ the number of processes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,12 +41,30 @@ def draw_for_step(
     keep = torch.rand(total, generator=generator) >= config.drop_prob
     forced = torch.rand(total, generator=generator) < config.label_forcing
     keep_blocks = torch.rand(total, latent_shape[0], generator=generator) >= config.block_drop_prob
+    ours = [each[share] for each in (drawn.t, drawn.weights, keep, keep_blocks, forced)]
+    t, weights, keep, keep_blocks, forced = copy_together(ours, device)
     return TrainingDraws(
-        t=drawn.t[share].to(device),
-        weights=drawn.weights[share].to(device),
+        t=t,
+        weights=weights,
         noise=normal("image", *images.shape[1:]),
         latent_noise=normal("latent", *latent_shape),
-        keep=keep[share].to(device),
-        keep_blocks=keep_blocks[share].to(device),
-        forced=forced[share].to(device),
+        keep=keep,
+        keep_blocks=keep_blocks,
+        forced=forced,
     )
+
+
+def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies tensors (B, ...) from the CPU to a device in one transfer, for which the host does not wait.
+
+    They travel as float64, which holds float32, bool, and integers up to 2^53 exactly.
+    """
+    if device.type == "cpu":
+        return list(tensors)
+    table = torch.cat(
+        [tensor.flatten(1).double() if tensor.dim() > 1 else tensor[:, None].double() for tensor in tensors], 1
+    )
+    if device.type == "cuda":
+        table = table.pin_memory()
+    columns = table.to(device, non_blocking=True).split([tensor[0].numel() for tensor in tensors], dim=1)
+    return [column.reshape(tensor.shape).to(tensor.dtype) for column, tensor in zip(columns, tensors, strict=True)]

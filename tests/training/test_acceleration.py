@@ -1,14 +1,17 @@
 """Acceleration must not change what a network computes."""
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import randomise, small_config, squares_spec
+from device_copies import META, Copies
+from tiny import randomise, small_config, squares_spec, training_draws
 
 from causaldiffae.dit import DiT
-from causaldiffae.script_util import MODELS, create_model_and_diffusion
+from causaldiffae.script_util import MODELS, create_model_and_diffusion, model_entry
 from causaldiffae.training import acceleration
 from causaldiffae.training.acceleration import (
     accelerate,
@@ -83,6 +86,23 @@ def test_the_score_network_of_a_model_is_accelerated(kind: str, monkeypatch: pyt
     (net,) = compiled
     assert net is getattr(model, "unet", None) or net is getattr(model, "network", None)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_host_waits_for_no_copy_in_a_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device `meta`, where also every other reason to wait (`item`, a mask as an index) is an error."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # does not know the device
+    config = small_config(model_type=kind, label_forcing=0.5, drop_prob=0.1, learn_sigma=kind != "causalvae")
+    model, diffusion = create_model_and_diffusion(config, squares_spec())
+    step = model_entry(kind).training_step(model.to(META), diffusion, config.loss)
+    draws = training_draws(torch.zeros(4, dtype=torch.long), model.latent_shape)
+    draws = replace(draws, **{name: value.to(META) for name, value in vars(draws).items()})
+    images, labels = torch.zeros(4, 1, 8, 8, device=META), torch.zeros(4, 2, device=META)
+    batch = (images, labels, None, torch.ones(4, dtype=torch.bool, device=META), draws, 1.0)
+    step(*batch)  # copies the tables of the diffusion process, once
+    with Copies() as copies:
+        step(*batch)[0].backward()
+    assert copies.waiting == copies.other == []
 
 
 def test_a_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
