@@ -57,6 +57,9 @@ def test_the_factual_category_leads_by_a_margin_even_where_it_was_improbable() -
         values = logits + posterior_gumbels(logits, torch.full((1000,), category), generator())
         others = torch.cat([values[:, :category], values[:, category + 1 :]], dim=1)
         assert values.isfinite().all() and (values[:, category, None] - others).min() > 0.5 * MARGIN
+    even, count = torch.zeros(1, 2), 500_000  # some of so many draws would be nearly tied
+    lead = posterior_gumbels(even.expand(count, -1), torch.zeros(count, dtype=torch.long), generator()).diff(dim=1)
+    assert lead.max() < -0.5 * MARGIN and lead.max() > -2 * MARGIN
 
 
 @pytest.mark.parametrize("size", SIZES)
