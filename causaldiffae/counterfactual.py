@@ -234,6 +234,10 @@ class CounterfactualEngine:
         if (self.model.needs_labels or self.use_labels) and labels is None:
             reason = "a model without an encoder" if self.model.needs_labels else "abduction from labels"
             raise InputError(f"labels: expected the labels of the images for {reason}, got none")
+        if labels is not None and (self.model.needs_labels or self.model.unconditional_abduction):
+            missing = int(labels.isnan().any(dim=1).sum())
+            if missing:  # a missing category would be read as the first one
+                raise InputError(f"labels: expected all labels of every image, got none for {missing} of {len(labels)}")
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
         given = None if labels is None else self.spec.normalise(labels)

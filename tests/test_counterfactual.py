@@ -399,6 +399,14 @@ def test_missing_labels_and_classes_are_refused(needs: dict[str, bool], message:
         engine(5, Oracle(**needs)).abduct(images())
 
 
+def test_an_image_without_a_label_is_refused_by_models_that_use_labels_only() -> None:
+    labels = torch.tensor([[4.0, 150.0]]).repeat(len(images()), 1)
+    labels[1, 0] = torch.nan
+    with pytest.raises(InputError, match="labels: expected all labels of every image, got none for 1 of"):
+        engine(5, Oracle(needs_labels=True)).abduct(images(), labels=labels)
+    assert engine(5).abduct(images(), labels=labels).u.isfinite().all()
+
+
 def test_unknown_variables_and_values_are_refused_and_extrapolation_warns() -> None:
     counterfactuals = engine(5)
     abducted = counterfactuals.abduct(images())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae.config import flag, with_help
-from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.counterfactual import AbductionKind, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
@@ -181,8 +181,8 @@ class TaskRunner:
         """Outputs for the images `rows`, one row each.
 
         For variable v: `images/v` uint8, `labels/v` predicted, `measured/v`, `broken/v` the number of non-finite
-        pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle; if the truth is known also
-        `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`, `composition`
+        pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle or label; if the truth is known
+        also `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`, `composition`
         and `composition_long`. `measured` for the factual images.
         """
         task = self.task
@@ -214,7 +214,11 @@ class TaskRunner:
             "composition_long": np.full(count, np.nan),
         }
 
-        def reversibility(name: str, chosen: np.ndarray, cycles: int, first: tuple[Tensor, Tensor] | None) -> None:
+        def reversibility(name: str, chosen: np.ndarray, cycles: int, result: Counterfactual | None) -> None:
+            chosen = chosen[np.isfinite(part.labels[chosen, spec.graph.index(name)])]  # a missing value cannot be set
+            if not len(chosen):
+                return
+            first = None if result is None else (result.images[chosen], result.labels[chosen])
             values = ({name: forward[name][chosen]}, {name: inverse[name][chosen]})
             model = self._model(classes, chosen)
             found = axioms.reversibility(model, x_start[chosen], labels[chosen], *values, cycles, first)
@@ -229,17 +233,14 @@ class TaskRunner:
                 f"reverse/{name}": np.full(count, np.nan),
                 f"reverse_long/{name}": np.full(count, np.nan),
             }
-            if len(short):
-                reversibility(name, short, 1, (result.images[short], result.labels[short]))
+            reversibility(name, short, 1, result)
         long_cycle = self.task.long_cycle[rows]
         long = np.flatnonzero(long_cycle >= 0)
         if len(long):
             found = axioms.composition(self._model(classes, long), x_start[long], labels[long], cycles)
             outputs["composition_long"][long] = _array(found)
         for k, name in enumerate(self.task.variables):
-            chosen = np.flatnonzero(long_cycle == k)
-            if len(chosen):
-                reversibility(name, chosen, cycles, None)
+            reversibility(name, np.flatnonzero(long_cycle == k), cycles, None)
         return outputs
 
     def _model(self, classes: Tensor | None, rows: np.ndarray) -> axioms.Model:

@@ -35,11 +35,17 @@ class Preview(NamedTuple):
 def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> Preview:
     """Draws test images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
-    A Diff-SCM without a predictor yields reconstructions only.
+    A Diff-SCM without a predictor yields reconstructions only, and a model that needs labels, without labelled images,
+    the test images only.
     """
     diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
     engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
-    few = test.subset(range(min(PREVIEW_IMAGES, len(test))))
+    rows = np.arange(len(test))
+    if test.labelled is not None and (model.needs_labels or model.unconditional_abduction):
+        rows = rows[test.labelled]
+    few = test.subset(rows[:PREVIEW_IMAGES])
+    if not len(few):
+        return Preview(tile(test.subset(range(min(PREVIEW_IMAGES, len(test)))).images[:, None]), {})
     x_start, classes, labels = model_inputs(few, device)
     interventions: list[dict[str, Any]] = [{}]
     if not isinstance(model, DiffScm) or model.has_labels or model.predictor is not None:

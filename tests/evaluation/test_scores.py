@@ -281,6 +281,17 @@ def test_a_missing_label_leaves_the_ranges_of_all_variables_known() -> None:
         make_task(data, ProtocolSettings())
 
 
+def test_an_image_without_a_label_is_left_out_of_the_reversibility_of_that_variable() -> None:
+    data = squares(6)
+    data.spec = replace(squares_spec(), name="folder")
+    data.labels[2, 0] = np.nan
+    settings = ProtocolSettings(chunk=6, cycles=2, cycle_images=6)
+    outputs = TaskRunner(squares_engine("2"), make_task(data, settings), settings).run(np.arange(6))
+    assert np.flatnonzero(np.isnan(outputs["reverse/size"])).tolist() == [2]
+    assert not np.isnan(outputs["reverse/grey"]).any() and not np.isnan(outputs["composition_long"]).any()
+    assert np.isfinite(outputs["reverse_long/size"]).sum() == 2, "one of three"
+
+
 def test_latents_equal_to_the_labels_are_disentangled() -> None:
     labels = np.random.default_rng(0).normal(0, 1, (200, 2))
     latents = labels[:, :, None] + np.random.default_rng(1).normal(0, 0.05, (200, 2, 3))

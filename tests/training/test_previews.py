@@ -24,6 +24,15 @@ def test_a_diff_scm_without_predictor_shows_reconstructions_only(label_cond: boo
     assert shown.image.shape[1] == columns * 10 + 2 and shown.effectiveness == {}
 
 
+def test_only_labelled_images_are_shown_by_a_model_that_needs_labels() -> None:
+    data = squares()
+    data.labels[:7, 0], data.labelled = np.nan, np.arange(8) == 7
+    assert preview_of(data, model_type="conditional").image.shape[0] == 10 + 2, "one row"
+    assert preview_of(data).image.shape[0] == 6 * 10 + 2
+    data.labelled[:] = False
+    assert preview_of(data, model_type="conditional").image.shape[1] == 10 + 2, "one column"
+
+
 def test_effectiveness_is_measured_where_the_data_set_supports_it() -> None:
     labels = np.array([[10.0, 80.0, 3.0, 10.0], [-20.0, 120.0, 5.0, 8.0]])
     labels = PendulumGenerator().counterfactual_labels(labels, {})
