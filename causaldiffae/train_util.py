@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,8 +130,12 @@ class TrainLoop:
 
     def _load_weights(self, path: str) -> None:
         loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
-        if loaded.spec.to_dict() != self.spec.to_dict() or loaded.config.model != self.config.model:
-            raise InputError(f"init_weights: expected weights of this data set and network, got {path}")
+        found, expected = asdict(loaded.config.model), asdict(self.config.model)
+        others = [f"--{name} {found[name]}" for name in found if found[name] != expected[name]]
+        if others:
+            raise InputError(f"init_weights: expected weights of this network, got {path}; set {' '.join(others)}")
+        if loaded.spec.to_dict() != self.spec.to_dict():
+            raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
         self.model.load_state_dict(loaded.model.state_dict())
 
     def _resume(self, run_dir: str | Path) -> None:
