@@ -36,7 +36,7 @@ from causaldiffae.script_util import create_model_and_diffusion, parse_config, r
 from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
-from causaldiffae.training.preflight import out_of_memory_message, training_warnings
+from causaldiffae.training.preflight import check_platform, out_of_memory_message, training_warnings
 from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
 from causaldiffae.training.stopping import StopRequest
@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
     config = parse_config(argv, __doc__ or "")
     train = config.train
     check_given(train, *(("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir")))
+    if not train.dry_run:
+        check_platform()
     size, channels = train.image_size or None, train.channels or None
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
     text = describe(config, spec)

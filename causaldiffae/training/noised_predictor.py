@@ -35,6 +35,7 @@ from causaldiffae.predictors.noised_predictor import (
 )
 from causaldiffae.script_util import argument_parser, create_gaussian_diffusion, parse_config, parse_flat
 from causaldiffae.training.fitting import fit, split_validation
+from causaldiffae.training.preflight import check_platform
 
 NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 _NOISE_SEED: Final = 0x6E6F
@@ -163,6 +164,7 @@ def figures_by_level(
 
 def run_training(argv: list[str], description: str) -> str:
     """Runs the script: trains and saves a predictor, and returns the table to print."""
+    check_platform()
     config, network, diffusion_config = _parse(argv, description)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None

@@ -44,6 +44,7 @@ from causaldiffae.predictors.predictor import (
 )
 from causaldiffae.script_util import parse_flags
 from causaldiffae.training.fitting import fit, split_validation
+from causaldiffae.training.preflight import check_platform
 
 _CLASS_WEIGHT: Final = 0.5
 
@@ -283,6 +284,7 @@ def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] 
 
 def run_training(argv: list[str], description: str, dataset: str, **defaults: Any) -> str:
     """Runs a classifier script: trains and saves a predictor, and returns the table to print."""
+    check_platform()
     config = parse_flags(PredictorTraining, argv, description, defaults=defaults)
     start = time.monotonic()
     prepared = prepare(config, dataset)

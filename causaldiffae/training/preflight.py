@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -9,9 +10,16 @@ import numpy as np
 
 from causaldiffae.config import TrainConfig
 from causaldiffae.datasets.images import ImageData
+from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
 
 _MAX_NAMES: Final = 5
+
+
+def check_platform() -> None:
+    """Raises `InputError` on Windows, which cannot flush folders to disk and has no SIGUSR1."""
+    if platform.system() == "Windows":
+        raise InputError("training: expected Linux or macOS, got Windows; run it in WSL (wsl --install)")
 
 
 def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> list[str]:

@@ -1,5 +1,7 @@
 """Warnings before training and interventions; each says what to do."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 from folders import make_folder
 from paths import REPO
+from processes import plain_environment
 from running import run
 from tiny import small_config, squares
 
@@ -14,6 +17,7 @@ from causaldiffae import train_util
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.training.preflight import intervention_warnings, out_of_memory_message, training_warnings
 
+SCRIPTS = [REPO / "scripts" / "image_train.py", *sorted((REPO / "classifiers").glob("*_classifier.py"))]
 TRAIN = small_config(batch_size=8).train
 
 
@@ -87,3 +91,24 @@ def test_the_scripts_print_the_warnings(tmp_path: Path, monkeypatch: pytest.Monk
     refused = run(script, *arguments, "--total_steps=2")
     assert refused.returncode == 2
     assert "error: batch_size: 20 images of 8x8" in refused.stderr and "--microbatch 10" in refused.stderr
+
+
+WINDOWS = """
+import os, platform, signal, sys
+
+del signal.SIGUSR1
+from running import Path, run
+
+platform.system = lambda: "Windows"
+for script in sys.argv[1:]:
+    outcome = run(Path(script), "--dataset=pendulum", "--data_dir=none", "--run_dir=none")
+    print(outcome.returncode, outcome.stderr, end="")
+"""
+
+
+def test_training_on_windows_is_refused_in_one_line() -> None:
+    """Python has no SIGUSR1 there."""
+    command = [sys.executable, "-c", WINDOWS, *map(str, SCRIPTS)]
+    process = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, check=True)
+    line = "2 error: training: expected Linux or macOS, got Windows; run it in WSL (wsl --install)"
+    assert len(SCRIPTS) > 4 and process.stdout.splitlines() == [line] * len(SCRIPTS)
