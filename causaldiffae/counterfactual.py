@@ -22,7 +22,7 @@ from torch import Tensor
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.guidance import Guidance, guided_model_output, thresholded
+from causaldiffae.guidance import Guidance, effect_model_output, explained_pixels, guided_model_output, thresholded
 from causaldiffae.nn import ModelFn
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
@@ -60,13 +60,6 @@ class CausalModel(Protocol):
     def read_labels(self, z: Tensor) -> Tensor: ...
 
 
-@runtime_checkable
-class LabelledModel(Protocol):
-    """A model with an encoder whose latents can be given by observed labels."""
-
-    def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
-
-
 class DiffusionModel(CausalModel, Protocol):
     """Generates images by diffusion; x_T encodes what the latents do not determine."""
 
@@ -99,6 +92,7 @@ class Abduction:
         state: x_T (B, C, H, W) as returned by the solver; None for a model that generates from the latents alone.
         classes: (B,) or None.
         residual: (B, C, H, W) image minus reconstruction, or None.
+        x_start: (B, C, H, W) the images as the network sees them.
     """
 
     u: Tensor
@@ -106,6 +100,7 @@ class Abduction:
     state: SolverState | None
     classes: Tensor | None
     residual: Tensor | None = None
+    x_start: Tensor | None = None
 
     @property
     def x_T(self) -> Tensor | None:
@@ -167,6 +162,8 @@ class CounterfactualEngine:
         use_labels: abduct the noise of models with an encoder from the given labels, where they are known.
         most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
             abducted draw of their noise.
+        keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
+            see `guidance.explained_pixels`; for effects that their causes determine.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
             input); a batch of images is never split.
     """
@@ -187,6 +184,7 @@ class CounterfactualEngine:
         most_probable: bool = False,
         pixels: int = 2**16,
         use_labels: bool = False,
+        keep_causes: bool = False,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
@@ -198,8 +196,10 @@ class CounterfactualEngine:
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
-        self.most_probable, self.use_labels = most_probable, use_labels
-        if use_labels and not (model.needs_labels or isinstance(model, LabelledModel)):
+        self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, keep_causes
+        if keep_causes and getattr(model, "null_blocks", None) is None:
+            raise InputError("keep_causes: expected a model with null vectors of single variables, got one without")
+        if use_labels and not (model.needs_labels or hasattr(model, "abduct_given")):
             raise InputError("use_labels: expected a model whose latents are those of the labels, got another one")
 
     def counterfactual(
@@ -241,12 +241,11 @@ class CounterfactualEngine:
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
         given = None if labels is None else self.spec.normalise(labels)
-        if self.use_labels and given is not None and isinstance(self.model, LabelledModel):
-            u = self.model.abduct_given(x_start, given, generator)
-        else:
-            u = self.model.abduct(x_start, given, generator)
+        from_labels = self.use_labels and not self.model.needs_labels
+        abduct = cast(Any, self.model).abduct_given if from_labels else self.model.abduct
+        u = abduct(x_start, given, generator)
         z = self.model.predict(u)
-        abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes)
+        abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
         if not self.residual:
             return abducted
         return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting, False))
@@ -300,8 +299,11 @@ class CounterfactualEngine:
             for do, guidance in zip(interventions, guidances or [self.guidance] * len(targets), strict=True)
         ]
         results = []
-        for (z, _), decoded in zip(targets, self._decode_all(targets, settings, abducted), strict=True):
+        outputs = self._decode_all(targets, settings, abducted)
+        for do, (z, _), decoded in zip(interventions, targets, outputs, strict=True):
             labels = self.read_labels(z)
+            if causes := self.spec.graph.ancestors(*self.spec.names_of(do)) if self.keep_causes else None:
+                decoded = self._decode_effects(z, abducted, causes)
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
             images = self._from_network(decoded.float())
@@ -361,6 +363,16 @@ class CounterfactualEngine:
         if self.rescale_quantile and intervenes:
             model = thresholded(model, process.noise_schedule, self.rescale_quantile)
         return self.solver.decode(model, abducted.state)
+
+    def _decode_effects(self, z: Tensor, abducted: Abduction, names: frozenset[str]) -> Tensor:
+        """The images under an intervention on effects, decoded without their causes, whose pixels keep their values."""
+        assert abducted.state is not None and abducted.x_start is not None
+        causes = torch.tensor([name in names for name in self.spec.graph.names], device=z.device)
+        model = cast(Any, self.model)
+        output = self._autocast(effect_model_output(model, z, causes, abducted.classes))
+        schedule = self.solver.diffusion.noise_schedule
+        kept = explained_pixels(model, schedule, abducted.x_start, abducted.z, causes, abducted.classes)
+        return torch.where(kept, abducted.x_start, self.solver.decode(output, abducted.state))
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

@@ -181,7 +181,10 @@ class CausalGraph:
             found |= nx.descendants(self.digraph, name)
         return frozenset(found - set(names))
 
-    def ancestors(self, name: str) -> frozenset[str]:
-        """All direct and indirect causes of `name`."""
-        self.index(name)
-        return frozenset(nx.ancestors(self.digraph, name))
+    def ancestors(self, *names: str) -> frozenset[str]:
+        """All direct and indirect causes of `names`, without `names` themselves."""
+        found: set[str] = set()
+        for name in names:
+            self.index(name)
+            found |= nx.ancestors(self.digraph, name)
+        return frozenset(found - set(names))

@@ -12,6 +12,9 @@ give exactly out(z)) is used for models trained with dropped blocks (`block_null
 others: w_affected scales the change from the factual (0) to the counterfactual image (1) and beyond, and w_invariant
 also weights the *factual* values of affected blocks. If all blocks are affected, w_invariant is ignored.
 
+An intervention on effects whose causes determine them is decoded without the blocks of the causes, and keeps the pixels
+that these explain (`effect_model_output`, `explained_pixels`).
+
 Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside it the
 output is the unguided one, out(z). Diff-SCM decodes without labels where it is not guided: there it is out(null).
 """
@@ -165,3 +168,78 @@ def thresholded(model: ModelFn, schedule: NoiseSchedule, quantile: float) -> Mod
         return torch.cat([clipped, variance.to(clipped.dtype)], dim=1) if variance.shape[1] else clipped
 
     return model_within_range
+
+
+# ---------------------------------------------------------------------- interventions on effects
+
+EFFECT_WEIGHT = 4.0
+"""Guidance weight of an intervention on effects of which the causes are dropped."""
+EXPLAINED = 0.35
+"""Largest unexplained fraction of a pixel that its causes explain."""
+_LEVELS, _DRAWS = (0.5, 0.7, 0.85), 3
+
+
+class BlockModel(ConditionalModel, Protocol):
+    """A conditional model that was trained with single blocks of the latents dropped."""
+
+    def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
+        """Replaces the blocks of z (B, n, d) where `keep_blocks` (n,) is False by their null vectors."""
+        ...
+
+
+def effect_model_output(
+    model: BlockModel, z: Tensor, causes: Tensor, classes: Tensor | None = None, weight: float = EFFECT_WEIGHT
+) -> ModelFn:
+    """The guided output for an intervention on effects of `causes`, whose blocks are dropped; (x_t, t) -> model output.
+
+    An intervention cuts the effect from its causes. Where they determine it, training never showed it with another
+    value, and a decoder that is given both follows the causes.
+
+    Args:
+        z: (B, n, d) latents after the intervention.
+        causes: (n,) bool, the ancestors of the intervened variables.
+    """
+    conditions = [model.drop_blocks(z, ~causes), model.drop_blocks(z, torch.zeros_like(causes))]
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        output, null = (each.float() for each in model.model_outputs(x_t, t, conditions, classes))
+        return null + weight * (output - null)
+
+    return guided
+
+
+def explained_pixels(
+    model: BlockModel,
+    schedule: NoiseSchedule,
+    x_start: Tensor,
+    z: Tensor,
+    causes: Tensor,
+    classes: Tensor | None = None,
+) -> Tensor:
+    """Pixels of factual images that one of the causes explains alone, (B, 1, H, W) bool.
+
+    A pixel is explained by a variable if the x_0 that is predicted from a noised image given this variable alone is
+    that given all variables: the difference, averaged over noise levels and 3 x 3 pixels, is at most `EXPLAINED` of
+    that without any variable. An intervention on an effect must not change such pixels.
+
+    Args:
+        x_start: (B, C, H, W) factual images.
+        z: (B, n, d) factual latents.
+        causes: (n,) bool.
+    """
+    device, channels = x_start.device, x_start.shape[1]
+    alone = [torch.arange(len(causes), device=device) == i for i in torch.nonzero(causes).flatten()]
+    none = torch.zeros_like(causes)
+    conditions = [z, *(model.drop_blocks(z, keep) for keep in (none, *alone))]
+    generator, differences = torch.Generator().manual_seed(0), []
+    for fraction in _LEVELS * _DRAWS:
+        t = torch.full((len(x_start),), fraction * schedule.max_timestep, device=device)
+        level = schedule.level(t, x_start)
+        noise = torch.randn(x_start.shape, generator=generator).to(x_start)
+        x_t = level.signal * x_start + level.noise * noise
+        outputs = model.model_outputs(x_t, t, conditions, classes)
+        full, *others = (schedule.xstart(output[:, :channels].to(x_t), x_t, level) for output in outputs)
+        differences.append(torch.stack([(other - full).abs().amax(dim=1) for other in others]))
+    mean = torch.nn.functional.avg_pool2d(torch.stack(differences).mean(dim=0), 3, stride=1, padding=1)
+    unexplained, explained = mean[0], mean[1:].amin(dim=0)
+    return (explained <= EXPLAINED * (unexplained + 0.05))[:, None]

@@ -263,6 +263,29 @@ def test_observed_labels_replace_those_of_the_encoder_on_request() -> None:
         engine(use_labels=True)
 
 
+class WithBlocks(Oracle):
+    """Size and grey can be dropped; channel i shows variable i, or 0 without it."""
+
+    null_blocks = torch.full((2, 1), torch.nan)
+
+    def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
+        return torch.where(keep_blocks[..., None], z, torch.zeros_like(z))
+
+
+def test_interventions_on_effects_keep_the_pixels_of_their_causes_on_request() -> None:
+    counterfactuals = engine(model=WithBlocks(), keep_causes=True)
+    plain = engine(model=WithBlocks())
+    abducted, x = counterfactuals.abduct(images()), images()
+    effect, cause, both = counterfactuals.predict(abducted, [DOS[2], DOS[1], DOS[3]])
+    for found, do in ((cause, DOS[1]), (both, DOS[3])):
+        expected = plain.predict(plain.abduct(x), [do])[0]
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.images, expected.images), "no causes to drop"
+    assert not torch.equal(effect.images, plain.predict(plain.abduct(x), [DOS[2]])[0].images)
+    with pytest.raises(InputError, match="keep_causes: expected a model with null vectors of single variables"):
+        engine(keep_causes=True)
+
+
 def test_partial_encoding_keeps_more_of_the_image() -> None:
     x, changes = images(), []
     for stop in (0.05, 0.3, 1.0):

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
-from causaldiffae.guidance import Guidance, guided_model_output, thresholded
+from causaldiffae.guidance import (
+    Guidance,
+    effect_model_output,
+    explained_pixels,
+    guided_model_output,
+    thresholded,
+)
 from causaldiffae.noise_schedule import ModelMeanType
 
 B = 3
@@ -158,3 +164,58 @@ def test_thresholding_keeps_a_learned_variance() -> None:
     whole = normal(5, 4, 4, 4)
     found = thresholded(lambda x, t: 5 * whole, schedule, 0.9)(IMAGES, STEPS)
     assert found.shape == whole.shape and torch.equal(found[:, 2:], 5 * whole[:, 2:])
+
+
+# ---------------------------------------------------------------------- interventions on effects
+
+DROPPED = 99.0
+A, REGION = torch.tensor([0.8, -0.6]), 6  # A: the causes a and b; REGION: columns of a variable
+
+
+class Strips:
+    """Predicts x_0 of images of three strips, which show the causes a and b and their effect e = a + b.
+
+    A strip shows its variable if that is given, e also if both causes are; otherwise it is 0.
+    """
+
+    def drop_blocks(self, z: Tensor, keep_blocks: Tensor) -> Tensor:
+        return torch.where(keep_blocks[..., None], z, torch.full_like(z, DROPPED))
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        outputs = []
+        for z in conditions:
+            assert z is not None
+            a, b, e = z[:, :, 0].unbind(1)
+            known = [a != DROPPED, b != DROPPED, e != DROPPED]
+            e = torch.where(known[0] & known[1], a + b, torch.where(known[2], e, 0.0))  # follows its causes
+            strips = [torch.where(known[0], a, 0.0), torch.where(known[1], b, 0.0), e]
+            image = torch.stack(strips, dim=1).repeat_interleave(REGION, dim=1)[:, None, None]
+            outputs.append(image.expand(x_t.shape))
+        return outputs
+
+
+CAUSES = torch.tensor([True, True, False])
+STRIPS = torch.stack([A, A, 2 * A], dim=1)[:, :, None]
+
+
+def test_an_intervention_on_an_effect_is_decoded_without_its_causes() -> None:
+    x_t, t = torch.zeros(2, 1, 6, 3 * REGION), torch.full((2,), 500)
+    z = STRIPS.clone()
+    z[:, 2] = 0.25
+    both = Strips().model_outputs(x_t, t, [z])[0]
+    torch.testing.assert_close(both[:, 0, 0, -1], 2 * A)  # given its causes, the effect follows them
+    found = effect_model_output(Strips(), z, CAUSES, weight=3.0)(x_t, t)
+    torch.testing.assert_close(found[:, 0, 0, -1], torch.full((2,), 3 * 0.25))
+    assert not found[..., : 2 * REGION].any(), "the causes are dropped"
+
+
+def test_pixels_that_one_cause_explains_are_kept() -> None:
+    diffusion = GaussianDiffusion(betas=get_named_beta_schedule("linear", 1000), model_mean_type=ModelMeanType.START_X)
+    x_start = Strips().model_outputs(torch.zeros(2, 1, 6, 3 * REGION), T[:2], [STRIPS])[0]
+    kept = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, CAUSES)
+    assert kept.shape == (2, 1, 6, 3 * REGION)
+    assert kept[..., : 2 * REGION - 1].all() and not kept[..., 2 * REGION + 1 :].any()
+    only_a = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, torch.tensor([True, False, False]))
+    assert only_a[..., : REGION - 1].all() and not only_a[..., REGION + 1 : 2 * REGION - 1].any()

@@ -183,6 +183,7 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         guidance=config.guidance(),
         most_probable=config.most_probable,
         use_labels=config.use_labels,
+        keep_causes=config.keep_causes,
         stop=config.stop,
         autocast=activation_dtype(config.use_bf16, next(loaded.model.parameters()).device),
     )

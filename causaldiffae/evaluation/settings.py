@@ -55,6 +55,9 @@ class TestConfig:
     w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
+    keep_causes: bool = flag(
+        False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"
+    )
     most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
     sweep_w: str = flag("", "also apply the first intervention with these guidance weights, such as 0,0.5,1")
     traverse: str = flag("", "also traverse the ranges of these variables, such as thickness,intensity")
