@@ -118,13 +118,15 @@ def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, da
     device = next(predictor.parameters()).device
     source = BatchSource(data, min(256, len(data)), shuffle=False, device=device)
     generator = torch.Generator(device).manual_seed(_NOISE_SEED)
-    losses = []
-    for step in range(-(-len(data) // source.batch_size)):  # the last batch begins again at the first images
+    total = 0.0
+    for step in range(-(-len(data) // source.batch_size)):
         batch = source.batch(step)
-        t = torch.linspace(0, diffusion.num_timesteps - 1, len(batch.images), device=device).round().long()
-        noise = torch.randn(batch.images.shape, generator=generator, device=device)
-        losses.append(negative_log_likelihood(predictor, diffusion, batch.images, batch.labels, t, noise).item())
-    return float(np.mean(losses))
+        count = min(source.batch_size, len(data) - step * source.batch_size)  # then it begins again at the first images
+        images, labels = batch.images[:count], batch.labels[:count]
+        t = torch.linspace(0, diffusion.num_timesteps - 1, count, device=device).round().long()
+        noise = torch.randn(images.shape, generator=generator, device=device)
+        total += count * negative_log_likelihood(predictor, diffusion, images, labels, t, noise).item()
+    return total / len(data)
 
 
 @torch.inference_mode()

@@ -63,6 +63,28 @@ def test_images_without_labels_change_nothing() -> None:
         validation_loss(net, diffusion, replace(whole, labelled=np.zeros(128, bool)))
 
 
+class Reader(torch.nn.Module):
+    """log p(y | x_t) = y for every image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x_t
+
+    def log_prob(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return labels
+
+
+def test_every_validation_image_counts_once() -> None:
+    """Two batches hold 300 images; the second one is not filled up with the first images again."""
+    data = read_split("mnist", SHARE, "train", limit=300)
+    diffusion = create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    expected = -data.spec.normalise(data.labels.astype(np.float64)).mean()
+    assert validation_loss(Reader(), diffusion, data) == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+
+
 def test_weak_supervision_of_the_run_is_that_of_the_predictor(tmp_path: Path) -> None:
     score = tmp_path / "score.yaml"
     text = "dataset: mnist\nmasking: true\nlabel_fraction: 0.25\nlabel_seed: 3\nnum_images: 80\ndiffusion_steps: 50\n"
