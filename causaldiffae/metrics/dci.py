@@ -9,12 +9,15 @@ rows and Q the columns of R as shares, K labels and D latents,
 
 H_K is the entropy to base K. Importances are those of gradient-boosted trees, or |coefficients| of a lasso on
 standardised latents. A latent is one number; the importance of a block is the sum over its numbers.
+
+For a label of three or more categories, whose codes are not quantities, the indicators of the categories are predicted:
+its importances are means over the indicators, and R^2 is that of all indicators together.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -22,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from causaldiffae.errors import InputError
+from causaldiffae.metrics.effectiveness import nearest_category
 
 TREES: Final = 60
 _PENALTY: Final = 0.01
@@ -98,6 +102,7 @@ def _fit(
     train_labels: np.ndarray,
     test: np.ndarray,
     test_labels: np.ndarray,
+    categories: Sequence[Sequence[float]] = (),
 ) -> DciFit:
     from sklearn.exceptions import ConvergenceWarning
 
@@ -106,21 +111,35 @@ def _fit(
     importances = np.zeros((train.shape[1], train_labels.shape[1]))
     informativeness = np.empty(train_labels.shape[1])
     for j in range(train_labels.shape[1]):
-        centre, scale = train_labels[:, j].mean(), train_labels[:, j].std() or 1.0
-        model = make(train.shape[1])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a lasso that has not quite converged
-            model.fit(known, (train_labels[:, j] - centre) / scale)
-        importances[:, j] = model.feature_importances_ if make is _boosted_trees else np.abs(model.coef_)
-        informativeness[j] = r_squared(model.predict(held_out) * scale + centre, test_labels[:, j])
+        values = categories[j] if categories else ()
+        targets, expected = (_targets(labels[:, j], values) for labels in (train_labels, test_labels))
+        predicted = np.empty_like(expected)
+        for k, target in enumerate(targets.T):
+            centre, scale = target.mean(), target.std() or 1.0
+            model = make(train.shape[1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # a lasso that has not quite converged
+                model.fit(known, (target - centre) / scale)
+            found = model.feature_importances_ if make is _boosted_trees else np.abs(model.coef_)
+            importances[:, j] += found / targets.shape[1]
+            predicted[:, k] = model.predict(held_out) * scale + centre
+        informativeness[j] = r_squared(predicted, expected)
     return DciFit(importances, informativeness)
 
 
+def _targets(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """What is predicted of labels (N,): (N, 1) numbers, or (N, K) indicators of three or more categories."""
+    if len(values) < 3:
+        return labels[:, None].astype(np.float64)
+    return (nearest_category(labels, values)[:, None] == np.arange(len(values))).astype(np.float64)
+
+
 REGRESSORS: Final = {"boosting": partial(_fit, _boosted_trees), "lasso": partial(_fit, _lasso)}
-"""Fits one regressor per label: latents (N, D) and labels (N, K) to train on, then to test on -> `DciFit`."""
+"""Fits one regressor per label: latents (N, D) and labels (N, K) to train on, then to test on, and the category values
+of each label, empty for a continuous one -> `DciFit`."""
 
 
 def r_squared(predicted: np.ndarray, true: np.ndarray) -> float:
-    """1 - squared error / variance; NaN if the true values are constant."""
-    spread = ((true - true.mean()) ** 2).sum()
+    """1 - squared error / variance of values (N,), or (N, m) together; NaN if the true values are constant."""
+    spread = ((true - true.mean(axis=0)) ** 2).sum()
     return float(1.0 - ((predicted - true) ** 2).sum() / spread) if spread > 0 else float("nan")

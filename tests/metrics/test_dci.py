@@ -50,8 +50,31 @@ def test_regressors_distinguish_a_perfect_encoder_from_a_mixed_one(name: str) ->
     assert (fits["noise"].informativeness < 0.2).all()
 
 
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_figures_of_categories_do_not_depend_on_their_codes(name: str) -> None:
+    """A latent that orders three categories is a linear function of their codes 0, 1, 2, but not of 1, 0, 2."""
+    rng = np.random.default_rng(0)
+    place, other = rng.integers(0, 3, 300), rng.normal(0, 1, 300)
+    z = np.stack([place, other], axis=1) + rng.normal(0, 0.02, (300, 2))
+    codes = [np.array(permutation)[place] for permutation in ([0, 1, 2], [1, 0, 2])]
+    fits = {}
+    for given in ([0.0, 1.0, 2.0], []):
+        labels = [np.stack([code, other], axis=1) for code in codes]
+        categories = [given, []]
+        fits[len(given)] = [REGRESSORS[name](z[:200], y[:200], z[200:], y[200:], categories) for y in labels]
+    one, two = fits[3]
+    np.testing.assert_allclose(one.informativeness, two.informativeness, atol=1e-12)
+    np.testing.assert_allclose(one.importances, two.importances, atol=1e-12)
+    if name == "lasso":
+        of_codes = [fit.informativeness[0] for fit in fits[0]]
+        assert of_codes[0] > 0.99 and of_codes[1] < 0.5, "codes as numbers"
+    else:
+        assert one.informativeness[0] > 0.95 and scores(one.importances).disentanglement > 0.95
+
+
 def test_r_squared() -> None:
     true = np.array([1.0, 2.0, 3.0])
     assert r_squared(true, true) == 1.0
     assert r_squared(np.full(3, 2.0), true) == 0.0
+    assert r_squared(np.stack([true, np.full(3, 5.0)], 1), np.stack([true, 4 + true], 1)) == pytest.approx(-0.25)
     assert np.isnan(r_squared(true, np.ones(3)))
