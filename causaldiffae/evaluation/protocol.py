@@ -182,8 +182,8 @@ class TaskRunner:
 
         For variable v: `images/v` uint8, `labels/v` predicted, `measured/v`, `broken/v` the number of non-finite
         pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle or label; if the truth is known
-        also `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`, `composition`
-        and `composition_long`. `measured` for the factual images.
+        also `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`,
+        `composition` and `composition_long`. `measured` for the factual images.
         """
         task = self.task
         part, spec = task.data.subset(rows), task.data.spec

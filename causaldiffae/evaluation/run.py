@@ -260,19 +260,23 @@ def _run_in_processes(job: Job, missing: list[int], on_done: Callable[[int], obj
 def latent_scores(
     engine: CounterfactualEngine, task: Task, scorer: Scorer, settings: ProtocolSettings, device: torch.device
 ) -> dict[str, Any] | None:
-    """DCI of z, fitted on training images and tested on the task's images; None if z holds the given labels."""
+    """DCI of z, fitted on training images and tested on the task's images, those with labels.
+
+    None if z holds the given labels, or for too few images.
+    """
     given = engine.model.needs_labels or engine.model.unconditional_abduction
-    references = scorer.references()
-    if given or not settings.dci_resamples or min(len(task), len(references)) < _SMALLEST_FIT:
+    references, data = scorer.references(), task.data.subset(np.flatnonzero(np.isfinite(task.labels).all(axis=1)))
+    if given or not settings.dci_resamples or min(len(data), len(references)) < _SMALLEST_FIT:
         return None
 
-    def latents(data: ImageData) -> np.ndarray:
-        batches = [to_model_range(data.images[start : start + 100]).to(device) for start in range(0, len(data), 100)]
+    def latents(part: ImageData) -> np.ndarray:
+        batches = [to_model_range(part.images[start : start + 100]).to(device) for start in range(0, len(part), 100)]
         return np.concatenate([engine.latents(batch).double().cpu().numpy() for batch in batches])
 
-    train_labels, labels = references.labels.astype(np.float64), task.labels.astype(np.float64)
-    z_train, z = latents(references), latents(task.data)
-    return score_latents(z_train, train_labels, z, labels, settings.dci_resamples, settings.seed)
+    labels = [each.labels.astype(np.float64) for each in (references, data)]
+    categories = [data.spec.category_values(i) for i in range(len(data.spec.graph))]
+    z = [latents(each) for each in (references, data)]
+    return score_latents(z[0], labels[0], z[1], labels[1], settings.dci_resamples, settings.seed, categories)
 
 
 def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str, Any]:

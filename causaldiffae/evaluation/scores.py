@@ -7,17 +7,26 @@ whole arrays in image order, so the figures do not depend on the number of proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from causaldiffae.datasets.images import ImageData, evenly_spread
+from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import measure
 from causaldiffae.evaluation.protocol import Task
 from causaldiffae.metrics import dci, truth
-from causaldiffae.metrics.effectiveness import Role, arms, label_errors, outcomes, role_of, treatment_effect
+from causaldiffae.metrics.effectiveness import (
+    Role,
+    arms,
+    label_errors,
+    nearest_category,
+    outcomes,
+    role_of,
+    treatment_effect,
+)
 from causaldiffae.metrics.intervals import Figure, mean_figure, resample_indices, statistic_figure, student_figure
 from causaldiffae.metrics.realism import (
     PairedKernelDistance,
@@ -26,6 +35,7 @@ from causaldiffae.metrics.realism import (
     frechet_distance,
     inception_features,
     label_bins,
+    label_numbers,
 )
 from causaldiffae.predictors.predictor import Predictor, Readings
 
@@ -52,9 +62,9 @@ class Scorer:
     seed: int = 0
 
     def references(self) -> ImageData:
-        """Up to `REFERENCES` training images, evenly spread."""
-        count = min(REFERENCES, len(self.train))
-        return self.train.subset(evenly_spread(count, len(self.train)))
+        """Up to `REFERENCES` labelled training images, evenly spread."""
+        train = labelled_only(self.train)
+        return train.subset(evenly_spread(min(REFERENCES, len(train)), len(train)))
 
 
 @dataclass(frozen=True)
@@ -143,10 +153,11 @@ class _Context:
             labels[:, i] = task.values[name]
             for other in graph.descendants(name):
                 labels[:, graph.index(other)] = np.nan
-        bins = [self.references.labels[:, i], task.values[name], task.labels[:, i]]
-        if self.spec.kind(i) == "continuous":
-            edges = label_bins(bins[0])
-            bins = [np.searchsorted(edges, column, side="right") for column in bins]
+        columns = [self.references.labels[:, i], task.values[name], task.labels[:, i]]
+        if self.categories[i]:
+            bins = [nearest_category(column, self.categories[i]) for column in columns]
+        else:
+            bins = [label_numbers(column, label_bins(columns[0])) for column in columns]
         return _Expected(name, np.asarray(labels, np.float64), images, readings, bins)
 
     def candidates(self, expected: _Expected) -> dict[str, _Candidate]:
@@ -159,7 +170,7 @@ class _Context:
             "do_nothing": _Candidate(data.images, all_finite, self.outputs["measured"]),
         }
         if expected.images is not None:
-            train, spec = self.scorer.train, self.spec
+            train, spec = labelled_only(self.scorer.train), self.spec
             target, known = spec.normalise(expected.labels), spec.normalise(train.labels.astype(np.float64))
             nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
             found["truth"] = _Candidate(expected.images, all_finite, self.outputs[f"true_measured/{name}"])
@@ -247,13 +258,20 @@ class _Context:
 
 
 def score_latents(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, resamples: int, seed: int
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    resamples: int,
+    seed: int,
+    categories: Sequence[Sequence[float]] = (),
 ) -> dict[str, Any]:
     """DCI per latent and per block, by boosting and lasso, with Student's t intervals from refits on resampled images.
 
     Args:
         train, test: latents (N, n, d); labels are (N, n).
         resamples: number of refits.
+        categories: the category values of each variable, empty for a continuous one; by default all are continuous.
     """
     blocks = train.shape[1]
     flat_train, flat_test = train.reshape(len(train), -1), test.reshape(len(test), -1)
@@ -262,7 +280,8 @@ def score_latents(
     found: dict[str, Any] = {}
     for name, fit in dci.REGRESSORS.items():
         whole, *resampled = (
-            _dci_figures(fit(flat_train[r], train_labels[r], flat_test[c], test_labels[c]), blocks) for r, c in rows
+            _dci_figures(fit(flat_train[r], train_labels[r], flat_test[c], test_labels[c], categories), blocks)
+            for r, c in rows
         )
         found[name] = {key: _student(whole[key], [each[key] for each in resampled], len(test)) for key in whole}
     return found

@@ -132,10 +132,10 @@ def sweep_steps(
             errors = [l1_errors(ours, theirs) for ours, theirs in zip(again, reference[1], strict=True)]
             found[SAME_NOISE].append(np.mean(errors, axis=0))
             for do, images, (true_labels, true_images) in zip(dos, drawn, truths, strict=True):
-                name, errors = describe_do(do, spec), label_errors(read(images), true_labels, categories)
+                name, wrong = describe_do(do, spec), label_errors(read(images), true_labels, categories)
                 found[f"truth:{name}"].append(l1_errors(images, true_images))
                 for variable in _affected(do, spec):
-                    found[f"error:{name}:{variable}"].append(errors[:, spec.graph.index(variable)])
+                    found[f"error:{name}:{variable}"].append(wrong[:, spec.graph.index(variable)])
             if on_batch is not None:
                 on_batch(len(part))
     joined = {s: {name: np.concatenate(pieces) for name, pieces in found.items()} for s, found in values.items()}

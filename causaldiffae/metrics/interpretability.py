@@ -158,7 +158,14 @@ def train_class_autoencoders(
 
 
 def class_numbers(spec: DatasetSpec, labels: np.ndarray) -> np.ndarray:
-    """Class indices (N,) of labels (N, 1) of a data set with one categorical variable."""
+    """Class indices (N,) of labels (N, 1) of a data set with one categorical variable.
+
+    Raises:
+        InputError: if a label is missing.
+    """
+    missing = int(np.isnan(labels[:, 0]).sum())
+    if missing:
+        raise InputError(f"{spec.graph.names[0]}: expected the class of every image, got none for {missing}")
     return np.abs(labels[:, :1] - np.asarray(spec.category_values(0))).argmin(axis=1)
 
 

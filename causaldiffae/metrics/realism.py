@@ -51,6 +51,11 @@ def label_bins(labels: np.ndarray, bins: int = LABEL_BINS) -> np.ndarray:
     return np.quantile(labels, np.arange(1, bins) / bins)
 
 
+def label_numbers(labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """The number of the bin between `edges` (bins - 1,) of each label (N,), float64; NaN for a missing label."""
+    return np.where(np.isnan(labels), np.nan, np.searchsorted(edges, labels, side="right"))
+
+
 def cld(
     counterfactual: Posteriors,
     factual: Posteriors,
@@ -61,7 +66,7 @@ def cld(
 ) -> np.ndarray:
     """Counterfactual latent divergence per image, (N,) in 0.693..1.693.
 
-    NaN where the intervention does not change the class, or a class has no references.
+    NaN where the intervention does not change the class, or a class is NaN (not known) or has no references.
 
     Args:
         counterfactual, factual: posteriors of N images.

@@ -29,6 +29,7 @@ from causaldiffae.baselines.causalvae import ConvDecoder
 from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
+from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
@@ -88,10 +89,11 @@ class PredictorData:
 
 
 def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> PredictorData:
-    """Reads the splits, and generates the interventional images unless they are cached."""
+    """Reads the labelled images of the splits, and generates the interventional images unless they are cached."""
     size, channels = config.image_size or None, config.channels or None
-    whole = read_split(dataset, config.data_dir, "train", size, channels)
-    test = read_split(dataset, config.data_dir, "test", size, channels)
+    whole, test = (
+        labelled_only(read_split(dataset, config.data_dir, split, size, channels)) for split in ("train", "test")
+    )
     train, validation = map(whole.subset, split_validation(len(whole), config.seed))
     drawn: list[ImageData | None] = [None, None, None]
     if truth_is_known(whole) and truth_is_known(test):

@@ -370,6 +370,31 @@ CATEGORICAL = DatasetSpec(
 )
 
 
+def test_missing_labels_are_left_out_of_the_references_and_of_the_divergence() -> None:
+    """The bins of CLD are those of the labelled training images; a factual label that is missing is in none of them."""
+    rng, count = np.random.default_rng(0), 40
+    labels = np.stack([rng.integers(0, 3, count), rng.integers(0, 2, count), rng.integers(20, 80, count)], axis=1)
+    images = rng.integers(0, 255, (count, 1, 8, 8)).astype(np.uint8)
+    data = ImageData(CATEGORICAL, "test", images, labels.astype(np.float32), None, [str(i) for i in range(count)])
+    data.labels[:5] = np.nan
+    data.labelled = np.isfinite(data.labels).all(axis=1)
+    task = make_task(data, ProtocolSettings(variables=("age", "hat"), cycles=1))
+    nan, none = np.full((count, 3), np.nan), np.zeros(count, np.int64)
+    outputs = {"images": images, "broken": none, "composition": np.zeros(count), "composition_long": np.zeros(count)}
+    outputs["measured"] = nan
+    for name in task.variables:
+        outputs |= {f"images/{name}": images[::-1], f"broken/{name}": none, f"measured/{name}": nan}
+        outputs |= {f"reverse/{name}": nan[:, 0], f"reverse_long/{name}": nan[:, 0], f"labels/{name}": labels}
+    scorer = Scorer(PixelPredictor(), data)  # type: ignore[arg-type]
+    assert len(scorer.references()) == count - 5
+    found = score(task, outputs, scorer)["interventions"]
+    for name, edges in (("age", np.quantile(labels[5:, 2], [0.2, 0.4, 0.6, 0.8])), ("hat", np.array([0.5]))):
+        own, drawn = (np.searchsorted(edges, x, side="right") for x in (task.labels[5:, data.spec.graph.index(name)],
+                                                                        task.values[name][5:]))  # fmt: skip
+        figure = found[name]["answers"]["model"]["cld"]
+        assert figure["images"] == (own != drawn).sum() and figure["left_out"] == 40 - figure["images"]
+
+
 class PixelPredictor(Geometry):
     """Reads the labels that the first pixels hold."""
 

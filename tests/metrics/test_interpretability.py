@@ -93,6 +93,11 @@ def test_trained_autoencoders_distinguish_classes(tmp_path: Path) -> None:
     assert again == pytest.approx(rebuilt, rel=0.02)
 
 
+def test_an_image_without_a_class_is_refused() -> None:
+    with pytest.raises(InputError, match="digit: expected the class of every image, got none for 1"):
+        class_numbers(dataset_spec("mnist"), np.array([[3.0], [np.nan]]))
+
+
 def test_data_without_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dataset: expected one categorical variable for IM1 and IM2, got pendulum"):
         ClassAutoencoders(dataset_spec("pendulum"))

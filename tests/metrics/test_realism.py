@@ -19,6 +19,7 @@ from causaldiffae.metrics.realism import (
     inception_features,
     kernel_distance,
     label_bins,
+    label_numbers,
     posterior_kl,
 )
 
@@ -96,6 +97,14 @@ def test_cld_in_closed_form(position: float, expected: float) -> None:
 def test_cld_is_nan_without_a_change_of_class_or_references() -> None:
     found = cld(line([0.1, 0.1]), line([0.0, 0.0]), REFERENCES, CLASSES, np.array([0, 3]), np.array([0, 0]))
     assert np.isnan(found).all()
+
+
+def test_a_missing_label_is_in_no_bin_and_has_no_divergence() -> None:
+    numbers = label_numbers(np.array([0.5, 2.5, np.nan, 9.0]), np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(numbers, [0.0, 2.0, np.nan, 3.0])
+    one = Posteriors(np.zeros((1, 1)), np.zeros((1, 1)))
+    reference = Posteriors(np.zeros((4, 1)), np.zeros((4, 1)))
+    assert np.isnan(cld(one, one, reference, numbers, numbers[:1], numbers[2:3])).all()
 
 
 def test_label_bins_have_equally_many_images() -> None:
