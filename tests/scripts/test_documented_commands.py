@@ -49,6 +49,10 @@ ELSEWHERE = {
     "pytest tests/test_scm.py tests/mechanisms": CI,
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
     "python tools/compare_mechanisms.py": MEASURES,
+    "python tools/model_costs.py": SUITE + "tests/test_model_costs.py",
+    "causaldiffae train --config pendulum_causaldae_mini --mechanism additive --init_weights "
+    "weights/pendulum_causaldae_mini --data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 "
+    "--kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
     "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
