@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Counterfactual images in Python
 #
-# Run it as a script (`python docs/tutorial.py`), cell by cell in an editor that supports `# %%`, or as a notebook
-# (`jupytext --to notebook docs/tutorial.py`). It requires a clone of the repository, which holds weights and examples.
+# Run it as a script (`python docs/tutorial.py`), cell by cell in an editor that supports `# %%`, or as the notebook
+# `docs/tutorial.ipynb`, which `python tools/make_notebook.py` makes from it. It requires a clone of the repository,
+# which holds weights and examples.
 
 # %% [markdown]
 # ## A model and its causal graph
