@@ -111,7 +111,9 @@ class LossConfig:
     label_std: float = flag(1.0, "standard deviation of the label prior p(z | y), in normalised units; published: 1")
     label_kl_variance: str = flag("posterior", "variance in the KL term of the labels: posterior, or unit (published)")
     variance_factor: float = flag(1.0, "factor on the variance of sampled latents; published: 0.001")
-    mechanism_weight: float = flag(1.0, "weight of the likelihood of the labels under the mechanisms")
+    mechanism_weight: float = flag(
+        1.0, "weight of the likelihood of the labels under the mechanisms; without an encoder, 0 counts as 1"
+    )
     drop_prob: float = flag(0.0, "probability of replacing an image's latents by the null token, for guidance")
     block_drop_prob: float = flag(0.0, "probability, per image and variable, of replacing a block by its null vector")
     label_forcing: float = flag(0.0, "fraction of the labelled images decoded from the label prior p(z | y)")

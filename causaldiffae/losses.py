@@ -113,6 +113,12 @@ def masked_mean(values: Tensor, labelled: Tensor, fraction: float | None = None)
     return kept.mean() / fraction if fraction > 0 else kept.sum() * 0.0
 
 
+def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
+    """Returns the mean squared error of labels (B, n) per image, 0 for images without labels."""
+    error = ((read - labels) ** 2).mean(dim=1)
+    return torch.where(labelled, error, torch.zeros_like(error))
+
+
 def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:
     """Returns -log N(residual; 0, exp(log_scale)^2), elementwise, in nats."""
     return 0.5 * (residual * torch.exp(-log_scale)) ** 2 + log_scale + 0.5 * math.log(2 * math.pi)

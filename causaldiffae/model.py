@@ -9,7 +9,7 @@ divergences: of q(z | x0, y) from the label prior, and of q(u | x0) from the exo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,8 +21,8 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.losses import label_kl, label_kl_by_variable, masked_mean, prior_kl
-from causaldiffae.nn import repeat_times, sum_flat
+from causaldiffae.losses import gaussian_nll, label_kl, label_kl_by_variable, masked_mean, prior_kl, squared_error
+from causaldiffae.nn import batched_model_outputs, sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -146,25 +146,6 @@ class CausalAutoencoder(StructuralModel):
         return self.scm.abduct(torch.where(known[:, :, None], given, z), generator)
 
 
-def batched_model_outputs(
-    model_output: Callable[..., Tensor],
-    x_t: Tensor,
-    t: Tensor,
-    conditions: Sequence[Tensor | None],
-    classes: Tensor | None,
-) -> list[Tensor]:
-    """Evaluates `model_output(x_t, t, z, classes, keep)` under several latents as one batch; None is the null token."""
-    given = next((condition for condition in conditions if condition is not None), None)
-    if given is None or len(conditions) == 1:
-        return [model_output(x_t, t, given, classes)] * len(conditions)
-    count = len(conditions)
-    z = torch.cat([given if condition is None else condition for condition in conditions])
-    keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
-    repeated = None if classes is None else classes.repeat(count)
-    x_t, t, keep = x_t.repeat(count, 1, 1, 1), repeat_times(t, count), keep.repeat_interleave(len(x_t))
-    return list(model_output(x_t, t, z, repeated, keep).chunk(count))
-
-
 class LatentConditional(nn.Module):
     """Mixin of the models that condition a U-Net on z (B, n, d)."""
 
@@ -282,13 +263,17 @@ def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> Tr
 class TrainingStep(nn.Module):
     """The loss of one batch as a module, so that one forward pass (of DDP) uses all trained parts.
 
+    DDP requires a gradient for every parameter that requires one; null vectors of blocks that are never dropped do not.
     Subclasses for other models override `represent` and `image_terms`.
     """
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig) -> None:
         super().__init__()
-        if config.block_drop_prob and getattr(model, "null_blocks", None) is None:
+        null_blocks = getattr(model, "null_blocks", None)
+        if config.block_drop_prob and null_blocks is None:
             raise InputError("block_drop_prob: expected a model with null blocks; add --block_null True")
+        if null_blocks is not None:
+            null_blocks.requires_grad_(config.block_drop_prob > 0)
         self.model, self.diffusion, self.config = model, diffusion, config
 
     def forward(
@@ -322,8 +307,13 @@ class TrainingStep(nn.Module):
         prior = self.prior_factor(x_start) * terms["prior_kl"].mean()
         divergence = prior + masked_mean(terms["label_kl"], labelled, labelled_fraction)
         loss = loss + kl_weight * divergence
-        loss = loss + self.config.mechanism_weight * terms["mechanism_nll"]
+        loss = loss + self.mechanism_weight * terms["mechanism_nll"]
         return loss, terms
+
+    @property
+    def mechanism_weight(self) -> float:
+        """Weight of the likelihood of the labels under the mechanisms."""
+        return self.config.mechanism_weight
 
     def prior_factor(self, x_start: Tensor) -> float:
         """Returns the factor on `prior_kl` relative to `label_kl`."""
@@ -370,21 +360,28 @@ class TrainingStep(nn.Module):
 
 
 class LabelTrainingStep(TrainingStep):
-    """The diffusion loss given the labels, and the likelihood of the labels under the structural model."""
+    """The diffusion loss given the labels, and the likelihood of the labels under the structural model.
+
+    Without an encoder, the likelihood is all that trains the mechanisms: those of `one_hop` have one as well, with
+    residuals of scale 1, and a weight of 0, as in the published settings, counts as 1.
+    """
+
+    @property
+    def mechanism_weight(self) -> float:
+        """The configured weight, or 1 if it is 0."""
+        return self.config.mechanism_weight or 1.0
 
     def represent(
         self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the label blocks as z; without an encoder there are no divergences."""
         zero, scm = torch.zeros_like(labels[:, 0]), cast(LabelModel, self.model).scm
-        nll = mechanism_nll(scm, labels, labelled, fraction)
+        if scm.mechanism == "one_hop":
+            u = scm.abduct(scm.label_blocks(labels))
+            nll = masked_mean(sum_flat(gaussian_nll(u, torch.zeros_like(u))), labelled, fraction)
+        else:
+            nll = mechanism_nll(scm, labels, labelled, fraction)
         return scm.label_blocks(labels), {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
-
-
-def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Returns the mean squared error of labels (B, n) per image, 0 for images without labels."""
-    error = ((read - labels) ** 2).mean(dim=1)
-    return torch.where(labelled, error, torch.zeros_like(error))
 
 
 def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:

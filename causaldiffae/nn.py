@@ -53,6 +53,25 @@ def repeat_times(t: Tensor, count: int) -> Tensor:
     return t if len(t) == 1 else t.repeat(count)
 
 
+def batched_model_outputs(
+    model_output: Callable[..., Tensor],
+    x_t: Tensor,
+    t: Tensor,
+    conditions: Sequence[Tensor | None],
+    classes: Tensor | None,
+) -> list[Tensor]:
+    """Evaluates `model_output(x_t, t, z, classes, keep)` under several latents as one batch; None is the null token."""
+    given = next((condition for condition in conditions if condition is not None), None)
+    if given is None or len(conditions) == 1:
+        return [model_output(x_t, t, given, classes)] * len(conditions)
+    count = len(conditions)
+    z = torch.cat([given if condition is None else condition for condition in conditions])
+    keep = torch.tensor([condition is not None for condition in conditions], device=x_t.device)
+    repeated = None if classes is None else classes.repeat(count)
+    x_t, t, keep = x_t.repeat(count, 1, 1, 1), repeat_times(t, count), keep.repeat_interleave(len(x_t))
+    return list(model_output(x_t, t, z, repeated, keep).chunk(count))
+
+
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
     """Sinusoidal embedding of (possibly fractional) time steps.
 

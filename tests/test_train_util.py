@@ -17,9 +17,10 @@ from tiny import randomise
 
 from causaldiffae import train_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
-from causaldiffae.config import Config
+from causaldiffae.config import RECIPES, Config
 from causaldiffae.errors import InputError
-from causaldiffae.script_util import load_model
+from causaldiffae.scm import MECHANISMS
+from causaldiffae.script_util import MODELS, load_model
 from causaldiffae.train_util import TrainLoop
 from causaldiffae.training import acceleration, previews
 from causaldiffae.training.random_draws import stream_seed
@@ -261,6 +262,63 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
     for name, tolerance in (("gradient", 1e-5), ("losses", 1e-5), ("end", 1e-3), ("average", 1e-3), ("update", 0.1)):
         assert torch.equal(first[name], second[name]), name
         assert (first[name] - one[name]).norm() < tolerance * one[name].norm(), name
+
+
+LABELS_ONLY: dict[str, Any] = {
+    "model_type": "diffscm",
+    "network": "dit",
+    "num_channels": 32,
+    "depth": 1,
+    "patch_size": 2,
+}
+COMBINATIONS: dict[str, dict[str, Any]] = {
+    **{
+        f"{kind} {mechanism}": {"model_type": kind, "mechanism": mechanism}
+        for kind in MODELS
+        for mechanism in MECHANISMS
+    },
+    **{f"{kind} reference": RECIPES["reference"] | {"model_type": kind} for kind in MODELS},
+    "causaldae null blocks": {"block_null": True, "learned_null": True},
+    "causaldae dropped blocks": {"block_null": True, "block_drop_prob": 0.5},
+    "diffae aligned": {"model_type": "diffae", "aligned": True, "class_cond": True},
+    "diffscm implicit": {"model_type": "diffscm", "label_cond": True, "learned_null": True, "cond_hidden": 8},
+    "diffscm dit": LABELS_ONLY | {"mechanism": "one_hop"},
+}
+"""Every model type with every mechanism and the published settings, and what else adds parameters."""
+
+
+@pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_every_trained_parameter_has_a_gradient(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Otherwise the second step in several processes fails."""
+    trained = loop(tmp_path, num_classes=3, **options)
+    trained.run_step()
+    trained.run_step()
+    parameters = trained.model.named_parameters()
+    assert not [name for name, parameter in parameters if parameter.requires_grad and parameter.grad is None]
+
+
+EVERY_KIND = """
+import json, sys
+from pathlib import Path
+import torch
+from causaldiffae import dist_util
+from loops import loop
+
+dist_util.setup_dist("gloo", timeout_minutes=3.0)
+for name, options in json.loads(sys.argv[2]).items():
+    trained = loop(Path(sys.argv[1], name), num_classes=3, total_steps=3, batch_size=4, save_interval=100, **options)
+    trained.run()
+    weights = torch.cat([value.detach().double().flatten() for value in trained.model.parameters()])
+    ours, theirs = dist_util.all_gather(weights)
+    assert trained.step == 3 and weights.isfinite().all() and torch.equal(ours, theirs), name
+dist_util.cleanup()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_model_type_and_mechanism_in_two_processes(tmp_path: Path) -> None:
+    run_group(EVERY_KIND, tmp_path, json.dumps(COMBINATIONS))
 
 
 # ---------------------------------------------------------------------- previews
