@@ -163,7 +163,8 @@ class CounterfactualEngine:
         most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
             abducted draw of their noise.
         keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
-            see `guidance.explained_pixels`; for effects that their causes determine.
+            see `guidance.explained_pixels`; for effects that their causes determine. Their weight is
+            `guidance.EFFECT_WEIGHT`, not that of `guidance`. Not where the class is set.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
             input); a batch of images is never split.
     """
@@ -302,10 +303,11 @@ class CounterfactualEngine:
         outputs = self._decode_all(targets, settings, abducted)
         for do, (z, _), decoded in zip(interventions, targets, outputs, strict=True):
             labels = self.read_labels(z)
-            if causes := self.spec.graph.ancestors(*self.spec.names_of(do)) if self.keep_causes else None:
-                decoded = self._decode_effects(z, abducted, causes)
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
+            keeps = self.keep_causes and self.spec.class_name not in do  # another class changes every pixel
+            if causes := self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else None:
+                decoded = self._decode_effects(z, abducted, causes)
             images = self._from_network(decoded.float())
             # NaN stays NaN under clamp; infinity must not become white.
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
@@ -372,7 +374,9 @@ class CounterfactualEngine:
         output = self._autocast(effect_model_output(model, z, causes, abducted.classes))
         schedule = self.solver.diffusion.noise_schedule
         kept = explained_pixels(model, schedule, abducted.x_start, abducted.z, causes, abducted.classes)
-        return torch.where(kept, abducted.x_start, self.solver.decode(output, abducted.state))
+        decoded = self.solver.decode(output, abducted.state)
+        decoded = decoded if abducted.residual is None else decoded + abducted.residual
+        return torch.where(kept, abducted.x_start, decoded)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

@@ -286,6 +286,27 @@ def test_interventions_on_effects_keep_the_pixels_of_their_causes_on_request() -
         engine(keep_causes=True)
 
 
+def test_pixels_that_the_causes_explain_are_those_of_the_image_also_with_the_residual() -> None:
+    """The size of this image explains it all: grey is as good as missing."""
+    x = torch.stack([torch.full((1, 4, 4), 0.6), torch.full((1, 4, 4), 0.001)], dim=1).double()
+    counterfactuals = engine(5, WithBlocks(), keep_causes=True)
+    abducted = replace(counterfactuals.abduct(x), residual=torch.full_like(x, 0.1))
+    torch.testing.assert_close(counterfactuals.predict(abducted, [DOS[2]])[0].images.double(), x, rtol=0, atol=1e-6)
+
+
+def test_causes_are_not_kept_where_the_class_is_set() -> None:
+    found, abducted = [], None
+    for options in ({"keep_causes": True}, {}):
+        model = WithBlocks(class_cond=True)
+        counterfactuals = engine(5, model, **options)
+        counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+        abducted = counterfactuals.abduct(images(), CLASSES)
+        model.classes.clear()
+        found.append(counterfactuals.predict(abducted, [{"grey": 187.5, "digit": 2}])[0].images)
+        assert all(torch.equal(each, torch.tensor([2, 2, 2])) for each in model.classes if each is not None)
+    assert torch.equal(*found)
+
+
 def test_partial_encoding_keeps_more_of_the_image() -> None:
     x, changes = images(), []
     for stop in (0.05, 0.3, 1.0):
