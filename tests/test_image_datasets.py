@@ -92,20 +92,26 @@ def test_a_resumed_run_from_a_memory_map_equals_one_from_memory(tmp_path: Path) 
 
 def test_the_next_batch_is_gathered_before_it_is_asked_for() -> None:
     gathered: list[int] = []
-    ready = threading.Event()
+    ready, checked = threading.Event(), threading.Event()
 
     def rows(step: int) -> np.ndarray:
         assert threading.current_thread() is not threading.main_thread()
         gathered.append(step)
         if step == 6:
             ready.set()
+        if step == 7:
+            assert checked.wait(30)
         return np.array([step, 0])
 
     images = np.arange(10, dtype=np.uint8)[:, None]
     prefetcher = Prefetcher(images, rows, torch.device("cpu"))
-    assert prefetcher.batch(5).tolist() == [[5], [0]]
+    first = prefetcher.batch(5)
     assert ready.wait(30) and gathered == [5, 6]
-    assert prefetcher.batch(6).tolist() == [[6], [0]] and gathered.count(6) == 1
+    second = prefetcher.batch(6)
+    assert (first.tolist(), second.tolist()) == ([[5], [0]], [[6], [0]]), "the two have buffers of their own"
+    checked.set()
+    assert prefetcher.batch(7).tolist() == [[7], [0]]
+    assert gathered.count(6) == gathered.count(7) == 1
 
 
 def test_a_source_that_is_no_longer_used_frees_its_images(tmp_path: Path) -> None:
