@@ -56,6 +56,7 @@ ELSEWHERE = {
     "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
+    "python -m build": SUITE + "tests/scripts/test_wheel.py (slow)",
     "python docs/tutorial.py": SUITE + "tests/test_docs.py",
     "pip install -e .": NETWORK,
     "pip install -e '.[dev,app,docs]'": NETWORK,
