@@ -100,8 +100,10 @@ class CheckpointWriter:
     def _run(self, step: int, states: Mapping[str, Any]) -> None:
         try:
             if self._not_uploaded is None or self._not_uploaded[0] != step or not self._not_uploaded[1].is_dir():
-                keep = {"keep_last": self.keep_last, "keep_every": self.keep_every}
-                self._not_uploaded = step, save_checkpoint(self.run_dir, step, **keep, **states)
+                folder = save_checkpoint(
+                    self.run_dir, step, keep_last=self.keep_last, keep_every=self.keep_every, **states
+                )
+                self._not_uploaded = step, folder
             self._on_disk.set()
             if self.on_written is not None:
                 self.on_written(self._not_uploaded[1])
