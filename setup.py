@@ -49,6 +49,7 @@ setup(
         "tqdm",
         "pillow",
         "networkx",
+        "pandas>=2.2",
         "pydot>=4.0",
         "scikit-image",
         "scipy",
@@ -73,6 +74,8 @@ setup(
         "imagenet": ["diffusers>=0.31"],
         # The explorer's page (scripts/explore.py).
         "app": ["gradio>=6", "fastapi", "starlette", "uvicorn"],
+        # Label tables as Parquet and Excel files; pyarrow below 14.0.1 executes code in a file.
+        "tables": ["pyarrow>=14.0.1", "openpyxl>=3.1"],
         # Models from the Hugging Face Hub by name.
         "hub": ["huggingface_hub"],
         # The documentation as a site: mkdocs.yml.

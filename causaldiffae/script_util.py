@@ -29,7 +29,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
 from causaldiffae.files.reading import load_torch_state_dict
-from causaldiffae.files.storage import is_remote
+from causaldiffae.files.storage import follow_links, is_remote
 from causaldiffae.files.yaml import check_config_file
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -77,7 +77,10 @@ def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     for path in _config_files(argv):
         check_config_file(path)
     try:
-        return parser.parse_args(list(argv))
+        values = parser.parse_args(list(argv))
+        if values.get("follow_links", False):
+            follow_links()
+        return values
     except (ArgumentError, TypeError, KeyError, ValueError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
@@ -100,6 +103,8 @@ def argument_parser(description: str, recipes: Mapping[str, Any] | None = None) 
     """Creates a parser that raises instead of exiting, with the flags `--config FILE.yaml` and `--recipe NAME`."""
     parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with flag names as keys")
+    text = "follow links and paths out of the folder of the data set; for your own folders only"
+    parser.add_argument("--follow_links", type=bool, default=False, help=text)
     if recipes:
         parser.add_argument("--recipe", help=f"named set of values: {', '.join(recipes)}")
     return parser

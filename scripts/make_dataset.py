@@ -125,17 +125,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text = "checks a folder of images with labels.csv and a graph, and lists all problems"
     command = commands.add_parser("check", help=text, description=text)
     command.add_argument("data_dir", metavar="DIR", help="the folder; a path, or an address like gs://bucket/set")
-    command.add_argument("--graph", help="the graph's file; default: graph.yaml (.json, .gml, .dot) in the folder")
+    command.add_argument("--graph", help="the graph's file; default: graph.yaml (.json, .gml, .dot ...) in the folder")
     command.add_argument("--image_size", type=int, help="default: as in the graph's file, or 64")
     command.add_argument("--channels", type=int, help="1, 3 or 4; default: as in the graph's file, or 3")
+    text = "write labels.csv without the images that are missing or damaged; the old one becomes labels.csv.orig"
+    command.add_argument("--drop_broken", action="store_true", help=text)
+    text = "follow links and paths out of the folder; for your own folders only"
+    command.add_argument("--follow_links", action="store_true", help=text)
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> int:
     """Prints the problems that `check_folder` found on standard error, or a summary; returns the exit code."""
     from causaldiffae.datasets.folder.check import check_folder
+    from causaldiffae.files.storage import follow_links
 
-    report = check_folder(args.data_dir, args.graph, args.image_size, args.channels)
+    if args.follow_links:
+        follow_links()
+    report = check_folder(args.data_dir, args.graph, args.image_size, args.channels, args.drop_broken)
+    for line in report.notes:
+        print(f"note: {line}")
+    for line in report.hints:
+        print(f"warning: {line}", file=sys.stderr)
     if not report.count:
         print("\n".join(report.summary))
         return 0

@@ -123,7 +123,10 @@ def test_names_can_be_omitted() -> None:
             {"names": ["a", "b"], "adjacency": [[0]]},
             r"adjacency: expected shape \(2, 2\) for 2 variables, got \(1, 1\)",
         ),
-        ({"names": ["a", "b"], "adjacency": [[0, 0.5], [0, 0]]}, "adjacency: expected a 0/1 matrix, got 0.5; 1 in row i"),
+        (
+            {"names": ["a", "b"], "adjacency": [[0, 0.5], [0, 0]]},
+            "adjacency: expected a 0/1 matrix, got 0.5; 1 in row i",
+        ),
         ({"names": ["a", "b"], "adjacency": [[0, 1], [1, 0]]}, "expected no cycles, got a -> b -> a"),
         ({"adjacency": [[0]]}, ""),
     ],

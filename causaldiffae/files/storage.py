@@ -1,7 +1,7 @@
 """Folders of data sets: local folders and object storage supported by blobfile (gs://bucket/set, az://account/container).
 
 File names in a folder come from an untrusted table. Names outside the folder (by "..", an absolute path or a link) are
-rejected here.
+rejected here, unless the user says that the folder is their own (`follow_links`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_file, replace_file
 
 RETRIES: Final = 10  # per request, with exponential backoff from 0.1 s, 25 s in total on average
+
+
+_LINKS: Final = "CAUSALDIFFAE_FOLLOW_LINKS"
 
 
 class FileStamp(NamedTuple):
@@ -58,6 +61,19 @@ def leaves_folder(name: str) -> bool:
     return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in name.replace("\\", "/").split("/")
 
 
+def follow_links(allowed: bool = True) -> None:
+    """Allows or forbids files of a folder to be links or paths to files elsewhere, in this process and its children.
+
+    Scripts have the flag `--follow_links`. Allow it only for your own folders: a table could name any file.
+    """
+    os.environ[_LINKS] = "1" if allowed else ""
+
+
+def links_are_followed() -> bool:
+    """Whether `follow_links`, or the environment variable that it sets, allows links and paths to files elsewhere."""
+    return os.environ.get(_LINKS) == "1"
+
+
 class LocalFolder:
     """A local folder."""
 
@@ -92,12 +108,25 @@ class LocalFolder:
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if not inside:
-            return "a link to a file outside the folder"
+            return "a link to a file outside the folder; for your own folders, set --follow_links"
         if not stat.S_ISREG(found.st_mode):
             return "not a regular file"
         return FileStamp(found.st_size, found.st_mtime_ns)
 
+    def all_names(self, names: Sequence[str]) -> Iterator[str]:
+        """Yields the paths of all files in the folder and its subfolders, without hidden ones; `names` is not used."""
+        seen: set[str] = set()
+        for parent, folders, files in os.walk(self.where, followlinks=links_are_followed()):
+            real = os.path.realpath(parent)
+            folders[:] = sorted(name for name in folders if not name.startswith(".")) if real not in seen else []
+            seen.add(real)  # links can form a circle
+            inside = os.path.relpath(parent, self.where).replace(os.sep, "/")
+            lead = "" if inside == "." else f"{inside}/"
+            yield from (f"{lead}{name}" for name in sorted(files) if not name.startswith("."))
+
     def _is_inside(self, path: str) -> bool:
+        if links_are_followed():
+            return True
         if path not in self._inside:
             real, root = os.path.realpath(path), os.path.realpath(self.where)
             self._inside[path] = real == root or real.startswith(root.rstrip(os.sep) + os.sep)
@@ -149,6 +178,11 @@ class RemoteFolder:
             entry = listed[folder].get(base)
             found.append("file not found" if entry is None else FileStamp(entry.size, entry.mtime))
         return found
+
+    def all_names(self, names: Sequence[str]) -> Iterator[str]:
+        """Yields the paths of the files in the subfolders that occur in `names`; other ones are not listed."""
+        for folder in dict.fromkeys(name.rpartition("/")[0] for name in names):
+            yield from (f"{folder}/{name}" if folder else name for name in self._list(folder))
 
     def _list(self, folder: str) -> dict[str, Any]:
         with self._reaching(folder, "listed") as address:

@@ -39,6 +39,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache beside the data would be a written file."""
     for module in (image_cache, image_folder):
         monkeypatch.setattr(module, "cache_folder", lambda folder: None)
+    monkeypatch.setattr(image_cache, "shared_folder", lambda where, size: None)
 
 
 @pytest.fixture(autouse=True)

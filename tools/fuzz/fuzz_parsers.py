@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # noqa: F401  imported before the time of an input is measured
 import torch
 from PIL import Image
 
@@ -216,7 +217,18 @@ def _table_seeds() -> list[Files]:
         f"im/{i}.png,{20 + i},{hat},{split}\n".encode()
         for i, hat, split in ((0, "cap", "train"), (1, "none", "train"), (2, "cap", "test"))
     )
-    return [{"labels.csv": table, "graph.yaml": FOLDER_GRAPH, **images}, {"labels.csv": TABLE, "graph.dot": DOT}]
+    excel = ",file;age;hat;split;\n0;im\\0.png;20,5;cap;0;\n1;1;30,5;none;0;\n2;2;NA;TRUE;2;\n".encode("utf-16")
+    lines = (
+        b'{"file_name": "im/0.png", "age": 20.5, "hat": "cap"}\n{"file_name": "im/1.png", "age": null, "hat": true}\n'
+    )
+    celeba = b"3\nage hat\n0.png -1  1\n1.png  1 -1\n2.png  1  1\n"
+    return [
+        {"labels.csv": table, "graph.yaml": FOLDER_GRAPH, **images},
+        {"labels.csv": TABLE, "graph.dot": DOT},
+        {"labels.csv": excel, "graph.yaml": FOLDER_GRAPH, **images},
+        {"metadata.jsonl": lines, "graph.yaml": FOLDER_GRAPH, **images},
+        {"list_attr_celeba.txt": celeba, "list_eval_partition.txt": b"0.png 0\n1.png 1\n2.png 2\n", "graph.dot": DOT},
+    ]
 
 
 def _image_seeds() -> list[Files]:

@@ -5,12 +5,16 @@ variables:                                  # optional, like all keys below
   age: {unit: years, low: 18, high: 90}     # low, high, shift, scale: by default computed from the training labels
   smile: {kind: binary, categories: [no, yes]}
   hat: {kind: categorical}                  # the categories are the values in the column
+  dose: {missing: [-1]}                     # further marks of missing labels
 image_size: 64                              # this and the keys below show their defaults
 channels: 3
 resize: crop                                # as in guided-diffusion; area: as in the built-in data sets
 split_seed: 0                               # for a table without a column `split`
 split_shares: [0.8, 0.1, 0.1]               # train, val, test
-ignore: [photographer]                      # columns that are not variables
+ignore: [photographer, "note_*"]            # columns that are not variables; * stands for any text
+missing: [-999, unknown]                    # marks of missing labels, besides empty cells, NA, NaN, None, null and ?
+group: patient                              # a column; images with the same value are in one split
+value_range: [0, 4095]                      # black and white of images with more than 8 bits; by default measured
 name: folder                                # or the built-in data set of the images
 """
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from causaldiffae.datasets.dataset import DATASETS, check_form
@@ -34,7 +38,10 @@ RESERVED: Final = ("file", "filename", "split")
 
 @dataclass(frozen=True)
 class Variable:
-    """Declared properties of a variable; None or empty if not declared."""
+    """Declared properties of a variable; None or empty if not declared.
+
+    `missing` includes the marks of missing labels that are declared for all variables.
+    """
 
     kind: str | None = None
     unit: str = ""
@@ -43,6 +50,7 @@ class Variable:
     high: float | None = None
     shift: float | None = None
     scale: float | None = None
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,12 @@ class FolderDescription:
     split_seed: int = 0
     split_shares: tuple[float, ...] = SPLIT_SHARES
     ignore: tuple[str, ...] = ()
+    group: str = ""
+    value_range: tuple[float, ...] = ()
+
+    def variable(self, name: str) -> Variable:
+        """The declared properties of a variable."""
+        return self.variables.get(name, Variable())
 
 
 def parse_description(content: bytes, where: str, columns: Sequence[str] = ()) -> FolderDescription:
@@ -76,6 +90,11 @@ def parse_description(content: bytes, where: str, columns: Sequence[str] = ()) -
             raise DataError(f"{where}: variables: expected names among {', '.join(graph.names)}, got {name!r}")
     declared = {name: _variable(entry, f"{where}: variables: {name}") for name, entry in variables.items()}
     given = _convert(keys, _KEYS, where)
+    if marks := given.pop("missing", ()):
+        all_variables = {name: declared.get(name, Variable()) for name in graph.names}
+        declared = {name: replace(each, missing=(*each.missing, *marks)) for name, each in all_variables.items()}
+    if given.get("group") in graph.names:
+        raise DataError(f"{where}: group: expected a column that is no variable, got {given['group']!r:.80}")
     description = FolderDescription(graph, declared, **given)
     check_form(description.image_size, description.channels, tuple(MODES), CHANNELS, f"{where}: ")
     if "name" in given and description.name not in DATASETS:
@@ -155,6 +174,13 @@ def _shares(values: Any) -> tuple[float, ...]:
     return train, val, test
 
 
+def _range(values: Any) -> tuple[float, ...]:
+    low, high = map(_number, values if isinstance(values, list) else ())
+    if low >= high:
+        raise ValueError
+    return low, high
+
+
 _Converter = tuple[Callable[[Any], Any], str]
 _INTEGER: Final[_Converter] = (_integer, "a non-negative integer")
 _STRINGS: Final[_Converter] = (_strings, "a list of distinct strings")
@@ -167,10 +193,14 @@ _KEYS: Final[dict[str, _Converter]] = {
     "split_seed": _INTEGER,
     "split_shares": (_shares, "three non-negative fractions (train, val, test) that sum to 1"),
     "ignore": _STRINGS,
+    "missing": _STRINGS,
+    "group": (_string, "the name of a column"),
+    "value_range": (_range, "two increasing numbers, like [0, 4095]"),
 }
 _VARIABLE_KEYS: Final[dict[str, _Converter]] = {
     "kind": ({kind: kind for kind in KINDS}.__getitem__, f"one of {', '.join(KINDS)}"),
     "unit": (_string, "a string"),
     "categories": _STRINGS,
     **dict.fromkeys(("low", "high", "shift", "scale"), _NUMBER),
+    "missing": _STRINGS,
 }

@@ -2,9 +2,9 @@
 
 The images of a split are stored as one uint8 array (N, C, S, S) in `.cache` in the data folder, or in the user's cache
 folder if the data folder is read-only or remote. Where neither can be written, the processes of a machine share a
-copy in the temporary folder as long as they run (shared_cache.py). The file name contains a hash of everything that determines the
-pixels: name, size and modification time of each image file, and shape and resizing of the images. The array is
-memory-mapped on later reads.
+copy in the temporary folder as long as they run (shared_cache.py). The file name contains a hash of everything that
+determines the pixels: name, size and modification time of each image file, and shape, resizing and scaling of the
+images. The array is memory-mapped on later reads.
 
 Threads decode directly into the mapped file (Pillow releases the GIL), so no further memory is needed. The file is
 renamed once it is complete. Checksums detect later damage; the images are then decoded again with a warning.
@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 import warnings
 import zlib
@@ -47,7 +48,13 @@ REMOTE_THREADS: Final = 16
 
 
 def cached_images(
-    folder: Folder, names: Sequence[str], stamps: Sequence[FileStamp], rule: ImageRule, label: str, problems: Problems
+    folder: Folder,
+    names: Sequence[str],
+    stamps: Sequence[FileStamp],
+    rule: ImageRule,
+    label: str,
+    problems: Problems,
+    failed: list[int] | None = None,
 ) -> np.ndarray:
     """Returns the images of `names`, (N, C, S, S) uint8, mapped from the cache; writes the cache if necessary.
 
@@ -55,11 +62,12 @@ def cached_images(
         stamps: size and modification time of each file, in the same order.
         label: name of the split; a new cache replaces the previous one with the same label.
         problems: receives every image that cannot be decoded; the result is then invalid and not cached.
+        failed: receives the indices of these images.
     """
     cache = cache_folder(folder) or shared_folder(folder.where, len(names) * math.prod(rule.shape))
     if cache is None:
         uncached = np.empty((len(names), *rule.shape), np.uint8)
-        decode_all(folder, names, rule, uncached, problems)
+        decode_all(folder, names, rule, uncached, problems, failed)
         return uncached
     files = [[name, stamp.size, stamp.changed] for name, stamp in zip(names, stamps, strict=True)]
     key = json.dumps([FORMAT, PIL.__version__, astuple(rule), files])
@@ -67,7 +75,7 @@ def cached_images(
     path = cache / f"{prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     with FileLock(cache / "lock"):  # one process writes the cache while the others wait
         images = _open(path, (len(names), *rule.shape))
-        return _build(folder, names, rule, path, prefix, problems) if images is None else images
+        return _build(folder, names, rule, path, prefix, problems, failed) if images is None else images
 
 
 def cache_folder(folder: Folder) -> Path | None:
@@ -115,7 +123,13 @@ def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _build(
-    folder: Folder, names: Sequence[str], rule: ImageRule, path: Path, prefix: str, problems: Problems
+    folder: Folder,
+    names: Sequence[str],
+    rule: ImageRule,
+    path: Path,
+    prefix: str,
+    problems: Problems,
+    failed: list[int] | None,
 ) -> np.ndarray:
     """Decodes into a temporary file and renames it at the end."""
     descriptor, name = tempfile.mkstemp(prefix=".part-", suffix=".npy", dir=path.parent)
@@ -126,7 +140,7 @@ def _build(
         if hasattr(os, "posix_fallocate"):  # a full disk raises here, and not as SIGBUS at a mapped page
             with temporary.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        checksums = decode_all(folder, names, rule, images, problems)
+        checksums = decode_all(folder, names, rule, images, problems, failed)
         if problems.count > before:
             return np.asarray(images)
         images.flush()
@@ -144,9 +158,14 @@ def _build(
 
 
 def decode_all(
-    folder: Folder, names: Sequence[str], rule: ImageRule, images: np.ndarray | None, problems: Problems
+    folder: Folder,
+    names: Sequence[str],
+    rule: ImageRule,
+    images: np.ndarray | None,
+    problems: Problems,
+    failed: list[int] | None = None,
 ) -> list[int]:
-    """Decodes every file into `images`; if it is None, only checks the files.
+    """Decodes every file into `images`; if it is None, only checks the files. `failed` receives the wrong indices.
 
     Returns:
         The checksum of each block of `BLOCK` images; 0 if `images` is None.
@@ -154,7 +173,7 @@ def decode_all(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = cores if isinstance(folder, LocalFolder) else max(cores, REMOTE_THREADS)
 
-    def decode_block(start: int) -> tuple[int, list[str]]:
+    def decode_block(start: int) -> tuple[int, list[tuple[int, str]]]:
         wrong = []
         for i in range(start, min(start + BLOCK, len(names))):
             try:
@@ -162,19 +181,23 @@ def decode_all(
                 if images is not None:
                     images[i] = pixels
             except DataError as error:
-                wrong.append(str(error))
+                wrong.append((i, str(error)))
         return 0 if images is None else zlib.crc32(images[start : start + BLOCK].data), wrong
 
     checksums: list[int] = []
+    found: list[tuple[int, str]] = []
     pool = ThreadPoolExecutor(threads)
     bar: Any = tqdm(total=len(names), desc="decoding images", unit="image", disable=None, delay=2)
     with without_size_warnings(), bar:
         try:
             for checksum, wrong in pool.map(decode_block, range(0, len(names), BLOCK)):
                 checksums.append(checksum)
-                for line in wrong:
-                    problems.add(line)
+                found += wrong
                 bar.update(min(BLOCK, len(names) - bar.n))
         finally:
             pool.shutdown(cancel_futures=True)
+    causes = {re.sub(r"\d+", "", line.partition(": ")[2]) for _, line in found}
+    problems.add_rows([line for _, line in found], len(names) if len(causes) == 1 else 0)
+    if failed is not None:
+        failed += [i for i, _ in found]
     return checksums

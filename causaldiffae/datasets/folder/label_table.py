@@ -1,233 +1,274 @@
 """The label table of an image folder: one row per image, one column per variable.
 
-`labels.csv` is a comma-separated UTF-8 file. Column `file` (or `filename`) contains the path of the image relative to
-the folder, an optional column `split` contains train, val or test, and all other columns are variables of the graph. An
-empty cell is a missing label; the image is then unlabelled and excluded from statistics.
+Column `file` (or `filename`, `image_id` and so on) contains the path of the image relative to the folder, an optional
+column `split` contains train, val or test or usual synonyms, and all other columns are variables of the graph. Columns
+without a name are left out if they are empty or hold row numbers, as pandas and R write them.
 
-A column of undeclared kind is binary if it has two distinct values, continuous if it contains numbers, and categorical
-if it contains other text. For mixed columns the majority determines the kind, and the other cells are errors.
+A missing label makes its image unlabelled, see label_columns.py.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import math
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
 
-from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.problems import Problems
-from causaldiffae.datasets.variables import category_indices
 from causaldiffae.errors import DataError
-from causaldiffae.files.storage import leaves_folder
+from causaldiffae.files.storage import leaves_folder, links_are_followed
+from causaldiffae.files.tables import (
+    TextColumn,
+    TextTable,
+    read_celeba,
+    read_csv,
+    read_excel,
+    read_json_lines,
+    read_parquet,
+)
+from causaldiffae.files.text import clean_name
 
 SPLITS: Final = ("train", "val", "test")
 MAX_TABLE_BYTES: Final = 1 << 29
-MAX_CATEGORIES: Final = 1000
-_LARGEST: Final = float(np.finfo(np.float32).max)
-_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+SPLIT_WORDS: Final = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), "test"),
+}
+_SPLIT_NUMBERS: Final = {"0": "train", "1": "val", "2": "test"}  # as in CelebA
+_FILE_COLUMNS: Final = (
+    {"file", "filename"},
+    {"image", "imagefile", "imagefilename", "imagename", "imageid", "imageindex", "imagepath", "img", "imgname"}
+    | {"imgpath", "imageurl", "path", "filepath"},
+)
+_READERS: Final[dict[str, Callable[[bytes, str], TextTable]]] = {
+    ".jsonl": read_json_lines,
+    ".parquet": read_parquet,
+    ".xlsx": read_excel,
+}
+_ROW_NUMBERS: Final = re.compile(r"|Unnamed: \d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a `labels.csv` as text, stripped of white space.
+    """A label table.
 
     Attributes:
         where: file name, for messages.
         files: normalised path of each image relative to the folder; "" if invalid.
-        lines: last line number of each row in the file.
-        splits: the column `split`, or None.
+        lines: (N,) line of each row in the file.
+        splits: the split of each row, or None without such a column.
         cells: the other columns by name.
+        separator: between the cells of a row in the file.
+        origins: the file of each row, for messages, if the table consists of several files.
     """
 
     where: str
     files: list[str]
-    lines: list[int]
+    lines: np.ndarray
     splits: list[str] | None
-    cells: dict[str, list[str]]
+    cells: dict[str, TextColumn]
+    separator: str = ","
+    origins: list[str] | None = None
 
     def at(self, row: int) -> str:
         """File name and line of a row, for messages."""
-        return f"{self.where}:{self.lines[row]}"
+        return f"{self.where if self.origins is None else self.origins[row]}:{self.lines[row]}"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A variable's column as numbers.
+def is_file_column(name: str) -> bool:
+    """Whether a column of this name may hold the paths of the images."""
+    return any(_plain(name) in names for names in _FILE_COLUMNS)
 
-    Attributes:
-        kind: one of `KINDS`.
-        categories: names of the categories that `values` index; empty for numbers.
-        values: (N,) float32, NaN where the label is missing or invalid.
-    """
 
-    kind: str
-    categories: tuple[str, ...]
-    values: np.ndarray
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def parse_table(content: bytes, where: str, problems: Problems) -> Table:
-    """Parses a `labels.csv`; invalid rows are reported to `problems` and skipped.
+    """Parses a table by its extension, CSV by default; invalid rows are reported to `problems` and skipped.
 
     Raises:
         DataError: if the file has no valid header or no rows.
     """
-    rows, lines = [], []
-    try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        for row in reader:
-            if len(row) == len(header):
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
-            elif row:
-                problems.add(f"{where}:{reader.line_num}: expected {len(header)} cells, got {len(row)}")
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: expected UTF-8 text") from None
-    except csv.Error as error:
-        raise DataError(f"{where}:{reader.line_num}: invalid CSV ({error})") from None
-    for i, name in enumerate(header):
+    name = PurePosixPath(where).name
+    if name == "list_attr_celeba.txt":
+        text = read_celeba(content, where)
+    elif reader := _READERS.get(PurePosixPath(where).suffix.lower()):
+        text = reader(content, where)
+    else:
+        text = read_csv(content, where, is_file_column)
+    for note in text.notes:
+        problems.note(f"{where}: {note}")
+    expected = len(text.header)
+    lines = [f"{where}:{line}: expected {expected} cells, got {width}" for line, width in text.wrong]
+    problems.add_rows(lines, len(lines) + len(text.lines))
+    return _build(text, where, problems)
+
+
+def _build(text: TextTable, where: str, problems: Problems) -> Table:
+    columns = _named_columns(text, where, problems)
+    files_in = _file_column(list(columns), text.header, where)
+    if not len(text.lines):
+        raise DataError(f"{where}: expected at least one row, got none")
+    if _plain(files_in) not in _FILE_COLUMNS[0]:
+        problems.note(f"{where}: column {files_in!r:.80} holds the paths of the images")
+    files = _normalised_paths(columns.pop(files_in).cells(), text.lines, where, problems)
+    split_in = next((name for name in columns if name.casefold() == "split"), None)
+    table = Table(where, files, text.lines, None, columns, text.separator)
+    if split_in is None:
+        return table
+    return with_splits(table, columns.pop(split_in), problems)
+
+
+def _named_columns(text: TextTable, where: str, problems: Problems) -> dict[str, TextColumn]:
+    """The columns by name, without those that have no name and are empty or hold row numbers."""
+    columns: dict[str, TextColumn] = {}
+    for i, (name, column) in enumerate(zip(text.header, text.columns, strict=True)):
+        is_empty = column.words in ((), ("",))
+        if _ROW_NUMBERS.fullmatch(name) and not is_empty:
+            is_number = all(re.fullmatch(r"\d+", word) for word in column.words)
+            if is_number and 1 < len(column.words) == len(column.codes):
+                problems.note(f"{where}: column {i + 1} without a name holds row numbers and is left out")
+                continue
+        if not name and is_empty and len(text.lines):
+            continue
         if not name:
             problems.add(f"{where}: column {i + 1}: expected a name, got none")
-        elif name in header[:i]:
+        elif name in columns:
             problems.add(f"{where}: expected unique column names, got {name!r} twice")
-    named = [name for name in ("file", "filename") if name in header]
-    if len(named) != 1:
-        found = ", ".join(header)[:500] or "no columns"
-        raise DataError(f"{where}: expected one column `file` with the paths of the images, got {found}")
-    if not rows:
-        raise DataError(f"{where}: expected at least one row, got none")
-    cells = {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True) if name}
-    files = _normalised_paths(cells.pop(named[0]), lines, where, problems)
-    table = Table(where, files, lines, cells.pop("split", None), cells)
-    for i, split in enumerate(table.splits or ()):
-        if split not in SPLITS:
-            problems.add(f"{table.at(i)}: split: expected one of {', '.join(SPLITS)}, got {split!r:.80}")
-    return table
+        else:
+            columns[name] = column
+    return columns
 
 
-def _normalised_paths(names: list[str], lines: list[int], where: str, problems: Problems) -> list[str]:
+def _file_column(names: list[str], header: list[str], where: str) -> str:
+    for accepted in _FILE_COLUMNS:
+        found = [name for name in names if _plain(name) in accepted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    shown = ", ".join(header)[:500] or "no columns"
+    raise DataError(f"{where}: expected one column `file` with the paths of the images, got {shown}")
+
+
+def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems: Problems) -> list[str]:
     """Normalises image paths ("./a.png" becomes "a.png"); "" for an invalid one."""
     paths: list[str] = []
     seen: dict[str, int] = {}
-    for name, line in zip(names, lines, strict=True):
-        path, problem = posixpath.normpath(name) if name else "", ""
+    found: dict[str, list[str]] = defaultdict(list)
+    inside = not links_are_followed()
+    for name, line in zip(names, lines.tolist(), strict=True):
+        slashed = name.replace("\\", "/")
+        path, cause = posixpath.normpath(slashed) if name else "", ""
         if not name or path == ".":
-            problem = "expected the path of an image, got an empty cell"
+            cause, text = "empty", "expected the path of an image, got an empty cell"
         elif "\0" in name or len(name.splitlines()) > 1:
-            problem = f"expected a path without control characters, got {name!r:.200}"
-        elif leaves_folder(name):
-            problem = f"expected a path inside the folder, got {name!r:.200}"
+            cause, text = "control", f"expected a path without control characters, got {name!r:.200}"
+        elif inside and leaves_folder(slashed):
+            cause, text = "leaves", f"expected a path inside the folder, got {name!r:.200}"
         elif path in seen:
-            problem = f"expected unique paths, got {name!r:.200} as in line {seen[path]}"
-        if problem:
-            problems.add(f"{where}:{line}: {problem}")
+            cause, text = "twice", f"expected unique paths, got {name!r:.200} as in line {seen[path]}"
+        if cause:
+            found[cause].append(f"{where}:{line}: {text}")
         seen.setdefault(path, line)
-        paths.append("" if problem else path)
+        paths.append("" if cause else path)
+    for cause, texts in found.items():
+        advice = "for your own images elsewhere, use paths inside the folder, or links and --follow_links"
+        problems.add_rows(texts, len(names), advice if cause == "leaves" else "")
+    if any("\\" in name for name in names):
+        problems.note(f"{where}: backslashes in paths are read as slashes")
     return paths
 
 
-def assign_splits(table: Table, seed: int, shares: Sequence[float]) -> np.ndarray:
+def with_splits(table: Table, column: TextColumn, problems: Problems) -> Table:
+    """The table with the splits of a column; unknown words are reported."""
+    numbers = {word: word.removesuffix(".0") for word in column.words}
+    if all(number in _SPLIT_NUMBERS for number in numbers.values()):
+        splits = {word: _SPLIT_NUMBERS[number] for word, number in numbers.items()}
+    else:
+        splits = {word: SPLIT_WORDS.get(word.casefold(), "") for word in column.words}
+    read = [f"{word} as {split}" for word, split in splits.items() if split and word != split]
+    if read:
+        problems.note(f"{table.where}: split: {', '.join(sorted(read))}")
+    unknown = np.array([not splits[word] for word in column.words])
+    rows = np.nonzero(unknown[column.codes])[0].tolist() if len(column.codes) else []
+    expected = f"split: expected one of {', '.join(SPLITS)}"
+    lines = [f"{table.at(row)}: {expected}, got {column.words[column.codes[row]]!r:.80}" for row in rows]
+    problems.add_rows(lines, len(column.codes))
+    words = np.array([splits[word] or word for word in column.words], object)
+    return replace(table, splits=words[column.codes].tolist())
+
+
+def assign_splits(table: Table, seed: int, shares: Sequence[float], group: str = "") -> np.ndarray:
     """The split of each row, (N,) text: from the column if it exists, or else at random.
 
-    The random split is a hash of the seed and the path, so adding or removing images does not move others.
+    The random split is a hash of the seed and the path, or the cell in column `group`, so adding or removing images
+    does not move others.
     """
     if table.splits is not None:
         return np.array(table.splits)
-    hashes = [hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest() for name in table.files]
+    keys = table.files
+    if group in table.cells:
+        keys = [cell or file for cell, file in zip(table.cells[group].cells(), table.files, strict=True)]
+    hashes = [hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]
     numbers = np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in hashes])  # in [0, 1)
     return np.array(SPLITS)[np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")]
 
 
-def check_columns(table: Table, names: Sequence[str], ignore: Sequence[str] | None, problems: Problems) -> None:
+def check_group(table: Table, splits: np.ndarray, group: str, problems: Problems) -> None:
+    """Checks that the column `group` exists and that no group is divided between splits."""
+    if group not in table.cells:
+        problems.add(f"{table.where}: group: expected a column {group!r:.80}, got none")
+        return
+    column = table.cells[group]
+    occurs = np.stack([np.bincount(column.codes[splits == split], minlength=len(column.words)) for split in SPLITS])
+    divided = []
+    for code in np.nonzero((occurs > 0).sum(0) > 1)[0].tolist():
+        if column.words[code]:
+            found = [split for split, count in zip(SPLITS, occurs[:, code], strict=True) if count]
+            divided.append(f"{column.words[code]!r:.40} in {' and '.join(found)}")
+    if divided:
+        more = f" (and {len(divided) - 1} more)" if len(divided) > 1 else ""
+        problems.add(f"{table.where}: split: expected each {group} in one split, got {divided[0]}{more}")
+
+
+def check_columns(
+    table: Table, names: Iterable[str], ignore: Sequence[str] | None, group: str, problems: Problems
+) -> None:
     """Checks that every variable has a column, and that other columns are in `ignore`; None ignores all others."""
+    names = list(names)
     for name in names:
         if name not in table.cells:
             problems.add(f"{table.where}: expected a column {name!r} for the variable of the graph, got none")
     if ignore is None:
         return
-    for name in table.cells:
-        if name not in names and name not in ignore:
-            problems.add(
-                f"{table.where}: column {name!r}: expected a variable of the graph; to skip it, list it in `ignore`"
-            )
-    for name in ignore:
-        if name not in table.cells:
-            problems.add(f"{table.where}: expected a column {name!r}, which is listed in `ignore`, got none")
+    others = [name for name in table.cells if name not in names and name != group]
+    left = [name for name in others if not any(_matches(name, pattern) for pattern in ignore)]
+    if len(left) > 5:
+        shown = ", ".join(left[:5])[:300]
+        problems.add(
+            f"{table.where}: columns {shown} and {len(left) - 5} more: expected variables of the graph; to skip them, "
+            'list them in `ignore`, or ["*"] for all others'
+        )
+        left = []
+    for name in left:
+        problems.add(
+            f"{table.where}: column {name!r}: expected a variable of the graph; to skip it, list it in `ignore`"
+        )
+    for pattern in ignore:
+        if "*" not in pattern and clean_name(pattern) not in table.cells:
+            problems.add(f"{table.where}: expected a column {pattern!r}, which is listed in `ignore`, got none")
 
 
-def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
-    """Converts a variable's column to numbers; every invalid cell is reported to `problems`."""
-    cells = table.cells[name]
-    words = set(cells) - {""}
-    numbers = {word: float(word) for word in words if _NUMBER.fullmatch(word)}
-    kind, categories, problem = _kind(cells, words, numbers, declared)
-    if problem:
-        problems.add(f"{table.where}: {name}: {problem}")
-        return Column(kind, (), np.full(len(cells), np.nan, np.float32))
-    if categories:
-        indices = category_indices(categories)
-        values = {word: float(indices.get(word, indices.get(numbers.get(word), math.nan))) for word in words}
-    else:
-        values = {word: number for word, number in numbers.items() if abs(number) <= _LARGEST}
-    values = {word: values.get(word, math.nan) for word in (*words, "")}
-    wrong = {word for word in words if math.isnan(values[word])}
-    for row, cell in enumerate(cells if wrong else ()):
-        if cell in wrong:
-            expected = f"a {'finite 32-bit ' if cell in numbers else ''}number"
-            expected = f"one of {', '.join(categories)[:500]}" if categories else expected
-            problems.add(f"{table.at(row)}: {name}: expected {expected}, got {cell!r:.80}")
-    return Column(kind, categories, np.array([values[cell] for cell in cells], np.float32))
-
-
-def _kind(
-    cells: list[str], words: set[str], numbers: Mapping[str, float], declared: Variable
-) -> tuple[str, tuple[str, ...], str]:
-    """Returns the kind of a column, its categories, and a problem of the whole column or "".
-
-    Args:
-        words: the distinct non-empty cells.
-        numbers: the numeric ones among them.
-    """
-    kind, categories = declared.kind, declared.categories
-    all_numbers = len(numbers) == len(words)
-    different = len(set(numbers.values())) if all_numbers else len(words)
-    if kind is None:
-        mostly_numbers = all_numbers or 2 * sum(cell in numbers for cell in cells) >= sum(map(bool, cells))
-        kind = "binary" if different == 2 else "continuous" if mostly_numbers else "categorical"
-    if not words:
-        return kind, (), "expected labels, got an empty column"
-    if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):
-        return kind, categories, ""
-    if kind == "binary" and different != 2:
-        shown = ", ".join(sorted(words)[:5])[:200]
-        return kind, (), f"expected 2 distinct values for a binary variable, got {different} ({shown})"
-    if len(words) > MAX_CATEGORIES:
-        return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(words)}"
-    return kind, tuple(sorted(words, key=lambda word: (numbers.get(word, math.inf), word))), ""
-
-
-def check_training_labels(
-    table: Table, columns: Mapping[str, Column], in_training: np.ndarray, problems: Problems
-) -> None:
-    """Checks that every column varies and every category occurs in the labelled training images."""
-    for name, column in columns.items():
-        values = column.values[in_training].astype(np.float64)
-        if not len(values):
-            continue
-        if values.max() - values.min() <= 1e-6 * np.abs(values).max():
-            shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"
-            where = f"all {len(values)} labelled training images"
-            problems.add(f"{table.where}: {name}: expected two or more values, got {shown} in {where}")
-        for i, category in enumerate(column.categories):
-            if not (values == i).any():
-                rows = np.nonzero(column.values == i)[0]
-                first = f" (first in line {table.lines[rows[0]]})" if len(rows) else ""
-                problems.add(f"{table.where}: {name}: expected training labels {category!r}, got none{first}")
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a name equals a pattern, in which * stands for any text."""
+    parts = map(re.escape, clean_name(pattern).split("*"))
+    return re.fullmatch(".*".join(parts), name, re.DOTALL) is not None

@@ -150,6 +150,13 @@ def test_a_graph_is_read_from_a_file(tmp_path: Path) -> None:
     assert set(read_graph(tmp_path / "g.txt").edges) == set(EDGES)
 
 
+def test_marks_of_missing_labels_are_declared_for_all_variables_or_one() -> None:
+    text = b"names: [a, b]\nmissing: [-999]\nvariables: {a: {missing: [x]}}\ngroup: patient\nvalue_range: [0, 4095]\n"
+    description = parse_description(text, "g.yaml")
+    assert description.variable("a").missing == ("x", "-999") and description.variable("b").missing == ("-999",)
+    assert description.group == "patient" and description.value_range == (0, 4095)
+
+
 LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nedges: [*b, *b]\n"
 BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
 
@@ -220,6 +227,10 @@ SHARES = r"split_shares: expected three non-negative fractions \(train, val, tes
         ("split_shares: [1, 0]", SHARES),
         ("split_shares: [1, 0, .5]", SHARES),
         ("split_shares: [2, -1, 0]", SHARES),
+        ("group: a", "group: expected a column that is no variable, got 'a'"),
+        ("value_range: [1, 0]", r"value_range: expected two increasing numbers, like \[0, 4095\], got "),
+        ("value_range: 3", "value_range: expected two increasing numbers"),
+        ("missing: -999", "missing: expected a list " + WORDS + "'-999'"),
         ("ignore: notes", "ignore: expected a list " + WORDS + "'notes'"),
         ("ignore: [x, x]", "ignore: expected a list " + WORDS),
         ("variables: [a]", "variables: expected a mapping from variable to its keys, got "),

@@ -1,0 +1,165 @@
+"""The content of an image folder's table and graph: labels, splits and the spec of the data set.
+
+The spec is computed from the training split; declared values take precedence. With the spec of a model or of a built-in
+data set, a table is read as for training, without its graph file, and further columns are ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from causaldiffae.datasets.folder.column_hints import check_training_labels, hint_groups, hint_labels
+from causaldiffae.datasets.folder.description import FolderDescription, Variable, parse_description
+from causaldiffae.datasets.folder.image_files import ImageRule
+from causaldiffae.datasets.folder.label_columns import read_column
+from causaldiffae.datasets.folder.label_table import Table, assign_splits, check_columns, check_group
+from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.folder.table_files import TableFile, parse_tables
+from causaldiffae.datasets.folder.value_range import FULL_RANGE
+from causaldiffae.datasets.spec import SPLIT_SHARES, DatasetSpec
+
+GROUP = "group"
+"""Column of groups if the graph file names no other."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a table, with labels if a graph or a spec is available.
+
+    Attributes:
+        rule: conversion of the image files.
+        table: the cells of the table.
+        splits: (N,) split of each row.
+        spec: None if there were problems.
+        labels: (N, n) float32 with columns in graph order, NaN if missing; None if there were problems.
+    """
+
+    rule: ImageRule
+    table: Table
+    splits: np.ndarray
+    spec: DatasetSpec | None = None
+    labels: np.ndarray | None = None
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row indices of a split."""
+        return np.nonzero(self.splits == split)[0]
+
+
+@lru_cache(maxsize=1)  # for several splits of one folder
+def interpret(
+    where: str,
+    tables: tuple[TableFile, ...],
+    graph_file: tuple[str, bytes] | None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    links: bool = False,
+) -> tuple[Content | None, Problems]:
+    """Combines the tables of the folder `where` and a graph file, as far as they are available.
+
+    Args:
+        links: `links_are_followed()`, on which the result depends.
+    """
+    problems, in_table, table, description = Problems(), Problems(), None, None
+    with in_table.collect():
+        table = parse_tables(tables, where, in_table) if tables else None
+    with problems.collect():
+        if graph_file is not None:
+            columns = tuple(table.cells) if table is not None else ()
+            description = parse_description(graph_file[1], graph_file[0], columns)
+    problems.extend(in_table)
+    if table is None:
+        return None, problems
+    if description is None:
+        return Content(ImageRule(64, 3, "crop", FULL_RANGE), table, assign_splits(table, 0, SPLIT_SHARES)), problems
+    size, channels = image_size or description.image_size, channels or description.channels
+    group = _group_column(table, description)
+    splits = assign_splits(table, description.split_seed, description.split_shares, group)
+    low, high = description.value_range or FULL_RANGE
+    content = Content(ImageRule(size, channels, description.resize, (low, high)), table, splits)
+    if group:
+        check_group(table, splits, group, problems)
+    with problems.collect():
+        content = _with_labels(content, description, group, problems)
+    return content, problems
+
+
+def _group_column(table: Table, description: FolderDescription) -> str:
+    if description.group:
+        return description.group
+    is_used = GROUP in description.graph.names or GROUP in description.ignore
+    return GROUP if GROUP in table.cells and not is_used else ""
+
+
+def _with_labels(content: Content, description: FolderDescription, group: str, problems: Problems) -> Content:
+    """Adds labels and the spec, computed from the labelled training rows; declared values take precedence."""
+    table, rule, names = content.table, content.rule, description.graph.names
+    check_columns(table, names, description.ignore, group, problems)
+    present = [name for name in names if name in table.cells]
+    declared = {name: description.variable(name) for name in names}
+    columns = {name: read_column(table, name, declared[name], problems) for name in present}
+    if not columns:
+        return content
+    labels = np.stack([column.values for column in columns.values()], axis=1)
+    in_training = (content.splits == "train") & ~np.isnan(labels).any(1)
+    if not in_training.any():
+        problems.add(f"{table.where}: expected images of split train with all labels, got none")
+    check_training_labels(table, columns, in_training, problems)
+    hint_labels(table, columns, declared, problems)
+    if not group:
+        hint_groups(table, content.splits, problems)
+    if problems.count:
+        return content
+    wide = labels[in_training].astype(np.float64)
+    numbers: dict[str, Any] = {}
+    for key, values in {"shift": wide.mean(0), "scale": wide.std(0), "low": wide.min(0), "high": wide.max(0)}.items():
+        given = [getattr(variable, key) for variable in declared.values()]
+        numbers[key] = tuple(float(v) if g is None else g for g, v in zip(given, values, strict=True))
+    units = tuple(variable.unit for variable in declared.values())
+    missing = tuple(variable.missing for variable in declared.values())
+    spec = DatasetSpec(
+        name=description.name,
+        image_size=rule.image_size,
+        channels=rule.channels,
+        graph=description.graph,
+        units=units if any(units) else (),
+        kinds=tuple(column.kind for column in columns.values()),
+        categories=tuple(column.categories for column in columns.values()),
+        resize=description.resize,
+        split_seed=description.split_seed,
+        split_shares=description.split_shares,
+        group=group,
+        value_range=description.value_range,
+        missing=missing if any(missing) else (),
+        **numbers,
+    )
+    return replace(content, spec=spec, labels=labels)
+
+
+@lru_cache(maxsize=1)
+def interpret_with_spec(where: str, tables: tuple[TableFile, ...], spec: DatasetSpec, links: bool = False) -> Content:
+    """Reads the tables of the folder `where` with the spec of a model or built-in data set.
+
+    Raises:
+        DataError: with the first problem, and the number of further ones.
+    """
+    problems = Problems()
+    table = parse_tables(tables, where, problems)
+    check_columns(table, spec.graph.names, None, spec.group, problems)
+    problems.raise_first()
+    columns = []
+    for i, name in enumerate(spec.graph.names):
+        categories = spec.category_names(i)
+        kind = spec.kind(i) if categories else "continuous"  # as is a binary variable with numeric values
+        declared = Variable(kind, categories=categories, missing=spec.missing[i] if spec.missing else ())
+        columns.append(read_column(table, name, declared, problems).values)
+    if spec.group and table.splits is None and spec.group not in table.cells:
+        problems.add(f"{table.where}: expected a column {spec.group!r:.80} of groups to divide the images, got none")
+    problems.raise_first()
+    low, high = spec.value_range or FULL_RANGE
+    rule = ImageRule(spec.image_size, spec.channels, spec.resize, (low, high))
+    splits = assign_splits(table, spec.split_seed, spec.split_shares, spec.group)
+    return Content(rule, table, splits, spec, np.stack(columns, axis=1))

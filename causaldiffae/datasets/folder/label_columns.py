@@ -1,0 +1,216 @@
+"""Columns of labels: their kinds, and their cells as numbers.
+
+A column of undeclared kind is binary if it has two distinct values, continuous if it contains numbers, and categorical
+if it contains other text. For mixed columns the majority determines the kind, and the other cells are errors.
+
+missing     an empty cell, pandas' markers such as NA, NaN, None and null, `?`, and those declared as `missing`; a word
+            that is a declared category is none
+numbers     with a decimal point, or in the whole column with a decimal comma (1.234,5) or thousands separators
+            (1,234.5); 1,234 alone is ambiguous and refused, except in a table that is separated by semicolons
+categories  numbers of the same value are one (0 and 0.0), and so are spellings of truth values (TRUE and True)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from causaldiffae.datasets.folder.description import Variable
+from causaldiffae.datasets.folder.label_table import Table
+from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.variables import category_indices
+
+MAX_CATEGORIES: Final = 1000
+MISSING: Final = frozenset(
+    (
+        *("", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+        *("N/A", "NA", "NULL", "NaN", "NAN", "None", "n/a", "nan", "null"),
+    )
+)
+_LARGEST: Final = float(np.finfo(np.float32).max)
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.ASCII | re.IGNORECASE)
+_WITH_COMMA: Final = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][+-]?\d+)?", re.ASCII)
+_POINT_GROUPS: Final = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
+_COMMA_GROUPS: Final = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
+_TRUTH_VALUES: Final = ({"false", "true"}, {"no", "yes"}, {"n", "y"}, {"f", "t"}, {"off", "on"})
+
+
+@dataclass(frozen=True)
+class Column:
+    """A variable's column as numbers.
+
+    Attributes:
+        kind: one of `KINDS`.
+        categories: names of the categories that `values` index; empty for numbers.
+        values: (N,) float32, NaN where the label is missing or invalid.
+    """
+
+    kind: str
+    categories: tuple[str, ...]
+    values: np.ndarray
+
+
+def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
+    """Converts a variable's column to numbers; every invalid cell is reported to `problems`."""
+    column = table.cells[name]
+    rows = dict(zip(column.words, column.counts().tolist(), strict=True))
+    missing = _missing_words(column.words, declared)
+    words = {word: count for word, count in rows.items() if word not in missing}
+    where = f"{table.where}: {name}"
+    numbers, problem = _numbers(words, table.separator, where, problems)
+    joined = {} if declared.categories else _joined(words, numbers, where, problems)
+    kind, categories, found = _kind(words, numbers, declared, joined)
+    problem = found or ("" if categories else problem)
+    if problem:
+        problems.add(f"{where}: {problem}")
+        return Column(kind, (), np.full(len(column.codes), np.nan, np.float32))
+    if categories:
+        lookup = _category_lookup(categories)
+        values = {word: lookup(joined.get(word, word), numbers.get(word)) for word in words}
+    else:
+        values = {word: number for word, number in numbers.items() if abs(number) <= _LARGEST}
+    wrong = [word for word in words if math.isnan(values.get(word, math.nan))]
+    if wrong:
+        _report(table, name, wrong, numbers, categories, problems)
+    by_code = np.array([values.get(word, math.nan) for word in column.words], np.float32)
+    return Column(kind, categories, by_code[column.codes])
+
+
+def _missing_words(words: Iterable[str], declared: Variable) -> set[str]:
+    """The words that mark missing labels; numbers declared as `missing` match by value."""
+    numbers = {float(marker) for marker in declared.missing if _NUMBER.fullmatch(marker)}
+    return {
+        word
+        for word in words
+        if word not in declared.categories
+        and (word in MISSING or word in declared.missing or (_NUMBER.fullmatch(word) and float(word) in numbers))
+    }
+
+
+def _numbers(words: Mapping[str, int], separator: str, where: str, problems: Problems) -> tuple[dict[str, float], str]:
+    """The words that are numbers, in one notation for the whole column.
+
+    Returns:
+        word -> its value, and a problem if the notation is ambiguous, or "".
+    """
+    plain = {word: re.sub("[\u00a0\u202f]", "", word).replace("\u2212", "-") for word in words}
+    numbers = {word: float(text) for word, text in plain.items() if _NUMBER.fullmatch(text)}
+    commas = {
+        word: text for word, text in plain.items() if _WITH_COMMA.fullmatch(text) or _COMMA_GROUPS.fullmatch(text)
+    }
+    if not commas:
+        return numbers, ""
+    others = [plain[word] for word in numbers]
+    decimal = all(map(_WITH_COMMA.fullmatch, commas.values()))
+    decimal = decimal and all("." not in text or _POINT_GROUPS.fullmatch(text) for text in others)
+    grouped = all(map(_COMMA_GROUPS.fullmatch, commas.values()))
+    example = next(iter(commas))
+    if decimal and (not grouped or separator == ";"):
+        problems.note(f"{where}: numbers with a decimal comma, such as {example}")
+        known = {word: text for word, text in plain.items() if word in numbers or word in commas}
+        return {word: float(text.replace(".", "").replace(",", ".")) for word, text in known.items()}, ""
+    if grouped and not decimal:
+        problems.note(f"{where}: numbers with thousands separators, such as {example}")
+        return numbers | {word: float(text.replace(",", "")) for word, text in commas.items()}, ""
+    if grouped and 2 * sum(words[word] for word in (*numbers, *commas)) >= sum(words.values()):
+        return numbers | {word: float(text.replace(",", ".", 1).replace(",", "")) for word, text in commas.items()}, (
+            f"expected numbers with a decimal point, got {example!r:.40}, whose comma separates decimals or thousands; "
+            "write the numbers without it"
+        )
+    return numbers, ""
+
+
+def _joined(words: Mapping[str, int], numbers: Mapping[str, float], where: str, problems: Problems) -> dict[str, str]:
+    """Maps spellings of one category to the most frequent one: equal numbers, and truth values in any case."""
+    groups: dict[str | float, list[str]] = defaultdict(list)
+    are_truth_values = any({word.casefold() for word in words} <= pair for pair in _TRUTH_VALUES)
+    for word in sorted(words, key=lambda word: (-words[word], len(word), word)):
+        has_zeros = re.match(r"[+-]?0\d", word) is not None  # a code such as 007
+        key: str | float = numbers[word] if word in numbers and not has_zeros else word
+        groups[word.casefold() if are_truth_values else key].append(word)
+    if are_truth_values:
+        for group in groups.values():
+            if len(group) > 1:
+                problems.note(f"{where}: {', '.join(sorted(group))} are read as one category")
+    return {word: group[0] for group in groups.values() for word in group[1:]}
+
+
+def _kind(
+    words: Mapping[str, int], numbers: Mapping[str, float], declared: Variable, joined: Mapping[str, str]
+) -> tuple[str, tuple[str, ...], str]:
+    """Returns the kind of a column, its categories, and a problem of the whole column or "".
+
+    Args:
+        words: the distinct cells that are not missing, with their numbers of rows.
+        numbers: the numeric ones among them.
+        joined: see `_joined`.
+    """
+    kind, categories = declared.kind, declared.categories
+    all_numbers = len(numbers) == len(words)
+    distinct = {joined.get(word, word) for word in words}
+    different = len(set(numbers.values())) if all_numbers else len(distinct)
+    if kind is None:
+        mostly_numbers = all_numbers or 2 * sum(words[word] for word in numbers) >= sum(words.values())
+        kind = "binary" if different == 2 else "continuous" if mostly_numbers else "categorical"
+    if not words:
+        return kind, (), "expected labels, got an empty column"
+    if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):
+        return kind, categories, ""
+    if kind == "binary" and different != 2:
+        shown = ", ".join(sorted(words)[:5])[:200]
+        return kind, (), f"expected 2 distinct values for a binary variable, got {different} ({shown})"
+    if len(distinct) > MAX_CATEGORIES:
+        return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}"
+    return kind, tuple(sorted(distinct, key=lambda word: (numbers.get(word, math.inf), word))), ""
+
+
+def _category_lookup(categories: tuple[str, ...]) -> Callable[[str, float | None], float]:
+    """The function (word, its number or None) -> index of the category, or NaN.
+
+    A word is a category by its spelling, by its value if all categories are numbers, or by its spelling in another case
+    if that is unique.
+    """
+    indices = category_indices(categories)
+    folded: dict[str, list[int]] = defaultdict(list)
+    for i, category in enumerate(categories):
+        folded[category.casefold()].append(i)
+
+    def find(word: str, number: float | None) -> float:
+        other = folded.get(word.casefold(), [])
+        return float(indices.get(word, indices.get(number, other[0] if len(other) == 1 else math.nan)))
+
+    return find
+
+
+def _report(
+    table: Table,
+    name: str,
+    wrong: list[str],
+    numbers: Mapping[str, float],
+    categories: tuple[str, ...],
+    problems: Problems,
+) -> None:
+    """Reports the cells with the words `wrong`, in the order of the rows."""
+    column = table.cells[name]
+    is_wrong = np.array([word in set(wrong) for word in column.words])
+    lines = []
+    for row in np.nonzero(is_wrong[column.codes])[0].tolist():
+        cell = column.words[column.codes[row]]
+        expected = f"a {'finite 32-bit ' if cell in numbers else ''}number"
+        expected = f"one of {', '.join(categories)[:500]}" if categories else expected
+        lines.append(f"{table.at(row)}: {name}: expected {expected}, got {cell!r:.80}")
+    problems.add_rows(lines, len(column.codes))
+    counts = column.counts()
+    for word in wrong[:5]:
+        count = int(counts[column.words.index(word)])
+        if count > 1 and not categories and word not in numbers:
+            problems.hint(
+                f"{table.where}: {name}: {word!r:.40} ({count} rows) is no number; if it marks missing labels, add "
+                f"`missing: [{word:.40}]` to the graph file"
+            )
