@@ -21,6 +21,7 @@ from causaldiffae.metrics import dci, truth
 from causaldiffae.metrics.effectiveness import (
     Role,
     arms,
+    label_columns,
     label_errors,
     nearest_category,
     outcomes,
@@ -171,11 +172,20 @@ class _Context:
         }
         if expected.images is not None:
             train, spec = labelled_only(self.scorer.train), self.spec
-            target, known = spec.normalise(expected.labels), spec.normalise(train.labels.astype(np.float64))
+            target, known = (self._comparable(labels) for labels in (expected.labels, train.labels))
             nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
             found["truth"] = _Candidate(expected.images, all_finite, self.outputs[f"true_measured/{name}"])
             found["nearest"] = _Candidate(nearest, all_finite, measure(spec, nearest))
         return {kind: found[kind] for kind in CANDIDATES if kind in found}
+
+    def _comparable(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (N, n) as columns whose differences can be added: normalised numbers, and indicators of categories."""
+        normalised = self.spec.normalise(labels.astype(np.float64))
+        columns = [
+            label_columns(labels[:, j] if len(values) > 2 else normalised[:, j], values)
+            for j, values in enumerate(self.categories)
+        ]
+        return np.concatenate(columns, axis=1)
 
     def score_candidate(self, expected: _Expected, candidate: _Candidate) -> dict[str, Any]:
         """All figures of one candidate under one intervention."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from causaldiffae.errors import InputError
-from causaldiffae.metrics.effectiveness import nearest_category
+from causaldiffae.metrics.effectiveness import label_columns
 
 TREES: Final = 60
 _PENALTY: Final = 0.01
@@ -112,7 +112,7 @@ def _fit(
     informativeness = np.empty(train_labels.shape[1])
     for j in range(train_labels.shape[1]):
         values = categories[j] if categories else ()
-        targets, expected = (_targets(labels[:, j], values) for labels in (train_labels, test_labels))
+        targets, expected = (label_columns(labels[:, j], values) for labels in (train_labels, test_labels))
         predicted = np.empty_like(expected)
         for k, target in enumerate(targets.T):
             centre, scale = target.mean(), target.std() or 1.0
@@ -125,13 +125,6 @@ def _fit(
             predicted[:, k] = model.predict(held_out) * scale + centre
         informativeness[j] = r_squared(predicted, expected)
     return DciFit(importances, informativeness)
-
-
-def _targets(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
-    """What is predicted of labels (N,): (N, 1) numbers, or (N, K) indicators of three or more categories."""
-    if len(values) < 3:
-        return labels[:, None].astype(np.float64)
-    return (nearest_category(labels, values)[:, None] == np.arange(len(values))).astype(np.float64)
 
 
 REGRESSORS: Final = {"boosting": partial(_fit, _boosted_trees), "lasso": partial(_fit, _lasso)}

@@ -44,6 +44,13 @@ def nearest_category(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
     return np.where(np.isnan(labels), np.nan, nearest)
 
 
+def label_columns(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """Labels (N,) as quantities: (N, 1) float64 numbers, or (N, K) indicators of three or more categories."""
+    if len(values) < 3:
+        return labels[:, None].astype(np.float64)
+    return (nearest_category(labels, values)[:, None] == np.arange(len(values))).astype(np.float64)
+
+
 def label_errors(predicted: np.ndarray, true: np.ndarray, categories: Sequence[Sequence[float]] = ()) -> np.ndarray:
     """Errors (N, n) of labels (N, n); NaN where a label is NaN.
 

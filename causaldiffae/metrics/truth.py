@@ -63,7 +63,7 @@ def nearest_by_labels(
 ) -> np.ndarray:
     """The index of the nearest row of `known` (M, n) for each row of `target` (N, n), of its class if there is one.
 
-    Labels must be in comparable units (normalised). Returns (N,) int64.
+    Labels must be in comparable units: normalised, and indicators in place of codes. Returns (N,) int64.
     """
     indices = np.empty(len(target), np.int64)
     for i, row in enumerate(target):

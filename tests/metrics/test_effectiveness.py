@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.metrics.effectiveness import Role, arms, label_errors, outcomes, role_of, treatment_effect
+from causaldiffae.metrics.effectiveness import (
+    Role,
+    arms,
+    label_columns,
+    label_errors,
+    outcomes,
+    role_of,
+    treatment_effect,
+)
 
 
 def test_roles_and_label_errors() -> None:
@@ -31,6 +39,13 @@ def test_errors_of_categories_are_error_rates() -> None:
     true = np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])
     errors = label_errors(predicted, true, ((), (0.0, 1.0), (0.0, 1.0, 2.0)))
     np.testing.assert_array_equal(errors, [[0.5, 0, 1], [0.5, 1, 0], [0.5, np.nan, 0]])
+
+
+def test_all_categories_are_equally_far_from_each_other() -> None:
+    columns = label_columns(np.array([0.0, 1.0, 2.0]), (0.0, 1.0, 2.0))
+    distances = ((columns[:, None] - columns) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(distances, 2.0 * (1 - np.eye(3)))
+    np.testing.assert_array_equal(label_columns(np.array([3.0, 5.0]), ()), [[3.0], [5.0]])
 
 
 def test_arms_and_outcomes_of_categories() -> None:
