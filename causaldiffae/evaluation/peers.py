@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
+from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs
 from causaldiffae.datasets.registry import true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.interventions import without_nan
 from causaldiffae.evaluation.tables import shown, text_table
 from causaldiffae.metrics.axioms import distance
 from causaldiffae.metrics.effectiveness import label_errors
@@ -96,7 +97,10 @@ def evaluate_peers(
     for (name, against), parts in errors.items():
         values = np.concatenate(parts)
         columns = [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
-        figures[name][against] = {column: mean_figure(values[:, j], seed).to_dict() for j, column in enumerate(columns)}
+        figures[name][against] = {
+            column: mean_figure(values[:, j], seed, rate=bool(spec.values_of(column))).to_dict()
+            for j, column in enumerate(columns)
+        }
     composed = {str(cycle): mean_figure(np.concatenate(parts), seed).to_dict() for cycle, parts in cycles.items()}
     return {"images": len(data), "interventions": figures, "composition": composed}
 
@@ -115,7 +119,7 @@ def _errors(
     abducted = engine.abduct(x_start, classes, labels=labels)
     results = engine.predict(abducted, [{name: values} for name, values in do.items()])
     for (name, values), result in zip(do.items(), results, strict=True):
-        readings = predictor.read(to_uint8(result.images.cpu().numpy()))
+        readings = predictor.read(without_nan(result.images))
         right = []
         if part.classes is not None and readings.classes is not None and spec.num_classes:
             expected = values if name == spec.class_name else part.classes
