@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Na
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
-from causaldiffae.checkpoints.checkpoint import build_with_weights, load_checkpoint
+from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, build_with_weights, load_checkpoint
 from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
@@ -28,8 +28,8 @@ from causaldiffae.datasets.registry import DATASETS, dataset_spec, find_dataset
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
-from causaldiffae.files.reading import load_torch_state_dict
 from causaldiffae.files.storage import follow_links, is_remote
+from causaldiffae.files.weights import Weights
 from causaldiffae.files.yaml import check_config_file
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -296,8 +296,9 @@ def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
 def load_model(
     path: str, device: torch.device | str = "cpu", ema: str | None = None, dataset: str = "", predictor: str = ""
 ) -> LoadedModel:
-    """Loads a model from a run directory, step folder, model folder, or state dict (.pt) of the published CausalDiffAE.
+    """Loads a model from a run directory, step folder, model folder, or the published CausalDiffAE's weights.
 
+    The latter are a state dict or training checkpoint, as `.pt` or safetensors, under any prefix (files/weights.py).
     Run directories and step folders may be remote, such as gs://BUCKET/RUN.
 
     Args:
@@ -311,6 +312,8 @@ def load_model(
     """
     if is_remote(path):
         path = str(local_checkpoint(path))
+    if Path(path).name == MODEL and Path(path).with_name(CONFIG).is_file():
+        path = str(Path(path).parent)
     if Path(path).is_file():
         return _load_published(path, device, dataset)
     checkpoint = load_checkpoint(path)
@@ -341,7 +344,10 @@ def load_model(
 
 def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:
     """Loads a published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction, linear schedule."""
-    state = load_torch_state_dict(path)
+    weights = Weights(path)
+    if weights.has(("unet.input_blocks.0.0.weight", "encoder.fc_mu.weight")):
+        raise DataError(f"{path}: expected {CONFIG} beside the weights of a model of this package; open its folder")
+    state = weights.state(reference.KEYS, "the published CausalDiffAE network, or a run directory or model folder")
     variables, weight = reference.count_variables(state), state.get("input_blocks.0.0.weight")
     channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
     matching = [

@@ -23,12 +23,14 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.dit import DiT
 from causaldiffae.errors import InputError
-from causaldiffae.files.reading import load_torch_state_dict, read_file
+from causaldiffae.files.reading import read_file
+from causaldiffae.files.weights import Weights
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published.autoencoder import LatentSpace, load_latent_space
-from causaldiffae.published.dit import build_dit, load_dit
-from causaldiffae.published.guided_diffusion import AdmSizes, build_adm_classifier, build_adm_unet
+from causaldiffae.published.dit import KEYS as DIT_KEYS
+from causaldiffae.published.dit import load_dit
+from causaldiffae.published.guided_diffusion import UNET_KEYS, AdmSizes, build_adm_classifier, build_adm_unet
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import SOLVER, STEPS, create_gaussian_diffusion, create_solver
 
@@ -135,7 +137,7 @@ def load_imagenet_model(
     """Loads published networks.
 
     Args:
-        model_path: a DiT as `.pt` state dict or diffusers folder, or a U-Net of guided-diffusion as `.pt`.
+        model_path: a DiT as state dict (`.pt`, safetensors) or diffusers folder, or a U-Net of guided-diffusion.
         vae_path: for a DiT: folder of the autoencoder; by default the folder `vae` in `model_path`.
         predictor_path: for a U-Net: guided-diffusion's noised classifier as `.pt`, or the folder of a noised predictor.
         num_heads: attention heads, for a DiT `.pt` of unpublished width.
@@ -145,9 +147,9 @@ def load_imagenet_model(
         InputError: if a file is damaged, or a part is missing or does not fit.
     """
     path = Path(model_path)
-    state = {} if path.is_dir() else load_torch_state_dict(path)
-    if path.is_dir() or "x_embedder.proj.weight" in state:
-        network = build_dit(state, num_heads, str(path)) if state else load_dit(path)
+    weights = None if path.is_dir() else Weights(path)
+    if weights is None or weights.has(DIT_KEYS):
+        network = load_dit(path, num_heads)
         if predictor_path:
             raise InputError(f"predictor_path: expected none for a DiT, got {predictor_path}; it is its own predictor")
         return _in_latent_space(network, model_path, vae_path, device)
@@ -155,7 +157,7 @@ def load_imagenet_model(
         raise InputError(f"vae_path: expected none for the pixel-space model {model_path}, got {vae_path}")
     if not predictor_path:
         raise InputError(f"predictor_path: expected a noised classifier for {model_path}, got none")
-    unet = build_adm_unet(state, sizes or AdmSizes(), model_path)
+    unet = build_adm_unet(weights.state(UNET_KEYS, "guided-diffusion's U-Net"), sizes or AdmSizes(), model_path)
     if unet.num_classes is not None:
         raise InputError(
             f"model_path: expected the unconditional U-Net (256x256_diffusion_uncond.pt), got {model_path}, which "
@@ -165,7 +167,7 @@ def load_imagenet_model(
     if Path(predictor_path).is_dir():
         predictor = load_noised_predictor(predictor_path, spec, config)
     else:
-        classifier = load_torch_state_dict(predictor_path)
+        classifier = Weights(predictor_path).state(UNET_KEYS[:2], "guided-diffusion's classifier")
         predictor = build_adm_classifier(classifier, sizes or AdmSizes(), spec, predictor_path)
     model = DiffScm(LatentSCM(spec.graph, 1), unet, spec)
     model.set_predictor(predictor, create_gaussian_diffusion(config).noise_schedule)

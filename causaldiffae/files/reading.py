@@ -1,7 +1,6 @@
-"""Untrusted JSON, safetensors and plain `.pt` files, validated before they are read.
+"""Untrusted JSON and safetensors files, validated before they are read.
 
-No pickle is loaded that could execute code or use unbounded memory. An invalid file raises a `DataError` that names it.
-Writers flush to disk, and return the size and hash of the content.
+An invalid file raises a `DataError` that names it. Writers flush to disk, and return the size and hash of the content.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import hashlib
 import json
 import math
 import os
-import pickletools
 import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -221,75 +218,3 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, An
     except (KeyError, ValueError, SafetensorError) as error:
         raise InputError(f"{path.name}: expected names and dtypes that safetensors supports ({error})") from error
     return _write(path, content)
-
-
-_TORCH_NAMES: Final = re.compile(
-    r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch.storage UntypedStorage|"
-    r"torch (float64|float32|float16|bfloat16|int64|int32|int16|int8|uint8|bool)|"
-    r"torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
-)
-
-
-def _check_pickle(content: bytes, path: Path) -> None:
-    """Validates the pickle of a state dict before `torch.load` executes it.
-
-    `weights_only=True` does not execute arbitrary code, but bounds neither memory nor time: it allows
-    `bytearray(10**12)`, and hashing nested tuples, each referenced twice, takes exponential time. A dict of tensors
-    requires only the names in `_TORCH_NAMES`, and references no tuple twice.
-    """
-    tuples: set[Any] = set()
-    last = ""
-    argument: Any
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            name = opcode.name
-            if name == "GLOBAL" and not _TORCH_NAMES.fullmatch(argument):
-                raise DataError(
-                    f"{path}: expected a dict of tensors, refused to execute pickle code ({argument[:80]!r})"
-                )
-            if name in ("BINPUT", "LONG_BINPUT"):
-                (tuples.add if last.startswith("TUPLE") else tuples.discard)(argument)
-            elif name in ("BINGET", "LONG_BINGET") and argument in tuples:
-                raise DataError(f"{path}: expected a dict of tensors, got a pickle with repeated references to a tuple")
-            last = name
-    except DataError:
-        raise
-    except (ValueError, IndexError) as error:
-        raise DataError(f"{path}: expected a complete pickle, got a damaged one ({str(error)[:80]})") from None
-
-
-def _check_archive(path: Path, size: int) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # torch does not compress entries; a compressed one could expand to any size
-            if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
-                raise DataError(f"{path}: expected uncompressed entries no larger than the file")
-            names = [entry.filename for entry in entries]
-            pickles = [name for name in names if name.endswith("/data.pkl")]
-            if len(pickles) != 1 or len(set(names)) != len(names):
-                raise DataError(f"{path}: expected a file of torch.save with one data.pkl and unique names")
-            _check_pickle(archive.read(pickles[0]), path)
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, RuntimeError) as error:
-        raise DataError(f"{path}: expected a file of torch.save, torch 1.6 or newer ({error})") from error
-
-
-def load_torch_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Reads a dict of tensors written by `torch.save` (torch 1.6 or newer); raises `DataError` for other files."""
-    path = Path(path)
-    size = file_size(path)
-    _check_archive(path, size)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises various errors
-        raise DataError(f"{path}: expected a dict of tensors ({str(error).partition(chr(10))[0][:120]})") from error
-    if not isinstance(state, dict) or not state:
-        raise DataError(f"{path}: expected a dict of tensors, got {type(state).__name__}")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            raise DataError(f"{path}: {str(name)[:80]!r}: expected a tensor, got {type(tensor).__name__}")
-        if tensor.is_meta or tensor.nbytes > size:
-            raise DataError(f"{path}: {name[:80]!r}: expected at most the file's {size} bytes, got {tensor.nbytes}")
-    return {name: tensor.detach() for name, tensor in state.items()}

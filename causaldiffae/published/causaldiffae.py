@@ -25,7 +25,7 @@ from causaldiffae.unet import UNetModel
 _ENCODER, _MECHANISMS = "rep_emb.", "causal_mask.nonlinearities."
 _NUM_HEADS: Final = 4
 _IMAGE_SIZES: Final = (28, 96, 128)
-_KEYS: Final = (
+KEYS: Final = (
     *UNET_KEYS,
     "up_emb.weight",
     f"{_ENCODER}encoder.0.0.weight",
@@ -34,6 +34,9 @@ _KEYS: Final = (
     f"{_MECHANISMS}0.net.0.weight",
     f"{_MECHANISMS}0.net.2.weight",
 )
+
+
+"""Tensors by which the network is found in a file."""
 
 
 def load_model(state: State, graph: CausalGraph) -> CausalDiffAE:
@@ -49,7 +52,7 @@ def load_model(state: State, graph: CausalGraph) -> CausalDiffAE:
     """
     where = "state dict"
     with shapes_of(where):
-        require_keys(state, _KEYS, "the published CausalDiffAE network")
+        require_keys(state, KEYS, "the published CausalDiffAE network")
         variables = count_variables(state)
         if variables != len(graph):
             raise DataError(f"expected a mechanism for each of {len(graph)} variables, got {variables}")

@@ -19,10 +19,20 @@ from torch import Tensor
 from causaldiffae.checkpoints.checkpoint import build_with_weights
 from causaldiffae.dit import DiT, position_embedding
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.reading import StateDict, load_torch_state_dict, read_json, read_tensors
+from causaldiffae.files.reading import StateDict, read_json
+from causaldiffae.files.weights import Weights
 
 HEADS = {1152: 16, 1024: 16, 768: 12, 384: 6}
 """Attention heads by width, as published: DiT-XL, -L, -B, -S."""
+KEYS = (
+    "x_embedder.proj.weight",
+    "y_embedder.embedding_table.weight",
+    "blocks.0.mlp.fc1.weight",
+    "final_layer.linear.weight",
+    "pos_embed",
+)
+"""Tensors by which facebookresearch/DiT's network is found in a file."""
+_DIFFUSERS_KEYS = ("pos_embed.proj.weight", "proj_out_1.weight", "proj_out_2.weight")
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 _FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
@@ -33,8 +43,8 @@ def load_dit(path: str | Path, num_heads: int = 0) -> DiT:
     """Opens a transformer, on the CPU in float32 and evaluation mode.
 
     Args:
-        path: a `.pt` state dict of facebookresearch/DiT, or a diffusers folder with config.json and weights, or a
-            folder that has one as its subfolder `transformer`.
+        path: a state dict or training checkpoint of facebookresearch/DiT (`.pt` or safetensors), or a diffusers folder
+            with config.json and weights, or a folder that has one as its subfolder `transformer`.
         num_heads: attention heads of a `.pt` of an unpublished width; 0 for the published number.
 
     Raises:
@@ -42,12 +52,14 @@ def load_dit(path: str | Path, num_heads: int = 0) -> DiT:
         InputError: if the number of heads is not known.
     """
     path = Path(path)
+    if path.name in _WEIGHTS and (path.parent / "config.json").is_file():
+        path = path.parent
     if not path.is_dir():
-        return build_dit(load_torch_state_dict(path), num_heads, str(path))
+        return build_dit(Weights(path).state(KEYS, "the network of a DiT"), num_heads, str(path))
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     config = _diffusers_config(folder)
     path = find_weights(folder)
-    theirs = read_tensors(path) if path.suffix == ".safetensors" else load_torch_state_dict(path)
+    theirs = Weights(path).state(_DIFFUSERS_KEYS, "the weights of a DiT of diffusers")
     state = from_diffusers(theirs, config["num_layers"], str(folder))
     side, hidden_size = config["sample_size"] // config["patch_size"], state["x_embedder.proj.weight"].shape[0]
     state["pos_embed"] = position_embedding(side, hidden_size)[None]  # constant, not in the folder

@@ -1,10 +1,8 @@
-"""JSON, safetensors and .pt files: valid ones are read exactly, any other content is a DataError."""
+"""JSON and safetensors files: valid ones are read exactly, any other content is a DataError."""
 
 import hashlib
 import json
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from support import small_network
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import (
     file_stem,
-    load_torch_state_dict,
     read_file,
     read_json,
     read_tensors,
@@ -199,111 +195,3 @@ def test_invalid_safetensors_are_refused(tmp_path: Path, content: bytes) -> None
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"x\.safetensors: "):
         read_tensors(tmp_path / "x.safetensors")
-
-
-# --- .pt --------------------------------------------------------------------------------------------------------------
-
-
-class Hostile:
-    def __reduce__(self) -> tuple:
-        return os.mkdir, ("pwned",)
-
-
-def pt_file(path: Path, content: bytes, *others: str) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in ("a/data.pkl", *others):
-            archive.writestr(name, content)
-    return path
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
-def test_state_dicts_of_torch_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
-    state = {"a": torch.zeros(2, 3, dtype=dtype), "b": torch.nn.Parameter(torch.ones(2)), "c": torch.zeros(())}
-    state["d"] = state["a"][1:]  # storage shared
-    for given_state in (state, small_network().state_dict()):
-        torch.save(given_state, tmp_path / "a.pt")
-        found = load_torch_state_dict(tmp_path / "a.pt")
-        assert list(found) == list(given_state)
-        assert all(torch.equal(found[key], value) for key, value in given_state.items())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"a": Hostile()}, "expected a dict of tensors, refused to execute pickle code"),
-        (small_network(), "expected a dict of tensors, refused to execute pickle code"),
-        ({"a": torch.zeros(3, device="meta")}, "expected a dict of tensors, refused to execute pickle code"),
-        ([torch.zeros(1)], "expected a dict of tensors, got list"),
-        ({"a": 1}, "'a': expected a tensor, got int"),
-        ({"a": torch.zeros(1).expand(10**9)}, r"'a': expected at most the file's \d+ bytes, got 4000000000"),
-    ],
-)
-def test_other_contents_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(DataError, match=rf"model\.pt: {message}"):
-        load_torch_state_dict(tmp_path / "model.pt")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-
-
-_ROOM = b"\x80\x02}q\0X\x01\0\0\0ac__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85Rs."
-_PAIRS = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(1, 60))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b"\x80\x02}q\0X\x01\0\0\0ac__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85Rs.",
-            r"refused to execute pickle code \('__builtin__ bytearray'",
-        ),
-        (b"\x80\x02}q\0)\x85q\x01" + _PAIRS + b"K\x01s.", "got a pickle with repeated references to a tuple"),
-        (b"\x80\x02ctorch\nTensor\nK\x05\x85R.", r"refused to execute pickle code \('torch Tensor'"),
-        (b"\x80\x02}q", "expected a complete pickle, got a damaged one"),
-    ],
-)
-def test_pickles_are_checked_before_torch_follows_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
-) -> None:
-    """`weights_only=True` would allocate 64 GiB for the first, and hash the second for years."""
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
-    with pytest.raises(DataError, match=message):
-        load_torch_state_dict(pt_file(tmp_path / "a.pt", content))
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps({"a": Hostile()}), b"\x80\x02}q\x00."])
-def test_files_of_other_programs_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.pt: expected a file of torch\.save"):
-        load_torch_state_dict(tmp_path / "x.pt")
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_other_archives_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"0" * 10**6)
-    with pytest.raises(DataError, match="expected uncompressed entries no larger than the file"):
-        load_torch_state_dict(tmp_path / "x.pt")
-    for others in (("b/data.pkl",), ("a/x", "a/x")):
-        with pytest.raises(DataError, match="one data.pkl and unique names"):
-            load_torch_state_dict(pt_file(tmp_path / "x.pt", b".", *others))
-    with pytest.raises(DataError, match="x.pt: expected a dict of tensors"):
-        load_torch_state_dict(pt_file(tmp_path / "x.pt", pickle.dumps({"a": b"x"}, 4)))
-
-
-@any_bytes
-@given(st.data())
-def test_any_mutation_of_a_torch_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    original = tmp_path / "original.pt"
-    if not original.exists():
-        torch.save({"w": torch.zeros(4)}, original)
-    content = original.read_bytes()
-    at = data.draw(st.integers(0, len(content) - 1))
-    changed = content[:at] + data.draw(st.binary(max_size=4)) + content[at + data.draw(st.integers(0, 8)) :]
-    (tmp_path / "changed.pt").write_bytes(changed)
-    try:
-        load_torch_state_dict(tmp_path / "changed.pt")
-    except DataError as error:
-        assert str(error).startswith(str(tmp_path / "changed.pt"))

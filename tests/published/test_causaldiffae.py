@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import published_causaldiffae
 from torch import Tensor
 
@@ -64,16 +65,35 @@ def test_differences_are_listed(tmp_path: Path) -> None:
     missing = tuple(f"output_blocks.1.0.{layer}" for layer in ("in_layers", "out_layers"))
     message = refused({key: value for key, value in state.items() if not key.startswith(missing)})
     assert message.count("got none") == 5 and "and 3 more" in message
+    message = refused({"input_blocks.0.0.weight": torch.zeros(3)})
+    assert "missing: time_embed.0.weight, input_blocks.1.0.in_layers.2.weight" in message
     message = refused({"weight": torch.zeros(3)})
-    assert "missing: time_embed.0.weight, input_blocks.0.0.weight" in message
-    with pytest.raises(InputError, match="expected the network of a published data set"):
+    assert "expected the published CausalDiffAE network, or a run" in message and "holds the tensor weight" in message
+    torch.save({**state, "causal_mask.nonlinearities.2.net.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="expected the network of a published data set, got 3 mechanisms and 1"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "ema_model."])
+def test_prefixes_of_training_are_removed(tmp_path: Path, prefix: str) -> None:
+    state = {prefix + name: tensor for name, tensor in published_causaldiffae()[0].items()}
+    torch.save({"state_dict": state, "optimizer": {"lr": 1}}, tmp_path / "model.pt")
+    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    for name in ("model.pt", "model.safetensors"):
+        assert load_model(str(tmp_path / name)).spec.name == "morphomnist"
+
+
+def test_weights_without_their_description_are_refused(tmp_path: Path) -> None:
+    state = {"unet.input_blocks.0.0.weight": torch.zeros(1), "encoder.fc_mu.weight": torch.zeros(1)}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="expected config.json beside the weights of a model of this package"):
+        load_model(str(tmp_path / "model.safetensors"))
 
 
 def test_pickles_are_not_executed(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"weight": Path("x")}, path)
-    with pytest.raises(DataError, match="model.pt: .*refused|model.pt: .*pickle"):
+    with pytest.raises(DataError, match="model.pt: expected the published CausalDiffAE network.* holds no tensors"):
         load_model(str(path))
     path.write_bytes(b"no zip file")
     with pytest.raises(DataError, match="model.pt: "):

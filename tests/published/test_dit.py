@@ -2,6 +2,7 @@
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_a_state_dict_opens(tmp_path: Path) -> None:
     assert_same(opened, saved)
 
 
+def test_training_checkpoints_and_safetensors_open(tmp_path: Path) -> None:
+    saved, other = network(), network(depth=2)
+    checkpoint = {"model": randomise(other).state_dict(), "ema": saved.state_dict(), "opt": {}, "args": Namespace(lr=1)}
+    torch.save(checkpoint, tmp_path / "0400000.pt")
+    save_file({f"module.{name}": tensor for name, tensor in saved.state_dict().items()}, tmp_path / "m.safetensors")
+    for name in ("0400000.pt", "m.safetensors"):
+        assert_same(load_dit(tmp_path / name, num_heads=2), saved)
+
+
 def test_half_precision_and_no_learned_variance(tmp_path: Path) -> None:
     saved = network(learn_sigma=False)
     state = {key: value.half() for key, value in saved.state_dict().items()}
@@ -65,7 +75,7 @@ def test_other_widths_need_the_heads() -> None:
 
 def test_other_state_dicts_are_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    with pytest.raises(DataError, match=r"linear\.pt: expected a state dict of a DiT \('x_embedder.proj.weight'\)"):
+    with pytest.raises(DataError, match=r"linear\.pt: expected the network of a DiT; the file holds the tensors"):
         load_dit(tmp_path / "linear.pt")
     state = network().state_dict()
     with pytest.raises(DataError, match="1 differences: blocks.1.attn.proj.bias: .* got none"):
