@@ -24,7 +24,7 @@ from causaldiffae.checkpoints.model_card import CardFacts, write_card
 from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER, PREDICTOR_FOLDER, find_model, push_folder
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.datasets.image_input import Images, as_model_images
-from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.images import ImageData, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import example_images, find_dataset, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
@@ -354,7 +354,9 @@ class CounterfactualModel:
         return {name: table[:, i] for i, name in enumerate(self.graph.names)}
 
     def _result(self, parts: Sequence[Counterfactual], do: Mapping[str, Any]) -> Counterfactuals:
-        images = to_uint8(torch.cat([part.images for part in parts]).nan_to_num()).cpu().numpy()
+        text = ", ".join(f"{name}={value}" for name, value in do.items() if not np.ndim(value))
+        decoded = finite_images(torch.cat([part.images for part in parts]), f"do({text:.200})" if do else "images")
+        images = to_uint8(decoded).cpu().numpy()
         labels = self._by_name(torch.cat([part.labels for part in parts]))
         return Counterfactuals(images, labels, dict(do), None, None, None, self.spec)
 

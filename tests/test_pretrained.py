@@ -283,3 +283,12 @@ def test_load_model_opens_the_same_model() -> None:
     model = CausalDiffAE.from_pretrained("circuit-mini")
     assert model.graph == direct.spec.graph and str(model.device) == "cpu"
     assert type(model.network) is type(direct.model)
+
+
+def test_images_that_are_not_finite_are_an_error() -> None:
+    loaded = tiny_model()
+    with torch.no_grad():
+        list(loaded.model.parameters())[-1].fill_(torch.finfo(torch.float32).max)
+    images = split_of_squares(3).images
+    with pytest.raises(InputError, match=r"do\(size=3\): expected finite pixels, got NaN or infinity in 3 of 3 images"):
+        CounterfactualModel(loaded, steps=2).counterfactual(images, {"size": 3})

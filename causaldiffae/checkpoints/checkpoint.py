@@ -328,13 +328,14 @@ def build_with_weights(
         assign: use the tensors of `state` instead of copying them, for networks of gigabytes without other buffers.
 
     Raises:
-        DataError: If the network cannot be built or the weights do not match.
+        DataError: If the network cannot be built, or the weights do not match or are not finite.
     """
     try:
         with torch.device("meta"), _SkipInitialisation(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the second build warns again
             network = build()
         check_state_fits(network, state)
+        check_finite(state)
     except InputError as error:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:  # layers raise various errors for invalid sizes
@@ -343,6 +344,14 @@ def build_with_weights(
     network = network if assign else build()
     network.load_state_dict(full, assign=assign)
     return network.eval()
+
+
+def check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Raises an `InputError` that lists the first five tensors with NaN or infinity."""
+    wrong = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise InputError(f"weights: expected finite numbers, got NaN or infinity in {', '.join(wrong[:5])}{more}")
 
 
 def check_state_fits(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -94,6 +94,18 @@ def to_uint8(images: Any) -> Any:
     return np.clip(np.rint((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
+def finite_images(images: torch.Tensor, what: str = "images") -> torch.Tensor:
+    """Returns images (N, C, H, W) unchanged; raises `InputError` that names those with NaN or infinity."""
+    finite = images.isfinite().flatten(1).all(1)
+    if not bool(finite.all()):
+        wrong = (~finite).nonzero().flatten().tolist()
+        shown = ", ".join(map(str, wrong[:5])) + (" ..." if len(wrong) > 5 else "")
+        raise InputError(
+            f"{what}: expected finite pixels, got NaN or infinity in {len(wrong)} of {len(images)} images (index {shown})"
+        )
+    return images
+
+
 class ModelInputs(NamedTuple):
     """Inputs of a model: x_start (N, C, H, W) in [-1, 1], classes (N,) or None, labels (N, n) in label units."""
 

@@ -8,7 +8,6 @@ grey levels, 0..255. Non-finite pixels of a counterfactual are scored as black, 
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +18,10 @@ import torch
 from scipy.stats import t as student_t
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, model_inputs
+from causaldiffae.datasets.images import ImageData, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.protocol import as_uint8
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.truth import l1_errors
@@ -105,21 +103,16 @@ def predict_split(
         abducted = engine.abduct(x_start, classes, generator, labels)
         results = engine.predict(abducted, [do.rows(rows) for do in dos], guidances)
         for found, result in zip(parts, results, strict=True):
-            found.append((without_nan(result.images), result.labels.cpu().numpy()))
+            found.append((finite_uint8(result.images), result.labels.cpu().numpy()))
         if on_batch is not None:
             on_batch(len(part))
     columns = (zip(*found, strict=True) for found in parts)
     return [(np.concatenate(images), np.concatenate(labels)) for images, labels in columns]
 
 
-def without_nan(images: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1] as 0..255 uint8; non-finite pixels become black, with a warning."""
-    broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
-    if broken:
-        warnings.warn(
-            f"{broken} of {len(images)} images have non-finite pixels, which are scored as black", stacklevel=3
-        )
-    return as_uint8(images)
+def finite_uint8(images: torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1] as 0..255 uint8; raises `InputError` that names those with NaN or infinity."""
+    return to_uint8(finite_images(images, "counterfactuals")).cpu().numpy()
 
 
 def evaluate_interventions(

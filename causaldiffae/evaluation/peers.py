@@ -20,7 +20,7 @@ from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs
 from causaldiffae.datasets.registry import true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.interventions import without_nan
+from causaldiffae.evaluation.interventions import finite_uint8
 from causaldiffae.evaluation.tables import shown, text_table
 from causaldiffae.metrics.axioms import distance
 from causaldiffae.metrics.effectiveness import label_errors
@@ -119,7 +119,7 @@ def _errors(
     abducted = engine.abduct(x_start, classes, labels=labels)
     results = engine.predict(abducted, [{name: values} for name, values in do.items()])
     for (name, values), result in zip(do.items(), results, strict=True):
-        readings = predictor.read(without_nan(result.images))
+        readings = predictor.read(finite_uint8(result.images))
         right = []
         if part.classes is not None and readings.classes is not None and spec.num_classes:
             expected = values if name == spec.class_name else part.classes

@@ -20,7 +20,7 @@ from causaldiffae.datasets.images import ImageData, model_inputs
 from causaldiffae.datasets.registry import measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.interventions import Measurement, describe_do, without_nan
+from causaldiffae.evaluation.interventions import Measurement, describe_do, finite_uint8
 from causaldiffae.evaluation.tables import MISSING, text_table
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
@@ -143,7 +143,7 @@ def sweep_steps(
 
 
 def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
-    return [without_nan(result.images) for result in engine.predict(abducted, dos)]
+    return [finite_uint8(result.images) for result in engine.predict(abducted, dos)]
 
 
 def exceeded(row: SweepRow, reference: SweepRow, margin: float = MARGIN) -> dict[str, Figure]:

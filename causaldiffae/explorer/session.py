@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import Abduction
-from causaldiffae.datasets.images import ImageData, to_model_range, to_uint8
+from causaldiffae.datasets.images import ImageData, finite_images, to_model_range, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.diff_scm import DiffScm
@@ -143,7 +143,7 @@ class Session:
             prediction = engine.predict(abducted, [do])[0]
             encoded = engine.read_labels(abducted.z)[0].cpu().numpy()
             probabilities = self.loaded.model.scm.counterfactual_probabilities(abducted.z, prediction.z)
-            image = to_uint8(prediction.images.nan_to_num())[0].cpu().numpy()
+            image = to_uint8(finite_images(prediction.images, "counterfactual"))[0].cpu().numpy()
             seconds = time.perf_counter() - started
             true_labels, truth = _truth(factual, do)
         return Result(

@@ -313,6 +313,10 @@ def test_a_network_is_built_without_memory_first() -> None:
         build_with_weights(build, {"0.weight": torch.zeros(1)}, "x")
     assert devices == ["meta"], "nothing is allocated for weights of another model"
     devices.clear()
+    broken = {**state, "0.bias": torch.tensor([0.0, torch.nan, 1.0]), "1.weight": torch.full((3,), torch.inf)}
+    with pytest.raises(DataError, match="x: weights: expected finite numbers, got NaN or infinity in 0.bias, 1.weight"):
+        build_with_weights(build, broken, "x")
+    devices.clear()
     kept = build_with_weights(build, state, "x", assign=True)
     assert devices == ["meta"] and kept[0].weight.data_ptr() == state["0.weight"].data_ptr()
     assert all(parameter.requires_grad for parameter in kept.parameters())

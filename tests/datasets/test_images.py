@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 from tiny import squares
 
-from causaldiffae.datasets.images import evenly_spread, model_inputs, resize_area, to_model_range, to_uint8
+from causaldiffae.datasets.images import (
+    evenly_spread,
+    finite_images,
+    model_inputs,
+    resize_area,
+    to_model_range,
+    to_uint8,
+)
 from causaldiffae.errors import InputError
 
 
@@ -45,3 +52,13 @@ def test_a_subset_keeps_images_labels_and_names_together() -> None:
     np.testing.assert_array_equal(subset.classes, data.classes[[5, 1]])
     assert subset.labelled is None and model_inputs(subset).x_start.shape == (2, 1, 8, 8)
     assert evenly_spread(3, 8).tolist() == [0, 4, 7]
+
+
+def test_images_that_are_not_finite_are_named() -> None:
+    images = torch.zeros(4, 1, 8, 8)
+    assert finite_images(images) is images
+    images[1, 0, 3, 3], images[3] = torch.nan, torch.inf
+    with pytest.raises(
+        InputError, match=r"do\(a=1\): expected finite pixels, got NaN or infinity in 2 of 4 images .*1, 3"
+    ):
+        finite_images(images, "do(a=1)")

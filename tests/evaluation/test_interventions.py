@@ -23,13 +23,13 @@ from causaldiffae.evaluation.interventions import (
     describe_do,
     draw_traversal,
     evaluate_interventions,
+    finite_uint8,
     interval,
     shown_labels,
     slope,
     summary,
     traversal,
     traversal_values,
-    without_nan,
     write_csv,
 )
 from causaldiffae.generators import morphomnist
@@ -161,12 +161,12 @@ def test_intervals_are_students_t_and_unknown_for_one_image() -> None:
     assert np.isnan(interval(np.array([1.0])))
 
 
-def test_non_finite_pixels_are_black_with_a_warning() -> None:
+def test_non_finite_pixels_are_an_error() -> None:
     images = torch.full((3, 1, 2, 2), 1.0)
+    assert (finite_uint8(images) == 255).all()
     images[1, 0, 0, 1] = torch.nan
-    with pytest.warns(UserWarning, match="1 of 3 images have non-finite pixels, which are scored as black"):
-        drawn = without_nan(images)
-    assert (drawn == 255).sum() == 11 and drawn[1, 0, 0, 1] == 0
+    with pytest.raises(InputError, match=r"counterfactuals: expected finite pixels, .* in 1 of 3 images \(index 1\)"):
+        finite_uint8(images)
 
 
 def test_a_traversal_is_drawn_above_the_true_images(digits: ImageData) -> None:

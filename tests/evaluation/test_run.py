@@ -42,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_model(folder: Path, kind: str, seed: int = 0, broken: bool = False) -> None:
-    """Writes the model folder of an untrained model; a broken one has an infinite bias."""
+    """Writes the model folder of an untrained model; a broken one overflows."""
     network = ModelConfig(
         model_type=kind, num_channels=32, num_res_blocks=1, channel_mult="1,1", attention_resolutions="", rep_dim=4,
         encoder_channels="8,8,8", encoder_norm="none", decoder_channels="8,8", label_cond=True,
@@ -54,7 +54,7 @@ def write_model(folder: Path, kind: str, seed: int = 0, broken: bool = False) ->
     state = randomise(model, seed, 0.02).state_dict()
     if broken:
         name = [key for key in state if key.startswith(("unet.out", "network.out")) and key.endswith("bias")][-1]
-        state[name] = torch.full_like(state[name], torch.inf)
+        state[name] = torch.full_like(state[name], torch.finfo(torch.float32).max)
     export_weights(folder, state, describe_checkpoint(config, spec))
 
 
