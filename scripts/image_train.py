@@ -84,8 +84,8 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         if is_remote(train.run_dir) and dist_util.is_main():
             RemoteRun(train.run_dir).fetch_logs(LOGS)
         logger = Logger(run_dir, train.tensorboard, resume_step)
-        logger.info(f"device: {describe_device()}")
         loop = TrainLoop(config, data, logger, test, stop)
+        logger.info(f"device: {describe_device()}")
         if dist_util.is_main():
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")

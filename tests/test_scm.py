@@ -305,7 +305,7 @@ def test_the_order_of_categories_has_no_effect() -> None:
 
 def test_the_most_probable_category_is_the_plurality_of_draws_and_probabilities_are_their_shares() -> None:
     scm, count = switch_scm(), 4000
-    one = scm.label_blocks(torch.tensor([[TWO[0], 0.4, THREE[1]]]))
+    one = scm.label_blocks(torch.tensor([[TWO[0], 0.4, THREE[2]]]))
     z = one.expand(count, -1, -1)
     u, do = scm.abduct(z, torch.Generator().manual_seed(3)), {"switch": TWO[1], "level": -2.0}
     drawn = scm.discrete[2].nearest_code(scm.predict(u, do)[:, 2])

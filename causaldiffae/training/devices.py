@@ -93,5 +93,6 @@ def describe_device() -> str:
         gpu = torch.cuda.get_device_properties(device)
         text = f"{device} ({gpu.name}, {gpu.total_memory / 2**30:.0f} GiB)"
     else:
-        text = f"cpu ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        text = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
     return f"{text}, {dist.get_world_size()} processes, {dist.get_backend()}" if dist.is_initialized() else text

@@ -17,6 +17,8 @@ from causaldiffae.training.devices import describe_device, gpu_problem, use_devi
 
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040)."
 
+THREADS = "thread" if torch.get_num_threads() == 1 else "threads"
+
 
 @pytest.fixture(autouse=True)
 def own_device() -> Iterator[None]:
@@ -110,7 +112,7 @@ def test_a_gpu_that_runs_nothing_is_an_error(machine: pytest.MonkeyPatch) -> Non
 
 
 def test_a_device_is_described_by_name_and_memory(machine: pytest.MonkeyPatch) -> None:
-    assert describe_device() == f"cpu ({torch.get_num_threads()} threads)"
+    assert describe_device() == f"cpu ({torch.get_num_threads()} {THREADS})"
     gpus(machine, 1)
     found = SimpleNamespace(name="NVIDIA H100", total_memory=80 << 30)
     machine.setattr(torch.cuda, "get_device_properties", lambda device: found)
@@ -127,6 +129,6 @@ def test_training_prints_its_device_and_refuses_others(tmp_path: Path, monkeypat
     assert_refused(run(script, *arguments, "--device", "tpu"), "device: expected cpu, cuda or cuda:N, got 'tpu'")
     trained = run(script, *arguments, "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
-    assert f"device: cpu ({torch.get_num_threads()} threads)" in trained.stderr.splitlines()
+    assert f"device: cpu ({torch.get_num_threads()} {THREADS})" in trained.stderr.splitlines()
     if not torch.cuda.is_available() and "CUDA_VISIBLE_DEVICES" not in os.environ:
         assert_refused(run(script, *arguments, "--device", "cuda"), "device: expected cpu, got cuda: ")
