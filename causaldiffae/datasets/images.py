@@ -101,7 +101,8 @@ def finite_images(images: torch.Tensor, what: str = "images") -> torch.Tensor:
         wrong = (~finite).nonzero().flatten().tolist()
         shown = ", ".join(map(str, wrong[:5])) + (" ..." if len(wrong) > 5 else "")
         raise InputError(
-            f"{what}: expected finite pixels, got NaN or infinity in {len(wrong)} of {len(images)} images (index {shown})"
+            f"{what}: expected finite pixels, got NaN or infinity in {len(wrong)} of {len(images)} images "
+            f"(index {shown})"
         )
     return images
 
