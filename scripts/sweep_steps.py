@@ -16,10 +16,11 @@ from pathlib import Path
 
 from causaldiffae import dist_util
 from causaldiffae.config import flag, with_help
+from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.image_test import find_measurement
-from causaldiffae.evaluation.settings import default_interventions, parse_do, resolve_alias
+from causaldiffae.evaluation.settings import default_interventions, resolve_alias
 from causaldiffae.evaluation.step_sweep import (
     MARGIN,
     NULL_MARGIN,

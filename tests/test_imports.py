@@ -31,7 +31,7 @@ LEVELS = [
 DATASETS_ORDER = [
     {"variables"},
     {"spec"},
-    {"images", "prefetch"},
+    {"images", "prefetch", "do_text"},
     {"dataset", "label_subsets"},
     {"circuit", "mnist", "morphomnist", "pendulum", "folder"},
     {"registry"},

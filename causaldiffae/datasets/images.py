@@ -6,7 +6,7 @@ size are resized by area averaging (`resize_area`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -14,10 +14,56 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 
 _RESIZED_AT_ONCE: Final = 1 << 24  # pixels
+
+
+@dataclass(frozen=True)
+class TruePairs:
+    """True counterfactuals of some images of a split, for some interventions.
+
+    Attributes:
+        rows: (P,) int64 index of the factual image of each pair.
+        dos: the intervention of each pair.
+        images: (P, C, H, W) uint8 true images.
+        labels: (P, n) float32 true labels in label units, NaN where they are unknown.
+    """
+
+    rows: np.ndarray
+    dos: list[CheckedDo]
+    images: np.ndarray
+    labels: np.ndarray
+
+    def take(self, rows: np.ndarray) -> TruePairs:
+        """The pairs of a subset of the images."""
+        chosen = [(new, int(pair)) for new, row in enumerate(rows) for pair in np.flatnonzero(self.rows == row)]
+        pairs = [pair for _, pair in chosen]
+        new_rows = np.array([new for new, _ in chosen], np.int64)
+        return TruePairs(new_rows, [self.dos[pair] for pair in pairs], self.images[pairs], self.labels[pairs])
+
+    def find(self, do: Mapping[str, Any], count: int) -> np.ndarray:
+        """Index of the pair with this intervention for each of `count` images, -1 for none.
+
+        Args:
+            do: one value per variable, or (count,) values, one per image.
+        """
+        found = np.full(count, -1, np.int64)
+        for pair, (row, given) in enumerate(zip(self.rows.tolist(), self.dos, strict=True)):
+            if given.keys() == do.keys() and found[row] < 0:
+                asked = [float(np.broadcast_to(do[name], count)[row]) for name in given]
+                if np.allclose(asked, list(given.values()), rtol=1e-6, atol=1e-9):
+                    found[row] = pair
+        return found
+
+    def values_of(self, name: str, count: int) -> np.ndarray:
+        """The value that the first pair of each image sets a variable to, alone; NaN where there is none, (count,)."""
+        values = np.full(count, np.nan)
+        for row, do in zip(reversed(self.rows.tolist()), reversed(self.dos), strict=True):
+            if list(do) == [name]:
+                values[row] = do[name]
+        return values
 
 
 @dataclass
@@ -31,6 +77,7 @@ class ImageData:
         ids: file name of each image, or its index in the file.
         base_images: (N, 28, 28) uint8 digits from which the images were rendered, if available.
         labelled: (N,) bool mask of labelled images; None if all are labelled.
+        pairs: true counterfactuals that the folder of the data set contains; None without any.
     """
 
     spec: DatasetSpec
@@ -41,6 +88,7 @@ class ImageData:
     ids: list[str]
     base_images: np.ndarray | None = None
     labelled: np.ndarray | None = None
+    pairs: TruePairs | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,7 +99,8 @@ class ImageData:
         names = ("images", "labels", "classes", "base_images", "labelled")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         chosen = {name: array[rows] for name, array in arrays.items()}
-        return replace(self, ids=[self.ids[i] for i in rows], **chosen)
+        pairs = None if self.pairs is None else self.pairs.take(rows)
+        return replace(self, ids=[self.ids[i] for i in rows], pairs=pairs, **chosen)
 
 
 def resize_area(images: np.ndarray, size: int) -> np.ndarray:

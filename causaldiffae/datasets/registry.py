@@ -103,8 +103,11 @@ def truth_is_known(data: ImageData, do: Mapping[str, Any] | None = None) -> bool
     """Whether `true_counterfactual` supports the data: it has a generator, and the folder contains its inputs.
 
     Args:
-        do: an intervention; if it changes the class of an image, the true image is unknown.
+        do: an intervention; if it changes the class of an image, the true image is unknown. Without a generator, the
+            truth is known if the folder contains it for every image.
     """
+    if do is not None and data.pairs is not None and find_dataset(data.spec.name).counterfactual is None:
+        return bool((data.pairs.find(data.spec.check_do(do, len(data), warn=False), len(data)) >= 0).all())
     return find_dataset(data.spec.name).has_truth(data) and not _changes_class(data, do or {})
 
 
@@ -123,15 +126,23 @@ def true_labels(data: ImageData, do: Mapping[str, Any]) -> np.ndarray:
 
 
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Renders true counterfactuals: labels (N, n) float32 in label units and images (N, C, H, W) uint8.
+    """Renders true counterfactuals, or takes them from the folder of the data set.
 
     Args:
         do: variable -> one number, or (N,) numbers, one per image.
+
+    Returns:
+        Labels (N, n) float32 in label units and images (N, C, H, W) uint8.
 
     Raises:
         InputError: for an invalid intervention, or if the truth is unknown.
     """
     entry, checked = find_dataset(data.spec.name), data.spec.check_do(do, len(data))
+    if entry.counterfactual is None and data.pairs is not None:
+        found = data.pairs.find(checked, len(data))
+        if (found >= 0).all():
+            return data.pairs.labels[found], data.pairs.images[found]
+        raise InputError(f"true counterfactual: expected a pair for every image, got none for {int((found < 0).sum())}")
     if entry.counterfactual is None:
         raise InputError(f"true counterfactual: expected a data set with a generator, got {data.spec.name}")
     if _changes_class(data, checked):

@@ -22,6 +22,7 @@ import torch
 
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import can_measure, read_split
 from causaldiffae.datasets.spec import DatasetSpec
@@ -53,7 +54,6 @@ from causaldiffae.evaluation.settings import (
     RECIPES,
     TestConfig,
     default_interventions,
-    parse_do,
     parse_names,
     parse_numbers,
 )

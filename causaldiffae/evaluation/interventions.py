@@ -142,7 +142,8 @@ def evaluate_interventions(
     (reconstruction, _), *drawn = predict_split(
         engine, data, [null, *dos], with_null, batch_size, device, on_batch, seed
     )
-    distinct = {tuple(sorted(do.items())): do for do in dos} if truth_is_known(data) else {}
+    known = [do for do in dos if truth_is_known(data) or truth_is_known(data, do)]
+    distinct = {tuple(sorted(do.items())): do for do in known}
     truths = {key: _truth(data, do) for key, do in distinct.items()}
     read = measurement or (lambda images: measure(data.spec, images))
     of_factual = read(data.images)

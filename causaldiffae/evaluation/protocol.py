@@ -22,7 +22,7 @@ from causaldiffae.config import flag, with_help
 from causaldiffae.counterfactual import AbductionKind, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_least
 from causaldiffae.metrics import axioms
 from causaldiffae.script_util import SOLVER, STEPS
@@ -95,8 +95,8 @@ class Task:
 
     @property
     def truth_is_known(self) -> bool:
-        """Whether the true counterfactual images can be rendered."""
-        return truth_is_known(self.data)
+        """Whether the true counterfactual images can be rendered, or some are in the folder of the data set."""
+        return truth_is_known(self.data) or self.data.pairs is not None
 
     def chunks(self, size: int) -> list[np.ndarray]:
         """Row indices of each chunk; images are grouped by their cycles, the long ones first."""
@@ -144,13 +144,18 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     indices = evenly_spread(count, total)
     drawn = draw_values(spec, low, high, indices, settings.seed)
     column = spec.graph.index
+    chosen = test.subset(indices)
+    if chosen.pairs is not None:  # interventions whose result is known
+        for name in variables:
+            given = chosen.pairs.values_of(name, count)
+            drawn[:, column(name)] = np.where(np.isnan(given), drawn[:, column(name)], given)
     short = evenly_spread(min(settings.back_images, count), count)
     long_cycle = np.full(count, -1, np.int64)
     if settings.cycles > 1:
         long = short[evenly_spread(min(settings.cycle_images, len(short)), len(short))]
         long_cycle[long] = np.arange(len(long)) % len(variables)
     return Task(
-        data=test.subset(indices),
+        data=chosen,
         indices=indices,
         variables=variables,
         values={name: drawn[:, column(name)] for name in variables},
@@ -182,8 +187,8 @@ class TaskRunner:
 
         For variable v: `images/v` uint8, `labels/v` predicted, `measured/v`, `broken/v` the number of non-finite
         pixels, and `reverse/v`, `reverse_long/v`, NaN for images without that cycle or label; if the truth is known
-        also `true_images/v`, `true_labels/v`, `true_measured/v`. For the null intervention `images`, `broken`,
-        `composition` and `composition_long`. `measured` for the factual images.
+        also `true_images/v`, `true_labels/v`, `true_measured/v` and the mask `true_known/v`. For the null intervention
+        `images`, `broken`, `composition` and `composition_long`. `measured` for the factual images.
         """
         task = self.task
         part, spec = task.data.subset(rows), task.data.spec
@@ -195,8 +200,8 @@ class TaskRunner:
             outputs[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
             if task.truth_is_known:
                 do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
-                labels, images = true_counterfactual(part, do)
-                outputs |= {f"true_labels/{name}": labels, f"true_images/{name}": images}
+                labels, images, known = _truth(part, do)
+                outputs |= {f"true_labels/{name}": labels, f"true_images/{name}": images, f"true_known/{name}": known}
                 outputs[f"true_measured/{name}"] = measure(spec, images)
         return outputs
 
@@ -257,6 +262,17 @@ class TaskRunner:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(values, np.float64)).to(self.device)
+
+
+def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True labels (N, n), true images, and a mask (N,) of known ones; for others, NaN and the factual image."""
+    if truth_is_known(data) or data.pairs is None:
+        return *true_counterfactual(data, do), np.ones(len(data), bool)
+    found = data.pairs.find(do, len(data))
+    known = found >= 0
+    labels, images = np.full(data.labels.shape, np.nan, np.float32), np.array(data.images)
+    labels[known], images[known] = data.pairs.labels[found[known]], data.pairs.images[found[known]]
+    return labels, images, known
 
 
 def as_uint8(images: Tensor) -> np.ndarray:

@@ -31,7 +31,7 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
-from causaldiffae.datasets.registry import find_dataset, read_split
+from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.digests import json_digest, state_digest
@@ -304,7 +304,7 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
             "channels": loaded.spec.channels,
             "variables": list(loaded.spec.graph.names),
             "units": list(loaded.spec.units),
-            "truth": "drawn by the generator" if task.truth_is_known else "not known",
+            "truth": _describe_truth(task.data),
         },
         "settings": {**asdict(job.settings), "variables": list(task.variables)},
     }
@@ -319,6 +319,17 @@ def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str,
     header["predictor"]["path"] = predictor.path
     header["versions"] = versions(opened.device)
     return header
+
+
+def _describe_truth(data: ImageData) -> str:
+    """The source of the true counterfactuals; that in a folder with a digest."""
+    if truth_is_known(data):
+        return "drawn by the generator"
+    if data.pairs is None:
+        return "not known"
+    content = [data.pairs.rows.tolist(), [sorted(do.items()) for do in data.pairs.dos], data.pairs.labels.tolist()]
+    images = hashlib.sha256(np.ascontiguousarray(data.pairs.images).tobytes()).hexdigest()
+    return f"{len(data.pairs.dos)} pairs in the folder ({json_digest([str(content), images])})"
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -8,7 +8,7 @@ whole arrays in image order, so the figures do not depend on the number of proce
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -72,7 +72,8 @@ class Scorer:
 class _Expected:
     """The expected result of the intervention on one variable; unknown images are None.
 
-    `bins` are the label bins of CLD: of the references, of the requested and of the factual values.
+    `bins` are the label bins of CLD: of the references, of the requested and of the factual values. `known` is a mask
+    (N,) of images whose result is known, as far as `images` is given.
     """
 
     name: str
@@ -80,6 +81,7 @@ class _Expected:
     images: np.ndarray | None
     readings: Readings | None
     bins: list[np.ndarray]
+    known: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -146,20 +148,22 @@ class _Context:
     def expected(self, name: str) -> _Expected:
         """The expected result of one intervention, as far as it is known."""
         task, graph, i = self.task, self.spec.graph, self.spec.graph.index(name)
-        if task.truth_is_known:
-            labels, images = self.outputs[f"true_labels/{name}"], self.outputs[f"true_images/{name}"]
+        known = self.outputs.get(f"true_known/{name}", np.full(len(task), task.truth_is_known)).astype(bool)
+        # Without the truth, only the value set and the labels of non-descendants are known.
+        labels, images, readings = task.labels.astype(np.float64), None, None
+        labels[:, i] = task.values[name]
+        for other in graph.descendants(name):
+            labels[:, graph.index(other)] = np.nan
+        if known.any():
+            images = self.outputs[f"true_images/{name}"]
+            labels = np.where(known[:, None], self.outputs[f"true_labels/{name}"], labels)
             readings = self.predictor.read(images)
-        else:  # only the value set and the labels of non-descendants are known
-            labels, images, readings = task.labels.astype(np.float64), None, None
-            labels[:, i] = task.values[name]
-            for other in graph.descendants(name):
-                labels[:, graph.index(other)] = np.nan
         columns = [self.references.labels[:, i], task.values[name], task.labels[:, i]]
         if self.categories[i]:
             bins = [nearest_category(column, self.categories[i]) for column in columns]
         else:
             bins = [label_numbers(column, label_bins(columns[0])) for column in columns]
-        return _Expected(name, np.asarray(labels, np.float64), images, readings, bins)
+        return _Expected(name, np.asarray(labels, np.float64), images, readings, bins, known)
 
     def candidates(self, expected: _Expected) -> dict[str, _Candidate]:
         """The candidates by name; without a known truth, only the counterfactual and the factual image."""
@@ -174,8 +178,8 @@ class _Context:
             train, spec = labelled_only(self.scorer.train), self.spec
             target, known = (self._comparable(labels) for labels in (expected.labels, train.labels))
             nearest = train.subset(truth.nearest_by_labels(target, known, data.classes, train.classes)).images
-            found["truth"] = _Candidate(expected.images, all_finite, self.outputs[f"true_measured/{name}"])
-            found["nearest"] = _Candidate(nearest, all_finite, measure(spec, nearest))
+            found["truth"] = _Candidate(expected.images, expected.known, self.outputs[f"true_measured/{name}"])
+            found["nearest"] = _Candidate(nearest, expected.known, measure(spec, nearest))
         return {kind: found[kind] for kind in CANDIDATES if kind in found}
 
     def _comparable(self, labels: np.ndarray) -> np.ndarray:
@@ -204,7 +208,8 @@ class _Context:
             found["class_accuracy"] = self.figure((readings.classes == task.data.classes) + excluded, rate=True)
         if expected.images is not None:
             pixels = truth.pixel_errors(candidate.images, expected.images)
-            found["truth"] = {key: self.figure(getattr(pixels, key) + excluded) for key in ("l1", "psnr", "ssim")}
+            unknown = np.where(expected.known, excluded, np.nan)
+            found["truth"] = {key: self.figure(getattr(pixels, key) + unknown) for key in ("l1", "psnr", "ssim")}
         found["drift"] = self._drift(expected.name, labels, measured)
         posteriors = Posteriors(*self.predictor.posteriors(candidate.images))
         divergence = cld(posteriors, self.factual_posteriors, self.reference_posteriors, *expected.bins)
@@ -227,6 +232,8 @@ class _Context:
 
     def _realism(self, expected: _Expected, readings: Readings, candidate: _Candidate) -> dict[str, Any]:
         """FID-own and KID-own against the true images or, if unknown, the factual ones; FID with Inception."""
+        if expected.images is not None:
+            candidate = replace(candidate, finite=candidate.finite & expected.known)
         others = (expected.readings or self.factual_readings).features[candidate.finite]
         features = readings.features[candidate.finite]
         found: dict[str, Any] = {"against": "truth" if expected.readings is not None else "factual"}

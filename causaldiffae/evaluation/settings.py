@@ -1,11 +1,8 @@
-"""Command line of the scripts image_*_test.py: settings, recipes and parsing of interventions."""
+"""Command line of the scripts image_*_test.py: settings and recipes."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from causaldiffae.config import DiffusionConfig, flag, with_help
 from causaldiffae.counterfactual import AbductionKind
+from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.guidance import Guidance
@@ -100,49 +98,6 @@ def resolve_alias(settings: object, alias: str, name: str) -> None:
         object.__setattr__(settings, name, value)
 
 
-def parse_do(text: str, spec: DatasetSpec) -> CheckedDo:
-    """Parses "thickness=4.5,intensity=90"; a category may be given by name.
-
-    Names and categories that contain commas or equals signs are recognised; other values with commas are quoted:
-    `"weight, kg"=60,hat="felt, wide"`.
-    """
-    do: dict[str, float | str] = {}
-    left = text.strip()
-    while left or not do:
-        name, rest = _take(left, spec.graph.names, "=")
-        if not name or not rest.startswith("=") or not rest[1:].strip(" ,"):
-            raise InputError(f"do: expected name=value, like thickness=4.5, got {left[:200]!r}")
-        categories = spec.category_names(spec.graph.names.index(name)) if name in spec.graph.names else ()
-        value, left = _take(rest[1:], categories, ",")
-        if left and not left.startswith(","):
-            raise InputError(f"do: {name[:80]}: expected a comma after {value[:80]!r}, got {left[:80]!r}")
-        left = left.removeprefix(",").strip()
-        if name in do:
-            raise InputError(f"do: expected each variable once, got {name[:80]} twice in {text[:200]!r}")
-        try:
-            do[name] = float(value)
-        except ValueError:
-            do[name] = value[:200]
-    return spec.check_do(do)
-
-
-def _take(text: str, known: Sequence[str], end: str) -> tuple[str, str]:
-    """Splits off a quoted string, the longest of the `known` strings before `end`, or the text before `end`.
-
-    Returns:
-        The string in Unicode's composed form (NFC), as in tables and graphs, and the rest of the text.
-    """
-    text = unicodedata.normalize("NFC", text).strip()
-    if quoted := re.match(r"""(["'])(.*?)\1\s*""", text, re.DOTALL):
-        return quoted[2], text[quoted.end() :]
-    for candidate in sorted(known, key=len, reverse=True):
-        rest = text[len(candidate) :].lstrip()
-        if text.startswith(candidate) and rest[:1] in ("", end):
-            return candidate, rest
-    value, found, rest = text.partition(end)
-    return value.strip(), found + rest
-
-
 def default_interventions(spec: DatasetSpec) -> list[CheckedDo]:
     """One intervention per variable, at three quarters of its range or at its last category."""
     dos = []
@@ -168,7 +123,7 @@ def parse_names(name: str, text: str, spec: DatasetSpec) -> list[str]:
     """Parses variable names separated by commas; names that contain commas may be quoted."""
     names, left = [], text.strip(" ,")
     while left:
-        each, left = _take(left, spec.graph.names, ",")
+        each, left = take_name(left, spec.graph.names, ",")
         if not spec.class_name or each != spec.class_name:
             spec.graph.index(each, name)
         names.append(each)

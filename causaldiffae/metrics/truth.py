@@ -67,7 +67,7 @@ def nearest_by_labels(
     """
     indices = np.empty(len(target), np.int64)
     for i, row in enumerate(target):
-        distance = ((known - row) ** 2).sum(axis=1)
+        distance = np.nansum((known - row) ** 2, axis=1)  # labels that are not known are left out
         if target_classes is not None and known_classes is not None:
             same = known_classes == target_classes[i]
             distance = np.where(same, distance, np.inf) if same.any() else distance

@@ -225,6 +225,11 @@ def find_shipped(spec: DatasetSpec, kind: str) -> str:
     shipped = _shipped(spec, kind)
     if shipped is None:
         name = f"{spec.name}_{spec.image_size}_{kind}"
+        if spec.name == "folder" and kind == "predictor":
+            raise InputError(
+                f"predictor: expected a folder, got none and found no weights/{name}; train one with python "
+                "classifiers/folder_classifier.py --data_dir DATA --out OUT, and name OUT"
+            )
         raise InputError(
             f"{kind}: expected a folder, got none and found no weights/{name}; scripts in classifiers/ train it"
         )
@@ -246,4 +251,4 @@ def _shipped(spec: DatasetSpec, kind: str) -> str | None:
 
 def check_fits(predictor: Predictor, spec: DatasetSpec, where: str) -> None:
     """`InputError` if a predictor is for other images or variables than those of `spec`."""
-    check_same(predictor.spec, spec, ("name", "image_size", "channels"), where)
+    check_same(predictor.spec, spec, ("name", "image_size", "channels", "categories"), where)

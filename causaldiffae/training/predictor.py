@@ -27,11 +27,11 @@ from torch.nn import functional
 
 from causaldiffae.baselines.causalvae import ConvDecoder
 from causaldiffae.config import flag, with_help
+from causaldiffae.datasets.folder.image_folder import has_split
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
-from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
-from causaldiffae.errors import check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
 from causaldiffae.predictors.predictor import (
@@ -70,6 +70,7 @@ class PredictorTraining:
     workers: int = flag(1, "processes that generate interventional images")
     seed: int = flag(0, "random seed")
     init: str = flag("", "predictor folder with initial weights, including those of the VAE")
+    graph: str = flag("", "causal graph file of a folder data set; default: graph.yaml in data_dir")
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
@@ -89,12 +90,17 @@ class PredictorData:
 
 
 def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> PredictorData:
-    """Reads the labelled images of the splits, and generates the interventional images unless they are cached."""
+    """Reads the labelled images of the splits, and generates the interventional images unless they are cached.
+
+    Images of a folder may lack some labels. Its validation images are those of its split val, if there are any.
+    """
     size, channels = config.image_size or None, config.channels or None
-    whole, test = (
-        labelled_only(read_split(dataset, config.data_dir, split, size, channels)) for split in ("train", "test")
-    )
-    train, validation = map(whole.subset, split_validation(len(whole), config.seed))
+    whole = _some_labelled(read_split(dataset, config.data_dir, "train", size, channels, graph=config.graph or None))
+    test = _some_labelled(read_split(dataset, config.data_dir, "test", spec=whole.spec))
+    if find_dataset(dataset).spec is None and has_split(config.data_dir, whole.spec, "val"):
+        train, validation = whole, _some_labelled(read_split(dataset, config.data_dir, "val", spec=whole.spec))
+    else:
+        train, validation = map(whole.subset, split_validation(len(whole), config.seed))
     drawn: list[ImageData | None] = [None, None, None]
     if truth_is_known(whole) and truth_is_known(test):
         bases = train.subset(range(min(config.base_images or len(train), len(train))))
@@ -108,6 +114,14 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
     return PredictorData(train, validation, test, *drawn)
 
 
+def _some_labelled(data: ImageData) -> ImageData:
+    """The images of a split with labels of some variables; an `InputError` if there are none."""
+    some = np.isfinite(data.labels).any(axis=1)
+    if not some.any():
+        raise InputError(f"data set {data.spec.name}: expected labelled images in split {data.split}, got none")
+    return data if some.all() else data.subset(np.flatnonzero(some))
+
+
 def data_digest(data: ImageData) -> str:
     """Returns sixteen hexadecimal digits that identify images and labels."""
     digest = hashlib.sha256(repr((data.spec.name, data.split, data.images.shape)).encode())
@@ -118,14 +132,18 @@ def data_digest(data: ImageData) -> str:
 
 
 def head_targets(data: ImageData, predictor: Predictor) -> Tensor:
-    """Returns targets (N, heads) float32: normalised continuous labels, and indices of categories and classes."""
+    """Returns targets (N, heads) float32: normalised continuous labels, and indices of categories and classes.
+
+    The target of a missing label is NaN.
+    """
     spec, labels, columns = predictor.spec, data.labels.astype(np.float64), []
     for i, head in enumerate(predictor.heads):
         if head.name == CLASS and i == len(spec.graph):
             assert data.classes is not None
             columns.append(data.classes.astype(np.float64))
         elif head.values:
-            columns.append(np.abs(labels[:, i, None] - np.asarray(head.values)).argmin(axis=1).astype(np.float64))
+            index = np.abs(labels[:, i, None] - np.asarray(head.values)).argmin(axis=1).astype(np.float64)
+            columns.append(np.where(np.isnan(labels[:, i]), np.nan, index))
         else:
             columns.append((labels[:, i] - spec.shift[i]) / spec.scale[i])
     return torch.from_numpy(np.stack(columns, axis=1)).float()
@@ -153,14 +171,24 @@ def augment(images: Tensor, noise: float, shift: int, generator: torch.Generator
 
 
 def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Computes the sum of the losses of all heads, averaged over images; targets (B, heads) as in `head_targets`."""
+    """Computes the sum of the losses of all heads, averaged over labelled images.
+
+    Args:
+        outputs: (B, outputs) of the network.
+        targets: (B, heads) of `head_targets`.
+    """
     total, weights = outputs.new_zeros(()), find_dataset(predictor.spec.name).predictor.head_weights
     for i, head in enumerate(predictor.heads):
-        found = outputs[:, head.start : head.start + head.size]
+        found, target = outputs[:, head.start : head.start + head.size], targets[:, i]
+        labelled = target.isfinite()
+        if not bool(labelled.all()):
+            found, target = found[labelled], target[labelled]
+        if not len(target):
+            continue
         if head.values:
-            total = total + _CLASS_WEIGHT * functional.cross_entropy(found, targets[:, i].long())
+            total = total + _CLASS_WEIGHT * functional.cross_entropy(found, target.long())
         else:
-            total = total + weights.get(head.name, 1.0) * (found[:, 0] - targets[:, i]).abs().mean()
+            total = total + weights.get(head.name, 1.0) * (found[:, 0] - target).abs().mean()
     return total
 
 
@@ -220,14 +248,18 @@ def refit_last_layer(predictor: Predictor, prepared: PredictorData, limit: int =
 
     inputs, targets = features_and_targets(prepared.train, prepared.interventional_train)
     held_out, truth = features_and_targets(prepared.validation, prepared.interventional_validation)
-    gram = inputs.T @ inputs / len(inputs) + ridge * torch.eye(inputs.shape[1], dtype=inputs.dtype)
-    solved = torch.linalg.solve(gram, inputs.T @ targets / len(inputs))
     for i, head in enumerate(predictor.heads):
+        rows, held_rows = targets[:, i].isfinite(), truth[:, i].isfinite()
+        if head.values or not (rows.any() and held_rows.any()):
+            continue
+        x, y, held_x, held_y = inputs[rows], targets[rows, i], held_out[held_rows], truth[held_rows, i]
+        gram = x.T @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype)
+        solved = torch.linalg.solve(gram, x.T @ y / len(x))
         old = torch.cat([predictor.last.weight[head.start], predictor.last.bias[head.start : head.start + 1]]).double()
-        errors = [(held_out @ weights - truth[:, i]).abs().mean() for weights in (old, solved[:, i])]
-        if not head.values and errors[1] < errors[0]:
-            predictor.last.weight[head.start] = solved[:-1, i].float()
-            predictor.last.bias[head.start] = solved[-1, i].float()
+        errors = [(held_x @ weights - held_y).abs().mean() for weights in (old, solved)]
+        if errors[1] < errors[0]:
+            predictor.last.weight[head.start] = solved[:-1].float()
+            predictor.last.bias[head.start] = solved[-1].float()
 
 
 @torch.inference_mode()
@@ -275,10 +307,14 @@ def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] 
     read = predictor.read(data.images)
     figures: dict[str, float] = {"images": float(len(data))}
     for i, head in enumerate(predictor.heads[: len(predictor.spec.graph)]):
+        rows = np.isfinite(data.labels[:, i])
+        found, true = read.labels[rows, i], data.labels[rows, i]
+        if not len(true):
+            continue
         if head.values:
-            figures[f"{head.name}_accuracy"] = float((read.labels[:, i] == data.labels[:, i]).mean())
+            figures[f"{head.name}_accuracy"] = float((found == true).mean())
         else:
-            figures[head.name] = float(np.abs(read.labels[:, i] - data.labels[:, i]).mean())
+            figures[head.name] = float(np.abs(found - true).mean())
     if read.classes is not None and data.classes is not None:
         figures["class_accuracy"] = float((read.classes == data.classes).mean())
     return figures

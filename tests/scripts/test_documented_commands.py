@@ -37,9 +37,14 @@ SUITE = "the suite runs it: "
 NETWORK = "needs the network"
 MEASURES = "a measurement of minutes"
 WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
+OWN_DATA = SUITE + "tests/datasets/folder/test_own_data.py"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
     "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
+    "python classifiers/folder_classifier.py --data_dir my_images --out my_predictor": OWN_DATA,
+    "python scripts/evaluate.py --model_path RUN --data_dir my_images --predictor my_predictor --out results.json": (
+        OWN_DATA
+    ),
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import make_folder, table_rows
 from paths import REPO
 from support import pendulum_images
 
@@ -60,6 +61,31 @@ def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_
     np.testing.assert_array_equal(trained.read(prepared.test.images).labels, labels)
     figures = training.errors_on(trained, prepared.test)
     assert figures is not None and set(figures) == {"images", "thickness", "intensity", "class_accuracy"}
+
+
+def test_missing_labels_are_left_out_by_variable(tmp_path: Path) -> None:
+    rows = [{**row, "hat": "" if i % 3 else row["hat"], "age": "" if i % 2 else row["age"]}
+            for i, row in enumerate(table_rows(60))]  # fmt: skip
+    rows = [{**row, "split": ("train", "val", "test")[i // 20]} for i, row in enumerate(rows)]
+    rows[1]["grey"] = ""  # no label at all
+    folder = make_folder(tmp_path / "set", [{**row, "hat": row["hat"] and "cap" if i < 6 else row["hat"]}
+                                            for i, row in enumerate(rows)])  # fmt: skip
+    config = training.PredictorTraining(str(folder), "out", steps=4, batch_size=8, vae_steps=1)
+    prepared = training.prepare(config, "folder", progress=False)
+    assert [len(part) for part in (prepared.train, prepared.validation, prepared.test)] == [19, 20, 20]
+    predictor, _ = training.train_predictor(config, prepared)
+    targets = training.head_targets(prepared.train, predictor)
+    missing = np.isnan(prepared.train.labels)
+    np.testing.assert_array_equal(targets.isnan().numpy(), missing)
+    outputs = torch.randn(19, predictor.last.out_features, requires_grad=True)
+    training.prediction_loss(predictor, outputs, targets).backward()
+    assert outputs.grad is not None and bool(outputs.grad.isfinite().all())
+    for head, column in zip(predictor.heads, missing.T, strict=True):
+        gradient = outputs.grad[:, head.start : head.start + head.size]
+        np.testing.assert_array_equal((gradient == 0).all(dim=1).numpy(), column)
+    training.refit_last_layer(predictor, prepared)
+    figures = training.errors_on(predictor, prepared.test)
+    assert figures is not None and all(np.isfinite(value) for value in figures.values())
 
 
 def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

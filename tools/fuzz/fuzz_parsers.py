@@ -28,6 +28,7 @@ from causaldiffae.checkpoints.checkpoint import export_weights, load_checkpoint,
 from causaldiffae.datasets import interventional as interventional_data
 from causaldiffae.datasets import label_subsets as supervision
 from causaldiffae.datasets.circuit import read_circuit
+from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.folder import image_cache, image_folder
 from causaldiffae.datasets.folder.graph_files import parse_graph
 from causaldiffae.datasets.folder.image_files import ImageRule
@@ -38,7 +39,6 @@ from causaldiffae.evaluation import report as report_page
 from causaldiffae.evaluation import tables as benchmark_tables
 from causaldiffae.evaluation.protocol import VERSION
 from causaldiffae.evaluation.run import read_results
-from causaldiffae.evaluation.settings import parse_do
 from causaldiffae.files import idx
 from causaldiffae.files.reading import read_file
 from causaldiffae.generators import morphomnist, pendulum

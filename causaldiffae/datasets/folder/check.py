@@ -19,6 +19,7 @@ from causaldiffae.datasets.folder.image_hints import hint_files, hint_pixels
 from causaldiffae.datasets.folder.label_table import SPLITS, Table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import read_tables
+from causaldiffae.datasets.folder.true_pairs import PAIRS, read_true_pairs
 from causaldiffae.errors import DataError
 from causaldiffae.files.storage import Folder
 from causaldiffae.visualization.graph import draw_graph
@@ -68,6 +69,8 @@ def check_folder(
     if content is not None:
         broken = _check_images(folder, content, problems)
         hint_files(folder, content, problems)
+        if content.spec is not None and not problems.count:
+            _check_pairs(folder, content, problems)
     if drop_broken and broken and content is not None:
         written = _write_without(folder, content.table, broken)
         report = check_folder(data_dir, graph_path, image_size, channels)
@@ -98,6 +101,17 @@ def _check_images(folder: Folder, content: Content, problems: Problems) -> list[
             decode_all(folder, found.names, content.rule, None, problems, failed)
         broken += found.rows[failed].tolist()
     return broken
+
+
+def _check_pairs(folder: Folder, content: Content, problems: Problems) -> None:
+    """Reads the true counterfactuals of all splits."""
+    counts = []
+    for split in SPLITS:
+        pairs = read_true_pairs(folder, content, content.rows(split), split, problems)
+        if pairs is not None:
+            counts.append(f"{len(pairs.dos)} of {len(np.unique(pairs.rows))} images in split {split}")
+    if counts:
+        problems.note(f"{folder.where}/{PAIRS}: true counterfactuals: {', '.join(counts)}")
 
 
 def _write_without(folder: Folder, table: Table, broken: list[int]) -> str:

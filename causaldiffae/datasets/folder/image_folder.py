@@ -3,6 +3,7 @@
     my_images/labels.csv        file,age,hat          (table_files.py, label_table.py, label_columns.py)
     my_images/graph.yaml        edges: [[age, hat]]   (description.py, graph_files.py)
     my_images/photos/1.jpg ...                        (file_names.py, image_files.py, image_cache.py)
+    my_images/counterfactuals.csv                     true counterfactuals, if there are any (true_pairs.py)
 
 The spec is computed once from the training split and stored in the checkpoint: the graph, shift and scale (mean and
 standard deviation of the labels), their ranges, the categories, and the rules for resizing, scaling and splitting
@@ -32,6 +33,7 @@ from causaldiffae.datasets.folder.label_table import SPLITS
 from causaldiffae.datasets.folder.probe import measure_value_range
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import TableFile, has_table, read_tables
+from causaldiffae.datasets.folder.true_pairs import read_true_pairs
 from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
@@ -162,12 +164,22 @@ def read_image_folder(
         raise DataError(f"{content.table.where}: expected images in split {split}, got none")
     if limit is not None and limit < len(rows):  # the first ones may have the same label
         rows = rows[evenly_spread(limit, len(rows))]
-    images = read_images(folder, content, rows, split if limit is None else f"{split}_{limit}", problems)
+    label = split if limit is None else f"{split}_{limit}"
+    images = read_images(folder, content, rows, label, problems)
+    pairs = read_true_pairs(folder, content, rows, label, problems) if not problems.count else None
     problems.raise_first()
     labels = content.labels[rows]
     labelled = ~np.isnan(labels).any(1)
     ids = [content.table.files[row] for row in rows]
-    return ImageData(content.spec, split, images, labels, None, ids, labelled=None if labelled.all() else labelled)
+    mask = None if labelled.all() else labelled
+    return ImageData(content.spec, split, images, labels, None, ids, labelled=mask, pairs=pairs)
+
+
+def has_split(data_dir: str | Path, spec: DatasetSpec, split: str) -> bool:
+    """Whether a split of an image folder, read with the spec of a model, has images."""
+    folder = open_folder(data_dir)
+    content = interpret_with_spec(folder.where, read_tables(folder), spec, links_are_followed())
+    return bool(len(content.rows(split)))
 
 
 def read_images(folder: Folder, content: Content, rows: np.ndarray, label: str, problems: Problems) -> np.ndarray:

@@ -91,8 +91,11 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-def parse_table(content: bytes, where: str, problems: Problems) -> Table:
+def parse_table(content: bytes, where: str, problems: Problems, unique: bool = True) -> Table:
     """Parses a table by its extension, CSV by default; invalid rows are reported to `problems` and skipped.
+
+    Args:
+        unique: whether each image must have one row.
 
     Raises:
         DataError: if the file has no valid header or no rows.
@@ -109,17 +112,17 @@ def parse_table(content: bytes, where: str, problems: Problems) -> Table:
     expected = len(text.header)
     lines = [f"{where}:{line}: expected {expected} cells, got {width}" for line, width in text.wrong]
     problems.add_rows(lines, len(lines) + len(text.lines))
-    return _build(text, where, problems)
+    return _build(text, where, problems, unique)
 
 
-def _build(text: TextTable, where: str, problems: Problems) -> Table:
+def _build(text: TextTable, where: str, problems: Problems, unique: bool) -> Table:
     columns = _named_columns(text, where, problems)
     files_in = _file_column(list(columns), text.header, where)
     if not len(text.lines):
         raise DataError(f"{where}: expected at least one row, got none")
     if _plain(files_in) not in _FILE_COLUMNS[0]:
         problems.note(f"{where}: column {files_in!r:.80} holds the paths of the images")
-    files = _normalised_paths(columns.pop(files_in).cells(), text.lines, where, problems)
+    files = _normalised_paths(columns.pop(files_in).cells(), text.lines, where, problems, unique)
     split_in = next((name for name in columns if name.casefold() == "split"), None)
     table = Table(where, files, text.lines, None, columns, text.separator)
     if split_in is None:
@@ -159,7 +162,7 @@ def _file_column(names: list[str], header: list[str], where: str) -> str:
     raise DataError(f"{where}: expected one column `file` with the paths of the images, got {shown}")
 
 
-def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems: Problems) -> list[str]:
+def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems: Problems, unique: bool) -> list[str]:
     """Normalises image paths ("./a.png" becomes "a.png"); "" for an invalid one."""
     paths: list[str] = []
     seen: dict[str, int] = {}
@@ -174,7 +177,7 @@ def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems:
             cause, text = "control", f"expected a path without control characters, got {name!r:.200}"
         elif inside and leaves_folder(slashed):
             cause, text = "leaves", f"expected a path inside the folder, got {name!r:.200}"
-        elif path in seen:
+        elif unique and path in seen:
             cause, text = "twice", f"expected unique paths, got {name!r:.200} as in line {seen[path]}"
         if cause:
             found[cause].append(f"{where}:{line}: {text}")

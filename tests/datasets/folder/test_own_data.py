@@ -1,14 +1,18 @@
 """A folder of images, from the check to counterfactuals, with the documented commands."""
 
 import csv
+import json
 from pathlib import Path
 
-from folders import make_folder
+import numpy as np
+from folders import make_folder, paint
 from paths import REPO
+from PIL import Image
 from running import assert_refused, run
 
 TRAIN, TEST = REPO / "scripts" / "image_train.py", REPO / "scripts" / "image_causaldae_test.py"
 MINI = ["--config", REPO / "configs" / "folder_causaldae_mini.yaml"]
+FAST = ["--steps=2", "--cycles=2", "--cycle_images=2", "--chunk=3", "--dci_resamples=0"]
 SHORT = ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8", "--batch_size=4"]
 SHORT += ["--total_steps=2", "--log_interval=1", "--sample_interval=2", "--tensorboard=False"]
 
@@ -36,6 +40,42 @@ def test_from_a_folder_to_counterfactuals(tmp_path: Path) -> None:
     assert_refused(run(TEST, *flags, "--do", "hat=crown"), "hat: expected one of", "none", "cap", "straw", "crown")
     refused = run(TRAIN, *MINI, *SHORT, "--data_dir", tmp_path / "nothing", "--run_dir", tmp_path / "no")
     assert_refused(refused, "nothing")
+
+
+def test_counterfactuals_of_a_folder_are_scored(tmp_path: Path) -> None:
+    """With a predictor trained on the folder, and against the true counterfactuals in it."""
+    folder, run_dir = make_folder(tmp_path / "mine"), tmp_path / "run"
+    for i in range(2):
+        paint(100 + i).save(folder / f"true_{i}.png")
+    lines = ["file,do,true_file,grey", "im/16.png,age=30,true_0.png,no", "im/17.png,age=40,true_1.png,yes"]
+    (folder / "counterfactuals.csv").write_text("\n".join(lines))
+    trained = run(TRAIN, *MINI, *SHORT, "--data_dir", folder, "--run_dir", run_dir)
+    assert trained.returncode == 0, trained.stderr
+    flags = ["--model_path", run_dir, "--data_dir", folder, "--out", tmp_path / "found.json"]
+    refused = run(REPO / "scripts" / "evaluate.py", *flags)
+    assert_refused(refused, "predictor: expected a folder", "classifiers/folder_classifier.py")
+    few = ["--steps=3", "--vae_steps=2", "--batch_size=4"]
+    learned = run(REPO / "classifiers/folder_classifier.py", "--data_dir", folder, "--out", tmp_path / "p", *few)
+    assert learned.returncode == 0 and "hat_accuracy" in learned.stdout, learned.stderr
+    scored = run(REPO / "scripts" / "evaluate.py", *flags, "--predictor", tmp_path / "p", *FAST)
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["data"]["truth"].startswith("2 pairs in the folder")
+    age, hat = (found["results"]["interventions"][name]["answers"] for name in ("age", "hat"))
+    assert set(age) == {"model", "truth", "do_nothing", "nearest"} and set(hat) == {"model", "do_nothing"}
+    assert age["truth"]["truth"]["l1"]["mean"] == 0 and age["truth"]["truth"]["l1"]["images"] == 2
+    images = [np.asarray(Image.open(folder / name)).astype(float) for name in ("im/16.png", "im/17.png")]
+    truth = [np.asarray(paint(100 + i)).astype(float) for i in range(2)]
+    expected = np.mean([np.abs(a - b).mean() for a, b in zip(images, truth, strict=True)])
+    np.testing.assert_allclose(age["do_nothing"]["truth"]["l1"]["mean"], expected, rtol=1e-6)
+    assert age["do_nothing"]["truth"]["l1"]["left_out"] == 2, "the other test images have no known result"
+    assert age["model"]["effectiveness"]["predictor"]["grey"]["images"] == 2
+    assert age["model"]["effectiveness"]["predictor"]["age"]["images"] == 4
+    flags = ["--model_path", run_dir, "--data_dir", folder, "--steps", 2, "--label_predictor", tmp_path / "p"]
+    tested = run(TEST, *flags, "--out_dir", tmp_path / "out", "--do", "age=30")
+    assert tested.returncode == 0, tested.stderr
+    rows = list(csv.DictReader((tmp_path / "out/counterfactuals.csv").open()))
+    assert all(row["measured"] != "nan" for row in rows), "the predictor measures all labels"
 
 
 def test_the_graph_file_can_be_elsewhere(tmp_path: Path) -> None:
