@@ -82,6 +82,8 @@ def first_rows(text: str, separator: str, count: int) -> list[list[str]]:
 def sniff_separator(text: str, is_known: Callable[[str], bool] = lambda name: False) -> str:
     """The separator of a table: the one that divides the header into most names, and the next rows likewise.
 
+    White space is the separator only if no other one divides the header, and it yields an expected name.
+
     Args:
         is_known: whether a name in the header is expected; separators that yield one take precedence.
     """
@@ -92,7 +94,9 @@ def sniff_separator(text: str, is_known: Callable[[str], bool] = lambda name: Fa
         alike = sum(len(row) == width for row in rows) * 2 > len(rows)
         return width > 0 and any(map(is_known, rows[0])), alike and width > 1, width
 
-    return max((separator for separator in SEPARATORS if separator != " "), key=score)
+    best = max((separator for separator in SEPARATORS if separator != " "), key=score)
+    words = next(iter(first_rows(text, " ", 1)), [])
+    return " " if score(best)[2] < 2 <= len(words) and any(map(is_known, words)) else best
 
 
 def read_small_table(content: bytes, where: str, max_bytes: int) -> list[list[str]]:

@@ -37,6 +37,8 @@ def test_other_bytes_are_refused(content: bytes) -> None:
         ("file\tage\na b.png\t1\n", "\t"),
         ("file|age\na.png|1\n", "|"),
         ("file\na.png\n", ","),
+        ("file  age\na.png 1\n", " "),
+        ("the name\na.png\n", ","),
         ('file,text\na.png,"x;y;z"\n', ","),
         ("", ","),
     ],

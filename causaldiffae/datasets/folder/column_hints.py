@@ -87,7 +87,7 @@ def _hint_outliers(where: str, values: np.ndarray, declared: Variable, problems:
         far &= _is_far(np.log(distinct), np.log(values), _FAR_LOGARITHM)
     if far.sum() > 5 or counts[far].sum() > 0.25 * len(values):
         far[:] = False
-    far |= _sentinels(distinct, counts)
+    far |= _sentinels(distinct)
     for value in (declared.low, declared.high):
         far &= distinct != value
     if not far.any() or far.all():
@@ -110,7 +110,7 @@ def _is_far(distinct: np.ndarray, values: np.ndarray, limit: float) -> np.ndarra
     return ((distinct < lower - margin) | (distinct > upper + margin)) & (margin > 0)
 
 
-def _sentinels(distinct: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _sentinels(distinct: np.ndarray) -> np.ndarray:
     """Which values look like marks of missing numbers: -1, -9, -99, 999 and so on, beyond a gap."""
     found = np.zeros(len(distinct), bool)
     named = np.array([_SENTINEL.fullmatch(f"{value:g}") is not None for value in distinct])
@@ -121,7 +121,7 @@ def _sentinels(distinct: np.ndarray, counts: np.ndarray) -> np.ndarray:
     for i in np.nonzero(named)[0]:
         gap = max(rest[0] - distinct[i], distinct[i] - rest[-1])
         is_negative = distinct[i] < 0 < rest[0]  # the only values below zero
-        found[i] = gap > (0 if is_negative and counts[i] > 1 else span / 2)
+        found[i] = gap > span * (0.1 if is_negative else 0.5)
     return found
 
 

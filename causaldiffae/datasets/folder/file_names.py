@@ -2,12 +2,13 @@
 
 Tables often have identifiers without extension or folder (NIH, CelebA), paths from another folder, another Unicode form
 (macOS) or another case (Windows). A name that does not exist stands for the one file whose path agrees with it in the
-composed form (NFC), or else without the extension, or else in another case, or else both. Paths agree if they are equal
-or if one ends with the other.
+composed form (NFC), or else without the extension, or else in another case, or else both, or else without leading zeros
+too, which spreadsheets remove. Paths agree if they are equal or if one ends with the other.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -45,6 +46,7 @@ _FORMS: Final[tuple[Callable[[str], str], ...]] = (
     lambda name: _stem(_composed(name)),
     lambda name: _composed(name).casefold(),
     lambda name: _stem(_composed(name)).casefold(),
+    lambda name: re.sub(r"(?<!\d)0+(?=\d)", "", _stem(_composed(name)).casefold()),
 )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.label_table import Table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.variables import category_indices
+from causaldiffae.files.tables import TextColumn
 
 MAX_CATEGORIES: Final = 1000
 MISSING: Final = frozenset(
@@ -58,7 +60,7 @@ class Column:
 
 def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
     """Converts a variable's column to numbers; every invalid cell is reported to `problems`."""
-    column = table.cells[name]
+    column = _composed(table.cells[name])
     rows = dict(zip(column.words, column.counts().tolist(), strict=True))
     missing = _missing_words(column.words, declared)
     words = {word: count for word, count in rows.items() if word not in missing}
@@ -80,6 +82,15 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems)
         _report(table, name, wrong, numbers, categories, problems)
     by_code = np.array([values.get(word, math.nan) for word in column.words], np.float32)
     return Column(kind, categories, by_code[column.codes])
+
+
+def _composed(column: TextColumn) -> TextColumn:
+    """The column with its words in Unicode's composed form (NFC), as in the graph file."""
+    if all(map(str.isascii, column.words)):
+        return column
+    index: dict[str, int] = {}
+    codes = [index.setdefault(unicodedata.normalize("NFC", word), len(index)) for word in column.words]
+    return TextColumn(tuple(index), np.array(codes, np.int32)[column.codes])
 
 
 def _missing_words(words: Iterable[str], declared: Variable) -> set[str]:
@@ -197,7 +208,7 @@ def _report(
     problems: Problems,
 ) -> None:
     """Reports the cells with the words `wrong`, in the order of the rows."""
-    column = table.cells[name]
+    column = _composed(table.cells[name])
     is_wrong = np.array([word in set(wrong) for word in column.words])
     lines = []
     for row in np.nonzero(is_wrong[column.codes])[0].tolist():

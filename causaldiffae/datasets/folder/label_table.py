@@ -140,7 +140,7 @@ def _named_columns(text: TextTable, where: str, problems: Problems) -> dict[str,
             if is_number and 1 < len(column.words) == len(column.codes):
                 problems.note(f"{where}: column {i + 1} without a name holds row numbers and is left out")
                 continue
-        if not name and is_empty and len(text.lines):
+        if _ROW_NUMBERS.fullmatch(name) and is_empty and len(text.lines):
             continue
         if not name:
             problems.add(f"{where}: column {i + 1}: expected a name, got none")

@@ -30,6 +30,7 @@ def hints(cells: Sequence[str], **declared: object) -> list[str]:
     [
         (["-999", "-999", "9999"], "-999 (2 rows) and 9999 (1 row) far from the other values, 20..69.3"),
         (["-1", "-1"], "-1 (2 rows) far from the other values"),
+        (["-9"], "-9 (1 row) far from the other values"),
         (["99999"], "99999 (1 row) far from the other values"),
         (["1e6"], "1e+06 (1 row) far from the other values"),
         (["0"], ""),

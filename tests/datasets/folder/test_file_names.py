@@ -46,6 +46,8 @@ def files(tmp_path: Path) -> Path:
         ("Gr\u00f6\u00dfe.png", "im/Gro\u0308\u00dfe.png"),
         ("scan.v2", "scan.v2.png"),
         ("x/07", "x/07.png"),
+        ("x/7", "x/07.png"),
+        ("1", "im/01.JPG"),
         ("07", "expected one file of this name, got x/07.png, y/07.png"),
         ("z/07.png", "file not found"),
         ("none.png", "file not found"),

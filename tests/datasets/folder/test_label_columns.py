@@ -69,6 +69,11 @@ def test_words_with_commas_stay_words() -> None:
     assert read("felt, wide", "1,234", "cap", "cap")[0].categories == ("1,234", "cap", "felt, wide")
 
 
+def test_words_are_compared_in_composed_form() -> None:
+    assert values("wei\u00df", "gru\u0308n", "gr\u00fcn", categories=("gr\u00fcn", "wei\u00df")) == [1, 0, 0]
+    assert read("gru\u0308n", "gr\u00fcn", "rot")[0].categories == ("gr\u00fcn", "rot")
+
+
 def test_spellings_of_truth_values_are_joined() -> None:
     column, problems = read("TRUE", "False", "True", "FALSE", "True", "NA")
     assert (column.kind, column.categories) == ("binary", ("FALSE", "True"))

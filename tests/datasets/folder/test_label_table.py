@@ -26,7 +26,7 @@ def test_columns_without_a_name() -> None:
     table = parse_table(b",file,age,,\n0,a.png,1,,\n1,b.png,2,,\n,,,,\n", "t", problems := Problems())
     assert list(table.cells) == ["age"] and not problems.count
     assert problems.notes == ["t: column 1 without a name holds row numbers and is left out"]
-    table = parse_table(b"Unnamed: 0,file\n5,a.png\n9,b.png\n", "t", Problems())
+    table = parse_table(b"Unnamed: 0,file,Unnamed: 2\n5,a.png,\n9,b.png,\n", "t", Problems())
     assert not table.cells
     parse_table(b",file\nx,a.png\ny,b.png\n", "t", problems := Problems())
     assert problems.lines == ["t: column 1: expected a name, got none"]
