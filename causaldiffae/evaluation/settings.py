@@ -10,6 +10,7 @@ import numpy as np
 
 from causaldiffae.config import DiffusionConfig, flag, with_help
 from causaldiffae.counterfactual import AbductionKind
+from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scripts' name for it
 from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
