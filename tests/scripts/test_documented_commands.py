@@ -55,7 +55,8 @@ ELSEWHERE = {
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
     "python tools/compare_mechanisms.py": MEASURES,
     "python tools/model_costs.py": SUITE + "tests/test_model_costs.py",
-    "causaldiffae train --config pendulum_causaldae_mini --mechanism additive --init_weights "
+    "causaldiffae train --config pendulum_causaldae_mini --mechanism affine "
+    "--num_channels 64 --channel_mult 1,2,2 --block_null True --init_weights "
     "weights/pendulum_causaldae_mini --data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 "
     "--kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
     "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
