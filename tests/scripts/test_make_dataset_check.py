@@ -119,6 +119,12 @@ def test_empty_random_splits_are_reported(check: Run, tmp_path: Path) -> None:
     assert code == 2 and err[0] == f"error: {folder}/labels.csv: {problem}"
 
 
+def test_unknown_splits_are_reported_once(check: Run, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", [{**row, "split": "A"} for row in table_rows()])
+    code, _, err = check(folder)
+    assert code == 2 and len(err) == 2 and "got 'A' (the same for all 20 rows)" in err[0]
+
+
 def test_many_problems_are_counted(check: Run, tmp_path: Path) -> None:
     rows = [{"file": f"{i}.png", "age": i} for i in range(1500)]
     (tmp_path / "set").mkdir()

@@ -16,7 +16,7 @@ from causaldiffae.datasets.folder.column_hints import check_training_labels, hin
 from causaldiffae.datasets.folder.description import FolderDescription, Variable, parse_description
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.label_columns import read_column
-from causaldiffae.datasets.folder.label_table import Table, assign_splits, check_columns, check_group
+from causaldiffae.datasets.folder.label_table import SPLITS, Table, assign_splits, check_columns, check_group
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import TableFile, parse_tables
 from causaldiffae.datasets.folder.value_range import FULL_RANGE
@@ -105,7 +105,7 @@ def _with_labels(content: Content, description: FolderDescription, group: str, p
         return content
     labels = np.stack([column.values for column in columns.values()], axis=1)
     in_training = (content.splits == "train") & ~np.isnan(labels).any(1)
-    if not in_training.any():
+    if not in_training.any() and np.isin(content.splits, SPLITS).any():  # unknown splits are reported with the table
         problems.add(f"{table.where}: expected images of split train with all labels, got none")
     check_training_labels(table, columns, in_training, problems)
     hint_labels(table, columns, declared, problems)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from causaldiffae.files.storage import FileStamp, Folder
@@ -32,13 +31,16 @@ class FoundFiles(NamedTuple):
 
 
 def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
 
 
 def _stem(name: str) -> str:
     """A name without the extension of an image; other dots are part of the name."""
-    path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
+    return name.rpartition(".")[0] if _is_image(name) else name
 
 
 _FORMS: Final[tuple[Callable[[str], str], ...]] = (
@@ -56,7 +58,7 @@ def find_files(folder: Folder, names: Sequence[str]) -> FoundFiles:
     missing = [i for i, stamp in enumerate(stamps) if stamp == "file not found"]
     if not missing:
         return FoundFiles(found, stamps)
-    existing = [name for name in folder.all_names(names) if PurePosixPath(name).suffix.lower() in EXTENSIONS]
+    existing = [name for name in folder.all_names(names) if _is_image(name)]
     used = {name for i, name in enumerate(names) if not isinstance(stamps[i], str)}
     reasons: dict[int, str] = {}
     for form in _FORMS:
