@@ -69,6 +69,9 @@ def test_counterfactuals_of_a_folder_are_scored(tmp_path: Path) -> None:
     expected = np.mean([np.abs(a - b).mean() for a, b in zip(images, truth, strict=True)])
     np.testing.assert_allclose(age["do_nothing"]["truth"]["l1"]["mean"], expected, rtol=1e-6)
     assert age["do_nothing"]["truth"]["l1"]["left_out"] == 2, "the other test images have no known result"
+    realism = age["model"]["realism"]
+    assert realism["against"] == "truth" and realism["kid_own"]["left_out"] == 2
+    assert hat["model"]["realism"]["against"] == "factual" and hat["model"]["realism"]["kid_own"]["left_out"] == 0
     assert age["model"]["effectiveness"]["predictor"]["grey"]["images"] == 2
     assert age["model"]["effectiveness"]["predictor"]["age"]["images"] == 4
     flags = ["--model_path", run_dir, "--data_dir", folder, "--steps", 2, "--label_predictor", tmp_path / "p"]
