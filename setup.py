@@ -22,6 +22,9 @@ NOTEBOOK = ["jupytext>=1.17", "nbclient", "ipykernel"]
 # Folders beside the package that a wheel needs too. The command finds them beside each other in both places.
 PROGRAMS = {f"causaldiffae.{name}": name for name in ("scripts", "classifiers", "configs")}
 
+# Label tables as Parquet and Excel files; pyarrow below 14.0.1 executes code in a file.
+TABLES = ["pyarrow>=14.0.1", "openpyxl>=3.1"]
+
 setup(
     name="causaldiffae",
     version="0.1.0",
@@ -74,8 +77,7 @@ setup(
         "imagenet": ["diffusers>=0.31"],
         # The explorer's page (scripts/explore.py).
         "app": ["gradio>=6", "fastapi", "starlette", "uvicorn"],
-        # Label tables as Parquet and Excel files; pyarrow below 14.0.1 executes code in a file.
-        "tables": ["pyarrow>=14.0.1", "openpyxl>=3.1"],
+        "tables": TABLES,
         # Models from the Hugging Face Hub by name.
         "hub": ["huggingface_hub"],
         # The documentation as a site: mkdocs.yml.
@@ -87,6 +89,7 @@ setup(
             *MPI,
             *PAGE,
             *NOTEBOOK,
+            *TABLES,
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist",
