@@ -134,11 +134,20 @@ class Counterfactual:
     z: Tensor
 
 
+class _Settings(NamedTuple):
+    """How an intervention is decoded; `causes` masks the variables to drop, and is empty if there are none."""
+
+    intervenes: bool
+    guidance: Guidance
+    causes: tuple[bool, ...] = ()
+
+
 class _Target(NamedTuple):
-    """Causal variables (B, n, d) and classes (B,) of one intervention."""
+    """Causal variables (B, n, d) and classes (B,) of one intervention, and how it is decoded."""
 
     z: Tensor
     classes: Tensor | None
+    settings: _Settings
 
 
 class CounterfactualEngine:
@@ -249,7 +258,7 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._decode(z, abducted, self._inverting, False))
+        return replace(abducted, residual=x_start - self._decode(z, abducted, _Settings(False, self._inverting)))
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor) -> Tensor:
@@ -289,29 +298,27 @@ class CounterfactualEngine:
                 class, which is no variable of the graph, replaces the factual one that x_T was encoded under.
             guidances: one per intervention; by default the guidance of the engine.
         """
-        count, device = len(abducted.u), abducted.u.device
-        targets = []
-        for do in interventions:
+        count, device, targets = len(abducted.u), abducted.u.device, []
+        for do, guidance in zip(interventions, guidances or [self.guidance] * len(interventions), strict=True):
             z = self.model.predict(abducted.u, self.act(do, count), self.most_probable) if do else abducted.z
             chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
-            targets.append(_Target(z, abducted.classes if chosen is None else chosen.to(device)))
-        settings = [
-            (bool(do), guidance if do else self._inverting)
-            for do, guidance in zip(interventions, guidances or [self.guidance] * len(targets), strict=True)
-        ]
+            keeps = self.keep_causes and self.spec.class_name not in do  # another class changes every pixel
+            dropped = self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else frozenset()
+            causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
+            settings = _Settings(bool(do), guidance if do else self._inverting, causes)
+            targets.append(_Target(z, abducted.classes if chosen is None else chosen.to(device), settings))
+        dropped_sets = {target.settings.causes for target in targets} - {()}
+        kept = {causes: self._explained(abducted, causes) for causes in dropped_sets}
         results = []
-        outputs = self._decode_all(targets, settings, abducted)
-        for do, (z, _), decoded in zip(interventions, targets, outputs, strict=True):
-            labels = self.read_labels(z)
+        for (z, _, settings), decoded in zip(targets, self._decode_all(targets, abducted), strict=True):
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
-            keeps = self.keep_causes and self.spec.class_name not in do  # another class changes every pixel
-            if causes := self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else None:
-                decoded = self._decode_effects(z, abducted, causes)
+            if settings.causes:
+                decoded = torch.where(kept[settings.causes], cast(Tensor, abducted.x_start), decoded)
             images = self._from_network(decoded.float())
             # NaN stays NaN under clamp; infinity must not become white.
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
-            results.append(Counterfactual(images, labels, z))
+            results.append(Counterfactual(images, self.read_labels(z), z))
         return results
 
     # ------------------------------------------------------------------ encoding and decoding
@@ -336,47 +343,41 @@ class CounterfactualEngine:
         """The guidance under which decoding inverts encoding, for reconstructions."""
         return Guidance(w=0.0) if self.model.unconditional_abduction else Guidance()
 
-    def _decode_all(
-        self, targets: Sequence[_Target], settings: Sequence[tuple[bool, Guidance]], abducted: Abduction
-    ) -> list[Tensor]:
+    def _decode_all(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
         """Decodes all interventions; consecutive ones with equal settings are batched."""
         decoded: list[Tensor] = []
         size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
         together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
-        for (intervenes, guidance), group in groupby(zip(targets, settings, strict=True), key=lambda pair: pair[1]):
-            alike = [target for target, _ in group]
+        for settings, group in groupby(targets, key=lambda target: target.settings):
+            alike = list(group)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
                 repeated = abducted.repeated(len(batch))
                 if batch[0].classes is not None:
                     classes = [cast(Tensor, each.classes) for each in batch]
                     repeated = replace(repeated, classes=torch.cat(classes) if len(batch) > 1 else classes[0])
-                images = self._decode(torch.cat([each.z for each in batch]), repeated, guidance, intervenes)
+                images = self._decode(torch.cat([each.z for each in batch]), repeated, settings)
                 decoded += images.chunk(len(batch))
         return decoded
 
-    def _decode(self, z: Tensor, abducted: Abduction, guidance: Guidance, intervenes: bool) -> Tensor:
+    def _decode(self, z: Tensor, abducted: Abduction, settings: _Settings) -> Tensor:
         if isinstance(self.model, DirectModel):
             return self.model.decode(z, abducted.classes)
         assert abducted.state is not None
-        process = self.solver.diffusion
-        model = self._autocast(
-            guided_model_output(self.model, z, abducted.classes, guidance, abducted.z, process.max_timestep)
-        )
-        if self.rescale_quantile and intervenes:
+        process, classes, causes = self.solver.diffusion, abducted.classes, settings.causes
+        if causes:
+            output = effect_model_output(cast(Any, self.model), z, torch.tensor(causes, device=z.device), classes)
+        else:
+            output = guided_model_output(self.model, z, classes, settings.guidance, abducted.z, process.max_timestep)
+        model = self._autocast(output)
+        if self.rescale_quantile and settings.intervenes and not causes:
             model = thresholded(model, process.noise_schedule, self.rescale_quantile)
         return self.solver.decode(model, abducted.state)
 
-    def _decode_effects(self, z: Tensor, abducted: Abduction, names: frozenset[str]) -> Tensor:
-        """The images under an intervention on effects, decoded without their causes, whose pixels keep their values."""
-        assert abducted.state is not None and abducted.x_start is not None
-        causes = torch.tensor([name in names for name in self.spec.graph.names], device=z.device)
-        model = cast(Any, self.model)
-        output = self._autocast(effect_model_output(model, z, causes, abducted.classes))
-        schedule = self.solver.diffusion.noise_schedule
-        kept = explained_pixels(model, schedule, abducted.x_start, abducted.z, causes, abducted.classes)
-        decoded = self.solver.decode(output, abducted.state)
-        decoded = decoded if abducted.residual is None else decoded + abducted.residual
-        return torch.where(kept, abducted.x_start, decoded)
+    def _explained(self, abducted: Abduction, causes: tuple[bool, ...]) -> Tensor:
+        """Mask (B, 1, H, W) of the pixels that an intervention on effects of `causes` keeps."""
+        model, schedule = cast(Any, self.model), self.solver.diffusion.noise_schedule
+        x_start, mask = cast(Tensor, abducted.x_start), torch.tensor(causes, device=abducted.z.device)
+        return explained_pixels(model, schedule, x_start, abducted.z, mask, abducted.classes)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

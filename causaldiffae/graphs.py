@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -175,16 +175,15 @@ class CausalGraph:
 
     def descendants(self, *names: str) -> frozenset[str]:
         """All direct and indirect effects of `names`, without `names` themselves."""
-        found: set[str] = set()
-        for name in names:
-            self.index(name)
-            found |= nx.descendants(self.digraph, name)
-        return frozenset(found - set(names))
+        return self._reached(nx.descendants, names)
 
     def ancestors(self, *names: str) -> frozenset[str]:
         """All direct and indirect causes of `names`, without `names` themselves."""
+        return self._reached(nx.ancestors, names)
+
+    def _reached(self, walk: Callable[[nx.DiGraph, str], set[str]], names: tuple[str, ...]) -> frozenset[str]:
         found: set[str] = set()
         for name in names:
             self.index(name)
-            found |= nx.ancestors(self.digraph, name)
+            found |= walk(self.digraph, name)
         return frozenset(found - set(names))
