@@ -36,9 +36,7 @@ from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import (
     LoadedPredictor,
     Readings,
-    check_fits,
-    find_predictor,
-    load_predictor,
+    open_predictor,
     save_predictor,
 )
 from causaldiffae.scm import sample_noise
@@ -305,10 +303,7 @@ class CounterfactualModel:
 
     @cached_property
     def _predictor(self) -> LoadedPredictor:
-        path = self._predictor_path or find_predictor(self.spec)
-        loaded = load_predictor(path, self.device)
-        check_fits(loaded.predictor, self.spec, str(path))
-        return loaded
+        return open_predictor(self.spec, str(self._predictor_path or ""), self.device)
 
     def _inputs(
         self, images: Images | ImageData, classes: Any, labels: Any

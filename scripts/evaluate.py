@@ -33,7 +33,7 @@ from causaldiffae.evaluation.tables import tables
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.model import CausalAutoencoder
-from causaldiffae.predictors.predictor import check_fits, find_predictor, load_predictor
+from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
 
 STANDARD = "standard"
@@ -110,8 +110,7 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
     loaded = load_model(values["model_path"], device, settings.ema or None)
     spec = loaded.spec
     data = read_split(spec.name, values["data_dir"], "test", limit=settings.num_images or None, spec=spec)
-    predictor = load_predictor(find_predictor(spec, values["predictor"]), device)
-    check_fits(predictor.predictor, spec, predictor.path)
+    predictor = open_predictor(spec, values["predictor"], device)
     found: dict[str, Any] = {}
     for use_labels in (True, False):
         if not (use_labels or isinstance(loaded.model, CausalAutoencoder)):

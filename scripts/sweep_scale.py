@@ -39,7 +39,7 @@ from causaldiffae.evaluation.scale_sweep import (
 from causaldiffae.evaluation.settings import parse_numbers, resolve_alias
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
-from causaldiffae.predictors.predictor import check_fits, find_predictor, find_shipped, load_predictor
+from causaldiffae.predictors.predictor import find_shipped, open_predictor
 from causaldiffae.script_util import SOLVER, STEPS, load_model, parse_flags, run_cli
 from causaldiffae.visualization.image_grids import labelled_grid, save_png
 
@@ -92,8 +92,7 @@ def main(argv: list[str]) -> None:
     spec = loaded.spec
     test = read_split(spec.name, config.data_dir, "test", spec=spec)
     check_classes(test)
-    predictor = load_predictor(find_predictor(spec, config.label_predictor), device)
-    check_fits(predictor.predictor, spec, predictor.path)
+    predictor = open_predictor(spec, config.label_predictor, device)
     autoencoders = load_autoencoders(config.autoencoders or find_shipped(spec, "autoencoders"), device)
     train = read_split(spec.name, config.data_dir, "train", spec=spec)
     data = test.subset(range(len(test))[: config.num_images or None])

@@ -190,13 +190,16 @@ class DatasetSpec:
             return ()
         return tuple(map(float, range(len(self.category_names(i))))) or (self.low[i], self.high[i])
 
+    def all_category_values(self) -> list[tuple[float, ...]]:
+        """`category_values` of every variable."""
+        return [self.category_values(i) for i in range(len(self.graph))]
+
     def normalised_categories(self) -> dict[str, tuple[float, ...]]:
         """Discrete variable -> the values of its categories in normalised units."""
-        values = {name: self.category_values(i) for i, name in enumerate(self.graph.names)}
         return {
-            name: tuple((value - self.shift[i]) / self.scale[i] for value in values[name])
-            for i, name in enumerate(self.graph.names)
-            if values[name]
+            name: tuple((value - self.shift[i]) / self.scale[i] for value in values)
+            for i, (name, values) in enumerate(zip(self.graph.names, self.all_category_values(), strict=True))
+            if values
         }
 
     def nearest_categories(self, labels: torch.Tensor) -> torch.Tensor:

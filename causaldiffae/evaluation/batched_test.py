@@ -8,7 +8,6 @@ Batches belong to a digest of everything that they depend on; those of another d
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -20,9 +19,8 @@ from typing import Any, Final
 import numpy as np
 
 from causaldiffae.datasets.images import ImageData
-from causaldiffae.errors import DataError
 from causaldiffae.evaluation.interventions import InterventionResult, write_csv
-from causaldiffae.files.npz import NpzFile
+from causaldiffae.files.npz import read_arrays, write_arrays
 from causaldiffae.files.reading import read_file
 from causaldiffae.logger import progress_bar
 
@@ -78,16 +76,12 @@ class FinishedBatches:
                 value = getattr(result, name)
                 if value is not None and (i == 0 or name not in _SHARED):
                     arrays[f"{i}/{name}"] = value
-        partial = self._path(number).with_name(f".{number}.{os.getpid()}.npz")
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
-        partial.replace(self._path(number))
+        write_arrays(self._path(number), arrays)
 
     def read(self, number: int, dos: Sequence[Mapping[str, float]]) -> list[InterventionResult] | None:
         """Reads a batch with these interventions; None if it is missing or damaged."""
-        try:
-            with NpzFile(self._path(number)) as file:
-                arrays = file.arrays("biuf", _MAX_BYTES)
-        except DataError:
+        arrays = read_arrays(self._path(number), _MAX_BYTES)
+        if arrays is None:
             return None
         results = []
         for i, do in enumerate(dos):

@@ -60,7 +60,7 @@ from causaldiffae.evaluation.settings import (
 from causaldiffae.evaluation.tables import number, text_table
 from causaldiffae.files.reading import file_stem
 from causaldiffae.guidance import Guidance
-from causaldiffae.predictors.predictor import check_fits, find_predictor, load_predictor, predictor_is_shipped
+from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
 from causaldiffae.script_util import LoadedModel, load_model, parse_flags
 from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.predictor import data_digest
@@ -193,9 +193,7 @@ def find_measurement(spec: DatasetSpec, label_predictor: str, device: torch.devi
     """Measures labels with the given predictor, or with the shipped one if the data set has no measurement."""
     if not label_predictor and (can_measure(spec) or not predictor_is_shipped(spec)):
         return None
-    path = find_predictor(spec, label_predictor)
-    predictor = load_predictor(path, device).predictor
-    check_fits(predictor, spec, path)
+    predictor = open_predictor(spec, label_predictor, device).predictor
     return lambda images: predictor.read(images).labels
 
 
@@ -203,9 +201,7 @@ def find_class_reader(spec: DatasetSpec, label_predictor: str, device: torch.dev
     """Reads classes with the given predictor or, if there is one, the shipped predictor."""
     if not label_predictor and not predictor_is_shipped(spec):
         return None
-    path = find_predictor(spec, label_predictor)
-    predictor = load_predictor(path, device).predictor
-    check_fits(predictor, spec, path)
+    predictor = open_predictor(spec, label_predictor, device).predictor
     return lambda images: predictor.read(images).classes
 
 

@@ -192,7 +192,7 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
         figures["counterfactual_l1"] = float(result.counterfactual_l1.mean())
         figures["counterfactual_l1_interval"] = interval(result.counterfactual_l1)
         figures["do_nothing_l1"] = float(result.do_nothing_l1.mean())
-    categories = [spec.category_values(j) for j in range(len(spec.graph))]
+    categories = spec.all_category_values()
     labels = result.true_labels
     if labels is not None:
         measured_errors = label_errors(result.measured_labels, labels, categories)
@@ -238,7 +238,7 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
     measured label from the factual image, or the fraction of images whose category changes, for non-descendants;
     ideally 0. Figures that do not apply are NaN.
     """
-    first, categories = results[0], [spec.category_values(j) for j in range(len(spec.graph))]
+    first, categories = results[0], spec.all_category_values()
     affected = set(first.do).union(*(spec.graph.descendants(name) for name in spec.names_of(first.do)))
     before = measure(spec, first.factual) if first.measured_factual is None else first.measured_factual
     all_changes = np.stack([label_errors(result.measured_labels, before, categories) for result in results])

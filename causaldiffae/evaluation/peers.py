@@ -114,7 +114,7 @@ def _errors(
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yields (variable, "own" or "true") and label errors (B, n), or (B, n + 1) with the accuracy of the class."""
     spec = part.spec
-    categories = [spec.category_values(i) for i in range(len(spec.graph))]
+    categories = spec.all_category_values()
     x_start, classes, labels = model_inputs(part, device)
     abducted = engine.abduct(x_start, classes, labels=labels)
     results = engine.predict(abducted, [{name: values} for name, values in do.items()])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
@@ -38,14 +37,14 @@ from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
-from causaldiffae.files.npz import NpzFile
+from causaldiffae.files.npz import read_arrays, write_arrays
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, replace_file
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.realism import check_inception
 from causaldiffae.nn import count_parameters
-from causaldiffae.predictors.predictor import LoadedPredictor, check_fits, find_predictor, load_predictor
+from causaldiffae.predictors.predictor import LoadedPredictor, open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 from causaldiffae.training.predictor import data_digest
 
@@ -151,19 +150,13 @@ def run_chunk(job: Job, number: int) -> int:
     with _one_thread():
         outputs = TaskRunner(opened.engine, opened.task, job.settings, opened.device).run(rows)
     path = _part(job, number)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    np.savez(partial, **outputs)  # type: ignore[arg-type]
-    partial.replace(path)
+    write_arrays(path, outputs)
     return len(rows)
 
 
 def _read_part(job: Job, number: int) -> dict[str, np.ndarray] | None:
     """The stored outputs of a chunk; None if they are missing or damaged."""
-    try:
-        with NpzFile(_part(job, number)) as file:
-            return file.arrays("biuf", _MAX_PART)
-    except DataError:
-        return None
+    return read_arrays(_part(job, number), _MAX_PART)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -193,8 +186,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     """
     opened = _open(job)
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
-    predictor = load_predictor(find_predictor(loaded.spec, job.predictor), opened.device)
-    check_fits(predictor.predictor, loaded.spec, predictor.path)
+    predictor = open_predictor(loaded.spec, job.predictor, opened.device)
     header = describe(job, opened, predictor)
     if out.exists():
         known = read_results(out)
@@ -274,7 +266,7 @@ def latent_scores(
         return np.concatenate([engine.latents(batch).double().cpu().numpy() for batch in batches])
 
     labels = [each.labels.astype(np.float64) for each in (references, data)]
-    categories = [data.spec.category_values(i) for i in range(len(data.spec.graph))]
+    categories = data.spec.all_category_values()
     z = [latents(each) for each in (references, data)]
     return score_latents(z[0], labels[0], z[1], labels[1], settings.dci_resamples, settings.seed, categories)
 

@@ -127,7 +127,7 @@ class _Context:
 
     def __init__(self, task: Task, outputs: Arrays, scorer: Scorer) -> None:
         self.task, self.outputs, self.scorer, self.spec = task, outputs, scorer, task.data.spec
-        self.categories = [self.spec.category_values(i) for i in range(len(self.spec.graph))]
+        self.categories = self.spec.all_category_values()
         self.predictor, self.references = scorer.predictor, scorer.references()
         self.factual_readings = self.predictor.read(task.data.images)
         self.factual_posteriors = Posteriors(*self.predictor.posteriors(task.data.images))

@@ -109,7 +109,7 @@ def sweep_steps(
         measurement: measures labels in images; by default the data set's `measure`.
     """
     spec, read = data.spec, measurement or (lambda images: measure(data.spec, images))
-    categories = [spec.category_values(j) for j in range(len(spec.graph))]
+    categories = spec.all_category_values()
     values: dict[Setting, dict[str, list[np.ndarray]]] = {
         setting: {name: [] for name in headings(dos, spec)} for setting in engines
     }

@@ -24,7 +24,7 @@ from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.predictors.predictor import Readings, check_fits, find_predictor, load_predictor
+from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import LoadedModel
 
 STEPS: Final = 12
@@ -215,10 +215,7 @@ class Session:
             raise InputError(f"{name}: this model needs it and it cannot be read from the image: {error}") from None
 
     def _read(self, image: SourceImage) -> Readings:
-        path = find_predictor(self.spec)
-        predictor = load_predictor(path, self.device).predictor
-        check_fits(predictor, self.spec, path)
-        return predictor.read(image.image[None])
+        return open_predictor(self.spec, device=self.device).predictor.read(image.image[None])
 
 
 def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:

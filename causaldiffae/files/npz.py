@@ -9,9 +9,10 @@ of dtype object. Byte strings in these are read by `causaldiffae.files.pickles`.
 from __future__ import annotations
 
 import math
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -27,6 +28,22 @@ MAX_HEADER_BYTES = 4096
 MAX_ARRAY_BYTES = 2**29  # of one member whose shape the caller does not fix
 _BEST_DEFLATE = 1040  # the maximum ratio of deflate is 1032
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an uncompressed `.npz` file, which appears when it is complete."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray] | None:
+    """Reads the numbers and booleans that `write_arrays` wrote; None if the file is missing or damaged."""
+    try:
+        with NpzFile(path) as file:
+            return file.arrays("biuf", max_bytes)
+    except DataError:
+        return None
 
 
 class Header(NamedTuple):

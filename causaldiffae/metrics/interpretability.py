@@ -23,6 +23,7 @@ from causaldiffae.checkpoints.checkpoint import build_with_weights
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.metrics.effectiveness import nearest_category
 from causaldiffae.predictors.common import open_folder, save_folder
 
 MODEL_TYPE: Final = "class_autoencoders"
@@ -166,7 +167,7 @@ def class_numbers(spec: DatasetSpec, labels: np.ndarray) -> np.ndarray:
     missing = int(np.isnan(labels[:, 0]).sum())
     if missing:
         raise InputError(f"{spec.graph.names[0]}: expected the class of every image, got none for {missing}")
-    return np.abs(labels[:, :1] - np.asarray(spec.category_values(0))).argmin(axis=1)
+    return nearest_category(labels[:, 0], spec.category_values(0)).astype(np.int64)
 
 
 def steps_to_train(train: ImageData, class_epochs: int = CLASS_EPOCHS, all_epochs: int = ALL_EPOCHS) -> int:

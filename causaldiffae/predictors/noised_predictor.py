@@ -50,8 +50,8 @@ class NoisedPredictorConfig:
 
 def label_heads(spec: DatasetSpec) -> list[Head]:
     """The heads of a data set's variables in the graph's order; the values of categories are normalised labels."""
-    values = [[(v - spec.shift[i]) / spec.scale[i] for v in spec.category_values(i)] for i in range(len(spec.graph))]
-    return make_heads(zip(spec.graph.names, map(tuple, values), strict=True), continuous_size=2)
+    values = spec.normalised_categories()
+    return make_heads(((name, values.get(name, ())) for name in spec.graph.names), continuous_size=2)
 
 
 class NoisedPredictor(nn.Module):

@@ -76,7 +76,7 @@ class Readings(NamedTuple):
 
 def heads_of(spec: DatasetSpec) -> list[Head]:
     """The heads of a data set: its variables in the graph's order, then the class."""
-    variables = [(name, spec.category_values(i)) for i, name in enumerate(spec.graph.names)]
+    variables = list(zip(spec.graph.names, spec.all_category_values(), strict=True))
     if spec.num_classes is not None:
         variables.append((CLASS, tuple(map(float, range(spec.num_classes)))))
     return make_heads(variables, continuous_size=1)
@@ -247,6 +247,13 @@ def _shipped(spec: DatasetSpec, kind: str) -> str | None:
         if (folder / "config.json").is_file():
             return str(folder)
     return None
+
+
+def open_predictor(spec: DatasetSpec, given: str = "", device: torch.device | str = "cpu") -> LoadedPredictor:
+    """Opens the predictor of `find_predictor`; raises as `load_predictor`, `find_predictor` and `check_fits`."""
+    loaded = load_predictor(find_predictor(spec, given), device)
+    check_fits(loaded.predictor, spec, loaded.path)
+    return loaded
 
 
 def check_fits(predictor: Predictor, spec: DatasetSpec, where: str) -> None:

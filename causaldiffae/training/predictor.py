@@ -34,6 +34,7 @@ from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_kn
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
+from causaldiffae.metrics.effectiveness import nearest_category
 from causaldiffae.predictors.predictor import (
     CLASS,
     VAE_LATENTS,
@@ -142,8 +143,7 @@ def head_targets(data: ImageData, predictor: Predictor) -> Tensor:
             assert data.classes is not None
             columns.append(data.classes.astype(np.float64))
         elif head.values:
-            index = np.abs(labels[:, i, None] - np.asarray(head.values)).argmin(axis=1).astype(np.float64)
-            columns.append(np.where(np.isnan(labels[:, i]), np.nan, index))
+            columns.append(nearest_category(labels[:, i], head.values))
         else:
             columns.append((labels[:, i] - spec.shift[i]) / spec.scale[i])
     return torch.from_numpy(np.stack(columns, axis=1)).float()
