@@ -24,8 +24,8 @@ from causaldiffae.evaluation.settings import default_interventions, resolve_alia
 from causaldiffae.evaluation.step_sweep import (
     MARGIN,
     NULL_MARGIN,
+    describe_exceeded,
     draw,
-    exceeded,
     headings,
     parse_settings,
     recommend,
@@ -89,12 +89,7 @@ def main(argv: list[str]) -> None:
     report = {"model": loaded.path, "settings": asdict(config), "recommended": recommended, "rows": figures}
     (out / "steps.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{table(rows, heads)}\n")
-    lines = [
-        f"{row.setting}: {heads[name]}: {figure.mean:+.3f}, at most {figure.high:+.3f}"
-        for row in rows[1:]
-        for name, figure in exceeded(row, rows[0], config.margin).items()
-    ]
-    if lines:
+    if lines := describe_exceeded(rows, heads, config.margin):
         limits = f"{config.margin:.0%} of the mean ({NULL_MARGIN} grey levels for the null intervention)"
         print(f"Differences to {settings[0]} that may exceed {limits}:", *lines, sep="\n  ", end="\n\n")
     print(f"fewest evaluations that are as good as {settings[0]}: {recommended or 'none of these'}\nwritten to {out}")

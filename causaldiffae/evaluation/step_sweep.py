@@ -21,7 +21,7 @@ from causaldiffae.datasets.registry import measure, true_counterfactual
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import Measurement, describe_do, finite_uint8
-from causaldiffae.evaluation.tables import MISSING, text_table
+from causaldiffae.evaluation.tables import MISSING, shown, text_table
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
@@ -163,6 +163,15 @@ def exceeded(row: SweepRow, reference: SweepRow, margin: float = MARGIN) -> dict
         if difference.high is None or difference.high > (NULL_MARGIN if name == NULL else margin * mean):
             found[name] = difference
     return found
+
+
+def describe_exceeded(rows: Sequence[SweepRow], heads: Mapping[str, str], margin: float = MARGIN) -> list[str]:
+    """One line for each figure of `exceeded`: setting, heading, and the difference with its interval."""
+    return [
+        f"{row.setting}: {heads[name]}: {shown(difference.to_dict(), interval=True)}"
+        for row in rows[1:]
+        for name, difference in exceeded(row, rows[0], margin).items()
+    ]
 
 
 def recommend(rows: Sequence[SweepRow], margin: float = MARGIN) -> SweepRow | None:

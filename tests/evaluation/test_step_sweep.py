@@ -23,6 +23,7 @@ from causaldiffae.evaluation.step_sweep import (
     SAME_NOISE,
     Setting,
     SweepRow,
+    describe_exceeded,
     draw,
     exceeded,
     headings,
@@ -112,6 +113,15 @@ def test_the_fewest_steps_that_are_shown_to_be_as_good_are_recommended() -> None
     assert recommend([reference, measured("a:10", 0.6)], margin=0.1) is not None
     (difference,) = exceeded(measured("a:10", 0.6), reference).values()
     assert difference.mean == pytest.approx(0.6) and difference.high == pytest.approx(0.6)
+
+
+def test_differences_are_described_also_without_an_interval() -> None:
+    (many,) = describe_exceeded([measured("ddim:250", 0.0), measured("a:10", 0.6)], {"truth:do(a=1)": "L1"})
+    assert many.startswith("a:10: L1: 0.600 [0.6")
+    (one,) = describe_exceeded(
+        [measured("ddim:250", 0.0, count=1), measured("a:10", 0.6, count=1)], {"truth:do(a=1)": "L1"}
+    )
+    assert one == "a:10: L1: 0.600", "one image has no interval"
 
 
 def test_fewer_images_accept_less() -> None:
