@@ -9,20 +9,21 @@ are ours. Errors against the data's true labels, which the published protocol do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs
 from causaldiffae.datasets.registry import true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import finite_uint8
 from causaldiffae.evaluation.tables import shown, text_table
-from causaldiffae.metrics.axioms import distance
+from causaldiffae.metrics import axioms
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import mean_figure
 from causaldiffae.predictors.predictor import Predictor
@@ -87,16 +88,21 @@ def evaluate_peers(
         rows = order[start : start + batch_size]
         part = data.subset(rows)
         do = {name: values[rows] for name, values in drawn.items()}
-        for key, values in _errors(engine, part, do, predictor, device):
+        x_start, classes, labels = model_inputs(part, device)
+        abducted = engine.abduct(x_start, classes, labels=labels)
+        null, *results = engine.predict(abducted, [{}, *({name: values} for name, values in do.items())])
+        for key, values in _errors(part, do, results, predictor):
             errors.setdefault(key, []).append(values)
-        for cycle, values in _composition(engine, part, max(CYCLES) if long[rows].any() else 1, device):
-            cycles[cycle].append(values)
+        model, first = _model(engine, classes, labels), (null.images, null.labels)
+        for cycle in CYCLES if long[rows].any() else CYCLES[:1]:
+            found = axioms.composition(model, x_start, labels, cycle, first)
+            cycles[cycle].append(found.cpu().numpy() * min(spec.image_size**2 / PADDED**2, 1.0))  # padding is exact
         if on_batch is not None:
             on_batch(len(rows))
+    columns = _columns(spec)
     figures: dict[str, Any] = {name: {} for name in drawn}
     for (name, against), parts in errors.items():
         values = np.concatenate(parts)
-        columns = [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
         figures[name][against] = {
             column: mean_figure(values[:, j], seed, rate=bool(spec.values_of(column))).to_dict()
             for j, column in enumerate(columns)
@@ -105,19 +111,16 @@ def evaluate_peers(
     return {"images": len(data), "interventions": figures, "composition": composed}
 
 
+def _columns(spec: DatasetSpec) -> list[str]:
+    """The variables, and the class if there is one."""
+    return [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
+
+
 def _errors(
-    engine: CounterfactualEngine,
-    part: ImageData,
-    do: Mapping[str, np.ndarray],
-    predictor: Predictor,
-    device: torch.device | str,
+    part: ImageData, do: Mapping[str, np.ndarray], results: Sequence[Counterfactual], predictor: Predictor
 ) -> Iterator[tuple[tuple[str, str], np.ndarray]]:
     """Yields (variable, "own" or "true") and label errors (B, n), or (B, n + 1) with the accuracy of the class."""
-    spec = part.spec
-    categories = spec.all_category_values()
-    x_start, classes, labels = model_inputs(part, device)
-    abducted = engine.abduct(x_start, classes, labels=labels)
-    results = engine.predict(abducted, [{name: values} for name, values in do.items()])
+    spec, categories = part.spec, part.spec.all_category_values()
     for (name, values), result in zip(do.items(), results, strict=True):
         readings = predictor.read(finite_uint8(result.images))
         right = []
@@ -135,23 +138,19 @@ def _errors(
         yield (name, "true"), np.hstack([label_errors(readings.labels, true, categories), *right])
 
 
-def _composition(
-    engine: CounterfactualEngine, part: ImageData, cycles: int, device: torch.device | str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields numbers of cycles and distances (B,) in grey levels over the padded image."""
-    x_start, classes, labels = model_inputs(part, device)
-    area = min(part.spec.image_size**2 / PADDED**2, 1.0)  # padded pixels are exact
-    current = x_start
-    for cycle in range(1, cycles + 1):
-        current = engine.predict(engine.abduct(current, classes, labels=labels), [{}])[0].images
-        if cycle in CYCLES:
-            yield cycle, distance(current, x_start).cpu().numpy() * area
+def _model(engine: CounterfactualEngine, classes: Tensor | None, factual_labels: Tensor) -> axioms.Model:
+    """A function that applies one intervention; in every cycle images are abducted from the factual labels."""
+
+    def apply(images: Tensor, labels: Tensor, do: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        result = engine.predict(engine.abduct(images, classes, labels=factual_labels), [do])[0]
+        return result.images, result.labels
+
+    return apply
 
 
 def peers_table(found: Mapping[str, Mapping[str, Any]], spec: DatasetSpec) -> str:
     """A text table: one row per intervention and kind of target, for each abduction of `found`."""
-    columns = [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
-    rows = []
+    columns, rows = _columns(spec), []
     for abduction, figures in found.items():
         for name, against in figures["interventions"].items():
             for target, row in against.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,11 @@ class Scorers:
     predictor: Predictor
     autoencoders: ClassAutoencoders
     reference: ImageData
+
+    @cached_property
+    def reference_posteriors(self) -> Posteriors:
+        """Posteriors of the reference images."""
+        return Posteriors(*self.predictor.posteriors(self.reference.images))
 
 
 @dataclass(frozen=True)
@@ -118,24 +124,30 @@ def sweep_scale(
     do = spec.check_do({spec.graph.names[0]: values[target]}, len(data))
     guidances = [Guidance(w=scale) for scale in scales]
     drawn = predict_split(engine, data, [do] * len(scales), guidances, batch_size, device, on_batch)
+    of_factual = Posteriors(*scorers.predictor.posteriors(data.images))
     return [
-        ScaleResult(scale, images, score(images, data, factual, target, scorers))
+        ScaleResult(scale, images, score(images, data, of_factual, factual, target, scorers))
         for scale, (images, _) in zip(scales, drawn, strict=True)
     ]
 
 
 def score(
-    images: np.ndarray, data: ImageData, factual: np.ndarray, target: np.ndarray, scorers: Scorers
+    images: np.ndarray,
+    data: ImageData,
+    of_factual: Posteriors,
+    factual: np.ndarray,
+    target: np.ndarray,
+    scorers: Scorers,
 ) -> dict[str, np.ndarray]:
     """Computes every metric (N,) float64 of counterfactuals (N, C, H, W) uint8.
 
     Args:
+        of_factual: posteriors of the factual images.
         factual, target: (N,) class numbers before and after the intervention.
     """
-    predictor, reference = scorers.predictor, scorers.reference
-    parts = (images, data.images, reference.images)
-    of_images, of_factual, of_reference = (Posteriors(*predictor.posteriors(part)) for part in parts)
-    reference_classes = class_numbers(data.spec, reference.labels)
+    predictor = scorers.predictor
+    of_images, of_reference = Posteriors(*predictor.posteriors(images)), scorers.reference_posteriors
+    reference_classes = class_numbers(data.spec, scorers.reference.labels)
     rebuilt = scorers.autoencoders.score(images, target, factual)
     return {
         "accuracy": (class_numbers(data.spec, predictor.read(images).labels) == target).astype(np.float64),

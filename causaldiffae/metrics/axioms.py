@@ -26,11 +26,18 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return ((a.double() - b.double()).abs() * 127.5).flatten(1).mean(dim=1)
 
 
-def composition(model: Model, images: Tensor, labels: Tensor, cycles: int) -> Tensor:
-    """L1 (B,) between images and the result of `cycles` null interventions."""
+def composition(
+    model: Model, images: Tensor, labels: Tensor, cycles: int, first: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """L1 (B,) between images and the result of `cycles` null interventions.
+
+    Args:
+        first: images and labels after the first one, if known.
+    """
     current, current_labels = images, labels
-    for _ in range(cycles):
-        current, current_labels = model(current, current_labels, {})
+    for cycle in range(cycles):
+        known = first if cycle == 0 else None
+        current, current_labels = known or model(current, current_labels, {})
     return distance(current, images)
 
 
