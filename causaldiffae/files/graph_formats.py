@@ -14,6 +14,7 @@ import networkx as nx
 
 from causaldiffae.errors import DataError
 from causaldiffae.files.parsed_graph import ParsedGraph, undirected_edge
+from causaldiffae.files.reading import reading
 
 _ENDS: Final = (("source", "target"), ("from", "to"), ("cause", "effect"), ("parent", "child"), ("src", "dst"))
 _ARROW: Final = re.compile(r"\s*((?<=\s)(?:o-+>|<-+o|o-+o|o--|--o)(?=\s)|<-{1,2}>|-{1,2}>|=>|<-{1,2}|-{2,3})\s*")
@@ -35,10 +36,8 @@ def parse_graphml(text: str, where: str) -> ParsedGraph:
 
 
 def _from_networkx(parse: Callable[[], nx.Graph], title: str, where: str) -> ParsedGraph:
-    try:
+    with reading(f"a {title} graph", where):
         graph = parse()
-    except Exception as error:  # networkx raises errors of many types for damaged files
-        raise DataError(f"{where}: expected a {title} graph ({' '.join(str(error).split())[:200]})") from None
     if not graph.is_directed():
         hint = "`directed 1`" if title == "GML" else 'edgedefault="directed"'
         raise DataError(f"{where}: expected a directed graph ({hint}), got an undirected one")

@@ -11,7 +11,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,6 +117,22 @@ def file_stem(text: str) -> str:
     if stem == text and stem[:1] not in ("", ".", "-") and not stem.endswith(".") and stem.upper() not in _DEVICES:
         return stem
     return f"{stem.strip('.-') or 'x'}_{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+@contextmanager
+def reading(kind: str, where: str) -> Iterator[None]:
+    """Turns errors of a library, which has many types of them for damaged files, into a `DataError`.
+
+    Args:
+        kind: what the file is expected to be, such as "an Excel file".
+        where: the file, for the message.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: expected {kind} ({' '.join(str(error).split())[:200]})") from None
 
 
 def file_sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.reading import parse_json
+from causaldiffae.files.reading import parse_json, reading
 from causaldiffae.files.text import SEPARATORS, clean_name, decode_text, first_rows, sniff_separator
 
 MAX_COLUMNS: Final = 10_000
@@ -109,9 +109,15 @@ def read_csv(content: bytes, where: str, is_known: Callable[[str], bool] = lambd
 
 def _header(text: str, separator: str, where: str) -> list[str]:
     head = first_rows(text, separator, 1)
-    if head and len(head[0]) > MAX_COLUMNS:
-        raise DataError(f"{where}: expected at most {MAX_COLUMNS} columns, got {len(head[0])}")
+    _check_size(0, len(head[0]) if head else 0, where)
     return head[0] if head else []
+
+
+def _check_size(size: int, columns: int, where: str) -> None:
+    if size > MAX_UNCOMPRESSED:
+        raise DataError(f"{where}: expected at most {MAX_UNCOMPRESSED} bytes uncompressed, got {size}")
+    if columns > MAX_COLUMNS:
+        raise DataError(f"{where}: expected at most {MAX_COLUMNS} columns, got {columns}")
 
 
 def _with_full_header(text: str, header: list[str], separator: str) -> tuple[str, list[str]]:
@@ -226,8 +232,7 @@ def read_json_lines(content: bytes, where: str) -> TextTable:
             records.append(parse_json(line.encode(), f"{where}:{number}"))
             lines.append(number)
     names = list(dict.fromkeys(name for record in records for name in record))
-    if len(names) > MAX_COLUMNS:
-        raise DataError(f"{where}: expected at most {MAX_COLUMNS} columns, got {len(names)}")
+    _check_size(0, len(names), where)
     columns = [TextColumn.of([_as_text(record.get(name)) for record in records]) for name in names]
     return TextTable([clean_name(name) for name in names], columns, np.array(lines, np.int64))
 
@@ -249,17 +254,11 @@ def read_parquet(content: bytes, where: str) -> TextTable:
         import pyarrow.parquet as parquet
     except ImportError:
         raise InputError(f"{where}: expected pyarrow to read Parquet, got none; pip install -e '.[tables]'") from None
-    try:
+    with reading("a Parquet file", where):
         file = parquet.ParquetFile(io.BytesIO(content))
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        size = sum(group.total_byte_size for group in groups)
-        if size > MAX_UNCOMPRESSED or file.metadata.num_columns > MAX_COLUMNS:
-            raise DataError(f"{where}: expected at most {MAX_UNCOMPRESSED} bytes uncompressed, got {size}")
+        _check_size(sum(group.total_byte_size for group in groups), file.metadata.num_columns, where)
         frame = file.read().to_pandas()
-    except DataError:
-        raise
-    except Exception as error:  # pyarrow raises errors of many types for damaged files
-        raise DataError(f"{where}: expected a Parquet file ({' '.join(str(error).split())[:200]})") from None
     return _from_frame(frame, [str(name) for name in frame.columns], where, first_line=1)
 
 
@@ -275,25 +274,18 @@ def read_excel(content: bytes, where: str) -> TextTable:
         import pandas as pd
     except ImportError:
         raise InputError(f"{where}: expected openpyxl to read Excel, got none; pip install -e '.[tables]'") from None
-    try:
+    with reading("an Excel file", where):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_UNCOMPRESSED:
-            raise DataError(f"{where}: expected at most {MAX_UNCOMPRESSED} bytes uncompressed, got {size}")
+            _check_size(sum(entry.file_size for entry in archive.infolist()), 0, where)
         sheets = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
         rows = list(sheets.worksheets[0].iter_rows(values_only=True))
-    except DataError:
-        raise
-    except Exception as error:  # openpyxl raises errors of many types for damaged files
-        raise DataError(f"{where}: expected an Excel file ({' '.join(str(error).split())[:200]})") from None
     notes = (
         [f"sheet {sheets.sheetnames[0]!r} of {len(sheets.sheetnames)} was read"] if len(sheets.sheetnames) > 1 else []
     )
     if not rows:
         return TextTable([], [], np.empty(0, np.int64), notes=notes)
     width = max(map(len, rows))
-    if width > MAX_COLUMNS:
-        raise DataError(f"{where}: expected at most {MAX_COLUMNS} columns, got {width}")
+    _check_size(0, width, where)
     header, *body = [[*row, *[None] * (width - len(row))] for row in rows]
     names = ["" if name is None else str(name) for name in header]
     return _from_frame(pd.DataFrame(body, columns=range(width), dtype=object), names, where, 2, notes)

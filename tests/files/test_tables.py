@@ -112,6 +112,17 @@ def test_parquet_and_excel_are_read() -> None:
             read(file.getvalue()[:-30], "t")
 
 
+def test_tables_with_too_many_columns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("openpyxl")
+    monkeypatch.setattr(tables, "MAX_COLUMNS", 3)
+    for write, read in ((FRAME.to_parquet, read_parquet), (FRAME.to_excel, read_excel)):
+        file = io.BytesIO()
+        write(file, index=False)
+        with pytest.raises(DataError, match="^t: expected at most 3 columns, got 4"):
+            read(file.getvalue(), "t")
+
+
 @pytest.mark.parametrize(("read", "library"), [(read_parquet, "pyarrow"), (read_excel, "openpyxl")])
 def test_a_missing_library_is_named(read: Any, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)

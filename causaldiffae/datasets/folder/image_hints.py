@@ -22,9 +22,7 @@ _BLOCK: Final = 1024
 def hint_pixels(names: Sequence[str], images: np.ndarray, split: str, problems: Problems) -> None:
     """Hints at images (N, C, H, W) uint8 without contrast, and at nearly black ones."""
     colours = images[:, :3] if images.shape[1] == 4 else images
-    blocks = [
-        colours[start : start + _BLOCK].reshape(-1, *colours.shape[1:]) for start in range(0, len(images), _BLOCK)
-    ]
+    blocks = [colours[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
     low = np.concatenate([block.min((1, 2, 3)) for block in blocks])
     high = np.concatenate([block.max((1, 2, 3)) for block in blocks])
     _hint_some(names, low == high, f"split {split}: % without contrast", problems)

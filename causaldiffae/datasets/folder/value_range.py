@@ -37,11 +37,15 @@ def limits(image: Image.Image, where: str = "") -> ValueRange:
     """
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise DataError(f"{where + ': ' if where else ''}expected finite pixel values, got NaN or infinity")
+    _check_finite(np.array([low, high]), where)
     declared = getattr(image, "tag_v2", {}).get(_MAXIMUM)
     declared = declared[0] if isinstance(declared, tuple) and declared else declared
     return low, max(high, float(declared)) if isinstance(declared, int | float) and image.mode != "F" else high
+
+
+def _check_finite(values: np.ndarray, where: str) -> None:
+    if not np.isfinite(values).all():
+        raise DataError(f"{where + ': ' if where else ''}expected finite pixel values, got NaN or infinity")
 
 
 def covering_range(measured: Iterable[ValueRange], is_float: bool) -> ValueRange:
@@ -71,6 +75,5 @@ def scale_values(values: np.ndarray, value_range: ValueRange, where: str = "") -
     if low == 0 and high == 2**bits - 1 and bits >= 8 and values.dtype.kind in "iu":  # as Pillow reads 16-bit colours
         return (np.clip(values.astype(np.int64), 0, int(high)) >> (bits - 8)).astype(np.uint8)
     wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise DataError(f"{where + ': ' if where else ''}expected finite pixel values, got NaN or infinity")
+    _check_finite(wide, where)
     return np.rint(255 * np.clip((wide - low) / (high - low), 0, 1)).astype(np.uint8)
