@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, finite_images, model_inputs, to_uint8
@@ -24,6 +23,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
+from causaldiffae.metrics.intervals import interval as interval
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.visualization.image_grids import labelled_grid
 
@@ -169,14 +169,6 @@ def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int =
     margin = 0.05 * (spec.high[i] - spec.low[i])  # training data are sparse at the ends
     values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, count)
     return [float(f"{value:.{digits}g}") for value in values]
-
-
-def interval(values: np.ndarray) -> float:
-    """Half-width of the 95 % interval of Student's t of a mean; NaN for one image."""
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    return float(student_t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
 
 
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from causaldiffae.metrics.intervals import interval
+
 Results = Mapping[str, Any]
 Figure = Mapping[str, Any]
 
@@ -190,13 +192,10 @@ def effects_table(files: Sequence[Results]) -> str:
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean over training seeds with Student's 95 % interval, None for one seed."""
-    from scipy import stats
-
     array = np.asarray(values, np.float64)
-    mean = float(array.mean())
+    mean, half = float(array.mean()), interval(array)
     if len(array) < 2:
         return {"mean": mean, "low": None, "high": None, "seeds": len(array)}
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(array)}
 
 

@@ -111,6 +111,14 @@ def mean_figure(values: np.ndarray, seed: int = 0, rate: bool = False) -> Figure
     return Figure(mean, float(low), float(high), found, left_out)
 
 
+def interval(values: np.ndarray) -> float:
+    """Half-width of the 95 % interval of Student's t of the mean of values (N,); NaN for one value."""
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    return float(student_t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
+
+
 def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) -> Figure:
     """Mean of values (N,) where `treated` (N,) bool is true minus the mean elsewhere; images are resampled."""
     values = np.asarray(values, np.float64)
