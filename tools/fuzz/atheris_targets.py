@@ -28,7 +28,8 @@ READERS = (
 
 with atheris.instrument_imports(include=[f"causaldiffae.{name}" for name in READERS]):
     from causaldiffae.checkpoints.checkpoint import verify
-    from causaldiffae.datasets.folder.image_folder import interpret
+    from causaldiffae.datasets.folder.content import interpret
+    from causaldiffae.datasets.folder.table_files import TableFile
     from causaldiffae.errors import DataError
     from causaldiffae.files.idx import read_idx
     from causaldiffae.files.npz import NpzFile
@@ -53,7 +54,7 @@ def read_npz_bytes(content: bytes, folder: Path) -> None:
 def read_folder_bytes(content: bytes, folder: Path) -> None:
     table, _, graph = content.partition(b"\0")
     kind = (".yaml", ".dot", ".gml", ".json")[len(table) % 4]
-    interpret("set", table, (f"set/graph{kind}", graph))
+    interpret("set", (TableFile("labels.csv", table),), (f"set/graph{kind}", graph))[1].raise_first()
 
 
 def read_manifest_bytes(content: bytes, folder: Path) -> None:
