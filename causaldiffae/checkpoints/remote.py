@@ -2,8 +2,8 @@
 
 A run writes to a local folder derived from the URL, and uploads every complete checkpoint. Object storage cannot rename
 folders, but writes each file atomically. The manifest of a step is uploaded last and deleted first, so a step is
-complete if its manifest exists. blobfile retries failed requests with exponential backoff. Downloaded steps are
-verified.
+complete if its manifest exists. blobfile retries failed requests with exponential backoff; what still fails is a
+`StorageError`. Downloaded steps are verified.
 
 The remote copy is authoritative: a run resumes from the newest remote step. A local record names the step whose upload
 began last and the newest remote step before. If the upload did not end, and nobody else has changed the run since, a
@@ -38,6 +38,14 @@ from causaldiffae.files.storage import is_remote, object_storage
 RECORD: Final = "uploads.json"
 
 
+class StorageError(InputError, OSError):
+    """A request to a storage service failed after its retries; one line, exit code 2.
+
+    It is no `DataError`, so that an older step is not taken in place of one that cannot be fetched, and it is an
+    `OSError`, so that `CheckpointWriter` tries to upload again.
+    """
+
+
 def run_folder(run_dir: str | os.PathLike[str]) -> Path:
     """Returns the local folder of a run directory: the path itself, or a folder in the user cache for a URL."""
     if not is_remote(str(run_dir)):
@@ -52,6 +60,7 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         DataError: If there is no checkpoint, or it is damaged.
+        StorageError: If the storage service cannot be reached.
     """
     if not is_remote(str(path)):
         return Path(path)
@@ -78,7 +87,7 @@ class RemoteRun:
         self._storage = object_storage()
 
     def _call(self, name: str, *arguments: str, **options: Any) -> Any:
-        """Calls a function of blobfile; errors after its retries become an `OSError` of one line."""
+        """Calls a function of blobfile; errors after its retries become a `StorageError`."""
         try:
             return getattr(self._storage, name)(*arguments, **options)
         except FileNotFoundError:
@@ -87,7 +96,7 @@ class RemoteRun:
             reason = " ".join(str(error).split())[:300]
             if reason.startswith(("Unrecognized path", "Invalid path")):
                 raise InputError(f"run_dir: expected a gs:// or az:// URL, got {self.url}") from error
-            raise OSError(f"{self.url}: {name} failed: {reason}") from error
+            raise StorageError(f"{self.url}: request to the storage service failed ({name}): {reason}") from error
 
     def _step_url(self, step: int, name: str = "") -> str:
         return f"{self.url}/step_{step:07d}" + (f"/{name}" if name else "")
@@ -106,7 +115,7 @@ class RemoteRun:
         """Uploads a step folder, then removes old steps.
 
         Raises:
-            OSError: If the upload fails.
+            StorageError: If the upload fails.
             InputError: If the lease of this process has expired and another process holds it.
         """
         step, files = read_manifest(folder)
@@ -117,7 +126,7 @@ class RemoteRun:
             self._call("copy", str(folder / name), self._step_url(step, name), overwrite=True)
             size, expected = self._call("stat", self._step_url(step, name)).size, (folder / name).stat().st_size
             if size != expected:
-                raise OSError(f"{self._step_url(step, name)}: expected {expected} bytes, got {size}")
+                raise StorageError(f"{self._step_url(step, name)}: expected {expected} bytes, got {size}")
         self._write_record(step, None)
         try:
             complete = self.steps()
@@ -166,7 +175,7 @@ class RemoteRun:
             try:
                 take_lease(self.url)
             except DataError as error:
-                raise OSError(f"{self.url}: {error}") from error
+                raise StorageError(f"{self.url}: {error}") from error
 
     def _remove(self, step: int) -> None:
         """Removes a step, its manifest first, so that a partially deleted step is not complete."""
@@ -180,7 +189,7 @@ class RemoteRun:
 
         Raises:
             DataError: If files are missing or damaged.
-            OSError: If a request fails.
+            StorageError: If a request fails.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step_{step:07d}"

@@ -1,5 +1,6 @@
 """A run directory in object storage, served by a stand-in for blobfile that fails at chosen calls."""
 
+import re
 import shutil
 import sys
 import warnings
@@ -80,7 +81,7 @@ def test_a_failing_service_keeps_the_earlier_step(service: FakeBlobfile, first_f
             RemoteRun(RUN, keep_last=1).upload(write(2))
         arrived = True
     except OSError as error:
-        assert str(error).startswith(f"{RUN}: ") and str(error).endswith(" failed: 503 service unavailable")
+        assert re.fullmatch(rf"{RUN}: request to .* failed \(\w+\): 503 service unavailable", str(error))
         arrived = False
     service.fails = lambda number, name, address: False
     shutil.rmtree(run_folder(RUN))
@@ -107,6 +108,16 @@ def test_damaged_remote_steps_are_skipped_with_a_warning(service: FakeBlobfile) 
     shutil.rmtree(run_folder(RUN))
     with pytest.raises(DataError, match=f"{RUN}: expected an intact checkpoint, all 3 are damaged; the newest: "):
         checkpoint_to_resume("", RUN)
+
+
+def test_a_step_that_cannot_be_fetched_is_not_replaced_by_an_older_one(service: FakeBlobfile) -> None:
+    for step in (1, 2):
+        RemoteRun(RUN).upload(write(step))
+    shutil.rmtree(run_folder(RUN))
+    service.fails = lambda number, name, address: "step_0000002" in address
+    for find in (lambda: checkpoint_to_resume("", RUN), lambda: local_checkpoint(RUN)):
+        with pytest.raises(InputError, match="request to the storage service failed"):
+            find()
 
 
 def test_a_local_step_that_was_not_uploaded_does_not_count(service: FakeBlobfile) -> None:

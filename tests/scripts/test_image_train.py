@@ -1,0 +1,43 @@
+"""A run directory in object storage: training whose service does not respond at the start ends with one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from fake_storage import FakeBlobfile
+from folders import make_folder
+from paths import REPO
+from running import Outcome, assert_refused, run
+
+RUN = "gs://bucket/run"
+NETWORK = ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8", "--batch_size=4"]
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBlobfile:
+    fake = FakeBlobfile(tmp_path / "bucket")
+    monkeypatch.setitem(sys.modules, "blobfile", fake)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return fake
+
+
+def train(data: Path, total_steps: int, *more: str) -> Outcome:
+    config = REPO / "configs" / "folder_causaldae_mini.yaml"
+    return run(
+        REPO / "scripts" / "image_train.py",
+        *(f"--config={config}", *NETWORK, "--tensorboard=False"),
+        *(f"--data_dir={data}", f"--run_dir={RUN}", f"--total_steps={total_steps}", *more),
+    )
+
+
+def test_a_service_that_fails_at_the_start_is_an_error_of_one_line(service: FakeBlobfile, tmp_path: Path) -> None:
+    """Requests for the lease, for the list of steps and for the newest one; later the run resumes."""
+    data = make_folder(tmp_path / "data")
+    assert train(data, 1).returncode == 0
+    for failing in ("BlobFile", "scandir", "isdir", "listdir", "exists", "copy"):
+        service.fails = lambda number, name, address, failing=failing: name == failing  # type: ignore[misc]
+        assert_refused(train(data, 2), RUN, "503 service")
+    service.fails = lambda number, name, address: False
+    resumed = train(data, 2)
+    assert resumed.returncode == 0 and "resuming from step 1" in resumed.stderr
+    assert (service.bucket / "run" / "step_0000002" / "manifest.json").exists()
