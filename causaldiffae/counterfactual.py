@@ -19,11 +19,12 @@ from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from causaldiffae.datasets.images import check_complete
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, effect_model_output, explained_pixels, guided_model_output, thresholded
-from causaldiffae.nn import ModelFn
+from causaldiffae.nn import TensorFields, in_low_precision
 from causaldiffae.scm import Do
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
@@ -82,8 +83,8 @@ class ImageCodec(Protocol):
     def decode(self, codes: Tensor) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Abduction:
+@dataclass(frozen=True, repr=False)
+class Abduction(TensorFields):
     """The noise of a batch of images.
 
     Attributes:
@@ -119,8 +120,8 @@ class Abduction:
         return Abduction(self.u.repeat(count, 1, 1), self.z.repeat(count, 1, 1), state, classes)
 
 
-@dataclass(frozen=True)
-class Counterfactual:
+@dataclass(frozen=True, repr=False)
+class Counterfactual(TensorFields):
     """Counterfactual images.
 
     Attributes:
@@ -245,9 +246,7 @@ class CounterfactualEngine:
             reason = "a model without an encoder" if self.model.needs_labels else "abduction from labels"
             raise InputError(f"labels: expected the labels of the images for {reason}, got none")
         if labels is not None and (self.model.needs_labels or self.model.unconditional_abduction):
-            missing = int(labels.isnan().any(dim=1).sum())
-            if missing:  # a missing category would be read as the first one
-                raise InputError(f"labels: expected all labels of every image, got none for {missing} of {len(labels)}")
+            check_complete(labels.cpu().numpy(), self.spec.graph.names)  # NaN would be read as the first category
         classes = classes if self.model.class_cond else None
         x_start = self._to_network(x_start)
         given = None if labels is None else self.spec.normalise(labels)
@@ -331,7 +330,7 @@ class CounterfactualEngine:
             return None
         if self.abduction is AbductionKind.DDIM:
             condition = None if self.model.unconditional_abduction else z
-            model = self._autocast(guided_model_output(self.model, condition, classes))
+            model = in_low_precision(guided_model_output(self.model, condition, classes), self.autocast)
             return self.solver.encode(model, x_start, self.stop)
         noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
         if self.abduction is AbductionKind.NOISE:
@@ -368,7 +367,7 @@ class CounterfactualEngine:
             output = effect_model_output(cast(Any, self.model), z, torch.tensor(causes, device=z.device), classes)
         else:
             output = guided_model_output(self.model, z, classes, settings.guidance, abducted.z, process.max_timestep)
-        model = self._autocast(output)
+        model = in_low_precision(output, self.autocast)
         if self.rescale_quantile and settings.intervenes and not causes:
             model = thresholded(model, process.noise_schedule, self.rescale_quantile)
         return self.solver.decode(model, abducted.state)
@@ -388,13 +387,3 @@ class CounterfactualEngine:
         low, high = self.pixel_range
         images = images if self.codec is None else self.codec.decode(images)
         return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
-
-    def _autocast(self, model: ModelFn) -> ModelFn:
-        if self.autocast is None:
-            return model
-
-        def in_low_precision(x_t: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(x_t.device.type, dtype=self.autocast):
-                return model(x_t, t).to(x_t.dtype)
-
-        return in_low_precision

@@ -26,6 +26,15 @@ ModelFn = Callable[..., Tensor]
 """A network with bound conditions: model(x_t, t) returns the model output (B, C, H, W), which is eps, x_0 or v."""
 
 
+class TensorFields:
+    """Mixin of dataclasses of tensors whose `repr` has shapes instead of values."""
+
+    def __repr__(self) -> str:
+        fields = vars(self).items()
+        shapes = {n: f"{[*v.shape]} {v.dtype}".replace("torch.", "") if isinstance(v, Tensor) else v for n, v in fields}
+        return f"{type(self).__name__}({', '.join(f'{n}={v}' for n, v in shapes.items() if v is not None)})"
+
+
 class GroupNorm32(nn.GroupNorm):
     """Group normalisation with statistics in at least float32, for any dtype of the activations."""
 
@@ -116,6 +125,18 @@ def sum_flat(x: Tensor) -> Tensor:
 def update_ema(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> None:
     """Moves `target` towards `source`: target = rate * target + (1 - rate) * source, in place, in target's dtype."""
     torch._foreach_lerp_(list(target), list(source), 1.0 - rate)
+
+
+def in_low_precision(model: ModelFn, dtype: torch.dtype | None) -> ModelFn:
+    """Evaluates a network under autocast to `dtype`, with outputs in the dtype of x_t; unchanged for None."""
+    if dtype is None:
+        return model
+
+    def evaluate(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x_t.device.type, dtype=dtype):
+            return model(x_t, t).to(x_t.dtype)
+
+    return evaluate
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -172,6 +172,33 @@ class CounterfactualModel:
         """
         return self._result(self.engine(w, most_probable).predict(abduction, [do or {}]), do or {})
 
+    def encode(self, images: Images | ImageData, *, classes: Any = None, labels: Any = None) -> Abduction:
+        """DDIM inversion alone: the noise `x_T` of images and the latents `z` that it is encoded under.
+
+        Takes and returns the same as `abduct`; `InputError` for a model without x_T (CausalVAE).
+        """
+        if isinstance(self.loaded.model, DirectModel):
+            raise InputError("encode: expected a diffusion model, got one that decodes the latents alone")
+        return self.abduct(images, classes=classes, labels=labels)
+
+    def decode(self, encoded: Abduction, *, x_T: Tensor | None = None, z: Tensor | None = None) -> Counterfactuals:
+        """Inverts `encode`, exactly up to the solver's error; or decodes other noise or latents.
+
+        Args:
+            x_T: (N, C, S, S) in place of the encoded noise, such as an interpolation.
+            z: (N, n, d) in place of the encoded latents, not for a model that is inverted without them (Diff-SCM).
+        """
+        state = encoded.state
+        for name, given, own in (("x_T", x_T, encoded.x_T), ("z", z, encoded.z)):
+            if given is not None and (own is None or given.shape != own.shape):
+                expected = None if own is None else tuple(own.shape)
+                raise InputError(f"{name}: expected shape {expected}, got {tuple(given.shape)}")
+        if z is not None and self.loaded.model.unconditional_abduction:
+            raise InputError("z: expected none for a model that is inverted without latents; use predict with do")
+        if x_T is not None and state is not None:
+            state = SolverState(x_T.to(self.device), stop=state.stop)
+        return self.predict(replace(encoded, state=state, z=encoded.z if z is None else z.to(self.device)))
+
     @torch.inference_mode()
     def counterfactual(
         self,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.nn import ModelFn
+from causaldiffae.nn import ModelFn, TensorFields
 from causaldiffae.noise_schedule import ModelMeanType, NoiseSchedule, conversion
 
 RHO = 7.0
@@ -198,8 +198,8 @@ def plan(kind: Solver, path: Path, nodes: Sequence[int], before: int | None = No
 # ---------------------------------------------------------------------- solvers
 
 
-@dataclass(frozen=True)
-class SolverState:
+@dataclass(frozen=True, repr=False)
+class SolverState(TensorFields):
     """The result of encoding, from which decoding starts.
 
     Attributes:

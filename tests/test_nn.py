@@ -1,6 +1,7 @@
 """Layers and small functions: normalisation, embeddings, reductions, and attention against its definition."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.nn import (
     AttentionBlock,
     GroupNorm32,
+    TensorFields,
     count_parameters,
     normalization,
     self_attention,
@@ -108,3 +110,13 @@ def test_channels_per_head_determine_the_number_of_heads() -> None:
     for channels, heads, per_head, got in ((64, 5, -1, 5), (32, 1, 64, 0)):
         with pytest.raises(InputError, match=f"num_heads: expected a divisor of {channels} channels, got {got}"):
             AttentionBlock(channels, heads, per_head)
+
+
+def test_tensors_are_printed_as_shapes() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Pair(TensorFields):
+        x: torch.Tensor
+        stop: float = 1.0
+        y: torch.Tensor | None = None
+
+    assert repr(Pair(torch.zeros(2, 3))) == "Pair(x=[2, 3] float32, stop=1.0)"

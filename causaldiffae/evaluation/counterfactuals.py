@@ -1,23 +1,32 @@
-"""The counterfactual images and labels that `CounterfactualModel` returns, and a grid to display them."""
+"""The counterfactual images and labels that `CounterfactualModel` returns: as text, table, picture and files."""
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
 
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import describe_do
-from causaldiffae.visualization.image_grids import labelled_grid
+from causaldiffae.files.reading import file_stem
+from causaldiffae.visualization.display import show_image
+from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABELS: Final = "labels.csv"
 _SHOWN: Final = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Counterfactuals:
     """N counterfactual images, or samples.
 
@@ -25,8 +34,8 @@ class Counterfactuals:
 
         model = CausalDiffAE.from_pretrained("morphomnist-mini")
         cf = model.counterfactual(model.examples(4), do={"thickness": 4.5})
-        for factual, predicted in zip(cf.factual_labels["intensity"], cf.labels["intensity"]):
-            print(f"intensity {factual:.0f} -> {predicted:.0f}")
+        print(cf)
+        print(cf.to_dataframe()[["factual_intensity", "counterfactual_intensity"]])
         cf.save("grid.png")
 
     Attributes:
@@ -51,33 +60,141 @@ class Counterfactuals:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        known = [name for name in ("factual", "truth") if getattr(self, name) is not None]
+        parts = [
+            self._title,
+            f"images {self.images.shape} {self.images.dtype}",
+            *(f"{name} {self._range(name, values)}" for name, values in self.labels.items()),
+            *([f"with {' and '.join(known)}"] if known else []),
+        ]
+        return f"{type(self).__name__}({self.spec.name}: {'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """The first images as a table, which notebooks display: factual, counterfactual and true, with labels."""
+        count = min(_SHOWN, len(self))
+        rows = [
+            ImageRow(heading, images[:count], {self._with_unit(n): each[:count] for n, each in labels.items()})
+            for heading, images, labels in self._kinds()
+        ]
+        rest = f" ({count} of {len(self)} images)" if count < len(self) else ""
+        return html_table(rows, f"{self.spec.name}: {self._title}{rest}")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per image, with columns `factual_NAME` and `counterfactual_NAME` of every variable.
+
+        Samples have columns `NAME`. Categories are given by name, other labels in label units.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise InputError(
+                "to_dataframe: expected pandas, found none; run `pip install pandas`"
+            ) from None
+        return pd.DataFrame(self._columns(), index=pd.RangeIndex(len(self), name="image"))
+
+    def pil(self) -> list[Image.Image]:
+        """The counterfactual images as PIL images."""
+        return [_pil(image) for image in self.images]
+
     def grid(self, count: int = _SHOWN) -> np.ndarray:
         """Up to `count` rows of factual image, counterfactual and true image with their labels, (H, W, 3) uint8."""
         count = min(count, len(self))
-        do = (
-            describe_do({k: v for k, v in self.do.items() if np.ndim(v) == 0}, self.spec)
-            if self.do
-            else "reconstruction"
-        )
-        columns = [("sample" if self.factual is None else do, self.images[:count])]
-        captions = [self._captions(self.labels, count)]
-        if self.factual is not None and self.factual_labels is not None:
-            columns.insert(0, ("factual", self.factual[:count]))
-            captions.insert(0, self._captions(self.factual_labels, count))
-        if self.truth is not None:
-            columns.append(("true", self.truth[:count]))
-            captions.append([""] * count)
+        columns, captions = [], []
+        for heading, images, labels in self._kinds():
+            columns.append((heading, images[:count]))
+            lines = [[f"{name} {text}" for text in texts[:count]] for name, texts in labels.items()]
+            captions.append(["\n".join(line) for line in zip(*lines, strict=True)] or [""] * count)
         return labelled_grid(columns, cell_captions=captions)
 
-    def _captions(self, labels: Mapping[str, np.ndarray], count: int) -> list[str]:
-        text, names = self.spec.format_value, self.spec.graph.names
-        return ["\n".join(f"{name} {text(name, labels[name][i])}" for name in names) for i in range(count)]
-
     def show(self, count: int = _SHOWN) -> Image.Image:
-        """`grid` as a PIL image, which notebooks display."""
-        return Image.fromarray(self.grid(count))
+        """Displays `grid` in the notebook or in a window; without a screen, writes a file and prints its path.
+
+        Returns:
+            The grid as a PIL image.
+        """
+        image = Image.fromarray(self.grid(count))
+        show_image(image, file_stem(re.sub(r"[(),= ]+", "_", self._title).strip("_")))
+        return image
 
     def save(self, path: str | Path, count: int = _SHOWN) -> Path:
-        """Writes `grid` to an image file."""
-        self.show(count).save(path)
-        return Path(path)
+        """Writes the first images as a picture, or all images and their labels to a folder.
+
+        Args:
+            path: an image file such as grid.png, for up to `count` rows of `grid`; or a folder (a path without a
+                suffix), for 0000.png, 0000_factual.png, 0000_true.png and so on, and a table labels.csv.
+
+        Raises:
+            InputError: for the suffix of another kind of file.
+        """
+        path = Path(path)
+        if path.suffix and not path.is_dir():
+            if path.suffix.lower() not in Image.registered_extensions():
+                raise InputError(f"path: expected an image file such as grid.png, or a folder, got {str(path)!r}")
+            Image.fromarray(self.grid(count)).save(path)
+            return path
+        path.mkdir(parents=True, exist_ok=True)
+        names = [f"{i:04d}.png" for i in range(len(self))]
+        for suffix, images in (("", self.images), ("_factual", self.factual), ("_true", self.truth)):
+            for name, image in zip(names, () if images is None else images, strict=images is not None):
+                _pil(image).save(path / name.replace(".png", f"{suffix}.png"))
+        columns = {"image": names, **self._columns()}
+        with (path / LABELS).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for row in zip(*columns.values(), strict=True):
+                writer.writerow([value if isinstance(value, str) else f"{value:.6g}" for value in row])
+        return path
+
+    # ------------------------------------------------------------------ texts
+
+    @property
+    def _title(self) -> str:
+        """The intervention; values that differ between images as their range."""
+        if not self.do:
+            return "no intervention"
+        texts = {n: v if np.ndim(v) == 0 else self._range(n, np.asarray(v)) for n, v in self.do.items()}
+        return describe_do(texts, self.spec)
+
+    def _range(self, name: str, values: np.ndarray) -> str:
+        """ "4.5", "120 to 177", or the names of the categories."""
+        distinct = np.unique(values)
+        texts = list(dict.fromkeys(self.spec.format_value(name, value) for value in distinct))
+        if name in self.spec.graph.names and self.spec.values_of(name):
+            return ", ".join(texts)
+        return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
+
+    def _with_unit(self, name: str) -> str:
+        unit = self.spec.units[self.spec.graph.index(name)] if self.spec.units else ""
+        return f"{name} ({unit})" if unit else name
+
+    def _kinds(self) -> list[tuple[str, np.ndarray, dict[str, list[str]]]]:
+        """Heading, images and texts of the labels: factual, counterfactual and true, as far as they are known."""
+        kinds = [(self._title, self.images, self._texts(self.labels))]
+        if self.factual is not None and self.factual_labels is not None:
+            kinds.insert(0, ("factual", self.factual, self._texts(self.factual_labels)))
+        if self.truth is not None:
+            kinds.append(("true", self.truth, {}))
+        return kinds
+
+    def _texts(self, labels: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+        return {name: [self.spec.format_value(name, value) for value in labels[name]] for name in self.spec.graph.names}
+
+    def _columns(self) -> dict[str, list[str] | np.ndarray]:
+        """Columns of the table of labels: numbers, or names of categories."""
+        factual = self.factual_labels or {}
+        columns: dict[str, list[str] | np.ndarray] = {}
+        for i, name in enumerate(self.spec.graph.names):
+            named = bool(self.spec.category_names(i))
+            kinds = {f"factual_{name}": factual[name], f"counterfactual_{name}": self.labels[name]} if factual else {}
+            for column, values in (kinds or {name: self.labels[name]}).items():
+                columns[column] = [self.spec.format_value(name, v) for v in values] if named else values
+        return columns
+
+
+def _pil(image: np.ndarray) -> Image.Image:
+    """An image (C, H, W) uint8 with 1, 3 or 4 channels."""
+    return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))

@@ -1,12 +1,13 @@
-"""Image grids, plain (`tile`) and labelled, and PNG output."""
+"""Image grids, plain (`tile`), labelled and as an HTML table, and PNG output."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 2
+_HTML_SIDE = 96  # pixels of the page; small images are enlarged
 
 
 def tile(images: np.ndarray) -> np.ndarray:
@@ -87,3 +89,32 @@ def data_uri(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+class ImageRow(NamedTuple):
+    """A row of `html_table`: its heading, images (N, C, H, W) uint8, and for each label its N texts."""
+
+    heading: str
+    images: np.ndarray
+    labels: Mapping[str, Sequence[str]]
+
+
+def html_table(rows: Sequence[ImageRow], caption: str = "") -> str:
+    """A table for notebooks: one column per image, and below each row of images their labels; texts are escaped."""
+    left, right = 'style="text-align:left;white-space:nowrap"', 'style="text-align:center"'
+    lines = [f"<table><caption {left}>{html.escape(caption)}</caption>"]
+    for heading, images, labels in rows:
+        side = f"width:{_HTML_SIDE}px;image-rendering:{'pixelated' if images.shape[-1] < _HTML_SIDE else 'auto'}"
+        uris = [data_uri(_rgb(image)) for image in images]
+        cells = "".join(f'<td {right}><img src="{uri}" style="{side}" alt=""></td>' for uri in uris)
+        lines.append(f"<tr><th {left}>{html.escape(heading)}</th>{cells}</tr>")
+        for name, texts in labels.items():
+            cells = "".join(f"<td {right}>{html.escape(text)}</td>" for text in texts)
+            lines.append(f"<tr><td {left}>{html.escape(name)}</td>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """(C, H, W) with 1, 3 or 4 channels as (H, W, 3)."""
+    pixels = image[:3].transpose(1, 2, 0)
+    return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
