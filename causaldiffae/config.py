@@ -12,11 +12,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from causaldiffae.errors import DataError, InputError
 
 T = TypeVar("T")
+Auto = bool | Literal["auto"]
+"""An option that training chooses where it is "auto", see training/automatic.py."""
 
 
 def flag(default: T, text: str) -> T:
@@ -141,6 +143,9 @@ class TrainConfig:
     num_images: int = flag(0, "use only the first num_images training images; 0 for all")
     total_steps: int = flag(50_000, "training steps")
     batch_size: int = flag(128, "images per step and process")
+    minutes: float = flag(
+        0.0, "choose total_steps and lr_anneal_steps such that training takes about this long on this machine"
+    )
     microbatch: int = flag(0, "images per forward pass; 0 for the whole batch")
     lr: float = flag(1e-4, "learning rate")
     weight_decay: float = flag(0.0, "weight decay of AdamW")
@@ -150,12 +155,12 @@ class TrainConfig:
     ema_rate: str = flag("0.9999", "decay rates of the moving averages of the weights, separated by commas")
     ema_warmup: bool = flag(False, "warm up the decay rates of the moving averages")
     schedule_sampler: str = flag("uniform", "timestep sampler: uniform or loss-second-moment")
-    use_bf16: bool = flag(False, "compute activations in bfloat16 where the hardware supports it")
+    use_bf16: Auto = flag("auto", "compute activations in bfloat16; auto: where the hardware supports it")
     device: str = flag("", "cpu, cuda or cuda:N; default: the process's own GPU if there is one, else the CPU")
     data_on_device: str = flag(
         "auto", "where the training images are stored: always on the device, never, or auto: there if they fit"
     )
-    compile: bool = flag(False, "compile the score network with torch.compile")
+    compile: Auto = flag("auto", "compile the score network with torch.compile; auto: where it saves time")
     channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
     seed: int = flag(0, "random seed")
     log_interval: int = flag(100, "steps between log rows")
@@ -192,6 +197,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 1e-4,
         "ema_rate": "0.9999",
     },
+        "use_bf16": False,
 }
 """Named sets of values; `--recipe NAME` expands to the corresponding flags."""
 
@@ -216,6 +222,7 @@ LARGEST = {
 MAX_INTS = 16
 
 
+AUTOMATIC = ("use_bf16", "compile")
 def _check_value(name: str, value: Any) -> None:
     """Raises `InputError` for a value outside its range."""
     expected = ""
@@ -318,6 +325,11 @@ def _build(component: type, values: Mapping[str, Any]) -> Any:
             raise DataError(f"config: unknown key {key!r} in {component.__name__}")
         kind = type(defaults[key])
         allowed = (int, float) if kind is float else kind
+        if key in AUTOMATIC:
+            if not (isinstance(value, bool) or value == "auto"):
+                raise DataError(f"config: {key}: expected true, false or auto, got {value!r}")
+            checked[key] = value
+            continue
         if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
             raise DataError(f"config: {key}: expected {kind.__name__}, got {value!r}")
         checked[key] = float(value) if kind is float else value

@@ -36,6 +36,7 @@ from causaldiffae.nn import update_ema
 from causaldiffae.resample import create_named_schedule_sampler
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
 from causaldiffae.training.acceleration import accelerate, activation_dtype
+from causaldiffae.training.automatic import choose, with_recorded
 from causaldiffae.training.previews import draw_preview
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
 from causaldiffae.training.resuming import (
@@ -114,8 +115,7 @@ class TrainLoop:
         if train.init_weights:
             self._load_weights(train.init_weights)
         self.model.to(self.device)
-        accelerate(self.model, self.device, compiled=train.compile, channels_last=train.channels_last)
-        self.autocast = activation_dtype(train.use_bf16, self.device)
+        accelerate(self.model, self.device, compiled=train.compile is True, channels_last=train.channels_last)
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
         step_type = model_entry(config.model.model_type).training_step
         self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
@@ -126,6 +126,10 @@ class TrainLoop:
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         dist_util.sync_params(self.model.state_dict().values())
         if world > 1:
+        self.config, choices = choose(self.config, self.training_step, self.spec, self.device, self.step)
+        self.autocast = activation_dtype(self.config.train.use_bf16, self.device)
+        if choices:
+            self.logger.info(f"acceleration: {choices}")
             self.training_step = DistributedDataParallel(self.training_step)
 
     def _load_weights(self, path: str) -> None:
@@ -147,6 +151,7 @@ class TrainLoop:
         check_same_run(checkpoint, self.config, self.source)
         state = checkpoint.training_state
         self.model.load_state_dict(checkpoint.model_state)
+        self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")).train)
         changes = changed_options(checkpoint, self.config) | restore_optimizer(self.optimizer, state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))

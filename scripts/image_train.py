@@ -70,8 +70,8 @@ def find_resume_step(train: TrainConfig) -> int | None:
     return None if resumed is None else dist_util.from_main(lambda: load_checkpoint(resumed).step)
 
 
-def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest) -> None:
-    """Reads the data, and trains or resumes in the run directory; `text` describes the run."""
+def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
+    """Reads the data, and trains or resumes in the run directory."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
     test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
@@ -87,6 +87,7 @@ def train_model(config: Config, spec: DatasetSpec, text: str, stop: StopRequest)
         loop = TrainLoop(config, data, logger, test, stop)
         logger.info(f"device: {describe_device()}")
         if dist_util.is_main():
+        train, text = loop.config.train, describe(loop.config, spec)  # with the options that training has chosen
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
             for sentence in training_warnings(train, data, dist_util.world_size()):
@@ -117,7 +118,7 @@ def main(argv: list[str]) -> None:
         dist_util.setup_dist()
         failed = True
         try:
-            train_model(config, spec, text, stop)
+            train_model(config, spec, stop)
             failed = False
         except torch.OutOfMemoryError as error:
             raise InputError(out_of_memory_message(train, spec.image_size)) from error

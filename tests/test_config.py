@@ -12,7 +12,7 @@ from causaldiffae.errors import DataError, InputError
 
 FIELDS = [(part, field) for part, component in COMPONENTS.items() for field in dataclasses.fields(component)]
 OTHER_VALUES = {"ema_rate": "0.5", "label_kl_variance": "unit", "network": "dit", "label_fraction": 0.5}
-OTHER_VALUES |= {"data_on_device": "never"}
+OTHER_VALUES |= {"data_on_device": "never", "mask_by": "variable", "use_bf16": True, "compile": False}
 STEPS: dict[type, Any] = {int: 2, float: 0.25, str: ",4"}
 REQUIRED = {"label_fraction": {"masking": True}, "network": {"model_type": "diffscm"}}
 
@@ -20,8 +20,8 @@ REQUIRED = {"label_fraction": {"masking": True}, "network": {"model_type": "diff
 def changed(part: str, field: "dataclasses.Field[Any]") -> Config:
     """The default configuration with one field set to another valid value."""
     default = field.default
-    value = not default if isinstance(default, bool) else default + STEPS[type(default)]
-    value = OTHER_VALUES.get(field.name, value)
+    if (value := OTHER_VALUES.get(field.name)) is None:
+        value = not default if isinstance(default, bool) else default + STEPS[type(default)]
     component = dataclasses.replace(getattr(Config(), part), **{field.name: value}, **REQUIRED.get(field.name, {}))
     return dataclasses.replace(Config(), **{part: component})
 

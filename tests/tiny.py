@@ -33,6 +33,8 @@ SMALL = {
     "save_interval": 3,
     "sample_interval": 1000,
     "ema_rate": "0.9",
+    "use_bf16": False,
+    "compile": False,
     "tensorboard": False,
 }
 PART_OF = {field.name: part for part, component in COMPONENTS.items() for field in dataclasses.fields(component)}

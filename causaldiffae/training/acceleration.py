@@ -13,6 +13,8 @@ import warnings
 import torch
 from torch import nn
 
+from causaldiffae.config import Auto
+
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -25,26 +27,38 @@ def has_fast_bf16(device: torch.device | str) -> bool:
     return kind == "cpu" and cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def activation_dtype(use_bf16: bool, device: torch.device | str) -> torch.dtype | None:
+def activation_dtype(use_bf16: Auto, device: torch.device | str) -> torch.dtype | None:
     """Returns the autocast dtype; None for float32, with a warning if bfloat16 is requested but not supported."""
     if not use_bf16:
         return None
     if has_fast_bf16(device):
         return torch.bfloat16
+    if use_bf16 == "auto":
+        return None
     kind = torch.device(device).type
     warnings.warn(f"use_bf16: this {kind} does not support bfloat16, using float32", stacklevel=2)
     return None
 
 
+def has_compiler(device: torch.device | str) -> bool:
+    """Whether torch.compile finds a C++ compiler, which it requires for the CPU; true for other devices."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+    return torch.device(device).type != "cpu" or any(map(shutil.which, compilers))
+
+
 def compile_network(network: nn.Module, device: torch.device | str) -> bool:
     """Compiles a network in place for static input shapes; warns and returns False if there is no C++ compiler."""
-    if torch.device(device).type == "cpu":
-        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-        if not any(map(shutil.which, compilers)):
-            warnings.warn("compile: no C++ compiler found (CXX, g++, clang++), not compiling", stacklevel=2)
-            return False
+    if not has_compiler(device):
+        warnings.warn("compile: no C++ compiler found (CXX, g++, clang++), not compiling", stacklevel=2)
+        return False
     network.compile(dynamic=False)
     return True
+
+
+def score_network(model: nn.Module) -> nn.Module | None:
+    """Returns the score network of a model, or None if it has none."""
+    network = getattr(model, "unet", None) or getattr(model, "network", None)
+    return network if isinstance(network, nn.Module) else None
 
 
 def accelerate(
@@ -53,8 +67,8 @@ def accelerate(
     """Compiles the score network of a model and sets its memory format; warns if the model has no score network."""
     if not (compiled or channels_last):
         return
-    network = getattr(model, "unet", None) or getattr(model, "network", None)
-    if not isinstance(network, nn.Module):
+    network = score_network(model)
+    if network is None:
         warnings.warn(f"compile, channels_last: no effect, {type(model).__name__} has no score network", stacklevel=2)
         return
     if channels_last:

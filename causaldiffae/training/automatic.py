@@ -1,0 +1,113 @@
+"""Options of training that depend on the machine: bfloat16, compilation, and the number of steps for some minutes.
+
+A resumed run keeps what was chosen at its start. In several processes rank 0 measures, and all use its choice.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import replace
+from typing import Final
+
+import torch
+
+from causaldiffae import dist_util
+from causaldiffae.config import Config, TrainConfig
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.model import TrainingStep
+from causaldiffae.training.acceleration import activation_dtype, compile_network, has_compiler, score_network
+from causaldiffae.training.estimate import Trial
+
+REPEATS: Final = 3
+MIN_MINUTES: Final = 10.0
+"""Shorter runs are not compiled: compiling takes one to two minutes on a CPU."""
+USABLE: Final = 0.9
+"""Share of the minutes for training steps; the rest is for checkpoints and previews."""
+
+
+def with_recorded(config: Config, recorded: TrainConfig) -> Config:
+    """Replaces automatic options by those of the checkpoint from which the run resumes."""
+    train = config.train
+    if train.use_bf16 == "auto":
+        train = replace(train, use_bf16=recorded.use_bf16)
+    if train.compile == "auto":
+        train = replace(train, compile=recorded.compile)
+    if train.minutes:
+        train = replace(train, total_steps=recorded.total_steps, lr_anneal_steps=recorded.lr_anneal_steps)
+    return replace(config, train=train)
+
+
+class _Machine:
+    """Trial steps of a run on this machine, eager and compiled."""
+
+    def __init__(self, config: Config, training_step: TrainingStep, spec: DatasetSpec, device: torch.device) -> None:
+        train = config.train
+        count = train.microbatch or train.batch_size
+        self.network, self.device = score_network(training_step.model), device
+        self.dtype = activation_dtype(train.use_bf16, device)
+        self._trial, self._pieces = Trial(training_step, config, spec, device, count), -(-train.batch_size // count)
+
+    def seconds(self) -> float:
+        """Seconds of a training step on rank 0."""
+        return dist_util.from_main(lambda: self._trial.run(self.dtype, REPEATS)) * self._pieces
+
+    def can_compile(self) -> bool:
+        return self.network is not None and has_compiler(self.device)
+
+    def compile(self) -> float:
+        """Compiles the score network and returns the seconds of a step, infinity if that fails in any process."""
+        assert self.network is not None
+        compile_network(self.network, self.device)
+        problem = ""
+        try:
+            self._trial.run(self.dtype)
+        except Exception as error:  # whatever the back end of the compiler raises, training works without it
+            problem = str(error).strip().partition("\n")[0][:200]
+            warnings.warn(f"compile: failed, so the network is not compiled: {problem}", stacklevel=2)
+        return float("inf") if dist_util.any_of(bool(problem)) else self.seconds()
+
+    def undo_compile(self) -> None:
+        assert self.network is not None
+        self.network._compiled_call_impl = None  # `nn.Module.compile` has no public inverse
+
+
+def choose(
+    config: Config, training_step: TrainingStep, spec: DatasetSpec, device: torch.device, steps_done: int = 0
+) -> tuple[Config, str]:
+    """Replaces automatic options by choices for this machine; all processes must call this function.
+
+    If the choice is to compile, the score network is compiled in place.
+
+    Args:
+        config: options of the run; `total_steps` is kept if the run resumes, that is, if `steps_done` is positive.
+        training_step: the loss of the model, before it is wrapped for several processes.
+        steps_done: steps of the checkpoint from which the run resumes.
+
+    Returns:
+        The configuration, and a line for the log, "" if nothing was automatic.
+    """
+    train, start = config.train, time.perf_counter()
+    timed = train.minutes > 0 and not steps_done
+    if not timed and "auto" not in (train.use_bf16, train.compile):
+        return config, ""
+    if train.use_bf16 == "auto":
+        train = replace(train, use_bf16=not dist_util.any_of(activation_dtype("auto", device) is None))
+    machine, seconds, note = _Machine(replace(config, train=train), training_step, spec, device), 0.0, ""
+    if timed or (train.compile == "auto" and machine.can_compile()):
+        seconds = machine.seconds()
+    if train.compile == "auto":
+        left = train.minutes * 60 if timed else (train.total_steps - steps_done) * seconds
+        eager, pays = seconds, machine.can_compile() and left >= 60 * MIN_MINUTES
+        if pays and (compiled := machine.compile()) < eager:
+            seconds, note = compiled, f" ({compiled:.3g} s a step, {eager:.3g} s without)"
+        elif pays:
+            machine.undo_compile()
+        train = replace(train, compile=bool(note))
+    line = f"{'bfloat16' if train.use_bf16 else 'float32'}, {'compiled' if train.compile else 'not compiled'}{note}"
+    if timed:
+        usable = USABLE * (train.minutes * 60 - (time.perf_counter() - start))
+        steps = dist_util.from_main(lambda: max(1, int(usable / seconds)))
+        train = replace(train, total_steps=steps, lr_anneal_steps=steps // 3)
+        line += f", {steps} steps in {train.minutes:g} minutes"
+    return replace(config, train=train), line
