@@ -1,0 +1,207 @@
+"""Whether the pictures of a model follow interventions: the share of the requested change that they show.
+
+Every image gets one intervention on each variable: the end of its range, moved inwards by 10 %, that is farther from
+the factual label, or another category. The labels of the resulting pictures are read off them, by measurement where the
+data set supports it, by a predictor, or by the encoder of the model, which was trained on real images only. With the
+mean error |read - requested| of the counterfactuals and that of the factual images,
+
+    share = 1 - error(counterfactuals) / error(factual images)
+
+is 1 if the pictures show what was requested, 0 if they are no better than the factual images, and negative if they are
+worse. For a category it is the share of the pictures that show the requested one. This is effectiveness (Monteiro et
+al., 2023) on the scale of the request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
+from causaldiffae.datasets.registry import DATASETS, can_measure, measure
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.metrics.effectiveness import label_errors, nearest_category
+from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
+from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
+
+FILE: Final = "responses.json"
+FOLLOWS: Final = 0.8
+PARTLY: Final = 0.5
+HARDLY: Final = 0.1
+MARGIN: Final = 0.1
+"""Requested values are this share of the range inside its ends."""
+
+
+class Reader(NamedTuple):
+    """Reads labels (N, n), in label units, off images (N, C, H, W) uint8; `name` says what it is."""
+
+    name: str
+    read: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Response:
+    """The response of pictures to interventions on one variable.
+
+    Attributes:
+        share: share of the requested change that the pictures show, with its 95 % interval over images.
+        reader: what reads the labels.
+    """
+
+    share: Figure
+    reader: str
+
+    @property
+    def verdict(self) -> str:
+        """The response in words."""
+        share = self.share.mean
+        if share is None:
+            return "unknown"
+        if share >= PARTLY:
+            return "followed" if share >= FOLLOWS else "followed in part"
+        return "hardly followed" if share >= HARDLY else "no better than doing nothing"
+
+    def text(self, name: str) -> str:
+        """A line about interventions on the variable `name`."""
+        share, low, high = self.share.mean, self.share.low, self.share.high
+        if share is None:
+            return f"do({name}): unknown, no labels can be read"
+        interval = f" ({low:.0%} to {high:.0%})" if low is not None and high is not None else ""
+        return f"do({name}): {share:.0%} of the requested change{interval}, {self.verdict}"
+
+
+Responses = Mapping[str, Response]
+
+
+def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor: str = "") -> Reader | None:
+    """Returns what reads the labels of pictures; None if nothing can.
+
+    Args:
+        label_predictor: folder of a predictor; by default the measurement of the data set, the shipped predictor, or
+            the model's encoder, in this order.
+    """
+    if not label_predictor and spec.name in DATASETS and can_measure(spec):
+        return Reader("measured", lambda images: measure(spec, images))
+    device = _device(engine)
+    if label_predictor or (spec.name in DATASETS and predictor_is_shipped(spec)):
+        predictor = open_predictor(spec, label_predictor, device).predictor
+        return Reader("read by a predictor", lambda images: predictor.read(images).labels)
+    if engine.model.needs_labels or engine.model.unconditional_abduction:
+        return None
+
+    def read(images: np.ndarray) -> np.ndarray:
+        z = engine.latents(to_model_range(torch.from_numpy(images)).to(device))
+        return engine.read_labels(z).cpu().numpy()
+
+    return Reader("read by the model's own encoder", read)
+
+
+def _device(engine: CounterfactualEngine) -> torch.device:
+    return next(cast(torch.nn.Module, engine.model).parameters()).device
+
+
+def requested_values(labels: np.ndarray, spec: DatasetSpec, i: int, rng: np.random.Generator) -> np.ndarray:
+    """Values (N,) to request of variable i, far from the factual labels (N,)."""
+    low, high, values = spec.low[i], spec.high[i], spec.category_values(i)
+    if not values:
+        ends = np.array([low + MARGIN * (high - low), high - MARGIN * (high - low)])
+        return ends[np.abs(labels[:, None] - ends).argmax(axis=1)]
+    factual = nearest_category(labels, values).astype(np.int64)
+    return np.asarray(values)[(factual + rng.integers(1, len(values), len(labels))) % len(values)]
+
+
+def measure_responses(
+    engine: CounterfactualEngine, data: ImageData, reader: Reader, seed: int = 0, batch_size: int = 32
+) -> dict[str, Response]:
+    """Measures the response to interventions on every variable; empty without images that have the labels needed.
+
+    Args:
+        data: images of the model's data set that it was not trained on. Missing labels are those that are read, unless
+            the model requires labels.
+        seed: of the requested categories and of the noise of discrete variables.
+    """
+    spec, rng = data.spec, np.random.default_rng(seed)
+    if engine.model.needs_labels or engine.model.unconditional_abduction:
+        data = data.subset(np.flatnonzero(data.observed.all(axis=1)))
+    factual = reader.read(data.images) if len(data) else np.empty((0, len(spec.graph)))
+    known = np.where(np.isnan(data.labels), factual, data.labels)
+    usable = np.flatnonzero(np.isfinite(known).all(axis=1))
+    requested = {name: requested_values(known[:, i], spec, i, rng) for i, name in enumerate(spec.graph.names)}
+    read: dict[str, list[np.ndarray]] = {name: [] for name in requested}
+    device = _device(engine)
+    for part in (usable[k : k + batch_size] for k in range(0, len(usable), batch_size)):
+        x_start, classes, labels = model_inputs(data.subset(part), device)
+        abducted = engine.abduct(x_start, classes, torch.Generator(device).manual_seed(seed), labels)
+        results = engine.predict(abducted, [{name: values[part]} for name, values in requested.items()])
+        for i, (name, result) in enumerate(zip(requested, results, strict=True)):
+            read[name].append(reader.read(to_uint8(result.images.cpu().numpy()))[:, i])
+    if not len(usable):
+        return {}
+    return {
+        name: Response(_share(np.concatenate(read[name]), factual[usable, i], values[usable], spec, i), reader.name)
+        for i, (name, values) in enumerate(requested.items())
+    }
+
+
+def _share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, i: int) -> Figure:
+    """The share of variable i, from labels (N,) read off counterfactual and factual images."""
+    categories = [spec.category_values(i)]
+    errors, nothing = (
+        label_errors(labels[:, None], requested[:, None], categories)[:, 0] for labels in (read, factual)
+    )
+    if categories[0]:
+        return mean_figure(1.0 - errors, rate=True)
+    known = np.isfinite(errors) & np.isfinite(nothing)
+    errors, nothing = errors[known], nothing[known]
+    if not len(errors) or not nothing.any():
+        return Figure(None, None, None, 0, len(known))
+    left_out = int((~known).sum())
+    if len(errors) == 1:
+        return Figure(float(1 - errors[0] / nothing[0]), None, None, 1, left_out)
+    return statistic_figure(lambda rows: 1 - errors[rows].sum() / nothing[rows].sum(), len(errors), left_out=left_out)
+
+
+def describe(responses: Responses, images_seen: int = 0) -> list[str]:
+    """Lines about all variables, with advice if some are not followed."""
+    if not responses:
+        return []
+    first = next(iter(responses.values()))
+    lines = [f"response to interventions, {first.share.images} images, labels {first.reader}:"]
+    lines += [f"  {response.text(name)}" for name, response in responses.items()]
+    if weak := [name for name, response in responses.items() if response.verdict != "followed"]:
+        seen = f" ({images_seen:,} images seen)" if images_seen else ""
+        lines.append(f"  counterfactuals of {', '.join(weak)} are not reliable yet; train longer{seen}")
+    return lines
+
+
+def mean_share(responses: Responses) -> float:
+    """Mean share over variables, each limited to 0..1; unknown ones are left out, NaN if all are."""
+    shares = [response.share.mean for response in responses.values() if response.share.mean is not None]
+    return float(np.clip(shares, 0, 1).mean()) if shares else float("nan")
+
+
+def stalled(history: Sequence[float], patience: int = 3, least: float = 0.01) -> bool:
+    """Whether the last `patience` mean shares are less than `least` above the best one before them."""
+    return len(history) > patience and max(history[-patience:]) < max(history[:-patience]) + least
+
+
+def write_responses(folder: Path, responses: Responses) -> None:
+    """Writes `FILE` into a run or model folder."""
+    content = {name: asdict(response) for name, response in responses.items()}
+    (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_responses(folder: Path) -> dict[str, Response]:
+    """Reads `FILE` of a run or model folder; empty if there is none or it is not valid."""
+    try:
+        content: dict[str, dict[str, Any]] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return {str(name): Response(Figure(**each["share"]), str(each["reader"])) for name, each in content.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}

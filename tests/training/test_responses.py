@@ -1,0 +1,209 @@
+"""Whether the pictures of a model follow interventions."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import randomise, small_config, squares, squares_spec
+from torch import Tensor
+
+from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import InputError
+from causaldiffae.graphs import CausalGraph
+from causaldiffae.metrics.intervals import Figure
+from causaldiffae.script_util import create_model_and_diffusion
+from causaldiffae.training.responses import (
+    Reader,
+    Response,
+    describe,
+    find_reader,
+    mean_share,
+    measure_responses,
+    read_responses,
+    requested_values,
+    stalled,
+    write_responses,
+)
+
+SPEC = DatasetSpec(
+    name="painted",
+    image_size=2,
+    channels=1,
+    graph=CausalGraph(("grey", "kind"), ()),
+    shift=(0.0, 0.0),
+    scale=(1.0, 1.0),
+    low=(0.0, 0.0),
+    high=(200.0, 2.0),
+    kinds=("continuous", "categorical"),
+    categories=((), ("a", "b", "c")),
+)
+READER = Reader("read", lambda images: images[:, 0, 0, :].astype(np.float64))  # the first row holds both labels
+
+
+def painted(labels: np.ndarray) -> np.ndarray:
+    """Images (N, 1, 2, 2) uint8 whose first row is the labels."""
+    images = np.zeros((len(labels), 1, 2, 2), np.uint8)
+    images[:, 0, 0] = np.nan_to_num(labels)
+    return images
+
+
+def data(labels: np.ndarray) -> ImageData:
+    names = [str(i) for i in range(len(labels))]
+    return ImageData(SPEC, "val", painted(labels), labels.astype(np.float32), None, names)
+
+
+class Painter:
+    """An engine whose pictures move `share` of the way to the requested grey, and never show category 2."""
+
+    def __init__(self, share: float, needs_labels: bool = False) -> None:
+        self.share = share
+        self.model: Any = torch.nn.Linear(1, 1)
+        self.model.needs_labels, self.model.unconditional_abduction = needs_labels, False
+        self.seen = 0
+
+    def abduct(self, x_start: Tensor, classes: Any, generator: Any, labels: Any) -> Tensor:
+        self.seen += len(x_start)
+        return x_start
+
+    def predict(self, x: Tensor, interventions: list[dict[str, np.ndarray]]) -> list[Any]:
+        results = []
+        for do in interventions:
+            images = (x.double() + 1) * 127.5
+            for name, values in do.items():
+                column, requested = SPEC.graph.index(name), torch.from_numpy(values)
+                if name == "grey":
+                    requested = images[:, 0, 0, 0] + self.share * (requested - images[:, 0, 0, 0])
+                else:
+                    requested = torch.where(requested == 2, images[:, 0, 0, 1], requested)
+                images[:, 0, 0, column] = requested
+            results.append(SimpleNamespace(images=images / 127.5 - 1))
+        return results
+
+
+def responses_of(share: float, labels: np.ndarray, **options: Any) -> dict[str, Response]:
+    return measure_responses(Painter(share, **options), data(labels), READER)  # type: ignore[arg-type]
+
+
+def labels_of(count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([rng.integers(0, 200, count), rng.integers(0, 3, count)], axis=1).astype(np.float64)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.6, 0.0])
+def test_the_share_is_that_of_the_requested_change(share: float) -> None:
+    labels = labels_of(60)
+    found = responses_of(share, labels)
+    grey, kind = found["grey"].share, found["kind"].share
+    assert grey.mean == pytest.approx(share, abs=0.01) and grey.images == 60
+    assert grey.low is not None and grey.high is not None and grey.low <= grey.mean <= grey.high
+    requested = requested_values(labels[:, 1], SPEC, 1, np.random.default_rng(0))
+    assert kind.mean == pytest.approx((requested != 2).mean()), "the share of pictures with the requested category"
+
+
+def test_requests_are_far_from_the_factual_labels() -> None:
+    labels = labels_of(200)
+    rng = np.random.default_rng(3)
+    grey = requested_values(labels[:, 0], SPEC, 0, rng)
+    assert set(grey) == {20.0, 180.0} and (np.abs(grey - labels[:, 0]) >= 80).all()
+    kind = requested_values(labels[:, 1], SPEC, 1, rng)
+    assert set(kind) == {0.0, 1.0, 2.0} and (kind != labels[:, 1]).all()
+
+
+def test_missing_labels_are_those_that_are_read_unless_the_model_needs_them() -> None:
+    labels = labels_of(20)
+    labels[:5, 0] = np.nan
+    assert responses_of(1.0, labels)["grey"].share.images == 20
+    assert responses_of(1.0, labels, needs_labels=True)["grey"].share.images == 15
+    labels[:, 0] = np.nan
+    assert responses_of(1.0, labels, needs_labels=True) == {}
+
+
+def test_images_without_readable_labels_are_left_out() -> None:
+    half = Reader("half", lambda images: np.where(images[:, 0, 0, :1] < 50, np.nan, READER.read(images)))
+    labels = labels_of(40)
+    found = measure_responses(Painter(1.0), data(labels), half)  # type: ignore[arg-type]
+    assert 0 < found["grey"].share.images < 40 and found["grey"].share.left_out > 0
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [
+        (0.95, "followed"),
+        (0.8, "followed"),
+        (0.6, "followed in part"),
+        (0.3, "hardly followed"),
+        (0.05, "no better than doing nothing"),
+        (-0.4, "no better than doing nothing"),
+        (None, "unknown"),
+    ],
+)
+def test_verdicts(share: float | None, verdict: str) -> None:
+    response = Response(Figure(share, None, None, 4), "measured")
+    assert response.verdict == verdict and verdict in response.text("x")
+
+
+def test_the_description_gives_advice_where_interventions_are_not_followed() -> None:
+    good, bad = Figure(0.93, 0.9, 0.95, 48), Figure(0.12, 0.05, 0.2, 48)
+    lines = describe({"size": Response(good, "measured"), "hue": Response(bad, "measured")}, 64_000)
+    assert lines == [
+        "response to interventions, 48 images, labels measured:",
+        "  do(size): 93% of the requested change (90% to 95%), followed",
+        "  do(hue): 12% of the requested change (5% to 20%), hardly followed",
+        "  counterfactuals of hue are not reliable yet; train longer (64,000 images seen)",
+    ]
+    assert len(describe({"size": Response(good, "measured")})) == 2 and describe({}) == []
+
+
+def test_mean_share_and_stalling() -> None:
+    shares = [Response(Figure(mean, None, None, 1), "") for mean in (1.2, 0.5, -0.5, None)]
+    assert mean_share({str(i): response for i, response in enumerate(shares)}) == pytest.approx(0.5)
+    assert not stalled([0.1, 0.2, 0.3]) and not stalled([0.5, 0.5, 0.5, 0.52])
+    assert stalled([0.5, 0.5, 0.5, 0.505]) and stalled([0.2, 0.7, 0.6, 0.7, 0.65])
+
+
+def test_responses_are_stored_in_the_folder(tmp_path: Path) -> None:
+    found = {"a": Response(Figure(0.5, 0.4, 0.6, 7), "measured"), "b": Response(Figure(None, None, None, 0, 7), "x")}
+    assert read_responses(tmp_path) == {}
+    write_responses(tmp_path, found)
+    assert read_responses(tmp_path) == found
+    (tmp_path / "responses.json").write_text('{"a": 3}')
+    assert read_responses(tmp_path) == {}
+
+
+def engine_of(spec: DatasetSpec, **changes: Any) -> CounterfactualEngine:
+    model, diffusion = create_model_and_diffusion(small_config(**changes), spec)
+    return CounterfactualEngine(randomise(model).eval(), diffusion, spec)
+
+
+def test_the_reader_is_a_measurement_a_predictor_or_the_encoder(tmp_path: Path) -> None:
+    spec = squares_spec()
+    engine = engine_of(spec)
+    encoder = find_reader(spec, engine)
+    assert encoder is not None and encoder.name == "read by the model's own encoder"
+    images = squares().images
+    z = engine.latents(torch.from_numpy(images).float() / 127.5 - 1)
+    np.testing.assert_allclose(encoder.read(images), engine.read_labels(z).numpy(), rtol=1e-4)
+    assert find_reader(spec, engine_of(spec, model_type="conditional")) is None, "it cannot read labels"
+    pendulum = dataset_spec("pendulum", 32, 3)
+    measured = find_reader(pendulum, engine_of(pendulum, rep_dim=8, encoder_channels="8,8,8"))
+    assert measured is not None and measured.name == "measured"
+    with pytest.raises((InputError, OSError, ValueError)):
+        find_reader(spec, engine_of(spec), str(tmp_path / "nothing"))
+
+
+def test_responses_of_a_model(tmp_path: Path) -> None:
+    spec = squares_spec()
+    torch.manual_seed(0)
+    engine = engine_of(spec, diffusion_steps=4, noise_schedule="cosine")
+    reader = find_reader(spec, engine)
+    assert reader is not None
+    found = measure_responses(engine, squares(), reader, batch_size=3)
+    assert list(found) == ["size", "grey"] and all(each.share.images == 8 for each in found.values())
+    again = measure_responses(engine, squares(), reader, batch_size=3)
+    assert found == again
