@@ -105,6 +105,7 @@ TINY = {
     "make_dataset.py morphomnist": ["--num_train=48", "--num_test=8", "--workers=1"],
     "make_dataset.py circuit": ["--workers=1", "--num=8", "--num_val=2", "--num_test=4", "--image_size=32"],
     "measured_digits.py": ["--num=40", "--workers=1"],
+    "attributes.py": ["--num=40", "--pairs=2"],
     "image_train.py": [f"--{name}={value}" for name, value in _FEW.items()],
     "noised_classifier.py": _NOISED,
     **{f"image_{name}_test.py": ["--num_images=2", "--steps=2"]
@@ -154,7 +155,7 @@ BEFORE = {
     "command.py train": _FEW_PICTURES,
 }
 
-STAGES = ["make_dataset.py", "make-dataset", "measured_digits.py"], ["train"], [""]
+STAGES = ["make_dataset.py", "make-dataset", "measured_digits.py", "attributes.py"], ["train"], [""]
 """A command belongs to the first stage of which it contains a word."""
 TIMEOUT = 400  # seconds for a command
 

@@ -1,0 +1,75 @@
+"""The example data sets of examples/."""
+
+import csv
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from paths import REPO
+from PIL import Image
+
+from causaldiffae.datasets.registry import read_split
+from causaldiffae.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def attributes() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("attributes", REPO / "examples" / "attributes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_null_intervention_reproduces_the_picture(attributes: ModuleType) -> None:
+    rng = np.random.default_rng(1)
+    for noise in [attributes.draw_noise(rng) for _ in range(20)]:
+        labels = attributes.labels_of(noise)
+        assert all(attributes.labels_of(noise, {name: value}) == labels for name, value in labels.items())
+
+
+def test_interventions_change_descendants_only(attributes: ModuleType) -> None:
+    rng, rings, patterns = np.random.default_rng(2), [], []
+    for noise in [attributes.draw_noise(rng) for _ in range(300)]:
+        labels = attributes.labels_of(noise)
+        larger = attributes.labels_of(noise, {"size": 18.0})
+        assert {name for name in labels if larger[name] != labels[name]} <= {"size", "ring"}
+        assert not (labels["ring"] == "yes" and larger["ring"] == "no"), "the probability of a ring rises with size"
+        rings.append(larger["ring"] == "yes")
+        dotted = attributes.labels_of(noise, {"shape": "triangle"})
+        assert {name for name in labels if dotted[name] != labels[name]} <= {"shape", "pattern"}
+        patterns.append(dotted["pattern"] == "dots")
+        assert attributes.labels_of(noise, {"ring": "no", "size": 18.0})["ring"] == "no"
+    assert np.mean(rings) == pytest.approx(1 / (1 + np.exp(-1.5 * 4)), abs=0.03)
+    assert np.mean(patterns) == pytest.approx(np.exp(3) / (np.exp(3) + 2), abs=0.05)
+
+
+def test_the_folder_is_a_data_set_with_true_counterfactuals(attributes: ModuleType, tmp_path: Path) -> None:
+    attributes.main(["--out", str(tmp_path / "set"), "--num", "40", "--pairs", "3"])
+    data = read_split("folder", tmp_path / "set", "test")
+    assert data.images.shape == (4, 3, 64, 64)
+    assert data.spec.graph.edges == (("size", "ring"), ("shape", "pattern"))
+    assert [data.spec.kind(i) for i in range(5)] == [
+        *("continuous", "categorical", "continuous", "binary", "categorical"),
+    ]
+    with (tmp_path / "set" / "counterfactuals.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 13
+    nulls = 0
+    for row in rows:
+        factual, true = (Image.open(tmp_path / "set" / row[name]) for name in ("file", "true_file"))
+        same = bool((np.asarray(factual) == np.asarray(true)).all())
+        name, value = row["do"].split("=")
+        assert row[name] == value or float(row[name]) == float(value)
+        nulls += same
+    assert nulls >= 3 * 3, "the values of shape, ring and pattern that the pictures have"
+
+
+@pytest.mark.parametrize("flags", [("--num", "5"), ("--num", "40", "--pairs", "5"), ()])
+def test_impossible_requests_are_refused(attributes: ModuleType, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    out = tmp_path if not flags else tmp_path / "set"
+    with pytest.raises(InputError, match="expected"):
+        attributes.main(["--out", str(out), *flags])
+    assert not list(tmp_path.iterdir())
