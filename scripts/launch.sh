@@ -11,7 +11,8 @@
 #   OUT_DIR=DIR            output of a test (default RUN_DIR/test)
 #   NPROC=5                train under mpiexec with that many processes (default 1, without MPI)
 #   RESTARTS=3             after a crash, resume from the newest checkpoint at most so often; not if no checkpoint was
-#                          written since the last start, and not after an error in the input (exit code 2)
+#                          written since the last start, not after an error in the input (exit code 2), and not after
+#                          a signal
 #   MPIEXEC="srun --mpi=pmix"   the command to use instead of mpiexec
 #   DRY_RUN=1              print the commands without running them; --dry_run True prints the resolved configuration of
 #                          a training run. Neither makes a data set.
@@ -51,26 +52,36 @@ launch_newest() { # launch_newest RUN_DIR: prints the newest step folder
     printf '%s\n' "$newest"
 }
 
+launch_pass() { # launch_pass SIGNAL: passes the signal on to the child, now or once it has been started
+    stopped=1
+    if [ -n "$child" ]; then kill -s "$1" "$child" 2>/dev/null || true; else pending=$1; fi
+}
+
 launch_training() { # launch_training RUN_DIR COMMAND...: passes signals on, and restarts the command after a crash
-    local run_dir=$1 restarts=${RESTARTS:-3} before child signalled status
+    local run_dir=$1 restarts=${RESTARTS:-3} before child='' pending='' stopped='' again status=0
     shift
-    trap 'signalled=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
-    trap 'signalled=1; kill -USR1 "$child" 2>/dev/null || true' USR1
-    while :; do
+    trap 'again=1; launch_pass TERM' TERM INT
+    trap 'again=1; launch_pass USR1' USR1
+    while [ -z "$stopped" ]; do
         before=$(launch_newest "$run_dir")
         "$@" &
-        child=$! signalled=1
-        while [ -n "$signalled" ]; do # a signal ends `wait`, not the child
-            signalled='' status=0
+        child=$! again=1
+        [ -z "$pending" ] || kill -s "$pending" "$child" 2>/dev/null || true
+        while [ -n "$again" ]; do # a signal ends `wait`, not the child
+            again='' status=0
             wait "$child" || status=$?
         done
+        child=''
+        [ "$status" -ge 0 ] || status=1 # bash 5.2 loses the code of a child that ends just when a signal arrives
         case $status in 0 | 2) exit "$status" ;; esac
-        if [ "$restarts" -le 0 ] || [[ $run_dir != *://* && $(launch_newest "$run_dir") = "$before" ]]; then
+        if [ -n "$stopped" ] || [ "$restarts" -le 0 ] ||
+            [[ $run_dir != *://* && $(launch_newest "$run_dir") = "$before" ]]; then
             exit "$status"
         fi
         restarts=$((restarts - 1))
         echo "training ended with exit code $status; resuming from its newest checkpoint ($restarts restarts left)" >&2
     done
+    exit "$status"
 }
 
 launch_flag() { # launch_flag NAME ARGUMENTS...: prints the last value of --NAME
@@ -89,8 +100,8 @@ launch_flag() { # launch_flag NAME ARGUMENTS...: prints the last value of --NAME
 launch_label_flags() { # launch_label_flags ARGUMENTS...: prints those that select labelled images, one word per line
     while [ $# -gt 0 ]; do
         case $1 in
-        --masking=* | --label_fraction=* | --label_seed=* | --num_images=*) printf '%s\n' "$1" ;;
-        --masking | --label_fraction | --label_seed | --num_images) printf '%s\n' "$1" "${2:-}" ;;
+        --masking=* | --mask_by=* | --label_fraction=* | --label_seed=* | --num_images=*) printf '%s\n' "$1" ;;
+        --masking | --mask_by | --label_fraction | --label_seed | --num_images) printf '%s\n' "$1" "${2:-}" ;;
         esac
         shift
     done

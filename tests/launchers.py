@@ -72,6 +72,10 @@ lives.write_text("x" * life)
 ending = os.environ["ENDINGS"].split()[life - 1]
 if ending != "early":
     (run_dir / f"step_{life:07d}").mkdir()
+if ending == "stopped":
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(os.getpid(), signal.SIGKILL))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 if ending in ("killed", "early"):
     os.kill(os.getpid(), signal.SIGKILL)
 if ending == "wait":

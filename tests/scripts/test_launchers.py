@@ -262,6 +262,7 @@ def test_two_launchers_at_once_install_once(clone: Path) -> None:
         ("early", "3", 137, 1),  # without a new checkpoint the next start would end alike
         ("killed early", "3", 137, 2),
         ("2", "3", 2, 1),  # an error in the input
+        ("killed stopped", "3", 137, 2),  # a crash after the launcher has received SIGTERM
     ],
 )
 def test_training_resumes_after_a_crash(crashing: Path, endings: str, restarts: str, code: int, lives: int) -> None:

@@ -18,19 +18,25 @@ LAUNCHER = "train_pendulum_causaldae.sh"
 # Starts the tasks, passes signals on to them and returns their highest exit code, as srun does.
 SRUN = """\
 #!PYTHON
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 
 options = sys.argv[1 : sys.argv.index("-n")]
 count, command = int(sys.argv[sys.argv.index("-n") + 1]), sys.argv[sys.argv.index("-n") + 2 :]
 with open(os.environ["RECORD"], "a") as record:
     record.write(f"srun {' '.join(options)}\\n")
-tasks = []
+tasks, received = [], []
 for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda number, _: [task.send_signal(number) for task in tasks])
+    signal.signal(number, lambda number, _: received.append(number))
 for task in range(count):
     variables = {"SLURM_PROCID": str(task), "SLURM_STEP_NUM_TASKS": str(count)}
     tasks.append(subprocess.Popen(command, env={**os.environ, **variables}))
-sys.exit(max(task.wait() for task in tasks))
+while None in [task.poll() for task in tasks]:
+    while received:  # not by the handler: a task that has already answered may not be in the list yet
+        number = received.pop()
+        for task in tasks:
+            task.send_signal(number)
+    time.sleep(0.01)
+sys.exit(max(task.returncode for task in tasks))
 """
 SCONTROL = '#!/bin/sh\necho "scontrol $*" >>"$RECORD"\n'
 TRAINER = """\
