@@ -12,13 +12,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_type_hints
 
 from causaldiffae.errors import DataError, InputError
 
 T = TypeVar("T")
 Auto = bool | Literal["auto"]
 """An option that training chooses where it is "auto", see training/automatic.py."""
+
+
+DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
 
 
 def flag(default: T, text: str) -> T:
@@ -156,7 +159,7 @@ class TrainConfig:
     ema_warmup: bool = flag(False, "warm up the decay rates of the moving averages")
     schedule_sampler: str = flag("uniform", "timestep sampler: uniform or loss-second-moment")
     use_bf16: Auto = flag("auto", "compute activations in bfloat16; auto: where the hardware supports it")
-    device: str = flag("", "cpu, cuda or cuda:N; default: the process's own GPU if there is one, else the CPU")
+    device: str = flag("auto", DEVICE_HELP)
     data_on_device: str = flag(
         "auto", "where the training images are stored: always on the device, never, or auto: there if they fit"
     )

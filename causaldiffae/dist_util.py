@@ -237,17 +237,32 @@ def is_main() -> bool:
 
 
 def dev() -> torch.device:
-    """Device of this process: that of `set_device`, by default its own GPU if there is one, else the CPU."""
-    if _device == "cpu" or not torch.cuda.is_available():
+    """Device of this process: that of `set_device`, by default that of `find_device`."""
+    if _device in ("", "auto"):
+        return find_device("auto")
+    chosen = torch.device(_device)
+    if chosen.type != "cuda":
+        return chosen
+    if not torch.cuda.is_available():
         return torch.device("cpu")
-    chosen = torch.device(_device or "cuda")
     if chosen.index is not None:
         return chosen
     return torch.device("cuda", read_environment().local_rank % torch.cuda.device_count())
 
 
+def find_device(name: torch.device | str) -> torch.device:
+    """Returns a device by name; for "auto" this process's own CUDA GPU, else Apple's MPS, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    environment = read_environment()
+    if torch.cuda.is_available():
+        return torch.device("cuda", environment.local_rank % torch.cuda.device_count())
+    is_alone = environment.world_size == 1  # gloo has no collective operations on MPS
+    return torch.device("mps" if is_alone and torch.backends.mps.is_available() else "cpu")
+
+
 def set_device(name: str) -> None:
-    """Sets the device of this process: "cpu", "cuda", "cuda:N", or "" for the default; see `training.devices`."""
+    """Sets the device of this process: "cpu", "mps", "cuda", "cuda:N" or "auto"; see `training.devices`."""
     global _device
     _device = name
 

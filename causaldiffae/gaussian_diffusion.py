@@ -23,7 +23,7 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.losses import discretized_gaussian_log_likelihood, normal_kl
-from causaldiffae.nn import ModelFn, mean_flat
+from causaldiffae.nn import ModelFn, mean_flat, table_on
 from causaldiffae.noise_schedule import (  # noqa: F401  schedules are guided-diffusion's names in this module
     ModelMeanType,
     NoiseSchedule,
@@ -157,7 +157,7 @@ class GaussianDiffusion:
     def _table(self, name: str, device: torch.device) -> Tensor:
         key = (name, device)
         if key not in self._tables:
-            self._tables[key] = torch.as_tensor(getattr(self, name), device=device)
+            self._tables[key] = table_on(device, getattr(self, name))
         return self._tables[key]
 
     # ------------------------------------------------------------------ the forward process
@@ -383,7 +383,7 @@ class GaussianDiffusion:
 
 def extract(table: np.ndarray | Tensor, t: Tensor, like: Tensor) -> Tensor:
     """Entries of a float64 table at steps t (B,), in the dtype and on the device of `like`, shaped (B, 1, ..., 1)."""
-    values = torch.as_tensor(table, device=t.device)[t].to(device=like.device, dtype=like.dtype)
+    values = table_on(t.device, table)[t].to(device=like.device, dtype=like.dtype)
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +25,17 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ModelFn = Callable[..., Tensor]
 """A network with bound conditions: model(x_t, t) returns the model output (B, C, H, W), which is eps, x_0 or v."""
+
+
+def float_for_tables(device: torch.device) -> torch.dtype:
+    """float64 for tables of coefficients and sums; float32 on devices that have no float64 (Apple's MPS)."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
+def table_on(device: torch.device, table: np.ndarray | Tensor) -> Tensor:
+    """Copies a table to a device; float64 only where it exists, see `float_for_tables`."""
+    values = torch.as_tensor(table)
+    return values.to(float_for_tables(device) if values.is_floating_point() else values.dtype).to(device)
 
 
 class TensorFields:

@@ -19,6 +19,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from causaldiffae.errors import InputError
+from causaldiffae.nn import float_for_tables, table_on
 
 BETA_SCHEDULES = ("linear", "cosine")
 MAX_BETA = 0.999
@@ -187,9 +188,10 @@ class NoiseSchedule:
 
         Everything stays on the device of t.
         """
+        dtype = float_for_tables(t.device)
         if self._coefficients.device != t.device:
-            self._coefficients = self._coefficients.to(t.device)
-        steps = (t.double() * (self.num_timesteps / self.max_timestep)).clamp(0, self.num_timesteps - 1)
+            self._coefficients = table_on(t.device, self._attenuation.c.copy())
+        steps = (t.to(dtype) * (self.num_timesteps / self.max_timestep)).clamp(0, self.num_timesteps - 1)
         interval = (steps.floor().long() + 1).clamp(max=self.num_timesteps - 1)  # interval i begins at step i - 1
         offset = steps - (interval - 1)
         c3, c2, c1, c0 = self._coefficients[:, interval]

@@ -89,13 +89,14 @@ class CounterfactualModel:
         name: str | Path,
         *,
         revision: str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
         steps: int = STEPS,
         solver: str = SOLVER,
     ) -> ModelT:
         """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
-        Files are never unpickled. `revision` is a branch, tag or commit on the Hub.
+        Files are never unpickled. `revision` is a branch, tag or commit on the Hub; the device "auto" is CUDA, else
+        Apple's MPS, else the CPU.
 
         Raises:
             InputError: if there is no such model (the message lists the shipped ones), or it is of another type.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causaldiffae import dist_util
 from causaldiffae.errors import InputError
+from causaldiffae.nn import float_for_tables
 
 SAMPLERS = ("uniform", "loss-second-moment")
 
@@ -38,7 +39,8 @@ class UniformSampler:
     def sample(self, batch_size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> TimestepDraw:
         """Samples a batch of timesteps on the device of the generator; returns tensors on `device`."""
         p = self.weights() / self.weights().sum()
-        uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device).cpu()
+        dtype = float_for_tables(generator.device)
+        uniform = torch.rand(batch_size, generator=generator, dtype=dtype, device=generator.device).cpu().double()
         t = torch.from_numpy(np.searchsorted(np.cumsum(p), uniform.numpy(), side="right").clip(max=len(p) - 1))
         weights = torch.from_numpy(1.0 / (len(p) * p[t.numpy()])).float()
         return TimestepDraw(t.to(device), weights.to(device))
@@ -70,7 +72,8 @@ class LossSecondMomentResampler(UniformSampler):
         return weights * (1 - self.uniform_prob) + self.uniform_prob / len(weights)
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        everyone = dist_util.all_gather(torch.stack([t.double(), losses.detach().double()]))
+        dtype = float_for_tables(t.device)
+        everyone = dist_util.all_gather(torch.stack([t.to(dtype), losses.detach().to(dtype)]))
         for step, loss in torch.cat(everyone, dim=1).T.cpu().tolist():
             i = int(step)
             if self._count[i] == self.history_per_term:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from causaldiffae import dist_util
 from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
@@ -310,6 +311,7 @@ def load_model(
     Raises:
         InputError: If there is no checkpoint, or it is damaged or does not match its description.
     """
+    device = dist_util.find_device(device)
     if is_remote(path):
         path = str(local_checkpoint(path))
     if Path(path).name == MODEL and Path(path).with_name(CONFIG).is_file():

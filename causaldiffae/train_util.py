@@ -32,7 +32,7 @@ from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import Batch, BatchSource
 from causaldiffae.logger import PROGRESS, Logger, progress_bar
 from causaldiffae.model import TrainingDraws
-from causaldiffae.nn import update_ema
+from causaldiffae.nn import float_for_tables, update_ema
 from causaldiffae.resample import create_named_schedule_sampler
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
 from causaldiffae.training.acceleration import accelerate, activation_dtype
@@ -96,6 +96,7 @@ class TrainLoop:
     ) -> None:
         self.config, self.spec, self.logger, self.test = config, data.spec, logger, test
         self.device = dist_util.dev()
+        self.float_dtype = float_for_tables(self.device)
         world, train = dist_util.world_size(), config.train
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped = SkippedSteps(train.max_skipped_steps)
@@ -309,7 +310,7 @@ class TrainLoop:
             for key, value in (*terms.items(), ("total", loss)):
                 # Label terms are means over the images that have labels.
                 of_all = batch.labelled_fraction if key.startswith(LABEL_TERMS) else 1.0
-                mean = value.detach().mean().double() * share / (of_all or 1.0)
+                mean = value.detach().mean().to(self.float_dtype) * share / (of_all or 1.0)
                 sums[key] = sums[key] + mean if key in sums else mean
         return torch.cat(losses), sums
 
@@ -319,9 +320,9 @@ class TrainLoop:
 
     def _exchange(self, sums: dict[str, Tensor], norm: Tensor) -> StepResult:
         """All-reduces the state of the processes, and copies all values to the host in one transfer."""
-        ours = [float(bool(self.stop.reason())), float(self.writer.failed)]
+        dtype, ours = self.float_dtype, [float(bool(self.stop.reason())), float(self.writer.failed)]
         together = torch.cat(
-            [torch.stack([sums["total"], norm.double()]), torch.tensor(ours, dtype=torch.float64, device=self.device)]
+            [torch.stack([sums["total"], norm.to(dtype)]), torch.tensor(ours, dtype=dtype, device=self.device)]
         )
         dist_util.all_reduce_mean(together)
         total, grad_norm, stop, failed, *means = torch.cat([together, torch.stack([*sums.values()])]).tolist()

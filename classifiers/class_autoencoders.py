@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from causaldiffae import dist_util
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics import interpretability
 from causaldiffae.script_util import parse_flags, run_cli
+from causaldiffae.training.devices import use_device
 
 
 @with_help
@@ -29,6 +30,7 @@ class AutoencoderTraining:
     num_images: int = flag(0, "training images; 0 for all")
     class_epochs: int = flag(interpretability.CLASS_EPOCHS, "epochs of the autoencoder of each class")
     all_epochs: int = flag(interpretability.ALL_EPOCHS, "epochs of the autoencoder of all classes")
+    device: str = flag("auto", DEVICE_HELP)
     seed: int = flag(0, "random seed")
 
     def __post_init__(self) -> None:
@@ -38,6 +40,7 @@ class AutoencoderTraining:
 
 def main(argv: list[str]) -> None:
     config = parse_flags(AutoencoderTraining, argv, __doc__ or "")
+    use_device(config.device)
     train = read_split(config.dataset, config.data_dir, "train", limit=config.num_images or None)
     interpretability.ClassAutoencoders(train.spec)  # refuses a data set without classes at once
     epochs = (config.class_epochs, config.all_epochs)

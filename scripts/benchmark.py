@@ -51,11 +51,14 @@ class BenchmarkConfig(SpeedSettings):
     threads: int = flag(0, "PyTorch threads; 0 for the default")
     compile: bool = flag(True, "compile the score network of this package")
     use_bf16: bool = flag(True, "bfloat16 activations in this package, where supported")
+    device: str = flag("auto", "cpu or cuda; auto takes CUDA if PyTorch finds a GPU")
 
     def __post_init__(self) -> None:
         check_least(self, batch_size=1, repeats=1, steps=2, reference_steps=1, threads=0)
-        if self.device not in ("cpu", "cuda"):
-            raise InputError(f"device: expected cpu or cuda, got {self.device!r}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"device: expected auto, cpu or cuda, got {self.device!r}")
+        if self.device == "auto":
+            object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device: expected cpu, got cuda, and PyTorch finds no GPU")
 

@@ -26,6 +26,7 @@ from causaldiffae.evaluation.interventions import InterventionResult, draw_grid,
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import load_model, run_cli
+from causaldiffae.training.devices import add_device_flag, use_device
 from causaldiffae.visualization.image_grids import save_png
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +100,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder to write to; default %(default)s")
     parser.add_argument("--images", type=int, default=0, help="images per data set; default 96")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw the data; default %(default)s")
+    add_device_flag(parser)
     args = parser.parse_args(argv)
+    use_device(args.device)
     if args.images < 0 or args.workers < 1:
         raise InputError("--images: expected 0 or more, --workers: expected 1 or more")
     args.out.mkdir(parents=True, exist_ok=True)

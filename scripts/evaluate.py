@@ -35,6 +35,7 @@ from causaldiffae.logger import progress_bar
 from causaldiffae.model import CausalAutoencoder
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
+from causaldiffae.training.devices import add_device_flag, use_device
 
 STANDARD = "standard"
 FLAGS = {
@@ -61,6 +62,7 @@ def parse(argv: list[str]) -> dict[str, Any]:
         help="accept any file as --inception_weights, not only NVIDIA's inception-2015-12-05.pt; loading it executes "
         "the code in it",
     )
+    add_device_flag(parser)
     parser.add_argument("--protocol", choices=(STANDARD, peers.NAME), default=STANDARD, help="see above")
     parser.add_argument("--workers", type=int, default=1, help="number of processes; does not change the figures")
     parser.add_class_arguments(ProtocolSettings, nested_key=None, skip={"variables"}, instantiate=False)
@@ -144,6 +146,7 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
 
 def main(argv: list[str]) -> None:
     values = parse(argv)
+    use_device(values["device"])
     settings, out = settings_from(values), Path(values["out"])
     if values["protocol"] == peers.NAME:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import PORT, serve
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.devices import add_device_flag, use_device
 
 DEFAULT = WEIGHTS / "morphomnist_causaldae_mini"
 
@@ -32,7 +33,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, help=f"default: {PORT}, or the next free one")
     # Small networks gain nothing from a second thread, and are ten times slower when another process uses that core.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; larger models profit from more; default 1")
+    add_device_flag(parser)
     args = parser.parse_args(argv)
+    use_device(args.device)
     if args.threads < 1:
         raise InputError(f"threads: expected 1 or more, got {args.threads}")
     if args.data_dir and not Path(args.data_dir).is_dir() and "://" not in args.data_dir:

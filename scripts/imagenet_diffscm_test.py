@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from causaldiffae import dist_util
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.images import to_model_range, to_uint8
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.imagenet import (
@@ -39,6 +39,7 @@ from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.published.guided_diffusion import AdmSizes
 from causaldiffae.script_util import SOLVER, parse_flags, run_cli
 from causaldiffae.training.acceleration import activation_dtype
+from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import save_png, tile
 
 
@@ -61,6 +62,7 @@ class ImagenetTestConfig:
     residual: bool = flag(False, "add the reconstruction error of the factual image to every counterfactual")
     batch_size: int = flag(8, "images per batch")
     use_bf16: bool = flag(False, "use bfloat16 activations")
+    device: str = flag("auto", DEVICE_HELP)
     num_heads: int = flag(0, "DiT: attention heads of a .pt of unpublished width")
     image_size: int = flag(AdmSizes.image_size, "U-Net: image size")
     num_res_blocks: int = flag(AdmSizes.num_res_blocks, "U-Net: residual blocks per resolution")
@@ -111,6 +113,7 @@ def slug(text: str) -> str:
 
 def main(argv: list[str]) -> None:
     config = parse_flags(ImagenetTestConfig, argv, __doc__ or "")
+    use_device(config.device)
     classes = list(dict.fromkeys(find_class(text) for text in config.do))
     sizes = AdmSizes(**{each.name: getattr(config, each.name) for each in fields(AdmSizes)})
     loaded = load_imagenet_model(

@@ -22,6 +22,7 @@ from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.files.reading import read_json
 from causaldiffae.pretrained import CounterfactualModel
 from causaldiffae.script_util import run_cli
+from causaldiffae.training.devices import add_device_flag, use_device
 
 
 def traversed_images(model: CounterfactualModel, run: Path, data_dir: str, count: int) -> ImageData:
@@ -46,7 +47,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", default="", help="data set of the traversed images")
     parser.add_argument("--images", type=int, default=4, help="number of traversed images; default %(default)s")
     parser.add_argument("--steps", type=int, default=15, help="evaluations in each direction; default %(default)s")
+    add_device_flag(parser)
     args = parser.parse_args(argv)
+    use_device(args.device)
     if not 1 <= args.images <= 16:
         raise InputError(f"images: expected 1 to 16, got {args.images}")
     model, images = None, None

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from causaldiffae import dist_util
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
@@ -41,6 +41,7 @@ from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
 from causaldiffae.predictors.predictor import find_shipped, open_predictor
 from causaldiffae.script_util import SOLVER, STEPS, load_model, parse_flags, run_cli
+from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import labelled_grid, save_png
 
 SHOWN_IMAGES, SHOWN_SCALES = 10, 10
@@ -72,6 +73,7 @@ class SweepConfig:
     stop: float = flag(1.0, "encode and decode only up to this fraction of T")
     rescale_quantile: float = flag(0.0, "quantile of dynamic thresholding of x_0, such as 0.99; 0 disables it")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
+    device: str = flag("auto", DEVICE_HELP)
     seed: int = flag(0, "seed of the target classes")
 
     def __post_init__(self) -> None:
@@ -83,9 +85,11 @@ class SweepConfig:
 
 def main(argv: list[str]) -> None:
     config = parse_flags(SweepConfig, argv, __doc__ or "")
-    scales, device = sorted(parse_numbers("scales", config.scales)), dist_util.dev()
+    scales = sorted(parse_numbers("scales", config.scales))
     if not scales:
         raise InputError(f"scales: expected at least one number, got {config.scales!r}")
+    use_device(config.device)
+    device = dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None, predictor=config.predictor_path)
     if loaded.config.model.model_type != "diffscm":
         raise InputError(f"{config.model_path}: expected a Diff-SCM, got a {loaded.config.model.model_type} model")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from causaldiffae import dist_util
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.registry import read_split, truth_is_known
 from causaldiffae.errors import InputError, check_given, check_least
@@ -35,6 +35,7 @@ from causaldiffae.evaluation.step_sweep import (
 )
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import load_model, parse_flags, run_cli
+from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import save_png
 
 SETTINGS = (
@@ -59,6 +60,7 @@ class StepSweepConfig:
     label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
     judge: str = flag("", "deprecated alias of label_predictor")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
+    device: str = flag("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
@@ -68,7 +70,9 @@ class StepSweepConfig:
 
 def main(argv: list[str]) -> None:
     config = parse_flags(StepSweepConfig, argv, __doc__ or "")
-    settings, device = parse_settings(config.settings), dist_util.dev()
+    settings = parse_settings(config.settings)
+    use_device(config.device)
+    device = dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None)
     spec = loaded.spec
     dos = [parse_do(text, spec) for text in config.do] or default_interventions(spec)

@@ -318,7 +318,7 @@ def test_names_of_a_checkpoint_cannot_break_the_card(tmp_path: Path) -> None:
 
 def test_load_model_opens_the_same_model() -> None:
     direct = load_model(str(REPO / "weights" / "circuit_causaldae_mini"))
-    model = CausalDiffAE.from_pretrained("circuit-mini")
+    model = CausalDiffAE.from_pretrained("circuit-mini", device="cpu")
     assert model.graph == direct.spec.graph and str(model.device) == "cpu"
     assert type(model.network) is type(direct.model)
 

@@ -64,13 +64,14 @@ from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipp
 from causaldiffae.script_util import LoadedModel, load_model, parse_flags
 from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.predictor import data_digest
+from causaldiffae.training.devices import use_device
 from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
 TRIAL_IMAGES: Final = 8
 """Images whose time is measured on the CPU; an accelerator is measured on a batch."""
-_NOT_IN_DIGEST: Final = ("model_path", "data_dir", "out_dir", "grid_images", "judge")
+_NOT_IN_DIGEST: Final = ("model_path", "data_dir", "out_dir", "grid_images", "judge", "device")
 
 
 def run_test(argv: Sequence[str], description: str, interventions: Interventions, model_type: str) -> str:
@@ -86,6 +87,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     config = parse_flags(TestConfig, argv, description, recipes=RECIPES)
     guidance, weights = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
     device = dist_util.dev()
+    use_device(config.device)
     loaded = load_model(config.model_path, device, config.ema or None, config.dataset, config.predictor_path)
     spec, found = loaded.spec, loaded.config.model.model_type
     if found != model_type:

@@ -263,7 +263,7 @@ def latent_scores(
 
     def latents(part: ImageData) -> np.ndarray:
         batches = [to_model_range(part.images[start : start + 100]).to(device) for start in range(0, len(part), 100)]
-        return np.concatenate([engine.latents(batch).double().cpu().numpy() for batch in batches])
+        return np.concatenate([engine.latents(batch).cpu().double().numpy() for batch in batches])
 
     labels = [each.labels.astype(np.float64) for each in (references, data)]
     categories = data.spec.all_category_values()

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from causaldiffae.config import DiffusionConfig, flag, with_help
+from causaldiffae.config import DEVICE_HELP, DiffusionConfig, flag, with_help
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scripts' name for it
 from causaldiffae.datasets.do_text import take_name
@@ -65,6 +65,7 @@ class TestConfig:
     compile: bool = flag(False, "compile the score network")
     channels_last: bool = flag(False, "store convolution weights in the channels-last memory format")
     grid_images: int = flag(8, "rows of the image grids")
+    device: str = flag("auto", DEVICE_HELP)
     seed: int = flag(0, "random seed")
 
     def __post_init__(self) -> None:

@@ -18,6 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from causaldiffae.nn import float_for_tables
+
 MARGIN: Final = 1e-4
 """Least lead of the factual category in a posterior sample, so that rounding of the logits does not change it."""
 _LEAST_LOG: Final = -200.0  # keeps the squares of exponentials above the smallest float64
@@ -58,8 +60,9 @@ def counterfactual_probabilities(factual_logits: Tensor, logits: Tensor, categor
         factual_logits, logits: (B, K).
         category: (B,) int64.
     """
-    p = torch.softmax(factual_logits.double(), dim=1)
-    change = logits.double() - factual_logits.double()
+    dtype = float_for_tables(logits.device)
+    p = torch.softmax(factual_logits.to(dtype), dim=1)
+    change = logits.to(dtype) - factual_logits.to(dtype)
     e = torch.exp((change - change.amax(dim=1, keepdim=True)).clamp(min=_LEAST_LOG))
     chosen = category[:, None]
     e_k = e.gather(1, chosen)

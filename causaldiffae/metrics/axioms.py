@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from causaldiffae.nn import float_for_tables
+
 
 class Model(Protocol):
     """A model: images in [-1, 1], labels in label units and an intervention -> counterfactual images and labels."""
@@ -22,8 +24,9 @@ class Model(Protocol):
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference per image in grey levels: (B, C, H, W) each in [-1, 1] -> (B,) float64."""
-    return ((a.double() - b.double()).abs() * 127.5).flatten(1).mean(dim=1)
+    """Mean absolute difference per image in grey levels: (B, C, H, W) each in [-1, 1] -> (B,)."""
+    dtype = float_for_tables(a.device)
+    return ((a.to(dtype) - b.to(dtype)).abs() * 127.5).flatten(1).mean(dim=1)
 
 
 def composition(

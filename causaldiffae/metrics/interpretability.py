@@ -98,7 +98,7 @@ class ClassAutoencoders(nn.Module):
             size = x.abs().flatten(1).sum(dim=1) + EPSILON
             im1 = _squared(x - new) / (_squared(x - old) + EPSILON)
             im2, im2_old = (_squared(part - by_all) / size for part in (new, old))
-            columns.append(torch.stack([im1, im2, im2_old]).double().cpu().numpy())
+            columns.append(torch.stack([im1, im2, im2_old]).cpu().double().numpy())
         return Interpretability(*np.concatenate(columns, axis=1))
 
 

@@ -158,7 +158,7 @@ class Predictor(nn.Module):
         outputs, features = [], []
         for start in range(0, len(images), _BATCH):
             activations, levels = self.features(to_model_range(images[start : start + _BATCH]).to(device))
-            outputs.append(self.last(torch.cat([activations, levels], dim=1)).double().cpu().numpy())
+            outputs.append(self.last(torch.cat([activations, levels], dim=1)).cpu().double().numpy())
             features.append(activations.float().cpu().numpy())
         if not outputs:
             return Readings(np.empty((0, len(self.spec.graph))), None, np.empty((0, self.config.features), np.float32))
@@ -171,7 +171,7 @@ class Predictor(nn.Module):
         device = self.last.weight.device
         starts = range(0, len(images), _BATCH)
         found = [self.vae_encoder(to_model_range(images[start : start + _BATCH]).to(device)) for start in starts]
-        mean, logvar = (torch.cat([part[i] for part in found])[:, 0].double().cpu().numpy() for i in range(2))
+        mean, logvar = (torch.cat([part[i] for part in found])[:, 0].cpu().double().numpy() for i in range(2))
         return mean, logvar
 
     def labels_of(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -6,29 +6,40 @@ import os
 import re
 import subprocess
 import warnings
+from argparse import ArgumentParser
 from typing import Final
 
 import torch
 import torch.distributed as dist
 
 from causaldiffae import dist_util
+from causaldiffae.config import DEVICE_HELP
 from causaldiffae.errors import InputError
 
-_NAMES: Final = re.compile(r"|cpu|cuda(:[0-9]{1,3})?")
+_NAMES: Final = re.compile(r"|auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
-def use_device(name: str = "") -> None:
+def add_device_flag(parser: ArgumentParser) -> None:
+    """Adds `--device`, a name for `use_device`."""
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+
+
+def use_device(name: str = "auto") -> None:
     """Selects the device of this process, see `dist_util.dev`, and runs one operation on a GPU.
 
     Args:
-        name: "cpu", "cuda", "cuda:N", or "" for this process's own GPU if there is one, else the CPU.
+        name: "cpu", "mps", "cuda", "cuda:N", or "auto" (or "") for this process's own GPU if there is one, else Apple's
+            MPS, else the CPU.
 
     Raises:
         InputError: If the device does not exist or cannot run this build of PyTorch; also if nothing is named and
             there is an NVIDIA GPU that a CUDA build of PyTorch cannot use, so that a run does not end up on the CPU.
     """
     if not _NAMES.fullmatch(name):
-        raise InputError(f"device: expected cpu, cuda or cuda:N, got {name!r}")
+        raise InputError(f"device: expected auto, cpu, mps, cuda or cuda:N, got {name!r}")
+    name = "" if name == "auto" else name
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device: expected cpu or cuda, got mps, and PyTorch finds no Apple GPU")
     problem, count = gpu_problem(), torch.cuda.device_count()
     if name.startswith("cuda") and problem:
         raise InputError(f"device: expected cpu, got {name}: {problem}")
@@ -89,7 +100,9 @@ def _gpus_are_hidden() -> bool:
 def describe_device() -> str:
     """Describes the device of this process, and the number of processes and the back end of its group."""
     device = dist_util.dev()
-    if device.type == "cuda":
+    if device.type == "mps":
+        text = "mps (Apple GPU)"
+    elif device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         text = f"{device} ({gpu.name}, {gpu.total_memory / 2**30:.0f} GiB)"
     else:

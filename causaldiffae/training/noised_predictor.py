@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae import dist_util
-from causaldiffae.config import DiffusionConfig, flag, with_help
+from causaldiffae.config import CHOICES, DEVICE_HELP, DiffusionConfig, flag, with_help
 from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.label_subsets import labelled_only, with_labels_of
 from causaldiffae.datasets.registry import read_split
@@ -35,6 +35,7 @@ from causaldiffae.predictors.noised_predictor import (
 )
 from causaldiffae.script_util import argument_parser, create_gaussian_diffusion, parse_config, parse_flat
 from causaldiffae.training.fitting import fit, split_validation
+from causaldiffae.training.devices import use_device
 from causaldiffae.training.preflight import check_platform
 
 NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
@@ -59,6 +60,7 @@ class NoisedTraining:
     weight_decay: float = flag(0.05, "weight decay of AdamW")
     seed: int = flag(0, "random seed")
     masking: bool = flag(False, "weak supervision: only label_fraction of the images have labels")
+    device: str = flag("auto", DEVICE_HELP)
     label_fraction: float = flag(1.0, "fraction of the training images with labels")
     label_seed: int = flag(0, "random seed of the selection of labelled images")
 
@@ -187,11 +189,12 @@ def run_training(argv: list[str], description: str) -> str:
         "validation_loss": best,
         "by_level": by_level,
         "test_images": len(test),
-        "training": {key: value for key, value in asdict(config).items() if key != "data_dir"},
+        "training": {key: value for key, value in asdict(config).items() if key not in ("data_dir", "device")},
         "training_seconds": round(time.monotonic() - start, 1),
     }
     folder = save_noised_predictor(Path(config.out), predictor, diffusion_config, figures)
     return f"{levels_table(by_level, whole.spec)}\n\nwritten to {folder}"
+    use_device(config.device)
 
 
 def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPredictorConfig, DiffusionConfig]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from causaldiffae import dist_util
 from causaldiffae.config import LossConfig
 from causaldiffae.model import TrainingDraws
+from causaldiffae.nn import float_for_tables
 from causaldiffae.resample import UniformSampler
 
 
@@ -61,9 +62,8 @@ def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
     """
     if device.type == "cpu":
         return list(tensors)
-    table = torch.cat(
-        [tensor.flatten(1).double() if tensor.dim() > 1 else tensor[:, None].double() for tensor in tensors], 1
-    )
+    flat = [tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None] for tensor in tensors]
+    table = torch.cat([each.to(float_for_tables(device)) for each in flat], 1)
     if device.type == "cuda":
         table = table.pin_memory()
     columns = table.to(device, non_blocking=True).split([tensor[0].numel() for tensor in tensors], dim=1)

@@ -28,7 +28,7 @@ Changes = dict[str, tuple[Any, Any]]
 """Options by name, with their values before and now."""
 SCHEDULED: Final = ("lr", "params")
 """Entries of an optimizer group that are no options: the training loop sets the learning rate of each step."""
-NOT_LISTED: Final = ("resume_checkpoint", "init_weights", "dry_run")
+NOT_LISTED: Final = ("resume_checkpoint", "init_weights", "dry_run", "device")
 
 
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:

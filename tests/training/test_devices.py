@@ -52,10 +52,33 @@ def old_driver() -> None:
     raise RuntimeError(f"{OLD_DRIVER}\nPlease update your GPU driver.")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "mps", "cuda:0 "])
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "mps:1", "cuda:0 "])
 def test_other_names_are_refused(machine: pytest.MonkeyPatch, name: str) -> None:
-    with pytest.raises(InputError, match=rf"device: expected cpu, cuda or cuda:N, got '{name}'"):
+    with pytest.raises(InputError, match=rf"device: expected auto, cpu, mps, cuda or cuda:N, got '{name}'"):
         use_device(name)
+
+
+def test_auto_is_cuda_or_else_mps_or_else_the_cpu(machine: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((1, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")):
+        gpus(machine, cuda)
+        machine.setattr(torch.backends.mps, "is_available", lambda found=mps: found)
+        machine.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))  # the operation that a GPU must run
+        for name in ("auto", ""):
+            use_device(name)
+            assert str(dist_util.dev()) == str(dist_util.find_device("auto")) == expected
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine.setenv("WORLD_SIZE", "2")
+    machine.setenv("RANK", "0")
+    assert str(dist_util.find_device("auto")) == "cpu", "gloo has no collective operations on MPS"
+
+
+def test_mps_is_refused_where_there_is_none(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device: expected cpu or cuda, got mps, and PyTorch finds no Apple GPU"):
+        use_device("mps")
+    machine.setattr(torch.backends.mps, "is_available", lambda: True)
+    use_device("mps")
+    assert describe_device() == "mps (Apple GPU)"
 
 
 def test_a_device_that_is_not_there_is_refused(machine: pytest.MonkeyPatch) -> None:
@@ -126,7 +149,9 @@ def test_training_prints_its_device_and_refuses_others(tmp_path: Path, monkeypat
     arguments += ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8"]
     arguments += ["--batch_size=4", "--tensorboard=False", "--total_steps=1"]
     script = REPO / "scripts" / "image_train.py"
-    assert_refused(run(script, *arguments, "--device", "tpu"), "device: expected cpu, cuda or cuda:N, got 'tpu'")
+    assert_refused(
+        run(script, *arguments, "--device", "tpu"), "device: expected auto, cpu, mps, cuda or cuda:N, got 'tpu'"
+    )
     trained = run(script, *arguments, "--device", "cpu")
     assert trained.returncode == 0, trained.stderr
     assert f"device: cpu ({torch.get_num_threads()} {THREADS})" in trained.stderr.splitlines()
