@@ -31,7 +31,7 @@ LEVELS = [
 DATASETS_ORDER = [
     {"variables"},
     {"spec"},
-    {"images", "prefetch", "do_text"},
+    {"images", "prefetch", "do_text", "independence"},
     {"dataset", "label_subsets"},
     {"circuit", "mnist", "morphomnist", "pendulum", "folder"},
     {"registry"},
