@@ -4,10 +4,12 @@ HYPOTHESIS_PROFILE=ci (the default) draws the same examples each time; explore d
 """
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from circuits import painted, write_painted
 from hypothesis import HealthCheck, settings
 
@@ -21,6 +23,25 @@ settings.register_profile(
     "explore", max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile(PROFILE)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Random weights of a test file do not depend on the files that were imported before."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights of fixtures do not depend on the tests that ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Random weights of a test depend neither on them nor on whether its fixtures were set up for another test."""
+    torch.manual_seed(0)
+    return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

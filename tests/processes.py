@@ -1,6 +1,8 @@
 """Starts Python programs in several processes that form one process group."""
 
+import contextlib
 import os
+import random
 import re
 import socket
 import subprocess
@@ -28,9 +30,12 @@ def plain_environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    """A port below those that the system gives to connections: it stays free until rank 0 listens there."""
+    for port in random.SystemRandom().sample(range(12_000, 32_000), 100):  # other processes draw others
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no port is free")
 
 
 def start_group(code: str, *arguments: object, world: int = 2) -> "list[subprocess.Popen[str]]":

@@ -241,7 +241,7 @@ import sys
 import torch
 from causaldiffae import dist_util
 
-dist_util.setup_dist(timeout_minutes=0.5)
+dist_util.setup_dist(timeout_minutes=1.5)
 rank, size = dist_util.rank(), dist_util.world_size()
 mean = dist_util.all_reduce_mean(torch.tensor([float(rank), 10.0]))
 layer = torch.nn.Linear(3, 2)
@@ -309,7 +309,7 @@ def refuse():
     raise InputError("in use")
 
 def main(argv):
-    dist_util.setup_dist("gloo", timeout_minutes=0.2)
+    dist_util.setup_dist("gloo", timeout_minutes=0.2 if argv[0] == "sleep" else 3.0)
     rank = dist_util.rank()
     answer = dist_util.from_main(lambda: ("a", rank))
     print(rank, answer, dist_util.any_of(rank == 1), dist_util.any_of(False), flush=True)
@@ -359,7 +359,7 @@ def action():
     return Path(f"of rank {rank}")
 
 def main(argv):
-    dist_util.setup_dist("gloo", timeout_minutes=0.5)
+    dist_util.setup_dist("gloo", timeout_minutes=3.0)
     failed = True
     try:
         print(dist_util.once_per_machine(action), flush=True)

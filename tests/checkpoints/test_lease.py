@@ -51,7 +51,7 @@ def other(service: FakeBlobfile, age: float = 0.0, **changes: Any) -> Path:
 
 def test_a_second_trainer_is_refused_with_owner_and_age(service: FakeBlobfile) -> None:
     other(service, age=40)
-    message = rf"run_dir: {RUN} is in use by process 7 on node7, which renewed its lease 4\d seconds ago; wait or"
+    message = rf"run_dir: {RUN} is in use by process 7 on node7, which renewed its lease [4-9]\d seconds ago; wait or"
     with pytest.raises(InputError, match=message), hold_lease(RUN):
         pass
     assert leases(service) == ["other.json"]
@@ -94,8 +94,8 @@ def dead_process() -> int:
 @pytest.mark.parametrize(
     ("owner", "age", "counts"),
     [
-        ({}, EXPIRES_AFTER + 5, False),
-        ({}, EXPIRES_AFTER - 5, True),
+        ({}, EXPIRES_AFTER + 60, False),
+        ({}, EXPIRES_AFTER - 60, True),
         ({"process": -1}, 0, False),  # stands for a process of this machine that has ended
         ({"process": os.getppid(), "machine": "here"}, 0, True),
         ({"job": ["123", 0]}, 0, False),  # this job before it was requeued
