@@ -45,6 +45,9 @@ def test_images_are_moved_to_the_device_if_they_fit(fits: bool, monkeypatch: pyt
     source = BatchSource(data, 4, seed=3, device="meta")
     assert sizes == [data.images.nbytes]
     assert source.images.device.type == ("meta" if fits else "cpu") and source.labels.device.type == "meta"
+    for on_device, device in (("never", "cpu"), ("always", "meta")):
+        chosen = BatchSource(data, 4, seed=3, device="meta", data_on_device=on_device)
+        assert chosen.images.device.type == device
     assert fits_on(torch.device("cpu"), 1 << 60)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3000, 9000))
     assert fits_on(torch.device("cuda"), 1000) and not fits_on(torch.device("cuda"), 1001)
@@ -88,6 +91,18 @@ def test_a_resumed_run_from_a_memory_map_equals_one_from_memory(tmp_path: Path) 
     whole, from_file = train("whole", squares(10), 6), mapped(squares(10), tmp_path / "images.npy")
     train("parts", from_file, 3)
     assert_same(train("parts", from_file, 6), whole)
+
+
+@pytest.mark.parametrize("on_device", ["auto", "always", "never"])
+def test_images_in_a_memory_map_are_prefetched(tmp_path: Path, on_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless they are read into memory; on the CPU, images in memory have nothing to wait for."""
+    prefetched: list[bool] = []
+    monkeypatch.setattr(
+        image_datasets, "Prefetcher", lambda *given: prefetched.append(memory_map(given[0]) is not None)
+    )
+    for data in (data_of(10), mapped(data_of(10), tmp_path / "images.npy")):
+        BatchSource(data, 4, data_on_device=on_device)
+    assert prefetched == ([] if on_device == "always" else [True])
 
 
 def test_the_next_batch_is_gathered_before_it_is_asked_for() -> None:
