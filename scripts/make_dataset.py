@@ -13,9 +13,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from causaldiffae.errors import InputError
+
+if TYPE_CHECKING:
+    from causaldiffae.datasets.folder.check import TrainingSize
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MAX_CONFIG = 1 << 20
 
 FASHION_MNIST_OF_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
@@ -126,13 +132,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     command = commands.add_parser("check", help=text, description=text)
     command.add_argument("data_dir", metavar="DIR", help="the folder; a path, or an address like gs://bucket/set")
     command.add_argument("--graph", help="the graph's file; default: graph.yaml (.json, .gml, .dot ...) in the folder")
-    command.add_argument("--image_size", type=int, help="default: as in the graph's file, or 64")
-    command.add_argument("--channels", type=int, help="1, 3 or 4; default: as in the graph's file, or 3")
+    text = "training configuration, a file or one of the package's names; its image size and number of latents are used"
+    command.add_argument("--config", help=text)
+    command.add_argument("--image_size", type=int, help="default: as in --config, or in the graph's file, or 64")
+    command.add_argument(
+        "--channels", type=int, help="1, 3 or 4; default: as in --config, or in the graph's file, or 3"
+    )
     text = "write labels.csv without the images that are missing or damaged; the old one becomes labels.csv.orig"
     command.add_argument("--drop_broken", action="store_true", help=text)
     text = "follow links and paths out of the folder; for your own folders only"
     command.add_argument("--follow_links", action="store_true", help=text)
     return parser.parse_args(argv)
+
+
+def training_sizes(config: str | None) -> dict[str, TrainingSize]:
+    """Sizes in a configuration, or in all that the package has for image folders."""
+    from causaldiffae.datasets.folder.check import TrainingSize
+    from causaldiffae.files.reading import read_file
+    from causaldiffae.files.yaml import parse_yaml
+
+    files = [Path(config)] if config else sorted(CONFIGS.glob("folder_causaldae_*.yaml"))
+    sizes = {}
+    for file in files:
+        values = parse_yaml(read_file(file, MAX_CONFIG).decode(errors="replace"), str(file))
+        if not isinstance(values, dict):
+            raise InputError(f"config: expected a file of keys and values, got {file}")
+        try:
+            size, channels, block = (int(values.get(key, 0)) for key in TrainingSize._fields)
+        except (TypeError, ValueError):
+            raise InputError(f"{file}: expected integers as {', '.join(TrainingSize._fields)}") from None
+        sizes[file.stem] = TrainingSize(size, channels, block)
+    return dict(sorted(sizes.items(), key=lambda item: item[1].image_size))
 
 
 def check(args: argparse.Namespace) -> int:
@@ -142,7 +172,8 @@ def check(args: argparse.Namespace) -> int:
 
     if args.follow_links:
         follow_links()
-    report = check_folder(args.data_dir, args.graph, args.image_size, args.channels, args.drop_broken)
+    sizes = training_sizes(args.config)
+    report = check_folder(args.data_dir, args.graph, args.image_size, args.channels, args.drop_broken, sizes)
     for line in report.notes:
         print(f"note: {line}")
     for line in report.hints:

@@ -11,9 +11,11 @@ from folders import make_folder, paint, table_rows, write_table
 from paths import REPO
 from PIL import Image
 
+from causaldiffae.config import TrainConfig
 from causaldiffae.datasets.folder.check import check_folder
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.registry import read_split
+from causaldiffae.training.preflight import training_warnings
 
 IMAGE = "expected a JPEG, PNG, WebP, TIFF, BMP or GIF image"
 SCRIPT = REPO / "scripts" / "make_dataset.py"
@@ -46,14 +48,18 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
     code, out, err = check(folder)
     assert code == 0 and err == []
     assert out == [
-        f"{folder}/labels.csv: 20 images, read as 3x8x8 (crop)",
-        "  train: 12 images, 91.67 % labelled",
-        "  val: 4 images, 100 % labelled",
-        "  test: 4 images, 100 % labelled",
+        f"{folder}/labels.csv: 20 images",
+        "size in training: 8x8 pixels, RGB (crop: centre square, resized)",
+        "  some configurations set another: folder_causaldae_mini 32x32, folder_causaldae_fast 64x64, "
+        "folder_causaldae_paper 128x128; --config NAME checks the folder for one of them",
+        "  train: 12 images; labels: age 91.7 %, others 100 %; all: 91.7 %",
+        "  val: 4 images, all labelled",
+        "  test: 4 images, all labelled",
         "graph: 3 variables, 1 edge",
         "  hat: categorical, cap 33.3 %, none 33.3 %, straw 33.3 %",
         "  age: continuous, 20..47.5, mean 34.77, standard deviation 8.288; 8.33 % missing",
         "  grey: binary, no 75 %, yes 25 %",
+        "graph: labels are not tested against it: too few rows, or variables that others determine",
         f"graph written to {folder}/graph.png",
     ]
     with Image.open(folder / "graph.png") as picture:
@@ -105,8 +111,41 @@ def test_a_wrong_graph_does_not_hide_a_wrong_table(check: Run, tmp_path: Path) -
     code, _, err = check(folder, "--graph", tmp_path / "g.yaml")
     assert code == 2 and err == [
         f"error: {tmp_path}/g.yaml: graph: expected no cycles, got a -> b -> a",
+        f"error: {folder}/labels.csv: expected a column 'a' for the variable of the graph, got none",
+        f"error: {folder}/labels.csv: expected a column 'b' for the variable of the graph, got none",
+        *(
+            f"error: {folder}/labels.csv: column {name!r}: expected a variable of the graph; to skip it, list it in "
+            "`ignore`"
+            for name in ("age", "grey", "hat")
+        ),
         f"error: {folder}/im/3.png: {IMAGE}, got an empty file",
-        f"{folder}: 2 problems found",
+        f"{folder}: 7 problems found",
+    ]
+
+
+def test_all_that_is_wrong_in_a_graph_file_is_said_at_once(check: Run, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    write_table(folder, [{**row, "age": "old" if i == 2 else row["age"]} for i, row in enumerate(table_rows())])
+    (folder / "graph.yaml").write_text(
+        "names: [age, grey, hat]\nedges: [[age, grey], [grey, hat], [hat, age], [hat, hat], [hat, shoe], [age, grey]]\n"
+        "variables: {age: {kind: old}, shoe: {}, hat: {scale: -1}}\nimage_size: 9999\nresize: none\nsize: 8\n"
+    )
+    code, _, err = check(folder)
+    graph, table = f"error: {folder}/graph.yaml", f"error: {folder}/labels.csv"
+    assert code == 2 and [line.split(", got")[0].split("; to")[0] for line in err] == [
+        f"{graph}: graph: expected no self-loops",
+        f"{graph}: graph: edge hat -> shoe: expected variables among age, grey, hat",
+        f"{graph}: graph: expected unique edges",
+        f"{graph}: graph: expected no cycles",
+        f"{graph}: variables: age: kind: expected one of continuous, binary, categorical",
+        f"{graph}: variables: expected names among age, grey, hat",
+        f"{graph}: variables: hat: scale: expected a positive number",
+        f"{graph}: resize: expected one of crop, area, pad",
+        f"{graph}: unknown key 'size', expected one of name, image_size, channels, resize, split_seed, split_shares, "
+        "ignore, missing, group, value_range",
+        f"{graph}: image_size: expected an integer in 8..512",
+        f"{table}:4: age: expected a number",
+        f"{folder}: 11 problems found",
     ]
 
 
@@ -193,10 +232,93 @@ def test_requests_are_refused_in_one_line(check: Run, tmp_path: Path) -> None:
     assert check(tmp_path / "none") == (2, [], [f"error: {tmp_path}/none: folder not found"])
     folder = make_folder(tmp_path / "set")
     assert check(folder, "--channels", 2)[2] == ["error: channels: expected 1 or 3 or 4 (grey, RGB or RGBA), got 2"]
-    assert "20 images, read as 1x16x16 (crop)" in check(folder, "--channels", 1, "--image_size", 16)[1][0]
+    assert "training: 16x16 pixels, grey (crop" in check(folder, "--channels", 1, "--image_size", 16)[1][1]
     (folder / "graph.png").unlink()
     (folder / "graph.png").mkdir()
     assert "graph.png: cannot be written (Is a directory)" in check(folder)[2][0]
+
+
+def test_the_size_is_that_of_the_configuration(check: Run, tmp_path: Path) -> None:
+    config = tmp_path / "small.yaml"
+    config.write_text("image_size: 16\nchannels: 1\nblock_size: 2\n")
+    folder = make_folder(tmp_path / "set", graph="edges: [[age, grey]]\nvariables: {hat: {}}\nresize: pad\n")
+    code, out, err = check(folder, "--config", config)
+    assert code == 0
+    assert out[1] == "size in training: 16x16 pixels, grey (pad: whole image, padded with black), with small"
+    needed = "hat: 3 categories need as many latents per variable, got 2 in small; train with --block_size 3"
+    assert err == [f"warning: {needed}"]
+    assert "training: 32x32 pixels, grey" in check(folder, "--config", config, "--image_size", 32)[1][1]
+    config.write_text("image_size: large\n")
+    assert "small.yaml: expected integers as image_size" in check(folder, "--config", config)[2][0]
+
+
+def test_more_categories_than_latents_are_reported(check: Run, tmp_path: Path) -> None:
+    rows = [{**row, "hat": f"h{i % 10}"} for i, row in enumerate(table_rows())]
+    _, _, err = check(make_folder(tmp_path / "set", rows))
+    needed = "10 categories need as many latents per variable, got 8 in folder_causaldae_mini; train with --block_size"
+    assert err == [f"warning: hat: {needed} 10"]
+
+
+def test_mixed_columns_are_reported(check: Run, tmp_path: Path) -> None:
+    rows = [{**row, "grey": "2" if i % 4 else "x"} for i, row in enumerate(table_rows())]
+    rows[1]["hat"] = rows[4]["hat"] = "7"
+    code, _, err = check(make_folder(tmp_path / "set", rows))
+    texts = ["numbers ('7' in 2 rows) and other text ('cap', 'none', 'straw' in 18 rows)"]
+    texts.append("numbers ('2' in 15 rows) and other text ('x' in 5 rows)")
+    assert code == 0 and len(err) == 2
+    for name, text, line in zip(("hat", "grey"), texts, err, strict=True):
+        assert f"labels.csv: {name}: mixed: {text} are read as categories; in the graph file, list marks" in line
+
+
+def test_labels_outside_a_declared_range_are_reported_but_none_of_a_computed_one(check: Run, tmp_path: Path) -> None:
+    rows = table_rows()
+    rows[0] |= {"age": 1234.5678, "grey": ""}  # the extreme label is in a row that lacks another
+    rows[3] |= {"age": 1100.1234, "hat": ""}
+    folder = make_folder(tmp_path / "set", rows, "edges: [[hat, age], [age, grey]]\nimage_size: 8\n")
+    _, _, err = check(folder)
+    assert not any("range" in line for line in err), err
+    data = read_split("folder", folder, "train")
+    assert not [line for line in training_warnings(TrainConfig(), data) if "expected labels in" in line]
+    (folder / "graph.yaml").write_text(
+        "edges: [[hat, age], [age, grey]]\nimage_size: 8\nvariables: {age: {low: 21, high: 2000}}\n"
+    )
+    rows[0]["age"] = 20.5
+    write_table(folder, rows)
+    expected = "expected a label in the declared range 21..2000, got 20.5 (1 of 12 training images)"
+    assert f"warning: {folder}/labels.csv:2: age: {expected}" in check(folder)[2]
+
+
+def confounded(count: int, group: int = 1) -> list[dict[str, object]]:
+    """Rows in which a hidden common cause relates size and hue; each `group` rows are the same."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(0, count, group):
+        shape, hidden = int(rng.integers(3)), rng.normal()
+        labels = {"size": round(shape + hidden + rng.normal(), 3), "hue": round(hidden - shape + rng.normal(), 3)}
+        row = {"shape": ("disc", "square", "star")[shape], **labels, "patient": f"p{i // group}"}
+        rows += [{"file": f"im/{i + j}.png", **row} for j in range(group)]
+    return rows
+
+
+def test_labels_that_contradict_the_graph_are_reported(check: Run, tmp_path: Path) -> None:
+    edges = "edges: [[shape, size], [shape, hue]]\nimage_size: 8\ngroup: patient\n"
+    folder = make_folder(tmp_path / "set", confounded(200), edges)
+    code, out, err = check(folder)
+    assert code == 0 and "graph: 1 pair without an edge tested on the labels: 1 contradicts it" in out
+    (line,) = err
+    assert line.startswith(
+        "warning: labels contradict the graph: size and hue depend on each other given shape (partial correlation 0."
+    )
+    assert line.endswith("; an edge or a hidden common cause may be missing")
+    (folder / "graph.yaml").write_text(edges.replace("]]", "], [size, hue]]"))
+    assert check(folder)[2] == [], "an edge is not tested"
+    assert "graph: it implies no independence that labels could contradict" in check(folder)[1]
+
+
+def test_images_of_one_group_are_one_row_of_the_test(check: Run, tmp_path: Path) -> None:
+    """Copies of rows are no further evidence."""
+    edges = "edges: [[shape, size], [shape, hue]]\nimage_size: 8\ngroup: patient\n"
+    code, out, err = check(make_folder(tmp_path / "set", confounded(240, group=6), edges))
+    assert code == 0 and err == [] and any("too few rows" in line for line in out)
 
 
 def test_a_graph_of_thirty_variables_is_checked(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
-"""Checks an image folder: reports all of its problems, or else a summary of its content, and hints at mistakes."""
+"""Checks an image folder: reports all of its problems, or else a summary of its content, and hints at mistakes.
+
+The labels are also tested against the graph, see datasets/independence.py.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,18 +18,35 @@ from PIL import Image
 import causaldiffae.datasets.registry  # noqa: F401  registers the data sets
 from causaldiffae.datasets.folder.content import Content
 from causaldiffae.datasets.folder.image_cache import cached_images, decode_all
+from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.image_folder import locate_images, open_image_folder
 from causaldiffae.datasets.folder.image_hints import hint_files, hint_pixels
 from causaldiffae.datasets.folder.label_table import SPLITS, Table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import read_tables
 from causaldiffae.datasets.folder.true_pairs import PAIRS, read_true_pairs
+from causaldiffae.datasets.independence import test_graph
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
 from causaldiffae.files.storage import Folder
 from causaldiffae.visualization.graph import draw_graph
 
 GRAPH_IMAGE: Final = "graph.png"
 REDUCED_TABLE: Final = "labels.csv"
+_LISTED: Final = 12
+_RULES: Final = {
+    "crop": "centre square, resized",
+    "area": "centre square, averaged",
+    "pad": "whole image, padded with black",
+}
+
+
+class TrainingSize(NamedTuple):
+    """What a training configuration says about the size of images and latents; 0 where it says nothing."""
+
+    image_size: int
+    channels: int
+    block_size: int
 
 
 @dataclass(frozen=True)
@@ -53,17 +74,23 @@ def check_folder(
     image_size: int | None = None,
     channels: int | None = None,
     drop_broken: bool = False,
+    configurations: Mapping[str, TrainingSize] | None = None,
 ) -> FolderReport:
     """Reads the graph, the table and every image, which fills the cache; draws the graph if the folder is valid.
 
     Args:
         drop_broken: write the table without images that are missing or cannot be decoded, as `labels.csv`; a previous
             file of this name is kept as `labels.csv.orig`. The new table is checked.
+        configurations: training configurations by name, whose sizes are compared with the data. A single one also sets
+            `image_size` and `channels` where these are None.
 
     Raises:
         DataError: if the folder is missing, or the drawing of the graph or the table cannot be written.
     """
-    problems = Problems()
+    problems, sizes = Problems(), configurations or {}
+    if len(sizes) == 1:
+        (given,) = sizes.values()
+        image_size, channels = image_size or given.image_size or None, channels or given.channels or None
     folder, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
     broken: list[int] = []
     if content is not None:
@@ -73,9 +100,14 @@ def check_folder(
             _check_pairs(folder, content, problems)
     if drop_broken and broken and content is not None:
         written = _write_without(folder, content.table, broken)
-        report = check_folder(data_dir, graph_path, image_size, channels)
+        report = check_folder(data_dir, graph_path, image_size, channels, configurations=sizes)
         return FolderReport(report.problems, report.count, report.summary, report.hints, [written, *report.notes])
-    summary = [] if problems.count or content is None else _summary(folder, content)
+    summary = []
+    if content is not None and content.spec is not None and not problems.count:
+        _hint_ranges(content, problems)
+        _hint_blocks(content.spec, sizes, problems)
+        tested = _test_labels(content, problems)
+        summary = _summary(folder, content, sizes, tested)
     return FolderReport(problems.lines, problems.count, summary, problems.hints, problems.notes)
 
 
@@ -135,22 +167,113 @@ def _write_without(folder: Folder, table: Table, broken: list[int]) -> str:
     return f"{folder.where}/{REDUCED_TABLE}: written without {len(broken)} {images} that cannot be read{was}"
 
 
-def _summary(folder: Folder, content: Content) -> list[str]:
+def _hint_ranges(content: Content, problems: Problems) -> None:
+    """Hints at training labels outside a declared range; a computed one includes them all."""
     assert content.spec is not None and content.labels is not None
-    graph, rule = content.spec.graph, content.rule
-    labelled = ~np.isnan(content.labels).any(1)
-    size = "x".join(map(str, rule.shape))
-    lines = [f"{content.table.where}: {len(content.splits)} images, read as {size} ({rule.resize})"]
+    rows, spec = content.rows("train"), content.spec
+    for i, name in enumerate(spec.graph.names):
+        values = content.labels[rows, i].astype(np.float64)
+        slack = 1e-6 * max(abs(spec.low[i]), abs(spec.high[i]))  # labels are float32
+        outside = rows[(values < spec.low[i] - slack) | (values > spec.high[i] + slack)]
+        if len(outside):
+            first = outside[0]
+            problems.hint(
+                f"{content.table.at(first)}: {name}: expected a label in the declared range {spec.low[i]:g}.."
+                f"{spec.high[i]:g}, got {content.labels[first, i]:g} ({len(outside)} of {len(rows)} training images)"
+            )
+
+
+def _hint_blocks(spec: DatasetSpec, sizes: Mapping[str, TrainingSize], problems: Problems) -> None:
+    """Hints at variables with more categories than a configuration has latents per variable."""
+    for i, name in enumerate(spec.graph.names):
+        count = len(spec.category_values(i))
+        small = [f"{size.block_size} in {each}" for each, size in sizes.items() if 0 < size.block_size < count]
+        if small:
+            problems.hint(
+                f"{name}: {count} categories need as many latents per variable, got {', '.join(small)}; train with "
+                f"--block_size {count}"
+            )
+
+
+def _test_labels(content: Content, problems: Problems) -> str:
+    """Tests the labels against the graph; hints at contradictions and returns a summary."""
+    assert content.spec is not None and content.labels is not None
+    tested = test_graph(content.labels[_independent_rows(content)], content.spec)
+    lines = tested.lines()
+    for line in lines[:_LISTED]:
+        problems.hint(line)
+    if len(lines) > _LISTED:
+        problems.hint(f"labels contradict the graph: and {len(lines) - _LISTED} more pairs of variables")
+    count = len(tested.tests)
+    if not count and not tested.untested:
+        return "it implies no independence that labels could contradict"
+    if not count:
+        return "labels are not tested against it: too few rows, or variables that others determine"
+    pairs = f"{count} pair{'s' if count > 1 else ''} without an edge tested"
+    more = f", {tested.untested} not (too few rows, or determined by others)" if tested.untested else ""
+    return f"{pairs} on the labels{more}: {len(lines) or 'none'} contradict{'' if len(lines) > 1 else 's'} it"
+
+
+def _independent_rows(content: Content) -> np.ndarray:
+    """The rows of all splits; of rows with the same group only the first, as they are related."""
+    assert content.spec is not None
+    rows = np.flatnonzero(np.isin(content.splits, SPLITS))
+    column = content.table.cells.get(content.spec.group) if content.spec.group else None
+    if column is None:
+        return rows
+    groups = column.cells()
+    keys = [groups[row] or f"row {row}" for row in rows]
+    return rows[np.unique(keys, return_index=True)[1]]
+
+
+def _summary(folder: Folder, content: Content, sizes: Mapping[str, TrainingSize], tested: str) -> list[str]:
+    assert content.spec is not None
+    graph = content.spec.graph
+    lines = [f"{content.table.where}: {len(content.splits)} images", *_image_lines(content.rule, sizes)]
     for split in SPLITS:
         rows = content.rows(split)
-        share = f", {100 * labelled[rows].mean():.4g} % labelled" if len(rows) else ""
-        lines.append(f"  {split}: {len(rows)} images{share}")
+        lines.append(f"  {split}: {len(rows)} images{_label_shares(content, rows)}")
     lines.append(f"graph: {len(graph)} variables, {len(graph.edges)} edge{'' if len(graph.edges) == 1 else 's'}")
     lines += [f"  {name}: {_describe(content, i)}" for i, name in enumerate(graph.names)]
     encoded = io.BytesIO()
     Image.fromarray(draw_graph(graph)).save(encoded, format="PNG")
     folder.write(GRAPH_IMAGE, encoded.getvalue())
-    return [*lines, f"graph written to {folder.where}/{GRAPH_IMAGE}"]
+    return [*lines, f"graph: {tested}", f"graph written to {folder.where}/{GRAPH_IMAGE}"]
+
+
+def _image_lines(rule: ImageRule, sizes: Mapping[str, TrainingSize]) -> list[str]:
+    """The size of images in training, and that of configurations which set another."""
+    names = {1: "grey", 3: "RGB", 4: "RGBA"}
+    side = rule.image_size
+    line = f"size in training: {side}x{side} pixels, {names[rule.channels]} ({rule.resize}: {_RULES[rule.resize]})"
+    others = {name: size.image_size for name, size in sizes.items() if size.image_size not in (0, side)}
+    if len(sizes) == 1:
+        return [f"{line}, with {next(iter(sizes))}"]
+    if not others:
+        return [line]
+    listed = ", ".join(f"{name} {size}x{size}" for name, size in others.items())
+    return [line, f"  some configurations set another: {listed}; --config NAME checks the folder for one of them"]
+
+
+def _label_shares(content: Content, rows: np.ndarray) -> str:
+    """Shares of the rows that have the label of each variable, where some are missing, and that have all."""
+    assert content.spec is not None and content.labels is not None
+    known = ~np.isnan(content.labels[rows])
+    if known.all():
+        return ", all labelled" if len(rows) else ""
+    shares = {name: float(share) for name, share in zip(content.spec.graph.names, known.mean(0), strict=True)}
+    incomplete = sorted((name for name in shares if shares[name] < 1), key=lambda name: shares[name])
+    parts = [f"{name} {_percent(shares[name])}" for name in incomplete[:_LISTED]]
+    if len(incomplete) > _LISTED:
+        parts.append(f"{len(incomplete) - _LISTED} more variables at least {_percent(shares[incomplete[_LISTED]])}")
+    if len(incomplete) < len(shares):
+        parts.append("others 100 %")
+    return f"; labels: {', '.join(parts)}; all: {_percent(float(known.all(1).mean()))}"
+
+
+def _percent(share: float) -> str:
+    """A share with two or three digits that is neither rounded to nothing nor to all."""
+    return f"{min(max(100 * share, 0.01 if share else 0.0), 99.99 if share < 1 else 100.0):.3g} %"
 
 
 def _describe(content: Content, i: int) -> str:

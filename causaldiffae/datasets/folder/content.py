@@ -69,7 +69,7 @@ def interpret(
     with problems.collect():
         if graph_file is not None:
             columns = tuple(table.cells) if table is not None else ()
-            description = parse_description(graph_file[1], graph_file[0], columns)
+            description = parse_description(graph_file[1], graph_file[0], columns, problems)
     problems.extend(in_table)
     if table is None:
         return None, problems

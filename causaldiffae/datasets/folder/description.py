@@ -28,6 +28,7 @@ from typing import Any, Final
 from causaldiffae.datasets.dataset import DATASETS, check_form
 from causaldiffae.datasets.folder.graph_files import parse_graph
 from causaldiffae.datasets.folder.image_files import CHANNELS, MODES
+from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.spec import RESIZE_RULES, SPLIT_SHARES
 from causaldiffae.datasets.variables import KINDS
 from causaldiffae.errors import DataError
@@ -74,32 +75,55 @@ class FolderDescription:
         return self.variables.get(name, Variable())
 
 
-def parse_description(content: bytes, where: str, columns: Sequence[str] = ()) -> FolderDescription:
-    """Parses a graph file with its description; arguments and errors as for `parse_graph`."""
-    graph, keys = parse_graph(content, where, columns)
+def parse_description(
+    content: bytes, where: str, columns: Sequence[str] = (), problems: Problems | None = None
+) -> FolderDescription:
+    """Parses a graph file with its description.
+
+    Args:
+        problems: gets what is wrong with single edges, variables and keys, which are left out; by default the first of
+            them is an error. Other arguments and errors as for `parse_graph`.
+    """
+    found = Problems() if problems is None else problems
+    graph, keys = parse_graph(content, where, columns, problems)
     for name in graph.names:
         if name in RESERVED:
             raise DataError(f"{where}: expected a variable name other than {', '.join(RESERVED)}, got {name!r}")
         if name != " ".join(name.split()):
             raise DataError(f"{where}: variable {name!r}: expected a name with single spaces between words only")
-    variables = keys.pop("variables", {})
-    if not isinstance(variables, dict):
-        raise DataError(f"{where}: variables: expected a mapping from variable to its keys, got {str(variables)!r:.80}")
-    for name in variables:
-        if name not in graph.names:
-            raise DataError(f"{where}: variables: expected names among {', '.join(graph.names)}, got {name!r}")
-    declared = {name: _variable(entry, f"{where}: variables: {name}") for name, entry in variables.items()}
-    given = _convert(keys, _KEYS, where)
+    declared = _variables(keys.pop("variables", {}), graph, where, found)
+    given: dict[str, Any] = {}
+    for key, value in keys.items():
+        with found.collect():
+            given |= _convert({key: value}, _KEYS, where)
     if marks := given.pop("missing", ()):
         all_variables = {name: declared.get(name, Variable()) for name in graph.names}
         declared = {name: replace(each, missing=(*each.missing, *marks)) for name, each in all_variables.items()}
     if given.get("group") in graph.names:
-        raise DataError(f"{where}: group: expected a column that is no variable, got {given['group']!r:.80}")
-    description = FolderDescription(graph, declared, **given)
-    check_form(description.image_size, description.channels, tuple(MODES), CHANNELS, f"{where}: ")
-    if "name" in given and description.name not in DATASETS:
-        raise DataError(f"{where}: name: expected one of {', '.join(DATASETS)}, got {description.name!r}")
-    return description
+        found.add(f"{where}: group: expected a column that is no variable, got {given.pop('group')!r:.80}")
+    if given.get("name", "folder") not in DATASETS:
+        found.add(f"{where}: name: expected one of {', '.join(DATASETS)}, got {given.pop('name')!r}")
+    form: dict[str, Any] = {key: given.pop(key) for key in ("image_size", "channels") if key in given}
+    with found.collect():
+        check_form(form.get("image_size", 64), form.get("channels", 3), tuple(MODES), CHANNELS, f"{where}: ")
+        given |= form
+    if problems is None:
+        found.raise_first()
+    return FolderDescription(graph, declared, **given)
+
+
+def _variables(given: Any, graph: CausalGraph, where: str, problems: Problems) -> dict[str, Variable]:
+    if not isinstance(given, dict):
+        problems.add(f"{where}: variables: expected a mapping from variable to its keys, got {str(given)!r:.80}")
+        return {}
+    declared = {}
+    for name, entry in given.items():
+        if name not in graph.names:
+            problems.add(f"{where}: variables: expected names among {', '.join(graph.names)}, got {name!r}")
+            continue
+        with problems.collect():
+            declared[name] = _variable(entry, f"{where}: variables: {name}")
+    return declared
 
 
 def _variable(entry: Any, where: str) -> Variable:

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+import networkx as nx
+
+from causaldiffae.datasets.folder.problems import MAX_KEPT, Problems
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.dot import KINDS, parse_dot
 from causaldiffae.files.graph_formats import (
@@ -43,6 +46,7 @@ from causaldiffae.graphs import CausalGraph
 
 MAX_BYTES: Final = 1 << 20
 MAX_CHARACTERS: Final = 1 << 17  # of formats that are parsed in Python
+MAX_REPAIRED: Final = 1000  # edges of a graph whose wrong edges are all listed
 GRAPH_KEYS: Final = ("names", "edges", "adjacency")
 EXTENSIONS: Final = (
     *(".yaml", ".yml", ".json", ".gml", ".dot", ".gv", ".graphml", ".xml", ".bif"),
@@ -75,11 +79,15 @@ def read_graph(path: str | Path) -> CausalGraph:
     return parse_graph(read_address(path, MAX_BYTES), str(path))[0]
 
 
-def parse_graph(content: bytes, where: str, columns: Sequence[str] = ()) -> tuple[CausalGraph, dict[str, Any]]:
+def parse_graph(
+    content: bytes, where: str, columns: Sequence[str] = (), problems: Problems | None = None
+) -> tuple[CausalGraph, dict[str, Any]]:
     """Parses the content of a file named `where`.
 
     Args:
         columns: names of the columns of the data set, if known, to choose between identifiers and labels of nodes.
+        problems: gets one line for each invalid edge and each cycle, and the graph is returned without these edges; by
+            default they are errors.
 
     Returns:
         The graph, and the other keys of a YAML or JSON file.
@@ -88,11 +96,17 @@ def parse_graph(content: bytes, where: str, columns: Sequence[str] = ()) -> tupl
         DataError: starting with `where`, for a damaged file or an invalid graph.
         InputError: for an unsupported extension.
     """
+    description, keys = _description(content, where, columns)
+    return _built(description, where, columns, problems), keys
+
+
+def _description(content: bytes, where: str, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Names and edges, or an adjacency matrix, and the other keys of a YAML or JSON file."""
     extension = PurePosixPath(where).suffix.lower()
     if extension not in EXTENSIONS:
         raise InputError(f"{where}: expected a file name ending in {', '.join(EXTENSIONS)}, got {extension!r}")
     if extension == ".npy":
-        return _built({"adjacency": parse_npy_matrix(content, where)}, where, columns), {}
+        return {"adjacency": parse_npy_matrix(content, where)}, {}
     text = unicodedata.normalize("NFC", decode_text(content, where).text)
     kind = _KIND_BY_EXTENSION.get(extension) or _kind_by_content(text)
     if kind == "json":
@@ -103,12 +117,12 @@ def parse_graph(content: bytes, where: str, columns: Sequence[str] = ()) -> tupl
         mapping = parse_yaml(text, where)
         if not isinstance(mapping, dict):
             raise DataError(f"{where}: expected a mapping, like edges: [[cause, effect]]")
-        return _split(mapping, where, columns)
+        return _split(mapping, where)
     if kind == "table":
-        return _built(parse_graph_table(content, where), where, columns), {}
+        return parse_graph_table(content, where), {}
     if kind == "arrows":
         lines = [line.strip() for line in re.split(r"[\n;]", text) if _COMMENT.sub("", line)]
-        return _built({"edges": [edge for line in lines for edge in parse_arrows(line, where)]}, where), {}
+        return {"edges": [edge for line in lines for edge in parse_arrows(line, where)]}, {}
     parse = {
         "dot": parse_dot,
         "gml": parse_gml,
@@ -116,7 +130,7 @@ def parse_graph(content: bytes, where: str, columns: Sequence[str] = ()) -> tupl
         "tetrad": parse_tetrad,
         "bif": parse_bif,
     }[kind]
-    return _built(_named(parse(text, where), where, columns, prefer_labels=kind == "gml"), where), {}
+    return _named(parse(text, where), where, columns, prefer_labels=kind == "gml"), {}
 
 
 def _kind_by_content(text: str) -> str:
@@ -127,17 +141,17 @@ def _kind_by_content(text: str) -> str:
     return next((kind for kind, pattern in _KIND_BY_CONTENT if re.match(pattern, start, re.IGNORECASE)), "table")
 
 
-def _from_json(value: Any, where: str, columns: Sequence[str]) -> tuple[CausalGraph, dict[str, Any]]:
+def _from_json(value: Any, where: str, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     if is_graph_json(value):
-        return _built(_named(parse_graph_json(value, where), where, columns), where), {}
+        return _named(parse_graph_json(value, where), where, columns), {}
     if isinstance(value, list):
         value = {"edges": value}
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return _split(value, where, columns)
+    return _split(value, where)
 
 
-def _split(mapping: dict[str, Any], where: str, columns: Sequence[str]) -> tuple[CausalGraph, dict[str, Any]]:
+def _split(mapping: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The graph and the other keys; without `names`, variables are ordered as in `variables`, then as in `edges`."""
     graph: dict[str, Any] = {key: mapping[key] for key in GRAPH_KEYS if key in mapping}
     variables, edges = mapping.get("variables"), mapping.get("edges", [])
@@ -147,7 +161,7 @@ def _split(mapping: dict[str, Any], where: str, columns: Sequence[str]) -> tuple
     if "names" not in mapping and isinstance(variables, dict) and isinstance(edges, list):
         ends = [name for edge in edges if isinstance(edge, list) for name in edge if isinstance(name, str)]
         graph["names"] = list(dict.fromkeys([*variables, *ends]))
-    return _built(graph, where, columns), {key: value for key, value in mapping.items() if key not in GRAPH_KEYS}
+    return graph, {key: value for key, value in mapping.items() if key not in GRAPH_KEYS}
 
 
 def _pairs(edges: list[Any], where: str) -> list[Any]:
@@ -213,7 +227,9 @@ def _check_latent(node: str, parsed: ParsedGraph, latent: set[str], where: str) 
         )
 
 
-def _built(description: dict[str, Any], where: str, columns: Sequence[str] = ()) -> CausalGraph:
+def _built(
+    description: dict[str, Any], where: str, columns: Sequence[str] = (), problems: Problems | None = None
+) -> CausalGraph:
     """The graph; a matrix without names has the columns of the table as variables."""
     if "adjacency" in description and description.get("names") is None:
         matrix = description["adjacency"]
@@ -224,10 +240,50 @@ def _built(description: dict[str, Any], where: str, columns: Sequence[str] = ())
                 "graph.yaml"
             )
         description = {**description, "names": list(columns)}
+    description = {key: _composed(value) for key, value in description.items()}
     try:
-        return CausalGraph.from_dict({key: _composed(value) for key, value in description.items()})
+        return CausalGraph.from_dict(description)
     except (InputError, TypeError) as error:
-        raise DataError(f"{where}: {str(error)[:1000]}") from None
+        message = f"{where}: {str(error)[:1000]}"
+        if problems is not None and (graph := _without_wrong_edges(description, where, problems)) is not None:
+            return graph
+        raise DataError(message) from None
+
+
+def _without_wrong_edges(description: dict[str, Any], where: str, problems: Problems) -> CausalGraph | None:
+    """The graph without invalid edges and one edge of each cycle, which are reported; None if more is wrong."""
+    found, kept = Problems(), dict[tuple[str, str], None]()
+    try:
+        edges = [tuple(edge) for edge in description.get("edges") or ()]
+        names = description.get("names") or list(dict.fromkeys(name for edge in edges for name in edge))
+        graph = CausalGraph(tuple(names))
+        if len(edges) > MAX_REPAIRED or "adjacency" in description:
+            return None
+        for edge in edges:
+            try:
+                CausalGraph(graph.names, (edge, edge) if edge in kept else (edge,))  # type: ignore[arg-type]
+                kept[edge] = None  # type: ignore[index]
+            except InputError as error:
+                found.add(f"{where}: {str(error)[:1000]}")
+        while (cycle := _cycle(graph.names, kept)) and found.count < MAX_KEPT:
+            found.add(f"{where}: graph: expected no cycles, got {' -> '.join([*cycle, cycle[0]])}")
+            del kept[cycle[-1], cycle[0]]
+        graph = CausalGraph(graph.names, tuple(kept))
+    except (InputError, TypeError):
+        return None
+    problems.extend(found)
+    return graph
+
+
+def _cycle(names: Sequence[str], edges: Iterable[tuple[str, str]]) -> list[str]:
+    """The variables of a cycle in their order; empty if there is none."""
+    digraph = nx.DiGraph()
+    digraph.add_nodes_from(names)
+    digraph.add_edges_from(edges)
+    try:
+        return [cause for cause, _ in nx.find_cycle(digraph)]
+    except nx.NetworkXNoCycle:
+        return []
 
 
 def _composed(value: Any, levels: int = 2) -> Any:

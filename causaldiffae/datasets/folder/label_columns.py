@@ -68,6 +68,8 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems)
     numbers, problem = _numbers(words, table.separator, where, problems)
     joined = {} if declared.categories else _joined(words, numbers, where, problems)
     kind, categories, found = _kind(words, numbers, declared, joined)
+    if categories and declared.kind is None and numbers:
+        _hint_mixed(words, numbers, where, problems)
     problem = found or ("" if categories else problem)
     if problem:
         problems.add(f"{where}: {problem}")
@@ -179,6 +181,21 @@ def _kind(
     if len(distinct) > MAX_CATEGORIES:
         return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}"
     return kind, tuple(sorted(distinct, key=lambda word: (numbers.get(word, math.inf), word))), ""
+
+
+def _hint_mixed(words: Mapping[str, int], numbers: Mapping[str, float], where: str, problems: Problems) -> None:
+    """Hints at a column of undeclared kind whose categories are numbers in some rows and other text in others."""
+    others = [word for word in words if word not in numbers]
+    if not others:
+        return
+    shown = []
+    for group in (list(numbers), others):
+        more = " ..." if len(group) > 3 else ""
+        shown.append(f"{', '.join(map(repr, group[:3]))[:80]}{more} in {sum(words[word] for word in group)} rows")
+    problems.hint(
+        f"{where}: mixed: numbers ({shown[0]}) and other text ({shown[1]}) are read as categories; in the graph file, "
+        "list marks of missing labels in `missing`, or declare the `kind` of the variable"
+    )
 
 
 def _category_lookup(categories: tuple[str, ...]) -> Callable[[str, float | None], float]:
