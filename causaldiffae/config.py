@@ -130,6 +130,7 @@ class LossConfig:
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")
+    mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
 
 
 @with_help
@@ -212,6 +213,7 @@ POSITIVE = {
 FRACTIONS = {"drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
 CHOICES = {
     "label_kl_variance": ("posterior", "unit"),
+    "mask_by": ("image", "variable"),
     "network": ("unet", "dit"),
     "data_on_device": ("auto", "always", "never"),
 }

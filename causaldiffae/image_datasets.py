@@ -45,11 +45,12 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, C, H, W) in [-1, 1].
-        labels: (B, n) normalised; 0 for unlabelled images.
+        labels: (B, n) normalised; 0 for missing labels.
         classes: (B,) or None.
         indices: (B,) indices into the split.
-        labelled: (B,) bool.
-        labelled_fraction: fraction of labelled images in the global batch.
+        labelled: (B, n) bool, the observed labels.
+        labelled_fraction: fraction of the images of the global batch with at least one label.
+        labelled_of_batch: `labelled` of the global batch, (G, n).
     """
 
     images: torch.Tensor
@@ -58,6 +59,7 @@ class Batch(NamedTuple):
     indices: torch.Tensor
     labelled: torch.Tensor
     labelled_fraction: float
+    labelled_of_batch: torch.Tensor
 
 
 def fits_on(device: torch.device, size: int) -> bool:
@@ -143,10 +145,11 @@ class BatchSource:
         self._order = _Order(len(data), batch_size, seed, shuffle)
         self._share = slice(rank * share, (rank + 1) * share)
         self.images, self._prefetcher = self._place(np.ascontiguousarray(data.images), data_on_device)
-        self.is_labelled = np.ones(len(data), bool) if data.labelled is None else data.labelled
-        self.labelled = torch.from_numpy(self.is_labelled).to(self.device)
+        self.observed = data.observed
+        self._has_labels = np.any(self.observed, axis=1)
+        self.labelled = torch.from_numpy(self.observed).to(self.device)
         labels = data.spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(self.device)
-        self.labels = torch.where(self.labelled[:, None], labels, torch.zeros_like(labels))
+        self.labels = torch.where(self.labelled, labels, torch.zeros_like(labels))
         self.classes = None if data.classes is None else torch.from_numpy(data.classes).to(self.device)
 
     def __len__(self) -> int:
@@ -172,7 +175,8 @@ class BatchSource:
     def batch(self, step: int) -> Batch:
         """The part of batch `step` that this process uses."""
         whole = self.indices(step)
-        indices = torch.from_numpy(whole[self._share]).to(self.device)
+        of_batch = torch.from_numpy(whole).to(self.device)
+        indices = of_batch[self._share]
         if self._prefetcher is not None:
             images = self._prefetcher.batch(step)
         else:
@@ -183,7 +187,8 @@ class BatchSource:
             classes=None if self.classes is None else self.classes[indices],
             indices=indices,
             labelled=self.labelled[indices],
-            labelled_fraction=float(self.is_labelled[whole].mean()),
+            labelled_fraction=float(self._has_labels[whole].mean()),
+            labelled_of_batch=self.labelled[of_batch],
         )
 
 
@@ -207,8 +212,8 @@ def load_data(
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """guided-diffusion's data loader: an endless iterator of (images, cond), the batches of a `BatchSource`.
 
-    `cond["c"]` holds the normalised labels (B, n) and, with `class_cond`, `cond["y"]` the classes (B,). Files are read
-    when the function is called. `deterministic` keeps the order on disk.
+    `cond["c"]` holds the normalised labels (B, n), 0 where they are missing, and, with `class_cond`, `cond["y"]` the
+    classes (B,). Files are read when the function is called. `deterministic` keeps the order on disk.
     """
     data = read_split(dataset, data_dir, split, image_size, channels, limit, graph=graph)
     if class_cond and data.classes is None:

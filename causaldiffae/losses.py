@@ -5,12 +5,16 @@ KL(q(u | x0) || p(u)) ]. `prior_kl` is the last term, `label_kl` the middle one.
 learned scale for variables with parents, so that the noise of a child is the *residual* of its mechanism. Otherwise the
 noise could encode the child entirely, f = 0 would be optimal, and interventions on a parent would not affect the child.
 `model.mechanism_nll` also fits the mechanisms to the labels themselves, whose blocks are known exactly.
+
+Labels may be missing by variable (`Observed`). The term of each variable is averaged over the images of the batch that
+have its label, so an image without one label still contributes the terms of the others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,12 +70,61 @@ def prior_kl(posterior: Posterior, log_scale: Tensor | float = 0.0, discrete: Te
     return sum_flat(kl if discrete is None else torch.where(discrete[:, None], torch.zeros_like(kl), kl))
 
 
+class Observed(NamedTuple):
+    """The labels of a batch that are observed.
+
+    Attributes:
+        labels: (B, n) bool, or (B, 1) if every image has all labels or none.
+        whole: the same of the whole batch, (G, n) or (G, 1), of which the images are a microbatch or the share of a
+            process.
+    """
+
+    labels: Tensor
+    whole: Tensor
+
+    @classmethod
+    def of(cls, labelled: Tensor, of_batch: Tensor | None = None) -> Observed:
+        """The mask for observed labels (B, n) bool, or images with all labels (B,) bool.
+
+        Args:
+            of_batch: the same for the whole batch; None if the images are the whole batch.
+        """
+        masks = (labelled, labelled if of_batch is None else of_batch)
+        return cls(*(mask[:, None] if mask.dim() == 1 else mask for mask in masks))
+
+    @property
+    def images(self) -> Tensor:
+        """(B,) bool, images with at least one label."""
+        return self.labels.any(dim=1)
+
+    def weights(self, terms: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Weights (B, n) of the terms of a loss, 0 for terms that are not known.
+
+        `mean` of the weighted sum over variables is the sum of the means of every term over the images of the whole
+        batch where it is known. All weights are 0 or 1 if every image has all labels or none.
+
+        Args:
+            terms: observed labels (B, n) bool -> known terms (B, n) bool; by default the same.
+        """
+        known, of_whole = (mask if terms is None else terms(mask) for mask in self)
+        return known * (self.whole.any(dim=1).sum() / of_whole.sum(dim=0).clamp(min=1))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of values (B,) over the images with labels; those of all microbatches average to that of the batch.
+
+        0 with zero gradient if no image of the whole batch has labels.
+        """
+        kept = torch.where(self.images, values, torch.zeros_like(values))
+        count = self.whole.any(dim=1).sum().clamp(min=1)
+        return kept.mean() / (count / len(self.whole)).to(kept.dtype)
+
+
 def label_kl(
     z_mean: Tensor,
     z_logvar: Tensor | float,
     labels: Tensor,
     label_std: float,
-    labelled: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Returns KL(q(z_i | z_pa, x0) || N(y_i 1, label_std^2 I)), summed over variables and dimensions, (B,).
 
@@ -80,43 +133,34 @@ def label_kl(
     Args:
         z_mean: (B, n, d), means of the blocks given their parents; by the chain rule the sum is the KL of the joint.
         z_logvar: (B, n, d) or a number.
-        labels: (B, n, d) label blocks (`LatentSCM.label_blocks`), or (B, n) normalised labels of continuous variables.
+        labels: (B, n, d) label blocks (`LatentSCM.label_blocks`), or (B, n) normalised labels of continuous variables;
+            any finite number for a missing label.
         label_std: standard deviation of a block around its label.
-        labelled: (B,) bool; images without labels get 0.
+        weights: (B, n) of `Observed.weights`, 0 for missing labels; 1 by default.
     """
-    kl = sum_flat(normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std)))
-    return kl if labelled is None else torch.where(labelled, kl, torch.zeros_like(kl))
+    kl = normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std))
+    return sum_flat(kl if weights is None else kl * weights[:, :, None])
 
 
 @torch.no_grad()
 def label_kl_by_variable(
-    z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, labelled: Tensor
+    z_mean: Tensor, z_logvar: Tensor | float, labels: Tensor, label_std: float, weights: Tensor
 ) -> Tensor:
     """Returns the terms of `label_kl` by variable, (B, n), without gradient, for logging."""
-    kl = normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std)).sum(dim=2)
-    return torch.where(labelled[:, None], kl, torch.zeros_like(kl))
+    return normal_kl(z_mean, z_logvar, _as_blocks(labels), 2.0 * math.log(label_std)).sum(dim=2) * weights
 
 
 def _as_blocks(labels: Tensor) -> Tensor:
     return labels[:, :, None] if labels.dim() == 2 else labels
 
 
-def masked_mean(values: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:
-    """Returns the mean of (B,) values over the labelled images; 0 with zero gradient without labelled images.
+def squared_error(read: Tensor, labels: Tensor, observed: Observed) -> Tensor:
+    """Returns the squared error of labels (B, n) per image, (B,), 0 for images without labels.
 
-    For a microbatch, `fraction` is the fraction of labelled images in the whole batch; the results of all microbatches
-    then average to that of the batch.
+    `Observed.mean` of it is the mean squared error of each variable over its observed labels, averaged over variables.
     """
-    kept = torch.where(labelled, values, torch.zeros_like(values))
-    if fraction is None:
-        return kept.sum() / labelled.sum().clamp(min=1)
-    return kept.mean() / fraction if fraction > 0 else kept.sum() * 0.0
-
-
-def squared_error(read: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Returns the mean squared error of labels (B, n) per image, 0 for images without labels."""
-    error = ((read - labels) ** 2).mean(dim=1)
-    return torch.where(labelled, error, torch.zeros_like(error))
+    error = ((read - labels) ** 2 * observed.weights()).mean(dim=1)
+    return error / observed.whole.any(dim=0).to(error.dtype).mean().clamp(min=1 / labels.shape[1])
 
 
 def gaussian_nll(residual: Tensor, log_scale: Tensor) -> Tensor:

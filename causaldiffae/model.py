@@ -21,13 +21,16 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.losses import gaussian_nll, label_kl, label_kl_by_variable, masked_mean, prior_kl, squared_error
+from causaldiffae.losses import Observed, gaussian_nll, label_kl, label_kl_by_variable, prior_kl, squared_error
 from causaldiffae.nn import batched_model_outputs, sum_flat
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
 MAX_NAMED = 16
 """Maximum number of variables whose label term is logged by name."""
+
+Represented = tuple[Tensor, dict[str, Tensor]]
+"""Causal variables z (B, n, d), and the terms of the loss that depend on the latents alone."""
 
 
 def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, cond_dim: int | None) -> UNetModel:
@@ -246,20 +249,6 @@ class TrainingDraws:
     forced: Tensor
 
 
-def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:
-    """Returns draws for a trial step on images (B, C, H, W) at time steps t (B,), with all latents kept."""
-    everything = torch.ones(len(x_start), dtype=torch.bool, device=x_start.device)
-    return TrainingDraws(
-        t=t,
-        weights=torch.ones(len(x_start), device=x_start.device),
-        noise=torch.randn_like(x_start),
-        latent_noise=torch.randn(len(x_start), *latent_shape, device=x_start.device),
-        keep=everything,
-        keep_blocks=everything[:, None].expand(-1, latent_shape[0]),
-        forced=~everything,
-    )
-
-
 class TrainingStep(nn.Module):
     """The loss of one batch as a module, so that one forward pass (of DDP) uses all trained parts.
 
@@ -284,31 +273,35 @@ class TrainingStep(nn.Module):
         labelled: Tensor,
         draws: TrainingDraws,
         kl_weight: float,
-        labelled_fraction: float | None = None,
+        labelled_of_batch: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and its terms.
 
         Args:
             x_start: (B, C, H, W) in [-1, 1].
-            labels: (B, n) normalised.
+            labels: (B, n) normalised; any finite number for a missing label.
             classes: (B,) or None.
-            labelled: (B,) bool. Unlabelled images are decoded under the null token and excluded from `label_kl` and
-                `mechanism_nll`.
+            labelled: (B, n) bool, the observed labels, or (B,) bool, the images with all labels. Images without labels
+                are decoded under the null token, and missing labels have no term in `label_kl` and `mechanism_nll`.
             kl_weight: gamma of this step.
-            labelled_fraction: fraction of labelled images in the whole batch, for microbatches.
+            labelled_of_batch: `labelled` of the whole batch, for microbatches.
 
         Returns:
             The scalar loss, and per-image terms (B,): `loss` (of the image), `mse`, `prior_kl`, `label_kl` (and
             `label_kl_NAME` of the first variables), `label_mse`, and the scalar `mechanism_nll`.
         """
-        z, terms = self.represent(x_start, labels, labelled, draws, labelled_fraction)
-        terms |= self.image_terms(x_start, z, classes, draws.keep & labelled, draws)
+        observed = Observed.of(labelled, labelled_of_batch)
+        z, terms = self.represent(x_start, labels, observed, draws)
+        terms |= self.image_terms(x_start, z, classes, draws.keep & self.conditioned(observed), draws)
         loss = (draws.weights * terms["loss"]).mean()
         prior = self.prior_factor(x_start) * terms["prior_kl"].mean()
-        divergence = prior + masked_mean(terms["label_kl"], labelled, labelled_fraction)
-        loss = loss + kl_weight * divergence
+        loss = loss + kl_weight * (prior + observed.mean(terms["label_kl"]))
         loss = loss + self.mechanism_weight * terms["mechanism_nll"]
         return loss, terms
+
+    def conditioned(self, observed: Observed) -> Tensor:
+        """Returns which images are decoded from z, (B,) bool; the others are decoded under the null token."""
+        return observed.images
 
     @property
     def mechanism_weight(self) -> float:
@@ -319,13 +312,11 @@ class TrainingStep(nn.Module):
         """Returns the factor on `prior_kl` relative to `label_kl`."""
         return 1.0
 
-    def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def represent(self, x_start: Tensor, labels: Tensor, observed: Observed, draws: TrainingDraws) -> Represented:
         """Samples causal variables z (B, n, d) from q(z | x0); returns them and the loss terms of the latents.
 
-        For `forced` images, z is sampled from the label prior p(z | y) instead, which trains the decoder to follow the
-        labels alone.
+        For `forced` images, blocks with a label are sampled from the label prior p(z | y) instead, which trains the
+        decoder to follow the labels alone.
         """
         model, config = cast(CausalAutoencoder, self.model), self.config
         posterior = model.encode(x_start)
@@ -336,15 +327,16 @@ class TrainingStep(nn.Module):
         anchors = model.scm.label_blocks(labels)
         if config.label_forcing:
             from_labels = anchors + config.label_std * draws.latent_noise
-            z = torch.where((draws.forced & labelled)[:, None, None], from_labels, z)
-        by_variable = label_kl_by_variable(z_mean, z_logvar, anchors, config.label_std, labelled)
+            z = torch.where((draws.forced[:, None] & observed.labels)[:, :, None], from_labels, z)
+        weights = observed.weights()
+        by_variable = label_kl_by_variable(z_mean, z_logvar, anchors, config.label_std, weights)
         named = zip(model.scm.graph.names[:MAX_NAMED], by_variable.unbind(1), strict=False)
         return z, {
             **({f"label_kl_{name}": kl for name, kl in named} if labels.shape[1] > 1 else {}),
             "prior_kl": prior_kl(posterior, model.scm.log_scale, model.scm.is_discrete if model.discrete else None),
-            "label_kl": label_kl(z_mean, z_logvar, anchors, config.label_std, labelled),
-            "mechanism_nll": mechanism_nll(model.scm, labels, labelled, fraction),
-            "label_mse": squared_error(model.read_labels(z_mean.detach()), labels, labelled),
+            "label_kl": label_kl(z_mean, z_logvar, anchors, config.label_std, weights),
+            "mechanism_nll": mechanism_nll(model.scm, labels, observed),
+            "label_mse": squared_error(model.read_labels(z_mean.detach()), labels, observed),
         }
 
     def image_terms(
@@ -368,24 +360,27 @@ class LabelTrainingStep(TrainingStep):
 
     @property
     def mechanism_weight(self) -> float:
-        """The configured weight, or 1 if it is 0."""
+        """As configured; 0 counts as 1."""
         return self.config.mechanism_weight or 1.0
 
-    def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def conditioned(self, observed: Observed) -> Tensor:
+        """Returns which images are decoded from their labels, (B,) bool: those with all of them."""
+        return observed.labels.all(dim=1)
+
+    def represent(self, x_start: Tensor, labels: Tensor, observed: Observed, draws: TrainingDraws) -> Represented:
         """Returns the label blocks as z; without an encoder there are no divergences."""
         zero, scm = torch.zeros_like(labels[:, 0]), cast(LabelModel, self.model).scm
         if scm.mechanism == "one_hop":
             u = scm.abduct(scm.label_blocks(labels))
-            nll = masked_mean(sum_flat(gaussian_nll(u, torch.zeros_like(u))), labelled, fraction)
+            nll = gaussian_nll(u, torch.zeros_like(u)) * observed.weights(scm.known_terms)[:, :, None]
+            nll = observed.mean(sum_flat(nll))
         else:
-            nll = mechanism_nll(scm, labels, labelled, fraction)
+            nll = mechanism_nll(scm, labels, observed)
         return scm.label_blocks(labels), {"prior_kl": zero, "label_kl": zero, "mechanism_nll": nll, "label_mse": zero}
 
 
-def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, fraction: float | None = None) -> Tensor:
-    """Returns -log p(y_i | y_pa(i)), summed over variables and averaged over labelled images.
+def mechanism_nll(scm: LatentSCM, labels: Tensor, observed: Observed) -> Tensor:
+    """Returns the sum over variables of -log p(y_i | y_pa(i)), each averaged over images with these labels.
 
     The label blocks are known exactly, so the mechanisms are fitted without encoder noise. The density of a continuous
     child is averaged over the entries of its block; a discrete variable, also a root, has a cross-entropy.
@@ -393,5 +388,6 @@ def mechanism_nll(scm: LatentSCM, labels: Tensor, labelled: Tensor, fraction: fl
     if scm.mechanism == "one_hop" or not (scm.graph.edges or scm.discrete):
         return labels.new_zeros(())
     density, cross_entropy = scm.label_nll(labels)
-    nll = sum_flat(density) / scm.block_size
-    return masked_mean(nll + cross_entropy.sum(dim=1) if scm.discrete else nll, labelled, fraction)
+    weights = observed.weights(scm.known_terms)
+    nll = sum_flat(density * weights[:, :, None]) / scm.block_size
+    return observed.mean(nll + (cross_entropy * weights).sum(dim=1) if scm.discrete else nll)

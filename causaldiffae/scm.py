@@ -98,6 +98,10 @@ class LatentSCM(nn.Module):
         self.has_scale: Tensor
         self.register_buffer("is_discrete", torch.tensor(is_discrete), persistent=False)
         self.register_buffer("has_scale", torch.tensor(has_scale), persistent=False)
+        causes = [graph.ancestors(name) if mechanism == "one_hop" else graph.parents[name] for name in graph.names]
+        needed = [[j == i or name in causes[i] for j, name in enumerate(graph.names)] for i in range(len(graph))]
+        self.needed: Tensor
+        self.register_buffer("needed", torch.tensor(needed), persistent=False)
         self.raw_log_scale = nn.Parameter(torch.zeros(len(graph))) if any(has_scale) else None
 
     def _network(self, i: int, width: int, depth: int) -> nn.Module:
@@ -211,6 +215,13 @@ class LatentSCM(nn.Module):
                 u = mechanism.inverse(z[i])
                 density[i] = gaussian_nll(u, log_scale[i]) + mechanism.forward(u).log_stretch
         return torch.stack(density, dim=1), torch.stack(cross_entropy, dim=1)
+
+    def known_terms(self, observed: Tensor) -> Tensor:
+        """Which terms of `label_nll` are known, (B, n) bool, given observed labels (B, n) bool.
+
+        The likelihood of a label needs that of its variable and those of all parents; with `one_hop`, of all ancestors.
+        """
+        return (observed[:, None, :] | ~self.needed).all(dim=2)
 
     # ------------------------------------------------------------------ prediction
 

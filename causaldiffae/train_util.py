@@ -26,7 +26,7 @@ from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import ImageData
-from causaldiffae.datasets.label_subsets import digest
+from causaldiffae.datasets.label_subsets import digest, labelled_mask
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import Batch, BatchSource
@@ -75,7 +75,7 @@ class TrainLoop:
 
     Args:
         config: complete configuration.
-        data: training split; `data.labelled` marks the images whose labels may be used.
+        data: training split; `data.observed` marks the labels that are used.
         logger: logger of the run; checkpoints are written to its `run_dir`.
         test: test images for previews; None disables previews.
         stop: request to stop early; default: the time limit `max_hours`.
@@ -179,7 +179,7 @@ class TrainLoop:
             )
         if not dist_util.is_main():
             return
-        labelled = self.source.is_labelled
+        observed, labelled = self.source.observed, labelled_mask(self.source.observed)
         states = {
             "model_state": self.model.state_dict(),
             "ema_states": self.emas,
@@ -188,11 +188,11 @@ class TrainLoop:
                 "optimizer": self.optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "skipped": self.skipped.state_dict(),
-                "labelled": self.source.labelled,
+                "labelled": torch.from_numpy(labelled),
                 "order": batch_order(self.source),
             },
             "config": describe_checkpoint(self.config, self.spec)
-            | {"labelled_images": int(labelled.sum()), "labelled": digest(labelled)},
+            | {"labelled_images": int(observed.any(axis=1).sum()), "labelled": digest(observed)},
         }
         self.writer.write(self.step, states)
 
@@ -384,7 +384,7 @@ def _arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: floa
     part = TrainingDraws(**{name: value[piece] for name, value in vars(draws).items()})
     classes = None if batch.classes is None else batch.classes[piece]
     images, labels, labelled = batch.images[piece], batch.labels[piece], batch.labelled[piece]
-    return images, labels, classes, labelled, part, kl_weight, batch.labelled_fraction
+    return images, labels, classes, labelled, part, kl_weight, batch.labelled_of_batch
 
 
 def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:

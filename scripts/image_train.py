@@ -57,11 +57,12 @@ def describe(config: Config, spec: DatasetSpec) -> str:
 
 def mask_labels(config: Config, data: ImageData) -> ImageData:
     """Keeps the labels of the configured fraction; rank 0 writes their list beside the data, other ranks read it."""
-    fraction, seed, folder = config.loss.label_fraction, config.loss.label_seed, config.train.data_dir
+    loss, folder = config.loss, config.train.data_dir
+    fraction, seed, by_variable = loss.label_fraction, loss.label_seed, loss.mask_by == "variable"
     if dist_util.is_main():
-        with_labels_of(data, fraction, seed, folder)
+        with_labels_of(data, fraction, seed, folder, by_variable=by_variable)
     dist_util.barrier()
-    return with_labels_of(data, fraction, seed, folder, write=False)
+    return with_labels_of(data, fraction, seed, folder, write=False, by_variable=by_variable)
 
 
 def find_resume_step(train: TrainConfig) -> int | None:

@@ -22,7 +22,7 @@ from causaldiffae.dit import DiT
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, LossType, ModelVarType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.losses import label_kl, masked_mean, prior_kl
+from causaldiffae.losses import Observed, label_kl, prior_kl
 from causaldiffae.published.causaldiffae import load_model
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.unet import EncoderUNetModel, UNetModel
@@ -126,7 +126,7 @@ def check_causaldiffae(meta: dict[str, Any], arrays: Arrays) -> Iterator[Line]:
     prior, label = prior_kl(posterior), label_kl(z, 0.0, inputs["c"], 1.0)
     labelled = torch.arange(len(z)) == 0
     yield compare("kl", prior + label, arrays["kl"].reshape(-1))
-    yield compare("kl_masked", masked_mean(prior + label, labelled), arrays["kl_masked"].reshape(()))
+    yield compare("kl_masked", Observed.of(labelled).mean(prior + label), arrays["kl_masked"].reshape(()))
     yield compare("kl_no_causal", prior, arrays["kl_no_causal"].reshape(-1))
 
 

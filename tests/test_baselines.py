@@ -18,9 +18,10 @@ from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.logger import Logger
-from causaldiffae.losses import label_kl, prior_kl
-from causaldiffae.model import TrainingStep
+from causaldiffae.losses import Observed, gaussian_nll, label_kl, prior_kl
+from causaldiffae.model import LabelTrainingStep, TrainingStep
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import MODELS, create_model_and_diffusion, load_model, model_entry
 from causaldiffae.train_util import TrainLoop
@@ -164,6 +165,41 @@ def test_the_conditional_loss_is_that_of_diffusion_and_of_the_labels() -> None:
     assert unlabelled["mechanism_nll"] == 0
 
 
+def test_the_conditional_model_is_conditioned_where_all_labels_are_observed() -> None:
+    net, plain = build(**CONDITIONAL), LABELS.clone()
+    labelled = torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    (_, terms), (_, every), (_, none) = (step(net, "conditional", mask) for mask in (labelled, EVERYONE, ~EVERYONE))
+    assert (terms["mse"] == every["mse"]).tolist() == [True, False, False, False]
+    assert (terms["mse"] == none["mse"]).tolist() == [False, True, True, True], "the null token"
+    alone = LabelTrainingStep(net, DIFFUSION, LossConfig()).represent(
+        IMAGES[:1], plain[:1], Observed.of(EVERYONE[:1]), training_draws(T[:1], net.latent_shape)
+    )[1]
+    torch.testing.assert_close(terms["mechanism_nll"], alone["mechanism_nll"])
+
+
+def test_the_one_hop_likelihood_needs_the_labels_of_all_ancestors() -> None:
+    """The noise of c is abducted from the labels of a and b."""
+    graph = CausalGraph(("a", "b", "c"), (("a", "b"), ("b", "c")))
+    hidden = torch.tensor([[False, True, True], [True, True, True]])
+    one_hop, additive = (LatentSCM(graph, 1, mechanism) for mechanism in ("one_hop", "additive"))
+    assert one_hop.known_terms(hidden).tolist() == [[False] * 3, [True] * 3]
+    assert additive.known_terms(hidden).tolist() == [[False, False, True], [True] * 3]
+    net = build(mechanism="one_hop", **CONDITIONAL)
+    labelled = torch.tensor([[True, False], [True, True], [False, True], [True, True]])
+    terms = step(net, "conditional", labelled)[1]
+    nll = gaussian_nll(net.abduct(IMAGES, LABELS), torch.zeros(())).squeeze(2)
+    torch.testing.assert_close(terms["mechanism_nll"], nll[[0, 1, 3], 0].mean() + nll[[1, 3], 1].mean())
+
+
+def test_the_probe_learns_from_every_observed_label() -> None:
+    net = build(**UNALIGNED)
+    labelled = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
+    terms = step(net, "diffae", labelled)[1]
+    posterior, noise = net.encode(IMAGES), training_draws(T, net.latent_shape).latent_noise
+    error = (net.read_labels(posterior.mean + torch.exp(0.5 * posterior.logvar) * noise) - LABELS) ** 2
+    torch.testing.assert_close(terms["probe_mse"], (error[:2, 0].mean() + error[1:3, 1].mean()) / 2)
+
+
 @pytest.mark.parametrize("model_type", ["conditional", "diffscm"])
 def test_labels_train_the_mechanisms_of_the_published_settings_too(model_type: str) -> None:
     """Nothing else trains them without an encoder; untrained, an effect would be that of a random network."""
@@ -175,10 +211,10 @@ def test_labels_train_the_mechanisms_of_the_published_settings_too(model_type: s
     size = normal(64, 1, dtype=torch.float32)
     labels = torch.cat([size, 0.5 - 0.8 * size], dim=1)
     draws = training_draws(torch.zeros(64, dtype=torch.long), net.latent_shape)
-    images, everyone = torch.zeros(64, 1, 8, 8), torch.ones(64, dtype=torch.bool)
+    images, everyone = torch.zeros(64, 1, 8, 8), Observed.of(torch.ones(64, dtype=torch.bool))
     for _ in range(300):
         optimizer.zero_grad()
-        terms = training_step.represent(images, labels, everyone, draws, None)[1]
+        terms = training_step.represent(images, labels, everyone, draws)[1]
         (training_step.mechanism_weight * terms["mechanism_nll"]).backward()
         optimizer.step()
     u = net.abduct(images, labels)

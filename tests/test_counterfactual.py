@@ -446,7 +446,7 @@ def test_missing_labels_and_classes_are_refused(needs: dict[str, bool], message:
 def test_an_image_without_a_label_is_refused_by_models_that_use_labels_only() -> None:
     labels = torch.tensor([[4.0, 150.0]]).repeat(len(images()), 1)
     labels[1, 0] = torch.nan
-    with pytest.raises(InputError, match="labels: expected all labels of every image, got none for 1 of"):
+    with pytest.raises(InputError, match="labels: image 1 has no value of 'size'; this model needs"):
         engine(5, Oracle(needs_labels=True)).abduct(images(), labels=labels)
     assert engine(5).abduct(images(), labels=labels).u.isfinite().all()
 

@@ -12,13 +12,15 @@ from torch.distributions import Normal, kl_divergence
 from causaldiffae.encoder import Posterior
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import (
+    Observed,
     approx_standard_normal_cdf,
     discretized_gaussian_log_likelihood,
     gaussian_nll,
     label_kl,
-    masked_mean,
+    label_kl_by_variable,
     normal_kl,
     prior_kl,
+    squared_error,
 )
 from causaldiffae.scm import LatentSCM
 
@@ -84,7 +86,8 @@ def test_label_kl_ties_blocks_to_labels_and_leaves_out_unlabelled_images() -> No
     expected = kl_divergence(gaussian(mean, logvar), Normal(anchors, 0.3)).sum(dim=(1, 2))
     torch.testing.assert_close(label_kl(mean, logvar, labels, 0.3), expected)
     labelled = torch.tensor([True, False, True])
-    torch.testing.assert_close(label_kl(mean, logvar, labels, 0.3, labelled), expected * labelled)
+    weights = Observed.of(labelled).weights()
+    torch.testing.assert_close(label_kl(mean, logvar, labels, 0.3, weights), expected * labelled)
     torch.testing.assert_close(label_kl(mean, 0.0, labels, 1.0), 0.5 * ((mean - anchors) ** 2).sum(dim=(1, 2)))
 
 
@@ -108,18 +111,66 @@ def test_label_kl_of_blocks_is_that_of_the_joint(mechanism: str) -> None:
     assert error < 0.03 * float(joint.mean())
 
 
-@pytest.mark.parametrize("share", [None, 0.0])
-def test_masked_mean_of_no_images_is_zero_with_a_zero_gradient(share: float | None) -> None:
+# ---------------------------------------------------------------------- labels missing by variable
+
+MASK = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0]], dtype=torch.bool)
+"""Variable 0 is observed on images 0, 1, 3, variable 1 on images 1, 3, 4, variable 2 on none."""
+
+
+def test_the_term_of_each_variable_is_a_mean_over_its_observed_labels() -> None:
+    values = normal(6, 3)
+    observed = Observed.of(MASK)
+    expected = values[MASK[:, 0], 0].mean() + values[MASK[:, 1], 1].mean()
+    torch.testing.assert_close(observed.mean((values * observed.weights()).sum(dim=1)), expected)
+    assert torch.equal(observed.images, MASK.any(dim=1))
+
+
+def test_divergences_and_errors_of_labels_are_means_over_observed_labels() -> None:
+    mean, logvar, labels = normal(6, 3, 2), normal(6, 3, 2, seed=1), normal(6, 3, seed=2)
+    observed = Observed.of(MASK)
+    kl = kl_divergence(gaussian(mean, logvar), Normal(labels[:, :, None], 0.3)).sum(dim=2)
+    expected = torch.stack([kl[MASK[:, 0], 0].mean(), kl[MASK[:, 1], 1].mean(), torch.zeros(()).double()])
+    torch.testing.assert_close(observed.mean(label_kl(mean, logvar, labels, 0.3, observed.weights())), expected.sum())
+    by_variable = label_kl_by_variable(mean, logvar, labels, 0.3, observed.weights())
+    torch.testing.assert_close(torch.stack([observed.mean(kl) for kl in by_variable.unbind(1)]), expected)
+    read = normal(6, 3, seed=3)
+    errors = [((read - labels)[MASK[:, i], i] ** 2).mean() for i in (0, 1)]
+    torch.testing.assert_close(observed.mean(squared_error(read, labels, observed)), sum(errors) / 2)
+
+
+def test_a_missing_label_has_a_gradient_of_exactly_zero() -> None:
+    observed, values = Observed.of(MASK), normal(6, 3, 2).requires_grad_()
+    labels = normal(6, 3, seed=1).requires_grad_()
+    terms = label_kl(values, 0.0, labels, 0.3, observed.weights()) + squared_error(values.mean(2), labels, observed)
+    observed.mean(terms).backward()
+    assert values.grad is not None and labels.grad is not None
+    assert torch.equal(values.grad != 0, MASK[:, :, None].expand(6, 3, 2))
+    assert torch.equal(labels.grad != 0, MASK)
+
+
+@pytest.mark.parametrize("mask", [[True, False, True], [True] * 3, [False] * 3])
+def test_weights_are_0_or_1_if_every_image_has_all_labels_or_none(mask: list[bool]) -> None:
+    labelled = torch.tensor(mask)
+    for observed in (Observed.of(labelled), Observed.of(labelled[:, None].expand(3, 4))):
+        assert torch.equal(observed.weights().expand(3, 4), labelled[:, None].expand(3, 4).float())
+        assert torch.equal(observed.images, labelled)
+
+
+def test_the_mean_of_no_images_is_zero_with_a_zero_gradient() -> None:
     values = torch.tensor([1.0, 2.0], requires_grad=True)
-    mean = masked_mean(values, torch.tensor([False, False]), share)
+    mean = Observed.of(torch.tensor([False, False])).mean(values)
     mean.backward()
     assert mean == 0 and values.grad is not None and values.grad.tolist() == [0.0, 0.0]
 
 
-def test_masked_means_of_microbatches_average_to_that_of_the_batch() -> None:
-    values, labelled = normal(12), torch.arange(12) % 4 == 1
-    whole = values[labelled].mean()
-    torch.testing.assert_close(masked_mean(values, labelled), whole)
-    share = float(labelled.double().mean())
-    parts = [masked_mean(values[i : i + 3], labelled[i : i + 3], share) for i in range(0, 12, 3)]
-    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_means_of_microbatches_and_processes_average_to_that_of_the_batch(size: int) -> None:
+    """Whatever the numbers of observed labels in each part; the third image and the last one have no label."""
+    values = normal(6, 3)
+
+    def mean(rows: slice) -> Tensor:
+        part = Observed.of(MASK[rows], MASK)
+        return part.mean((values[rows] * part.weights()).sum(dim=1))
+
+    parts = [mean(slice(start, start + size)) for start in range(0, 6, size)]
+    torch.testing.assert_close(torch.stack(parts).mean(), mean(slice(None)))

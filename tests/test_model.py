@@ -15,7 +15,7 @@ from causaldiffae.encoder import CausalEncoder, Posterior
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.losses import label_kl, prior_kl
+from causaldiffae.losses import Observed, label_kl, prior_kl
 from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, mechanism_nll, unet_from_config
 from causaldiffae.scm import MECHANISMS, LatentSCM
 
@@ -26,6 +26,9 @@ IMAGES, T = normal(BATCH, 1, 8, 8, seed=1).clamp(-1, 1).float(), torch.tensor([0
 LABELS = torch.tensor([[0.5, 0.2], [-1.0, -0.4], [1.5, 0.9], [0.0, -0.3]])
 EVERYONE = torch.ones(BATCH, dtype=torch.bool)
 SOME = torch.tensor([True, False, True, False])
+ALL, HALF = Observed.of(EVERYONE), Observed.of(torch.ones(2, dtype=torch.bool))
+APART = torch.tensor([[True, False], [True, True], [False, True], [False, False]])
+"""Labels observed by variable: size on images 0 and 1, grey on images 1 and 2."""
 
 
 def model(num_classes: int | None = None, **changes: Any) -> CausalDiffAE:
@@ -143,10 +146,58 @@ def test_labels_of_unlabelled_images_have_no_effect() -> None:
     (first, a), (second, b) = (step(net, labelled=SOME, labels=labels) for labels in (LABELS, wrong))
     assert torch.equal(first, second) and all(torch.equal(a[name], b[name]) for name in a)
     assert a["label_kl"].bool().tolist() == a["label_mse"].bool().tolist() == SOME.tolist()
-    torch.testing.assert_close(a["mechanism_nll"], mechanism_nll(net.scm, LABELS[SOME], EVERYONE[:2]))
+    torch.testing.assert_close(a["mechanism_nll"], mechanism_nll(net.scm, LABELS[SOME], HALF))
     # The mean is over labelled images, not over the batch.
     expected = a["loss"].mean() + 0.7 * (a["prior_kl"].mean() + a["label_kl"].sum() / 2) + a["mechanism_nll"]
     torch.testing.assert_close(first, expected)
+
+
+def test_a_missing_label_removes_its_own_terms_only() -> None:
+    net, config = model(), LossConfig(label_std=0.3)
+    (loss, terms), (_, every) = step(net, config, labelled=APART), step(net, config)
+    for name, rows in (("size", [0, 1]), ("grey", [1, 2])):
+        kept = terms[f"label_kl_{name}"]
+        assert kept.bool().tolist() == [i in rows for i in range(BATCH)]
+        torch.testing.assert_close(kept.sum() / 3, every[f"label_kl_{name}"][rows].mean())  # three images have labels
+    # The mechanism of grey is seen on the only image with both labels.
+    one = torch.tensor([1])
+    expected = mechanism_nll(net.scm, LABELS[one], Observed.of(torch.ones(1, dtype=torch.bool)))
+    torch.testing.assert_close(terms["mechanism_nll"], expected)
+    label_term = sum(every[f"label_kl_{name}"][rows].mean() for name, rows in (("size", [0, 1]), ("grey", [1, 2])))
+    prior = every["prior_kl"].mean()
+    torch.testing.assert_close(loss, terms["loss"].mean() + 0.7 * (prior + label_term) + terms["mechanism_nll"])
+    assert (terms["mse"] == every["mse"]).tolist() == [True, True, True, False], "one label is enough for z"
+
+
+def test_the_value_of_a_missing_label_has_no_effect_and_no_gradient() -> None:
+    net, config = model(), LossConfig(label_std=0.3, label_forcing=0.5)
+    given, labels = draws(forced=EVERYONE), LABELS.clone().requires_grad_()
+    wrong = torch.where(APART, LABELS, torch.tensor(5.0))
+    (first, a), (second, b) = (step(net, config, labelled=APART, labels=each, draws=given) for each in (labels, wrong))
+    assert torch.equal(first, second) and all(torch.equal(a[name], b[name]) for name in a)
+    first.backward()
+    assert labels.grad is not None and torch.equal(labels.grad != 0, APART)
+
+
+def test_variables_that_are_never_labelled_together_have_no_likelihood() -> None:
+    campaigns = torch.tensor([[True, False], [True, False], [False, True], [False, True]])
+    net = model()
+    loss, terms = step(net, labelled=campaigns)
+    assert terms["mechanism_nll"] == 0 and (terms["label_kl"] > 0).all()
+    found = gradients(net, loss)
+    assert all(gradient.isfinite().all() for gradient in found.values()) and found["encoder.fc_mu.weight"].any()
+
+
+def test_processes_with_unequal_labels_average_to_one_process() -> None:
+    """The first has two of the labels of size and one of grey, the second one of grey."""
+    net = model()
+    whole, _ = step(net, labelled=APART)
+    parts = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        own = TrainingDraws(**{name: value[rows] for name, value in vars(draws()).items()})
+        given = {"x_start": IMAGES[rows], "labels": LABELS[rows], "labelled": APART[rows], "draws": own}
+        parts.append(step(net, **given, labelled_of_batch=APART)[0])
+    torch.testing.assert_close(sum(parts) / 2, whole)
 
 
 def test_unlabelled_images_are_trained_with_the_null_token() -> None:
@@ -194,6 +245,9 @@ def test_forced_images_are_decoded_from_the_label_prior() -> None:
     assert torch.equal(few, torch.where((SOME & half)[:, None], anchors, own)), "unlabelled images are not forced"
     for name in ("prior_kl", "label_kl", "mechanism_nll", "label_mse"):
         assert torch.equal(terms[name], plain[name])
+    step(net, config, draws=given, labelled=APART)
+    by_block = (SOME[:, None] & APART).repeat_interleave(2, dim=1)
+    assert torch.equal(seen[-1], torch.where(by_block, anchors, own)), "blocks without a label are those of the encoder"
     step(net, replace(config, kl_weight=0.0), draws=draws(forced=EVERYONE), kl_weight=0.0)[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in net.encoder.parameters())
 
@@ -210,7 +264,7 @@ def test_mechanisms_are_recovered_from_labels(mechanism: str) -> None:
     optimizer = torch.optim.Adam(scm.parameters(), lr=0.03)
     for _ in range(250):
         optimizer.zero_grad()
-        loss = mechanism_nll(scm, y, torch.ones(512, dtype=torch.bool))
+        loss = mechanism_nll(scm, y, Observed.of(torch.ones(512, dtype=torch.bool)))
         loss.backward()
         optimizer.step()
     with torch.no_grad():
@@ -231,7 +285,7 @@ def test_mechanism_nll_is_the_density_of_children_per_block_entry(mechanism: str
     grey = scm.mechanism_of(1, blocks)
     u = grey.inverse(blocks[1])
     log_p = Normal(0.0, scm.log_scale[1].exp()).log_prob(u) - grey.forward(u).log_stretch
-    torch.testing.assert_close(mechanism_nll(scm, LABELS, EVERYONE), -log_p.mean())
+    torch.testing.assert_close(mechanism_nll(scm, LABELS, ALL), -log_p.mean())
     if mechanism != "spline":
         location, scale = grey.forward(torch.zeros_like(u)).z, grey.forward(u).log_stretch + scm.log_scale[1]
         torch.testing.assert_close(log_p, Normal(location, scale.exp()).log_prob(blocks[1]))
@@ -239,7 +293,7 @@ def test_mechanism_nll_is_the_density_of_children_per_block_entry(mechanism: str
 
 @pytest.mark.parametrize("scm", [LatentSCM(CausalGraph(("a", "b")), 2), LatentSCM(GRAPH, 2, "one_hop")])
 def test_mechanisms_without_a_likelihood_have_no_loss(scm: LatentSCM) -> None:
-    assert mechanism_nll(scm, LABELS, EVERYONE) == 0
+    assert mechanism_nll(scm, LABELS, ALL) == 0
 
 
 # ---------------------------------------------------------------------- discrete variables
@@ -295,9 +349,9 @@ def test_the_likelihood_has_a_cross_entropy_for_every_discrete_variable() -> Non
     grey = net.scm.mechanism_of(1, blocks)
     density = Normal(grey.forward(torch.zeros(BATCH, 3)).z, net.scm.log_scale[1].exp()).log_prob(blocks[1])
     expected = sum(cross_entropies) - density.mean()
-    torch.testing.assert_close(mechanism_nll(net.scm, MIXED, EVERYONE), expected)
-    half = mechanism_nll(net.scm, torch.where(SOME[:, None], MIXED, 7.0), SOME)
-    torch.testing.assert_close(half, mechanism_nll(net.scm, MIXED[SOME], EVERYONE[:2]))
+    torch.testing.assert_close(mechanism_nll(net.scm, MIXED, ALL), expected)
+    half = mechanism_nll(net.scm, torch.where(SOME[:, None], MIXED, 7.0), Observed.of(SOME))
+    torch.testing.assert_close(half, mechanism_nll(net.scm, MIXED[SOME], HALF))
 
 
 @pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
@@ -318,7 +372,7 @@ def test_a_categorical_prior_and_a_discrete_effect_are_learned_from_labels() -> 
     optimizer = torch.optim.Adam(scm.parameters(), lr=0.03)
     for _ in range(200):
         optimizer.zero_grad()
-        mechanism_nll(scm, labels, torch.ones(4000, dtype=torch.bool)).backward()
+        mechanism_nll(scm, labels, Observed.of(torch.ones(4000, dtype=torch.bool))).backward()
         optimizer.step()
     found = scm.probabilities(scm.label_blocks(torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])))
     torch.testing.assert_close(found["shape"][0], shares, rtol=0, atol=0.03)

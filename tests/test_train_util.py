@@ -121,11 +121,12 @@ def test_the_batch_reaches_the_network(tmp_path: Path) -> None:
     seen: list[tuple[Any, ...]] = []
     trained.training_step.register_forward_pre_hook(lambda module, args: seen.append(args))
     trained.run_step()
-    images, labels, classes, labelled, draws, kl_weight, share = seen[0]
+    images, labels, classes, labelled, draws, kl_weight, of_batch = seen[0]
     batch = trained.source.batch(0)
     for found, expected in ((images, batch.images), (labels, batch.labels), (classes, batch.classes)):
         assert torch.equal(found, expected)
-    assert labelled.all() and draws.keep.all() and kl_weight == share == 1.0
+    assert labelled.shape == labels.shape and labelled.all() and torch.equal(of_batch, labelled)
+    assert draws.keep.all() and kl_weight == 1.0
     assert labels.abs().max() < 3, "labels are normalised"
 
 

@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from causaldiffae.config import Config
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.model import trial_draws
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import create_model_and_diffusion, model_entry, parse_config, run_cli
 from causaldiffae.training.estimate import AVERAGE_BYTES, TRAINING_BYTES
+from causaldiffae.training.random_draws import trial_draws
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IMAGES = 2

@@ -19,8 +19,8 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.losses import masked_mean
-from causaldiffae.model import CausalDiffAE, TrainingDraws, TrainingStep, squared_error
+from causaldiffae.losses import Observed, squared_error
+from causaldiffae.model import CausalDiffAE, Represented, TrainingDraws, TrainingStep
 from causaldiffae.scm import Do, LatentSCM
 from causaldiffae.unet import UNetModel
 
@@ -75,19 +75,16 @@ class DiffAE(CausalDiffAE):
 class DiffAETrainingStep(TrainingStep):
     """The loss of CausalDiffAE; if unaligned, with the error of the probe instead of the label term."""
 
-    def represent(
-        self, x_start: Tensor, labels: Tensor, labelled: Tensor, draws: TrainingDraws, fraction: float | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def represent(self, x_start: Tensor, labels: Tensor, observed: Observed, draws: TrainingDraws) -> Represented:
         """Returns sampled latents, their divergence, and either the label term or the error of the probe."""
         model = cast(DiffAE, self.model)
         if not model.aligned:  # no label prior
             draws = replace(draws, forced=torch.zeros_like(draws.forced))
-        z, terms = super().represent(x_start, labels, labelled, draws, fraction)
+        z, terms = super().represent(x_start, labels, observed, draws)
         if not model.aligned:
             terms = {name: value for name, value in terms.items() if not name.startswith("label_kl_")}
             terms["label_kl"] = torch.zeros_like(terms["label_kl"])
-            error = squared_error(model.read_labels(z.detach()), labels, labelled)
-            terms["probe_mse"] = masked_mean(error, labelled, fraction)
+            terms["probe_mse"] = observed.mean(squared_error(model.read_labels(z.detach()), labels, observed))
         return z, terms
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:

@@ -105,7 +105,8 @@ def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = N
     if figures:
         figures = ["", "## Figures", "", "| figure | value |", "|---|---|", *figures, ""]
     classes = f"The model is also conditioned on {spec.num_classes} classes, predicted by `{PREDICTOR_FOLDER}/`.\n"
-    labelled = f"\nLabels were used for a share of {config.loss.label_fraction:g} of the images."
+    each = ", chosen for each variable by itself" if config.loss.mask_by == "variable" else ""
+    labelled = f"\nLabels were used for a share of {config.loss.label_fraction:g} of the images{each}."
     return _CARD.format(
         kind=kind,
         spec=spec,

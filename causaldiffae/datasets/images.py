@@ -72,11 +72,11 @@ class ImageData:
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N, n) float32 in label units, with columns in graph order.
+        labels: (N, n) float32 in label units, with columns in graph order; NaN where a label is missing.
         classes: (N,) int64; None without classes.
         ids: file name of each image, or its index in the file.
         base_images: (N, 28, 28) uint8 digits from which the images were rendered, if available.
-        labelled: (N,) bool mask of labelled images; None if all are labelled.
+        labelled: bool mask of the labels that may be used, (N, n) by label or (N,) by image; None for all.
         pairs: true counterfactuals that the folder of the data set contains; None without any.
     """
 
@@ -92,6 +92,14 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def observed(self) -> np.ndarray:
+        """(N, n) bool mask of the labels that are not missing and may be used."""
+        known = ~np.isnan(self.labels)
+        if self.labelled is None:
+            return known
+        return known & (self.labelled if self.labelled.ndim == 2 else self.labelled[:, None])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageData:
         """The subset at `indices`, in this order."""
@@ -154,6 +162,26 @@ def finite_images(images: torch.Tensor, what: str = "images") -> torch.Tensor:
             f"(index {shown})"
         )
     return images
+
+
+def check_complete(labels: np.ndarray, variables: Sequence[str], ids: Sequence[str] | None = None) -> None:
+    """Raises `InputError` that names the first missing label (NaN) of labels (N, n), for a model that needs all.
+
+    Args:
+        variables: names of the columns.
+        ids: names of the images; by default only their index is given.
+    """
+    missing = np.isnan(labels)
+    if not missing.any():
+        return
+    row, column = np.argwhere(missing)[0]
+    image = f"image {row}" if ids is None else f"image {row} ({ids[row]})"
+    others = int(missing.any(axis=1).sum()) - 1
+    more = f", and {others} other image{'s lack' if others > 1 else ' lacks'} a label" if others else ""
+    raise InputError(
+        f"labels: {image} has no value of {variables[column]!r}{more}; this model needs every label of an image: add "
+        "them, leave these images out, or use a model with an encoder"
+    )
 
 
 class ModelInputs(NamedTuple):

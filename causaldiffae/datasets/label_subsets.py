@@ -4,6 +4,8 @@ A fraction of the training images keeps its labels (CausalDiffAE, section 4.4). 
 the first ones are selected, so the labelled images at 10 % are a subset of those at 50 %. The selection is written to
 the data folder, so that other models and later runs use the same labels. (The published code samples a new selection at
 every step and so eventually uses every label.)
+
+A selection by variable hides the labels of every variable on images of its own. Labels may also be missing in the data.
 """
 
 from __future__ import annotations
@@ -17,58 +19,86 @@ import numpy as np
 
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.reading import read_file, replace_file
+from causaldiffae.files.reading import file_stem, read_file, replace_file
 
 
-def choose_labelled(count: int, fraction: float, seed: int) -> np.ndarray:
-    """(count,) bool with round(fraction * count) true entries, at least one unless `fraction` is 0."""
+def choose_labelled(count: int, fraction: float, seed: int, variable: str = "") -> np.ndarray:
+    """(count,) bool with round(fraction * count) true entries, at least one unless `fraction` is 0.
+
+    Args:
+        variable: the variable whose labels are selected, by itself; empty for images.
+    """
     if not 0.0 <= fraction <= 1.0:
         raise InputError(f"label_fraction: expected a number in 0..1, got {fraction}")
     chosen = max(round(fraction * count), 1) if fraction > 0 else 0
-    order = np.random.Generator(np.random.Philox(key=[seed, 0x6C6162656C])).permutation(count)
+    stream = int.from_bytes(b"label" if not variable else hashlib.sha256(variable.encode()).digest()[:8], "big")
+    order = np.random.Generator(np.random.Philox(key=[seed, stream])).permutation(count)
     labelled = np.zeros(count, bool)
     labelled[order[:chosen]] = True
     return labelled
 
 
-def list_path(folder: Path, data: ImageData, fraction: float, seed: int) -> Path:
-    """The file that lists the labelled images of a split, one name per line."""
-    return folder / f"labelled_{data.split}_{len(data)}_fraction{fraction:g}_seed{seed}.txt"
+def list_path(folder: Path, data: ImageData, fraction: float, seed: int, variable: str = "") -> Path:
+    """The file that lists the labelled images of a split, or those with the label of a variable, one name per line."""
+    end = f"_{file_stem(variable)}" if variable else ""
+    return folder / f"labelled_{data.split}_{len(data)}_fraction{fraction:g}_seed{seed}{end}.txt"
 
 
-def with_labels_of(data: ImageData, fraction: float, seed: int, folder: str | Path, write: bool = True) -> ImageData:
+def with_labels_of(
+    data: ImageData, fraction: float, seed: int, folder: str | Path, write: bool = True, by_variable: bool = False
+) -> ImageData:
     """Returns the split with labels on a fraction of its images.
 
     Uses the list of labelled images in `folder` if it exists; otherwise selects the images and, with `write`, writes
-    the list. Images without labels in `data` stay unlabelled.
+    the list. Labels that are missing in `data` stay missing.
+
+    Args:
+        by_variable: select the images for each variable by itself, with one list each.
 
     Raises:
         InputError: for a fraction outside 0..1.
-        DataError: if the list does not contain the expected number of images of the split.
+        DataError: if a list does not contain the expected number of images of the split.
     """
-    labelled = choose_labelled(len(data), fraction, seed)
-    if fraction < 1.0:
-        path = list_path(Path(folder), data, fraction, seed)
-        if path.is_file():
-            labelled = _read_list(path, data, int(labelled.sum()))
-        elif write:
-            names = "".join(f"{name}\n" for name, chosen in zip(data.ids, labelled, strict=True) if chosen)
-            try:
-                replace_file(path, names.encode())
-            except OSError as error:  # a read-only folder; the checkpoint also stores the selection
-                warnings.warn(f"{path}: cannot write the list of labelled images ({error.strerror})", stacklevel=2)
+    variables = data.spec.graph.names if by_variable else ("",)
+    masks = [_selection(data, fraction, seed, Path(folder), write, variable) for variable in variables]
+    labelled = np.stack(masks, axis=1) if by_variable else masks[0]
     if data.labelled is not None:
-        labelled &= data.labelled
+        labelled = labelled_mask(_by_label(labelled) & _by_label(data.labelled))
     return replace(data, labelled=labelled)
 
 
+def _selection(data: ImageData, fraction: float, seed: int, folder: Path, write: bool, variable: str) -> np.ndarray:
+    labelled = choose_labelled(len(data), fraction, seed, variable)
+    if fraction == 1.0:
+        return labelled
+    path = list_path(folder, data, fraction, seed, variable)
+    if path.is_file():
+        return _read_list(path, data, int(labelled.sum()))
+    if write:
+        names = "".join(f"{name}\n" for name, chosen in zip(data.ids, labelled, strict=True) if chosen)
+        try:
+            replace_file(path, names.encode())
+        except OSError as error:  # a read-only folder; the checkpoint also stores the selection
+            warnings.warn(f"{path}: cannot write the list of labelled images ({error.strerror})", stacklevel=3)
+    return labelled
+
+
+def _by_label(labelled: np.ndarray) -> np.ndarray:
+    return labelled if labelled.ndim == 2 else labelled[:, None]
+
+
 def labelled_only(data: ImageData) -> ImageData:
-    """Returns the labelled images of a split; an `InputError` if there are none."""
-    if data.labelled is None or data.labelled.all():
-        return data
-    if not data.labelled.any():
+    """Returns the images of a split with at least one label; an `InputError` if there are none."""
+    some = data.observed.any(axis=1)
+    if not some.any():
         raise InputError(f"data set {data.spec.name}: expected labelled images in split {data.split}, got none")
-    return data.subset(np.flatnonzero(data.labelled))
+    return data if some.all() else data.subset(np.flatnonzero(some))
+
+
+def labelled_mask(observed: np.ndarray) -> np.ndarray:
+    """The mask (N, n) of observed labels, or that of labelled images (N,) if every image has all labels or none."""
+    images: np.ndarray = np.any(observed, axis=1)
+    return images if np.array_equal(images, np.all(observed, axis=1)) else observed
 
 
 def _read_list(path: Path, data: ImageData, count: int) -> np.ndarray:
@@ -90,5 +120,6 @@ def _read_list(path: Path, data: ImageData, count: int) -> np.ndarray:
 
 
 def digest(labelled: np.ndarray) -> str:
-    """Digest of a selection of labelled images, 12 hexadecimal digits."""
-    return hashlib.sha256(np.packbits(labelled).tobytes() + str(len(labelled)).encode()).hexdigest()[:12]
+    """Digest of a selection of labelled images (N,) or of a mask of observed labels (N, n), 12 hexadecimal digits."""
+    mask = labelled_mask(_by_label(labelled))
+    return hashlib.sha256(np.packbits(mask).tobytes() + str(len(mask)).encode()).hexdigest()[:12]

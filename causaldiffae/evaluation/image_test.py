@@ -41,6 +41,7 @@ from causaldiffae.evaluation.interventions import (
     InterventionResult,
     Measurement,
     arrays,
+    check_labels,
     describe_do,
     draw_grid,
     draw_traversal,
@@ -105,6 +106,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         groups[f"traversal_{name}"] = [({name: value}, guidance) for value in traversal_values(spec, name)]
     make_engine(loaded, config)  # validates the flags
     data = read_split(spec.name, config.data_dir, "test", limit=config.limit, spec=spec)
+    check_labels(loaded.model, data)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)
     measurement = find_measurement(spec, config.label_predictor, device)
     sets_class = any(spec.class_name in do for do in every)

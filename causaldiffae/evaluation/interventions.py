@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, finite_images, model_inputs, to_uint8
+from causaldiffae.counterfactual import CausalModel, CounterfactualEngine
+from causaldiffae.datasets.images import ImageData, check_complete, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
@@ -78,6 +78,12 @@ class InterventionResult:
 
 
 def predict_split(
+def check_labels(model: CausalModel, data: ImageData) -> None:
+    """Raises `InputError` that names the first missing label, for a model that is given the labels of the images."""
+    if model.needs_labels or model.unconditional_abduction:
+        check_complete(data.labels, data.spec.graph.names, data.ids)
+
+
     engine: CounterfactualEngine,
     data: ImageData,
     dos: Sequence[CheckedDo],
@@ -95,6 +101,7 @@ def predict_split(
         seed: seed of x_T if the abduction samples it.
     """
     parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in dos]
+    check_labels(engine.model, data)
     generator = torch.Generator(device).manual_seed(seed)
     for start in range(0, len(data), batch_size):
         rows = slice(start, min(start + batch_size, len(data)))
@@ -174,7 +181,8 @@ def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int =
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
     """Means over images: pixel errors, and errors of measured and predicted labels of every variable.
 
-    Errors are absolute or, for a binary or categorical variable, error rates. For such a variable that is set,
+    Errors are absolute or, for a binary or categorical variable, error rates, over the images whose true label is known
+    (`not_labelled_NAME` is the number of the others, if there are any). For such a variable that is set,
     `reached_NAME` is the fraction of images measured to be of that category; likewise for a class that is set.
     `measured_NAME` is NaN for three or more categories, whose codes have no mean.
     """
@@ -198,8 +206,11 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
             requested = nearest_category(np.full(len(measured), result.do[name]), categories[j])
             figures[f"reached_{name}"] = _mean((nearest_category(measured, categories[j]) == requested)[finite])
         if labels is not None:
-            figures[f"measured_error_{name}"] = _mean(measured_errors[finite, j])
-            figures[f"predicted_error_{name}"] = float(predicted_errors[:, j].mean())
+            known = np.isfinite(labels[:, j])
+            figures[f"measured_error_{name}"] = _mean(measured_errors[finite & known, j])
+            figures[f"predicted_error_{name}"] = _mean(predicted_errors[known, j])
+            if not known.all():
+                figures[f"not_labelled_{name}"] = float((~known).sum())
     if result.measured_classes is not None:
         reached = result.measured_classes == result.do[spec.class_name]
         figures[f"reached_{spec.class_name}"] = float(reached.mean())

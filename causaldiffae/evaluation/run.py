@@ -30,10 +30,12 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
+from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.digests import json_digest, state_digest
+from causaldiffae.evaluation.interventions import check_labels
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
@@ -115,6 +117,7 @@ def _open(job: Job) -> _Opened:
     options: dict[str, Any] = {"abduction": AbductionKind(settings.abduction), "guidance": Guidance(w=settings.w)}
     engine = loaded.engine(settings.steps, settings.solver, settings.grid, stop=settings.stop, **options)
     test = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "test", spec=loaded.spec)
+    check_labels(loaded.model, test)
     return _Opened(loaded, engine, make_task(test, settings), device)
 
 
@@ -257,8 +260,9 @@ def latent_scores(
     None if z holds the given labels, or for too few images.
     """
     given = engine.model.needs_labels or engine.model.unconditional_abduction
-    references, data = scorer.references(), task.data.subset(np.flatnonzero(np.isfinite(task.labels).all(axis=1)))
-    if given or not settings.dci_resamples or min(len(data), len(references)) < _SMALLEST_FIT:
+    references, data = scorer.references(), labelled_only(task.data)
+    fewest = min(int(each.observed.sum(axis=0).min()) for each in (references, data))
+    if given or not settings.dci_resamples or fewest < _SMALLEST_FIT:
         return None
 
     def latents(part: ImageData) -> np.ndarray:

@@ -63,7 +63,7 @@ class Scorer:
     seed: int = 0
 
     def references(self) -> ImageData:
-        """Up to `REFERENCES` labelled training images, evenly spread."""
+        """Up to `REFERENCES` training images with some label, evenly spread."""
         train = labelled_only(self.train)
         return train.subset(evenly_spread(min(REFERENCES, len(train)), len(train)))
 

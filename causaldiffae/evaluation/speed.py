@@ -26,10 +26,11 @@ from causaldiffae.datasets.images import to_uint8
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.model import CausalDiffAE, TrainingStep, trial_draws
+from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
 from causaldiffae.training.acceleration import activation_dtype, compile_network
+from causaldiffae.training.random_draws import trial_draws
 
 REFERENCE_STEPS: Final = 250
 WIDE_SPREAD: Final = 0.2

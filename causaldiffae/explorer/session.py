@@ -240,12 +240,13 @@ def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, floa
 
 
 def images_of(data: ImageData) -> list[SourceImage]:
-    """The images of a split, with their labels and classes."""
+    """The images of a split, with their classes, and with their labels where none is missing."""
+    complete = np.all(data.observed, axis=1)
     return [
         SourceImage(
             image=data.images[i],
             name=data.ids[i],
-            labels=data.labels[i] if data.labelled is None or data.labelled[i] else None,
+            labels=data.labels[i] if complete[i] else None,
             digit=None if data.classes is None else int(data.classes[i]),
             source=data.subset([i]),
         )

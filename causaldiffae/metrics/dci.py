@@ -112,24 +112,29 @@ def _fit(
     informativeness = np.empty(train_labels.shape[1])
     for j in range(train_labels.shape[1]):
         values = categories[j] if categories else ()
-        targets, expected = (label_columns(labels[:, j], values) for labels in (train_labels, test_labels))
+        rows, test_rows = (~np.isnan(labels[:, j]) for labels in (train_labels, test_labels))
+        if not (rows.any() and test_rows.any()):
+            informativeness[j] = np.nan
+            continue
+        targets = label_columns(train_labels[rows, j], values)
+        expected = label_columns(test_labels[test_rows, j], values)
         predicted = np.empty_like(expected)
         for k, target in enumerate(targets.T):
             centre, scale = target.mean(), target.std() or 1.0
             model = make(train.shape[1])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # a lasso that has not quite converged
-                model.fit(known, (target - centre) / scale)
+                model.fit(known[rows], (target - centre) / scale)
             found = model.feature_importances_ if make is _boosted_trees else np.abs(model.coef_)
             importances[:, j] += found / targets.shape[1]
-            predicted[:, k] = model.predict(held_out) * scale + centre
+            predicted[:, k] = model.predict(held_out[test_rows]) * scale + centre
         informativeness[j] = r_squared(predicted, expected)
     return DciFit(importances, informativeness)
 
 
 REGRESSORS: Final = {"boosting": partial(_fit, _boosted_trees), "lasso": partial(_fit, _lasso)}
 """Fits one regressor per label: latents (N, D) and labels (N, K) to train on, then to test on, and the category values
-of each label, empty for a continuous one -> `DciFit`."""
+of each label, empty for a continuous one -> `DciFit`. Images whose label is NaN are left out for this label."""
 
 
 def r_squared(predicted: np.ndarray, true: np.ndarray) -> float:

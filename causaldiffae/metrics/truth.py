@@ -67,7 +67,11 @@ def nearest_by_labels(
     """
     indices = np.empty(len(target), np.int64)
     for i, row in enumerate(target):
-        distance = np.nansum((known - row) ** 2, axis=1)  # labels that are not known are left out
+        differences = (known - row) ** 2
+        counts = (~np.isnan(differences)).sum(axis=1)  # labels that are not known are left out
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distance = np.nansum(differences, axis=1) * (counts.max() / counts)
+        distance = np.where(counts > 0, distance, np.inf)
         if target_classes is not None and known_classes is not None:
             same = known_classes == target_classes[i]
             distance = np.where(same, distance, np.inf) if same.any() else distance

@@ -23,10 +23,11 @@ from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.label_subsets import labelled_only, with_labels_of
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.logger import progress_bar
+from causaldiffae.losses import Observed
 from causaldiffae.predictors.noised_predictor import (
     SCHEDULE,
     NoisedPredictor,
@@ -34,11 +35,12 @@ from causaldiffae.predictors.noised_predictor import (
     save_noised_predictor,
 )
 from causaldiffae.script_util import argument_parser, create_gaussian_diffusion, parse_config, parse_flat
-from causaldiffae.training.fitting import fit, split_validation
 from causaldiffae.training.devices import use_device
+from causaldiffae.training.fitting import fit, split_validation
 from causaldiffae.training.preflight import check_platform
 
 NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
+MASKING: Final = ("masking", "label_fraction", "label_seed", "mask_by")
 _NOISE_SEED: Final = 0x6E6F
 
 
@@ -58,23 +60,37 @@ class NoisedTraining:
     batch_size: int = flag(256, "images per step")
     lr: float = flag(3e-4, "peak learning rate, reached after 5 % of the steps, followed by cosine annealing")
     weight_decay: float = flag(0.05, "weight decay of AdamW")
+    device: str = flag("auto", DEVICE_HELP)
     seed: int = flag(0, "random seed")
     masking: bool = flag(False, "weak supervision: only label_fraction of the images have labels")
-    device: str = flag("auto", DEVICE_HELP)
     label_fraction: float = flag(1.0, "fraction of the training images with labels")
     label_seed: int = flag(0, "random seed of the selection of labelled images")
+    mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")
+        if self.mask_by not in CHOICES["mask_by"]:
+            raise InputError(f"mask_by: expected image or variable, got {self.mask_by!r}")
         check_least(self, iterations=1, batch_size=1, num_images=0, num_test=0)
 
 
 def negative_log_likelihood(
-    predictor: NoisedPredictor, diffusion: GaussianDiffusion, x_start: Tensor, labels: Tensor, t: Tensor, noise: Tensor
+    predictor: NoisedPredictor,
+    diffusion: GaussianDiffusion,
+    x_start: Tensor,
+    labels: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    observed: Observed,
 ) -> Tensor:
-    """Computes -log p(y | x_t) in nats, averaged over a batch, for normalised labels (B, n)."""
+    """Computes the sum over variables of -log p(y_i | x_t) in nats, each averaged over the images with this label.
+
+    Args:
+        labels: (B, n) normalised; any finite number for a missing label.
+    """
     x_t = diffusion.q_sample(x_start, t, noise)
-    return -predictor.log_prob(predictor(x_t, diffusion.model_timesteps(t)), labels).sum(dim=1).mean()
+    log_prob = predictor.log_prob(predictor(x_t, diffusion.model_timesteps(t)), labels)
+    return -observed.mean((log_prob * observed.weights()).sum(dim=1))
 
 
 def train_noised_predictor(
@@ -88,7 +104,7 @@ def train_noised_predictor(
 ) -> tuple[NoisedPredictor, float]:
     """Trains a predictor; returns it with the weights of lowest validation loss, and that loss.
 
-    Images without labels are not used.
+    Images without labels are not used, and missing labels have no term in the loss.
     """
     torch.manual_seed(config.seed)
     train, validation = labelled_only(train), labelled_only(validation)
@@ -101,7 +117,8 @@ def train_noised_predictor(
         batch = source.batch(step)
         t = torch.randint(diffusion.num_timesteps, (len(batch.images),), generator=generator, device=device)
         noise = torch.randn(batch.images.shape, generator=generator, device=device)
-        return negative_log_likelihood(predictor, diffusion, batch.images, batch.labels, t, noise)
+        observed = Observed.of(batch.labelled)
+        return negative_log_likelihood(predictor, diffusion, batch.images, batch.labels, t, noise, observed)
 
     def score() -> float:
         return validation_loss(predictor, diffusion, validation)
@@ -111,7 +128,7 @@ def train_noised_predictor(
 
 
 def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, data: ImageData) -> float:
-    """Computes -log p(y | x_t), averaged over labelled images.
+    """Computes the sum over variables of -log p(y_i | x_t), each averaged over the images with this label.
 
     Timesteps are spread evenly over each batch, and the noise is the same in every call.
     """
@@ -120,14 +137,14 @@ def validation_loss(predictor: NoisedPredictor, diffusion: GaussianDiffusion, da
     device = next(predictor.parameters()).device
     source = BatchSource(data, min(256, len(data)), shuffle=False, device=device)
     generator = torch.Generator(device).manual_seed(_NOISE_SEED)
-    total = 0.0
+    total, whole = 0.0, torch.from_numpy(data.observed).to(device)
     for step in range(-(-len(data) // source.batch_size)):
         batch = source.batch(step)
         count = min(source.batch_size, len(data) - step * source.batch_size)  # then it begins again at the first images
-        images, labels = batch.images[:count], batch.labels[:count]
+        images, labels, observed = batch.images[:count], batch.labels[:count], Observed(batch.labelled[:count], whole)
         t = torch.linspace(0, diffusion.num_timesteps - 1, count, device=device).round().long()
         noise = torch.randn(images.shape, generator=generator, device=device)
-        total += count * negative_log_likelihood(predictor, diffusion, images, labels, t, noise).item()
+        total += count * negative_log_likelihood(predictor, diffusion, images, labels, t, noise, observed).item()
     return total / len(data)
 
 
@@ -138,12 +155,15 @@ def figures_by_level(
     """Evaluates the predictor on labelled images at each noise level t / T; returns one row per level.
 
     A row holds the accuracy of each categorical variable, the mean absolute error of each continuous variable in label
-    units, and log p(y | x_t).
+    units, and log p(y | x_t), the sum over variables; each is a mean over the images with the label of the variable,
+    whose number `NAME_images` is given if some lack it.
     """
     predictor.eval()
     data = labelled_only(data)
     spec, device = data.spec, next(predictor.parameters()).device
+    observed = Observed.of(torch.from_numpy(data.observed).to(device))
     labels = spec.normalise(torch.from_numpy(data.labels.astype(np.float32))).to(device)
+    labels = torch.where(observed.labels, labels, torch.zeros_like(labels))
     generator, rows = torch.Generator(device).manual_seed(_NOISE_SEED), []
     for level in levels:
         step = round(level * (diffusion.num_timesteps - 1))
@@ -154,14 +174,18 @@ def figures_by_level(
             noise = torch.randn(x_start.shape, generator=generator, device=device)
             outputs = predictor(diffusion.q_sample(x_start, t, noise), diffusion.model_timesteps(t))
             read.append(predictor.read(outputs))
-            log_prob.append(predictor.log_prob(outputs, labels[start : start + 256]).sum(dim=1))
-        found, true = spec.denormalise(torch.cat(read)), spec.denormalise(labels)
-        row = {"level": level, "log_prob": float(torch.cat(log_prob).mean())}
+            log_prob.append(predictor.log_prob(outputs, labels[start : start + 256]))
+        errors = (spec.denormalise(torch.cat(read)) - spec.denormalise(labels)).abs()
+        log_probs = (torch.cat(log_prob) * observed.weights()).sum(dim=1)
+        row = {"level": level, "log_prob": float(observed.mean(log_probs))}
         for i, (name, head) in enumerate(zip(spec.graph.names, predictor.heads, strict=True)):
+            known = errors[observed.labels[:, i], i]
             if head.values:
-                row[f"{name}_accuracy"] = float((found[:, i] - true[:, i]).abs().lt(1e-3).float().mean())
+                row[f"{name}_accuracy"] = float(known.lt(1e-3).float().mean())
             else:
-                row[f"{name}_error"] = float((found[:, i] - true[:, i]).abs().mean())
+                row[f"{name}_error"] = float(known.mean())
+            if len(known) < len(data):
+                row[f"{name}_images"] = float(len(known))
         rows.append(row)
     return rows
 
@@ -170,11 +194,15 @@ def run_training(argv: list[str], description: str) -> str:
     """Runs the script: trains and saves a predictor, and returns the table to print."""
     check_platform()
     config, network, diffusion_config = _parse(argv, description)
+    use_device(config.device)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None
     whole = read_split(config.dataset, config.data_dir, "train", size, channels, config.num_images or None)
     if config.masking:
-        whole = with_labels_of(whole, config.label_fraction, config.label_seed, config.data_dir)
+        by_variable = config.mask_by == "variable"
+        whole = with_labels_of(
+            whole, config.label_fraction, config.label_seed, config.data_dir, by_variable=by_variable
+        )
     whole = labelled_only(whole)
     test = read_split(config.dataset, config.data_dir, "test", limit=config.num_test or None, spec=whole.spec)
     NoisedPredictor(whole.spec, network)  # validates the sizes before training starts
@@ -194,7 +222,6 @@ def run_training(argv: list[str], description: str) -> str:
     }
     folder = save_noised_predictor(Path(config.out), predictor, diffusion_config, figures)
     return f"{levels_table(by_level, whole.spec)}\n\nwritten to {folder}"
-    use_device(config.device)
 
 
 def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPredictorConfig, DiffusionConfig]:
@@ -210,7 +237,7 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
         score = parse_config([part for path in values.score_config for part in ("--config", path)])
         parser.set_defaults({name: getattr(score.train, name) for name in ("dataset", "image_size", "channels")})
         parser.set_defaults({name: getattr(score.diffusion, name) for name in SCHEDULE})
-        parser.set_defaults({name: getattr(score.loss, name) for name in ("masking", "label_fraction", "label_seed")})
+        parser.set_defaults({name: getattr(score.loss, name) for name in MASKING})
         if score.loss.masking:  # the selection depends on the number of images
             parser.set_defaults({"num_images": score.train.num_images})
         values = parse_flat(parser, argv)

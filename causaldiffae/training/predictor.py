@@ -30,8 +30,9 @@ from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.folder.image_folder import has_split
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
+from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
 from causaldiffae.metrics.effectiveness import nearest_category
@@ -96,10 +97,10 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
     Images of a folder may lack some labels. Its validation images are those of its split val, if there are any.
     """
     size, channels = config.image_size or None, config.channels or None
-    whole = _some_labelled(read_split(dataset, config.data_dir, "train", size, channels, graph=config.graph or None))
-    test = _some_labelled(read_split(dataset, config.data_dir, "test", spec=whole.spec))
+    whole = labelled_only(read_split(dataset, config.data_dir, "train", size, channels, graph=config.graph or None))
+    test = labelled_only(read_split(dataset, config.data_dir, "test", spec=whole.spec))
     if find_dataset(dataset).spec is None and has_split(config.data_dir, whole.spec, "val"):
-        train, validation = whole, _some_labelled(read_split(dataset, config.data_dir, "val", spec=whole.spec))
+        train, validation = whole, labelled_only(read_split(dataset, config.data_dir, "val", spec=whole.spec))
     else:
         train, validation = map(whole.subset, split_validation(len(whole), config.seed))
     drawn: list[ImageData | None] = [None, None, None]
@@ -113,14 +114,6 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
             for part, repeats, stream, bend in parts
         ]
     return PredictorData(train, validation, test, *drawn)
-
-
-def _some_labelled(data: ImageData) -> ImageData:
-    """The images of a split with labels of some variables; an `InputError` if there are none."""
-    some = np.isfinite(data.labels).any(axis=1)
-    if not some.any():
-        raise InputError(f"data set {data.spec.name}: expected labelled images in split {data.split}, got none")
-    return data if some.all() else data.subset(np.flatnonzero(some))
 
 
 def data_digest(data: ImageData) -> str:
@@ -171,7 +164,7 @@ def augment(images: Tensor, noise: float, shift: int, generator: torch.Generator
 
 
 def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Computes the sum of the losses of all heads, averaged over labelled images.
+    """Computes the sum of the losses of all heads, each averaged over the images with its label.
 
     Args:
         outputs: (B, outputs) of the network.
@@ -301,7 +294,10 @@ def train_vae(config: PredictorTraining, predictor: Predictor, train: ImageData)
 
 
 def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] | None:
-    """Returns mean absolute errors of continuous labels in label units, and accuracies of categories and classes."""
+    """Returns mean absolute errors of continuous labels in label units, and accuracies of categories and classes.
+
+    Each is a mean over the images with this label, whose number `NAME_images` is given if some lack it.
+    """
     if data is None:
         return None
     read = predictor.read(data.images)
@@ -315,6 +311,8 @@ def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] 
             figures[f"{head.name}_accuracy"] = float((found == true).mean())
         else:
             figures[head.name] = float(np.abs(found - true).mean())
+        if len(true) < len(data):
+            figures[f"{head.name}_images"] = float(len(true))
     if read.classes is not None and data.classes is not None:
         figures["class_accuracy"] = float((read.classes == data.classes).mean())
     return figures
@@ -353,5 +351,5 @@ def figures_table(figures: dict[str, Any]) -> str:
     kinds = [kind for kind in ("observational", "interventional") if figures.get(kind)]
     names = list(figures["observational"])
     lines = ["mean absolute error on test images, label units", f"{'':16s}" + "".join(f"{n:>18s}" for n in names)]
-    lines += [f"{kind:16s}" + "".join(f"{figures[kind][name]:18.4f}" for name in names) for kind in kinds]
+    lines += [f"{kind:16s}" + "".join(f"{figures[kind].get(name, np.nan):18.4f}" for name in names) for kind in kinds]
     return "\n".join(lines)

@@ -31,7 +31,7 @@ def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> li
         world: number of processes, each with batches of `train.batch_size`.
     """
     graph, images = data.spec.graph, train.batch_size * world
-    found = _labels_outside(data)
+    found = [*_labels_outside(data), *_labels_apart(data)]
     isolated = [name for name in graph.names if not graph.parents[name] and not graph.descendants(name)]
     if isolated and len(graph) > 1:
         found.append(
@@ -83,6 +83,32 @@ def _labels_outside(data: ImageData) -> list[str]:
                 f"{name}: expected labels in {low:g}..{high:g}, got {len(outside)} of {len(values)} outside in split "
                 f"{data.split}, such as {values[first]:g} for {data.ids[first]}; check the unit or correct the range"
             )
+    return found
+
+
+def _labels_apart(data: ImageData) -> list[str]:
+    """Variables without labels, and mechanisms whose child and parents are never labelled on the same image."""
+    graph, observed = data.spec.graph, data.observed
+    if not observed.any():  # all labels are hidden on purpose
+        return []
+    unknown = [name for name in graph.names if not observed[:, graph.index(name)].any()]
+    apart = [
+        f"{name} (of {', '.join(parents)})"
+        for name, parents in graph.parents.items()
+        if parents
+        and not {name, *parents} & set(unknown)
+        and not observed[:, [graph.index(each) for each in (name, *parents)]].all(axis=1).any()
+    ]
+    found = []
+    if unknown:
+        found.append(
+            f"labels: {_listed(unknown)}: expected labels of training images, got none, so they are not learned"
+        )
+    if apart:
+        found.append(
+            f"labels: {_listed(apart)}: no training image has the labels of the variable and all its parents, so its "
+            "mechanism gets no likelihood term, only what the encoder reads; label some images with all of them"
+        )
     return found
 
 

@@ -35,14 +35,14 @@ class Preview(NamedTuple):
 def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> Preview:
     """Draws test images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
-    A Diff-SCM without a predictor yields reconstructions only, and a model that needs labels, without labelled images,
-    the test images only.
+    A Diff-SCM without a predictor yields reconstructions only, and a model that needs labels, without images that
+    have all labels, the test images only.
     """
     diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
     engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
     rows = np.arange(len(test))
-    if test.labelled is not None and (model.needs_labels or model.unconditional_abduction):
-        rows = rows[test.labelled]
+    if model.needs_labels or model.unconditional_abduction:
+        rows = rows[test.observed.all(axis=1)]
     few = test.subset(rows[:PREVIEW_IMAGES])
     if not len(few):
         return Preview(tile(test.subset(range(min(PREVIEW_IMAGES, len(test)))).images[:, None]), {})

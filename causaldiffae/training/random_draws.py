@@ -55,10 +55,25 @@ def draw_for_step(
     )
 
 
+def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:
+    """Returns draws for a trial step on images (B, C, H, W) at time steps t (B,), with all latents kept."""
+    everything = torch.ones(len(x_start), dtype=torch.bool, device=x_start.device)
+    return TrainingDraws(
+        t=t,
+        weights=torch.ones(len(x_start), device=x_start.device),
+        noise=torch.randn_like(x_start),
+        latent_noise=torch.randn(len(x_start), *latent_shape, device=x_start.device),
+        keep=everything,
+        keep_blocks=everything[:, None].expand(-1, latent_shape[0]),
+        forced=~everything,
+    )
+
+
 def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Copies tensors (B, ...) from the CPU to a device in one transfer, for which the host does not wait.
 
-    They travel as float64, which holds float32, bool, and integers up to 2^53 exactly.
+    They travel as float64, which holds float32, bool, and integers up to 2^53 exactly; where a device has no float64,
+    as float32, which holds integers up to 2^24.
     """
     if device.type == "cpu":
         return list(tensors)

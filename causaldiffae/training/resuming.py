@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import STEP_NAME, Checkpoint, latest_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
 from causaldiffae.config import Config
+from causaldiffae.datasets.label_subsets import labelled_mask
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import BatchSource
@@ -98,7 +100,7 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
     if not isinstance(dataset, dict) or any(spec.get(key) != value for key, value in dataset.items()):
         raise InputError(f"{path}: expected the data set and graph of this checkpoint; choose another run_dir")
     labelled = state.get("labelled")
-    if labelled is not None and not torch.equal(labelled, source.labelled.cpu()):
+    if labelled is not None and not np.array_equal(labelled.numpy(), labelled_mask(source.observed)):
         raise InputError(
             f"{path}: expected the labelled images of this checkpoint; restore label_seed or choose another run_dir"
         )

@@ -72,6 +72,20 @@ def test_figures_of_categories_do_not_depend_on_their_codes(name: str) -> None:
         assert one.informativeness[0] > 0.95 and scores(one.importances).disentanglement > 0.95
 
 
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_images_without_a_label_are_left_out_for_this_label_only(name: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(0, 1, (300, 2))
+    z = labels + rng.normal(0, 0.05, (300, 2))
+    missing = labels.copy()
+    missing[:100, 0], missing[200:250, 1] = np.nan, np.nan
+    fit = REGRESSORS[name](z[:200], missing[:200], z[200:], missing[200:])
+    first = REGRESSORS[name](z[:200], labels[:200], z[200:], labels[200:])
+    assert fit.informativeness.min() > 0.8 and scores(fit.importances).disentanglement > 0.8
+    np.testing.assert_array_equal(fit.importances[:, 1], first.importances[:, 1])
+    assert fit.informativeness[1] != first.informativeness[1], "tested on the images with the label"
+
+
 def test_r_squared() -> None:
     true = np.array([1.0, 2.0, 3.0])
     assert r_squared(true, true) == 1.0

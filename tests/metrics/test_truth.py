@@ -52,3 +52,8 @@ def test_the_nearest_image_is_of_the_same_class_if_there_is_one() -> None:
     target = np.array([[0.1, 0.0], [0.1, 0.0], [4.0, 4.0], [0.9, 0.9]])
     np.testing.assert_array_equal(nearest_by_labels(target, known, None, None), [0, 0, 2, 1])
     np.testing.assert_array_equal(nearest_by_labels(target, known, np.array([1, 0, 0, 7]), classes), [1, 0, 0, 1])
+
+
+def test_images_with_missing_labels_are_no_nearer_for_it() -> None:
+    known = np.array([[0.5, np.nan], [0.4, 0.4], [np.nan, np.nan]])
+    np.testing.assert_array_equal(nearest_by_labels(np.array([[0.0, 0.0], [0.5, 9.0]]), known, None, None), [1, 0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from paths import REPO
 from running import assert_refused, run
+from tiny import squares
 
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.datasets.registry import dataset_spec, read_split
@@ -61,6 +62,24 @@ def test_images_without_labels_change_nothing() -> None:
     assert figures_by_level(net, diffusion, wrong, (0.0,)) == figures_by_level(net, diffusion, alone, (0.0,))
     with pytest.raises(InputError, match="expected labelled images in split train, got none"):
         validation_loss(net, diffusion, replace(whole, labelled=np.zeros(128, bool)))
+
+
+def test_missing_labels_have_no_term_and_no_figure() -> None:
+    """Their values are not used, and every variable has the mean of its own labels."""
+    data = squares(16)
+    wrong = replace(data, labelled=np.stack([np.arange(16) % 2 == 0, np.arange(16) % 4 != 0], axis=1))
+    missing = replace(data, labels=np.where(wrong.observed, data.labels, np.nan).astype(np.float32))
+    diffusion = create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    config = NoisedTraining("squares", "here", "there", iterations=4, batch_size=8)
+    tiny = replace(TINY, channel_mult="1", patch_size=1)
+    (net, best), (other, again) = (train_noised_predictor(config, tiny, diffusion, d, d) for d in (wrong, missing))
+    assert best == again and np.isfinite(best)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+    (row,) = figures_by_level(net, diffusion, missing, (0.0,))
+    assert (row["size_images"], row["grey_images"]) == (8.0, 12.0) and np.isfinite(list(row.values())).all()
+    for name, kept in (("size", np.arange(16) % 2 == 0), ("grey", np.arange(16) % 4 != 0)):
+        (alone,) = figures_by_level(net, diffusion, data.subset(np.flatnonzero(kept)), (0.0,))
+        assert row[f"{name}_error"] == pytest.approx(alone[f"{name}_error"], rel=0.02), "the noise at level 0 is small"
 
 
 class Reader(torch.nn.Module):

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from folders import make_folder
@@ -43,6 +44,18 @@ def test_variables_without_edges() -> None:
     data = replace(data, spec=replace(data.spec, graph=CausalGraph(("size", "grey"), ())))
     (warning,) = training_warnings(TRAIN, data)
     assert "graph: size, grey: no parents and no descendants" in warning and "add edges to the graph" in warning
+
+
+def test_variables_without_labels_and_mechanisms_that_are_never_seen() -> None:
+    data = squares()
+    data.labels[:4, 0], data.labels[4:, 1] = np.nan, np.nan
+    (warning,) = training_warnings(TRAIN, data)
+    assert "labels: grey (of size): no training image has the labels of the variable and all its parents" in warning
+    assert "likelihood" in warning
+    data.labels[:, 1] = np.nan
+    (warning,) = training_warnings(TRAIN, data)
+    assert "labels: grey: expected labels of training images, got none" in warning
+    assert training_warnings(TRAIN, replace(squares(), labelled=np.zeros(8, bool))) == [], "hidden on purpose"
 
 
 def test_interventions_without_descendants() -> None:

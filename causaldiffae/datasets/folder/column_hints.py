@@ -27,10 +27,13 @@ _FAR_LOGARITHM: Final = 4.0
 def check_training_labels(
     table: Table, columns: Mapping[str, Column], in_training: np.ndarray, problems: Problems
 ) -> None:
-    """Checks that every column varies and every category occurs in the labelled training images."""
+    """Checks that every column has training labels, that they vary, and that every category occurs among them."""
     for name, column in columns.items():
         values = column.values[in_training].astype(np.float64)
+        values = values[~np.isnan(values)]
         if not len(values):
+            if not np.isnan(column.values).all():  # a column without any label was reported when it was read
+                problems.add(f"{table.where}: {name}: expected labels of images of split train, got none")
             continue
         if values.max() - values.min() <= 1e-6 * np.abs(values).max():
             shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"

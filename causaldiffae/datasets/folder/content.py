@@ -95,7 +95,7 @@ def _group_column(table: Table, description: FolderDescription) -> str:
 
 
 def _with_labels(content: Content, description: FolderDescription, group: str, problems: Problems) -> Content:
-    """Adds labels and the spec, computed from the labelled training rows; declared values take precedence."""
+    """Adds labels and the spec, computed from all training labels of each variable; declared values take precedence."""
     table, rule, names = content.table, content.rule, description.graph.names
     check_columns(table, names, description.ignore, group, problems)
     present = [name for name in names if name in table.cells]
@@ -104,18 +104,21 @@ def _with_labels(content: Content, description: FolderDescription, group: str, p
     if not columns:
         return content
     labels = np.stack([column.values for column in columns.values()], axis=1)
-    in_training = (content.splits == "train") & ~np.isnan(labels).any(1)
-    if not in_training.any() and np.isin(content.splits, SPLITS).any():  # unknown splits are reported with the table
-        problems.add(f"{table.where}: expected images of split train with all labels, got none")
-    check_training_labels(table, columns, in_training, problems)
+    in_training = content.splits == "train"
+    if not np.isnan(labels[in_training]).all():
+        check_training_labels(table, columns, in_training, problems)
+    elif np.isin(content.splits, SPLITS).any() and not problems.count:  # unknown splits are reported with the table
+        problems.add(f"{table.where}: expected images of split train with labels, got none")
     hint_labels(table, columns, declared, problems)
     if not group:
         hint_groups(table, content.splits, problems)
     if problems.count:
         return content
-    wide = labels[in_training].astype(np.float64)
+    wide = labels[in_training & ~np.isnan(labels).all(1)].astype(np.float64)
+    ends = {"low": np.nanmin(wide, axis=0), "high": np.nanmax(wide, axis=0)}
+    statistics = {"shift": np.nanmean(wide, axis=0), "scale": np.nanstd(wide, axis=0), **ends}
     numbers: dict[str, Any] = {}
-    for key, values in {"shift": wide.mean(0), "scale": wide.std(0), "low": wide.min(0), "high": wide.max(0)}.items():
+    for key, values in statistics.items():
         given = [getattr(variable, key) for variable in declared.values()]
         numbers[key] = tuple(float(v) if g is None else g for g, v in zip(given, values, strict=True))
     units = tuple(variable.unit for variable in declared.values())

@@ -143,7 +143,7 @@ def read_image_folder(
         graph_path, image_size, channels: see `folder_spec`; only without `spec`.
 
     Returns:
-        The images with their labels; where a label is missing, `labels` is NaN and `labelled` is False.
+        The images with their labels; a missing label is NaN.
 
     Raises:
         DataError: with the first problem of the folder, and the number of further ones.
@@ -168,11 +168,8 @@ def read_image_folder(
     images = read_images(folder, content, rows, label, problems)
     pairs = read_true_pairs(folder, content, rows, label, problems) if not problems.count else None
     problems.raise_first()
-    labels = content.labels[rows]
-    labelled = ~np.isnan(labels).any(1)
     ids = [content.table.files[row] for row in rows]
-    mask = None if labelled.all() else labelled
-    return ImageData(content.spec, split, images, labels, None, ids, labelled=mask, pairs=pairs)
+    return ImageData(content.spec, split, images, content.labels[rows], None, ids, pairs=pairs)
 
 
 def has_split(data_dir: str | Path, spec: DatasetSpec, split: str) -> bool:

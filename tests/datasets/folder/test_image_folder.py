@@ -74,18 +74,41 @@ def test_another_graph_file(folder: Path, tmp_path: Path) -> None:
     assert folder_spec(folder).graph.names == ("age", "grey", "hat")
 
 
-def test_missing_labels_count_as_unlabelled(tmp_path: Path) -> None:
+def test_labels_are_missing_by_variable_and_statistics_are_those_of_all_others(tmp_path: Path) -> None:
     rows = table_rows()
     rows[0]["age"], rows[5]["hat"] = "", ""
     folder = make_folder(tmp_path / "set", rows)
     data = read(folder)
-    assert data.labelled is not None and np.nonzero(~data.labelled)[0].tolist() == [0, 5]
-    assert np.isnan(data.labels).sum() == 2 and data.labels[5, 1] == 32.5
-    rest = np.delete(20 + 2.5 * np.arange(12), [0, 5])
-    assert data.spec.shift[1] == rest.mean() and data.spec.low[1] == 22.5
+    hat, age, grey = (data.spec.graph.index(name) for name in ("hat", "age", "grey"))
+    assert np.argwhere(~data.observed).tolist() == sorted([[0, age], [5, hat]]) and data.labels[5, age] == 32.5
+    ages, hats = 20 + 2.5 * np.arange(1, 12), data.labels[np.arange(12) != 5, hat].astype(np.float64)
+    for i, values in ((age, ages), (hat, hats), (grey, data.labels[:, grey].astype(np.float64))):
+        found = [getattr(data.spec, key)[i] for key in ("shift", "scale", "low", "high")]
+        np.testing.assert_allclose(found, [values.mean(), values.std(), values.min(), values.max()], rtol=1e-12)
     batch = BatchSource(data, 12, shuffle=False).batch(0)
-    assert batch.labelled_fraction == 10 / 12 and not batch.labels[0].any() and torch.isfinite(batch.labels).all()
-    assert read(folder, "val").labelled is None
+    assert batch.labelled_fraction == 1.0 and torch.isfinite(batch.labels).all()
+    assert (batch.labels[0] != 0).tolist() == [name != "age" for name in data.spec.graph.names]
+    assert read(folder, "val").observed.all()
+
+
+def test_statistics_without_partly_labelled_images_are_those_of_the_labelled_ones(tmp_path: Path) -> None:
+    """To the bit: runs resume, and checkpoints fit the folders that they were trained on."""
+    rows = [{**row, "age": 20 + 1 / (i + 3)} for i, row in enumerate(table_rows(60))]
+    every = make_folder(tmp_path / "every", rows)
+    hidden = [{**row, **dict.fromkeys(("age", "grey", "hat"), "")} for row in rows[:7]]
+    some = make_folder(
+        tmp_path / "some", rows[:30] + [{**row, "file": f"im/h{i}.png"} for i, row in enumerate(hidden)] + rows[30:]
+    )
+    labels = read(every).labels.astype(np.float64)
+    for spec in (folder_spec(every), folder_spec(some)):
+        assert spec.shift == tuple(labels.mean(0)) and spec.scale == tuple(labels.std(0))
+
+
+def test_a_sparse_variable_takes_no_labels_from_the_others(tmp_path: Path) -> None:
+    rows = [{**row, "grey": row["grey"] if i in (0, 1) else ""} for i, row in enumerate(table_rows())]
+    data = read(make_folder(tmp_path / "set", rows))
+    assert data.observed.sum(axis=0).tolist() == [2 if name == "grey" else 12 for name in data.spec.graph.names]
+    assert data.spec.low[data.spec.graph.index("age")] == 20.0 and data.spec.high[data.spec.graph.index("age")] == 47.5
 
 
 def test_marks_of_missing_labels_and_groups_are_stored_in_the_spec(tmp_path: Path) -> None:
@@ -351,7 +374,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "split": (cells(3, split="spare"), "labels.csv:5: split: expected one of train, val, test, got 'spare'"),
     "split empty": (cells(3, split=""), "labels.csv:5: split: expected one of train, val, test, got ''"),
-    "no training": (column("split", "test"), "expected images of split train with all labels, got none"),
+    "no training": (column("split", "test"), "expected images of split train with labels, got none"),
+    "no training labels of one": (
+        column("age", *[""] * 12, *range(20, 28)),
+        r"labels.csv: age: expected labels of images of split train, got none$",
+    ),
     "self-loop": (graph("edges: [[age, age]]"), "graph.yaml: graph: expected no self-loops, got edge age -> age"),
     "cycle": (graph("edges: [[age, hat], [hat, age]]"), "graph.yaml: graph: expected no cycles, got age -> hat -> age"),
     "size": (
