@@ -20,7 +20,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 OFTEN = [
     "--save_interval=25",
-    "--sample_interval=100",
+    "--sample_interval=20",
     "--log_interval=5",
     "--keep_every=1000",
     "--total_steps=10000000",

@@ -25,11 +25,12 @@ from causaldiffae.train_util import TrainLoop
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("writer", ["waited", "background"])
 def test_killed_at_random_moments(writer: str) -> None:
     """Five kills, in a new process because autograd's threads do not survive a fork."""
     command = [sys.executable, str(REPO / "tools" / "crashes.py"), "--kills=5", f"--writer={writer}"]
-    outcome = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "equal=True" in outcome.stdout
 

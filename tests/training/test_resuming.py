@@ -206,6 +206,9 @@ def assert_resumes_bit_for_bit(folder: Path, options: dict[str, Any]) -> None:
     assert resumed.step == 2
     moments = [(p, state[name]) for p, state in resumed.optimizer.state.items() for name in ("exp_avg", "exp_avg_sq")]
     assert moments and all(parameter.stride() == moment.stride() for parameter, moment in moments)
+    weights = resumed.model.state_dict()
+    averages = [(weights[name], average) for ema in resumed.emas.values() for name, average in ema.items()]
+    assert averages and all(weight.stride() == average.stride() for weight, average in averages)
     resumed.run()
     assert_same(whole, resumed)
 
