@@ -54,7 +54,8 @@ from causaldiffae.training.skipped_steps import REPORT, SkippedSteps
 from causaldiffae.training.stopping import StopRequest
 
 LABEL_TERMS = ("label_kl", "label_mse")
-SHOWN = ("loss", "label_kl", "images_per_second")
+SHOWN = {"mse": "mse", "label_mse": "label_mse", "images_per_second": "images/s"}
+"""Columns of the log in the progress bar, and their names there; docs/practical_guide.md explains them."""
 
 
 class StepResult(NamedTuple):
@@ -235,6 +236,7 @@ class TrainLoop:
                 if log:
                     self.logger.logkv("images_per_second", images / (time.perf_counter() - start))
                     self.logger.logkv("skipped_steps", self.skipped.total)
+                    self.logger.logkv("kl_weight", self.kl_weight(self.step - 1))
                 if not last and not self.stopped and self.step % train.sample_interval == 0:
                     start += self.log_preview()
                 if log and not last:
@@ -252,7 +254,7 @@ class TrainLoop:
         values: dict[str, float] = {}
         with tolerated(PROGRESS, self.config.train.storage_patience):
             values = self.logger.dumpkvs(self.step)
-        return {key: f"{values[key]:.3g}" for key in SHOWN if key in values}
+        return {name: f"{values[key]:.3g}" for key, name in SHOWN.items() if key in values}
 
     def run_step(self) -> dict[str, float]:
         """Takes an optimizer step; returns the loss terms averaged over the images of this process.
@@ -290,8 +292,7 @@ class TrainLoop:
 
     def _accumulate_gradients(self, batch: Batch, draws: TrainingDraws) -> tuple[Tensor, dict[str, Tensor]]:
         """Runs the forward and backward passes; returns the loss per image and the mean of each term."""
-        train, loss_config, count = self.config.train, self.config.loss, len(batch.images)
-        kl_weight = loss_config.kl_weight * min(1.0, (self.step + 1) / max(loss_config.kl_anneal_steps, 1))
+        train, count, kl_weight = self.config.train, len(batch.images), self.kl_weight(self.step)
         torch.manual_seed(stream_seed(train.seed, self.step, f"dropout/{dist_util.rank()}"))
         size = train.microbatch or count
         pieces = [slice(i, i + size) for i in range(0, count, size)]
@@ -345,6 +346,11 @@ class TrainLoop:
             with suppress(OSError):  # a full disk is reported by the next checkpoint, in all processes
                 self.skipped.write_report(self.logger.run_dir)
         self.skipped.check()
+
+    def kl_weight(self, step: int) -> float:
+        """Weight of the KL terms: rises linearly over the first `kl_anneal_steps`."""
+        loss = self.config.loss
+        return loss.kl_weight * min(1.0, (step + 1) / max(loss.kl_anneal_steps, 1))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant, then linear decay to 0 over the last `lr_anneal_steps`."""

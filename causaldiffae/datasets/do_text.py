@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
@@ -51,3 +51,12 @@ def take_name(text: str, known: Sequence[str], end: str) -> tuple[str, str]:
             return candidate, rest
     value, found, rest = text.partition(end)
     return value.strip(), found + rest
+
+
+def describe_do(do: Mapping[str, float | str], spec: DatasetSpec | None = None) -> str:
+    """{"thickness": 4.5} -> "do(thickness=4.5)"; with a `spec`, categories by name."""
+    texts = {name: value if isinstance(value, str) else f"{value:g}" for name, value in do.items()}
+    for name, value in do.items():
+        if spec is not None and spec.values_of(name) and not isinstance(value, str):
+            texts[name] = spec.format_value(name, value)
+    return "do(" + ", ".join(f"{name}={text}" for name, text in texts.items()) + ")"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -58,7 +58,7 @@ from causaldiffae.evaluation.settings import (
     parse_names,
     parse_numbers,
 )
-from causaldiffae.evaluation.tables import number, text_table
+from causaldiffae.evaluation.tables import MISSING, UNKNOWN, number, text_table
 from causaldiffae.files.reading import file_stem
 from causaldiffae.guidance import Guidance
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
@@ -224,10 +224,10 @@ def write_outputs(
     spec, out, main = loaded.spec, Path(config.out_dir), results["results"]
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
-    report["results"] = figures = {describe_do(result.do): summary(result, spec) for result in main}
+    report["results"] = figures = {describe_do(result.do, spec): summary(result, spec) for result in main}
     save_png(out / "counterfactuals.png", draw_grid(main, spec, config.grid_images))
     write_csv(out / TABLE, main, data)
-    np.savez_compressed(out / "counterfactuals.npz", **arrays(main))  # type: ignore[arg-type]
+    np.savez_compressed(out / "counterfactuals.npz", **arrays(main, spec))  # type: ignore[arg-type]
     tables = [intervention_table(figures, spec)]
     if weights:
         headings = [f"w = {w:g}" for w in weights]
@@ -277,7 +277,20 @@ def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: Dataset
     if any(f"reached_{spec.class_name}" in row for row in figures.values()):
         columns[f"{spec.class_name} reached"] = f"reached_{spec.class_name}"
     rows = [[do, *(number(row.get(key, np.nan)) for key in columns.values())] for do, row in figures.items()]
-    return text_table(["intervention", *columns], rows)
+    return text_table(["intervention", *columns], rows, why=_why_missing(figures.values(), spec))
+
+
+def _why_missing(rows: Iterable[Mapping[str, float]], spec: DatasetSpec) -> str:
+    """Reasons for missing figures: what these rows lack."""
+    rows, reasons = list(rows), []
+    if any(f"reached_{spec.class_name}" in row for row in rows):
+        reasons.append(f"the true image of another {spec.class_name} is unknown")
+        reasons.append(f"`{spec.class_name} reached` belongs to interventions on it")
+    if any(not np.isfinite(row.get(f"measured_{name}", 0.0)) for row in rows for name in spec.graph.names):
+        reasons.append("labels could not be measured in the images (--label_predictor DIR names a predictor)")
+    if not any("counterfactual_l1" in row for row in rows):
+        reasons.append("true counterfactuals are unknown")
+    return "; ".join(reasons) or UNKNOWN
 
 
 def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec) -> str:
@@ -290,7 +303,8 @@ def sweep_table(rows: Sequence[Mapping[str, float]], do: str, spec: DatasetSpec)
         else:
             columns[f"{name} measured"] = f"measured_{name}"
     cells = [[f"{row['w']:.3g}", *(number(row[key]) for key in columns.values())] for row in rows]
-    return f"{do} at guidance weights w, means over images\n{text_table(['w', *columns], cells)}"
+    table = text_table(["w", *columns], cells, why=_why_missing(rows, spec))
+    return f"{do} at guidance weights w, means over images\n{table}"
 
 
 def traversal_table(effects: Mapping[str, Mapping[str, float]], name: str) -> str:
@@ -304,4 +318,6 @@ def traversal_table(effects: Mapping[str, Mapping[str, float]], name: str) -> st
     for other, row in effects.items():
         key = next((key for key in texts if np.isfinite(row[key])), "change")
         rows.append([other, texts[key], number(row[key])])
+    if all(row[-1] == MISSING for row in rows):
+        return f"do({name}) over its range: no label could be measured in the images; see --label_predictor"
     return f"do({name}) over its range\n{text_table(['variable', 'effect', 'value'], rows, texts=2)}"

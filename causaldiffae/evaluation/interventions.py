@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import CausalModel, CounterfactualEngine
+from causaldiffae.datasets.do_text import describe_do as describe_do  # also this module's name for it
 from causaldiffae.datasets.images import ImageData, check_complete, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
@@ -288,15 +289,6 @@ def _class_row(result: InterventionResult, spec: DatasetSpec, i: int) -> list[st
     return [spec.class_name, requested, known[0], requested, known[1], requested]
 
 
-def describe_do(do: Mapping[str, float | str], spec: DatasetSpec | None = None) -> str:
-    """{"thickness": 4.5} -> "do(thickness=4.5)"; with a `spec`, categories by name."""
-    texts = {name: value if isinstance(value, str) else f"{value:g}" for name, value in do.items()}
-    for name, value in do.items():
-        if spec is not None and spec.values_of(name) and not isinstance(value, str):
-            texts[name] = spec.format_value(name, value)
-    return "do(" + ", ".join(f"{name}={text}" for name, text in texts.items()) + ")"
-
-
 def shown_labels(result: InterventionResult) -> np.ndarray:
     """Labels (N, n) for captions of counterfactuals: measured, or predicted if none can be measured."""
     return result.measured_labels if np.isfinite(result.measured_labels).any() else result.predicted_labels
@@ -359,13 +351,13 @@ def draw_traversal(
     return labelled_grid(columns, cell_captions=captions)
 
 
-def arrays(results: Sequence[InterventionResult]) -> dict[str, np.ndarray]:
+def arrays(results: Sequence[InterventionResult], spec: DatasetSpec | None = None) -> dict[str, np.ndarray]:
     """All images and labels as named arrays for an .npz file."""
     named: dict[str, np.ndarray] = {
         "factual": results[0].factual,
         "reconstruction": results[0].reconstruction,
         "factual_labels": results[0].factual_labels,
-        "interventions": np.array([describe_do(result.do) for result in results]),
+        "interventions": np.array([describe_do(result.do, spec) for result in results]),
     }
     for i, result in enumerate(results):
         for name in ("counterfactual", "truth", "predicted_labels", "true_labels", "measured_labels"):

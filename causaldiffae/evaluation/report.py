@@ -73,7 +73,9 @@ def _describe(group: Sequence[Results], sources: dict[int, Path]) -> dict[str, A
             "Over training seeds": seeds_table(group),
         },
         "predictor": _predictor_errors(group[0]),
-        "images": [(name, data_uri(image_grid(found))) for name, found in images.items() if found is not None],
+        "images": [
+            (name, data_uri(image_grid(found, group[0]))) for name, found in images.items() if found is not None
+        ],
         "settings": [(name_of(results), _settings(results)) for results in group],
     }
 
@@ -81,11 +83,11 @@ def _describe(group: Sequence[Results], sources: dict[int, Path]) -> dict[str, A
 def _intervention(group: Sequence[Results], do: str, columns: Sequence[Column]) -> dict[str, Any]:
     rows = rows_of(group, do)
     low, high = dig(group[0], "results", "interventions", do, "range") or [float("nan")] * 2
+    names = category_names(group[0], do)
     plotted = [column for column in columns if column.heading == "L1" or " error" in column.heading]
     return {
         "name": do,
-        "low": low,
-        "high": high,
+        "span": ", ".join(names) or f"{low:g} .. {high:g}",
         "headings": [column.heading for column in columns],
         "rows": [
             {
@@ -181,17 +183,24 @@ def _check_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.nda
     return arrays
 
 
-def image_grid(arrays: dict[str, np.ndarray]) -> np.ndarray:
+def category_names(results: Results, variable: str) -> list[str]:
+    """Names of the categories of a variable; empty for a number, or if they are not known."""
+    return list(dig(results, "data", "categories", variable) or [])
+
+
+def image_grid(arrays: dict[str, np.ndarray], results: Results) -> np.ndarray:
     """Grid of factual images, reconstructions, and each intervention's counterfactuals with the true ones."""
     count = min(_SHOWN, len(arrays["factual"]))
     rows = evenly_spread(count, len(arrays["factual"]))  # the split may be sorted
-    columns = [("factual", arrays["factual"][rows]), ("null", arrays["reconstruction"][rows])]
+    columns = [("factual", arrays["factual"][rows]), ("reconstruction", arrays["reconstruction"][rows])]
     captions = [[""] * count, [""] * count]
     for key in arrays:
         if key.startswith("values/"):
             name = key.removeprefix("values/")
             columns.append((f"do({name})", arrays[f"images/{name}"][rows]))
-            captions.append([f"= {value:.3g}" for value in arrays[key][rows]])
+            names = category_names(results, name)
+            texts = [names[int(v)] if v in range(len(names)) else f"{v:.3g}" for v in arrays[key][rows]]
+            captions.append([f"= {text}" for text in texts])
             if f"true_images/{name}" in arrays:
                 columns.append(("true", arrays[f"true_images/{name}"][rows]))
                 captions.append([""] * count)

@@ -25,7 +25,8 @@ BASELINES = {
     "nearest": "nearest training image",
 }
 MISSING = "-"
-MISSING_NOTE = f"{MISSING} : not available (not measured, or unknown for this data set)"
+_WIDTH = 116
+UNKNOWN = "not available: not measured, or unknown for this data set"
 EXPLANATION = (
     "L1 (grey levels), PSNR (dB) and SSIM compare with the true counterfactual image. NAME error: absolute error of "
     "the label predicted from the image, in label units, or for a binary or categorical variable the error rate; NAME "
@@ -59,12 +60,25 @@ class Column:
         return dig(results, "results", "interventions", do, *candidate, *self.keys)
 
 
-def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A table with one line per row; the first `texts` columns are left-aligned; a note explains missing cells."""
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, why: str = UNKNOWN) -> str:
+    """A table with one line per row; the first `texts` columns are left-aligned.
+
+    Columns without a value in any row are left out. Notes below name these, and explain missing cells.
+
+    Args:
+        why: the reason for missing values.
+    """
+    empty = [j for j in range(texts, len(headings)) if rows and all(row[j] == MISSING for row in rows)]
+    left_out = ", ".join(headings[j] for j in empty)
+    headings = [heading for j, heading in enumerate(headings) if j not in empty]
+    rows = [[cell for j, cell in enumerate(row) if j not in empty] for row in rows]
     wrapped = [heading.replace(" ", "\n").replace("_", "_\n") for heading in headings]
     align = ["left"] * texts + ["right"] * (len(headings) - texts)
     text = tabulate(rows, wrapped, disable_numparse=True, colalign=align if rows else None)
-    return f"{text}\n{MISSING_NOTE}" if any(MISSING in row for row in rows) else text
+    notes = [f"left out, without a value in any row: {left_out}"] if empty else []
+    is_partial = any(MISSING in row for row in rows)
+    notes += [f"{MISSING if is_partial else 'reason'} : {why}"] if empty or is_partial else []
+    return "\n".join([text, *(textwrap.fill(note, _WIDTH, subsequent_indent="    ") for note in notes)])
 
 
 def shown(figure: Figure | None, decimals: int = 3, interval: bool = False) -> str:
@@ -243,5 +257,5 @@ def tables(files: Sequence[Results]) -> str:
         texts = [make(group) for make in (intervention_tables, general_table, effects_table, seeds_table)]
         blocks += [f"== {title}", *filter(None, [*texts, non_finite_note(group)])]
     if blocks:
-        blocks.append(textwrap.fill(EXPLANATION, 116))
+        blocks.append(textwrap.fill(EXPLANATION, _WIDTH))
     return "\n\n".join(blocks)

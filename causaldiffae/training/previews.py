@@ -14,19 +14,20 @@ import torch
 
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.script_util import Model, create_gaussian_diffusion
-from causaldiffae.visualization.image_grids import tile
+from causaldiffae.visualization.image_grids import headed_tile
 
 PREVIEW_STEPS = 25
 PREVIEW_IMAGES = 6
 
 
 class Preview(NamedTuple):
-    """Image grid (H, W, C) uint8, and the effectiveness by variable."""
+    """Image grid (H, W, 3) uint8 with headings, and the effectiveness by variable."""
 
     image: np.ndarray
     effectiveness: dict[str, float]
@@ -45,7 +46,7 @@ def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device:
         rows = rows[test.observed.all(axis=1)]
     few = test.subset(rows[:PREVIEW_IMAGES])
     if not len(few):
-        return Preview(tile(test.subset(range(min(PREVIEW_IMAGES, len(test)))).images[:, None]), {})
+        return Preview(headed_tile([("factual", test.images[:PREVIEW_IMAGES])]), {})
     x_start, classes, labels = model_inputs(few, device)
     interventions: list[dict[str, Any]] = [{}]
     if not isinstance(model, DiffScm) or model.has_labels or model.predictor is not None:
@@ -61,7 +62,10 @@ def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device:
                 wrong = label_errors(measured, np.full_like(measured, value), [test.spec.category_values(i)])
                 errors.setdefault(name, []).append(float(wrong.mean()))
     effectiveness = {name: float(np.mean(values)) for name, values in errors.items() if np.isfinite(values).all()}
-    return Preview(tile(np.stack([few.images, *images], axis=1)), effectiveness)
+    spec, texts = test.spec, ["reconstruction"]
+    for do in interventions[1:]:
+        texts.append(describe_do({name: spec.format_value(name, value) for name, value in do.items()}))
+    return Preview(headed_tile([("factual", few.images), *zip(texts, images, strict=True)]), effectiveness)
 
 
 def _ends(test: ImageData, i: int) -> tuple[float, float]:

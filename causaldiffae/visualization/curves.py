@@ -17,9 +17,10 @@ from causaldiffae.logger import PROGRESS, STEP, read_progress
 from causaldiffae.visualization.image_grids import render
 
 PANELS: Final = {
-    "total loss": ("total",),
+    "total loss, which may rise while the weight of the KL terms does": ("total",),
+    "weight of the KL terms": ("kl_weight",),
     "image loss": ("mse", "loss", "val_", "validation"),
-    "label prior (KL)": ("label_kl",),
+    "distance of the latents from the labels (KL), large at first": ("label_kl",),
     "exogenous noise (KL) and mechanisms (NLL)": ("prior_kl", "mechanism_nll"),
     "labels read from the latents (squared error)": ("label_mse", "probe_mse"),
     "effectiveness: mean error of the set variable, in its unit": (

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAP = 2
+_HEADED_SIDE, _FONT_SIZE = 96, 11
 _HTML_SIDE = 96  # pixels of the page; small images are enlarged
 
 
@@ -29,6 +31,40 @@ def tile(images: np.ndarray) -> np.ndarray:
             top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
             canvas[top : top + height, left : left + width] = images[i, j].transpose(1, 2, 0)
     return canvas
+
+
+def headed_tile(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """As `tile`, with a heading per column, and small images enlarged: quicker than `labelled_grid` for many images.
+
+    Args:
+        columns: headings and (N, C, H, W) uint8 images, the same N for all columns.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    images = np.stack([_three_channels(images) for _, images in columns], axis=1)
+    scale = -(-_HEADED_SIDE // images.shape[-1])
+    grid = Image.fromarray(tile(images.repeat(scale, axis=3).repeat(scale, axis=4)))
+    width, font = images.shape[-1] * scale, ImageFont.load_default(_FONT_SIZE)
+    texts = [wrap_heading(heading, lambda text: font.getlength(text) <= width) for heading, _ in columns]
+    top = (_FONT_SIZE + 3) * max(len(lines) for lines in texts) + GAP
+    canvas = Image.new("RGB", (grid.width, grid.height + top), "white")
+    canvas.paste(grid, (0, top))
+    draw = ImageDraw.Draw(canvas)
+    for j, lines in enumerate(texts):
+        left = GAP + j * (width + GAP)
+        draw.multiline_text((left, GAP), "\n".join(lines), fill="black", font=font, spacing=3)
+    return np.asarray(canvas)
+
+
+def wrap_heading(heading: str, fits: Callable[[str], bool]) -> list[str]:
+    """Breaks a heading after `=`, `,`, `_` or a space into lines that fit; a single part may be too long."""
+    lines = [""]
+    for part in re.findall(r"[^=,_ ]*[=,_ ]*", heading):
+        if lines[-1] and not fits((lines[-1] + part).rstrip()):
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -116,5 +152,9 @@ def html_table(rows: Sequence[ImageRow], caption: str = "") -> str:
 
 def _rgb(image: np.ndarray) -> np.ndarray:
     """(C, H, W) with 1, 3 or 4 channels as (H, W, 3)."""
-    pixels = image[:3].transpose(1, 2, 0)
-    return pixels.repeat(3, axis=2) if pixels.shape[2] == 1 else pixels
+    return _three_channels(image).transpose(1, 2, 0)
+
+
+def _three_channels(images: np.ndarray) -> np.ndarray:
+    """(..., C, H, W) with 1, 3 or 4 channels as (..., 3, H, W)."""
+    return images.repeat(3, axis=-3) if images.shape[-3] == 1 else images[..., :3, :, :]

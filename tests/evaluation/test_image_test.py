@@ -57,12 +57,15 @@ def test_tables_explain_missing_figures() -> None:
     spec = squares_spec()
     row = {"w": 0.5, "reconstruction_l1": 1.0, "change_l1": 2.0, "measured_size": 3.0, "measured_grey": float("nan")}
     table = intervention_table({"do(size=3)": {**row, "measured_error_size": 0.25}}, spec)
-    assert table.splitlines()[0].split() == ["intervention", "reconstruction", "change", "size", "grey"]
-    assert table.splitlines()[-2].split() == ["do(size=3)", "1.000", "2.000", "0.250", "-"]
-    assert table.splitlines()[-1].startswith("- : not available")
-    sweep = sweep_table([row], "do(size=3)", spec).splitlines()
+    lines = table.splitlines()
+    assert lines[0].split() == ["intervention", "reconstruction", "change", "size"], "no column without a value"
+    assert lines[3].split() == ["do(size=3)", "1.000", "2.000", "0.250"]
+    assert lines[4] == "left out, without a value in any row: grey error"
+    reason = "reason : labels could not be measured in the images (--label_predictor DIR names a predictor); true"
+    assert " ".join(part.strip() for part in lines[5:]) == f"{reason} counterfactuals are unknown"
+    sweep = sweep_table([row, {**row, "measured_grey": 7.0}], "do(size=3)", spec).splitlines()
     assert sweep[0] == "do(size=3) at guidance weights w, means over images"
-    assert sweep[-2].split() == ["0.5", "2.000", "3.000", "-"]
+    assert sweep[4].split() == ["0.5", "2.000", "3.000", "-"] and sweep[6].startswith("- : labels could not be")
     nan = float("nan")
     effects = {
         "size": {"slope": 0.9, "error_rate": nan, "change": nan},
@@ -75,6 +78,20 @@ def test_tables_explain_missing_figures() -> None:
         ("error", "0.200"),
         ("mean", "0.100"),
     ]
+
+
+def test_a_class_that_is_set_explains_unknown_true_images() -> None:
+    spec = squares_spec(4)
+    known = {"counterfactual_l1": 1.0, "do_nothing_l1": 2.0, "reconstruction_l1": 1.0, "change_l1": 2.0}
+    other = {"reconstruction_l1": 1.0, "change_l1": 2.0, "reached_class": 0.5}
+    table = intervention_table({"do(size=3)": known, "do(class=2)": other}, spec)
+    assert "- : the true image of another class is unknown; `class reached` belongs to interventions on it" in table
+
+
+def test_a_traversal_without_measured_labels_is_one_line() -> None:
+    effects = {"size": dict.fromkeys(("slope", "error_rate", "change"), float("nan"))}
+    text = traversal_table(effects, "size")
+    assert text == "do(size) over its range: no label could be measured in the images; see --label_predictor"
 
 
 def test_tables_show_error_rates_of_categories_or_the_fraction_reached() -> None:

@@ -29,7 +29,7 @@ def test_finite_values_are_read_and_grouped_by_panel(tmp_path: Path) -> None:
     }
     assert panels_of(list(curves)) == {
         "image loss": ["mse"],
-        "label prior (KL)": ["label_kl", "label_kl/angle"],
+        "distance of the latents from the labels (KL), large at first": ["label_kl", "label_kl/angle"],
         "effectiveness: mean error of the set variable, in its unit": ["effectiveness/angle"],
         "gradient norm": ["grad_norm"],
         "other": ["new"],

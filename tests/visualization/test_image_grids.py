@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from causaldiffae.visualization.image_grids import labelled_grid, tile
+from causaldiffae.visualization.image_grids import ImageRow, headed_tile, html_table, labelled_grid, tile, wrap_heading
 
 
 def test_tiles_are_separated_by_two_pixels() -> None:
@@ -14,3 +14,26 @@ def test_tiles_are_separated_by_two_pixels() -> None:
 def test_captions_are_not_parsed_as_formulas() -> None:
     odd = r"do($\frac{$)"
     assert labelled_grid([(odd, np.zeros((1, 1, 8, 8), np.uint8))], [odd], [[odd]], odd).shape[2] == 3
+
+
+def test_headings_stand_above_enlarged_tiles() -> None:
+    black = np.zeros((4, 1, 8, 8), np.uint8)
+    short, long = (headed_tile([("a", black), (text, black)]) for text in ("b", "do(shadow_position=12.3)"))
+    side = 96  # a multiple of 8
+    assert short.shape[1:] == (2 * (side + 2) + 2, 3) and long.shape[0] > short.shape[0]
+    height = 4 * (side + 2) + 2
+    np.testing.assert_array_equal(short[-height:], long[-height:])
+    assert (short[-height:] == 0).sum() == 4 * 2 * side * side * 3
+    heading = short[:-height]
+    assert (heading < 128).any() and heading[:, side:].min() < 128, "both columns have a heading"
+
+
+def test_headings_are_broken_after_signs() -> None:
+    assert wrap_heading("factual", lambda text: len(text) < 9) == ["factual"]
+    lines = wrap_heading("do(shadow_position=12.3, light=4)", lambda text: len(text) <= 10)
+    assert lines == ["do(shadow_", "position=", "12.3,", "light=4)"]
+
+
+def test_texts_of_a_table_are_escaped() -> None:
+    page = html_table([ImageRow("<i>", np.zeros((1, 3, 4, 4), np.uint8), {"<b>": ["<u>"]})], "<s>")
+    assert not any(tag in page for tag in ("<i>", "<b>", "<u>", "<s>")) and page.count("&lt;") == 4
