@@ -146,10 +146,10 @@ class TrainConfig:
     channels: int = flag(0, "convert images to this number of channels; 0 keeps the channels of the data set")
     num_images: int = flag(0, "use only the first num_images training images; 0 for all")
     total_steps: int = flag(50_000, "training steps")
-    batch_size: int = flag(128, "images per step and process")
     minutes: float = flag(
         0.0, "choose total_steps and lr_anneal_steps such that training takes about this long on this machine"
     )
+    batch_size: int = flag(128, "images per step and process")
     microbatch: int = flag(0, "images per forward pass; 0 for the whole batch")
     lr: float = flag(1e-4, "learning rate")
     weight_decay: float = flag(0.0, "weight decay of AdamW")
@@ -200,8 +200,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "variance_factor": 0.001,
         "lr": 1e-4,
         "ema_rate": "0.9999",
-    },
         "use_bf16": False,
+    },
 }
 """Named sets of values; `--recipe NAME` expands to the corresponding flags."""
 
@@ -225,9 +225,9 @@ LARGEST = {
     "diffusion_steps": 100_000,
 }
 MAX_INTS = 16
-
-
 AUTOMATIC = ("use_bf16", "compile")
+
+
 def _check_value(name: str, value: Any) -> None:
     """Raises `InputError` for a value outside its range."""
     expected = ""
@@ -328,13 +328,13 @@ def _build(component: type, values: Mapping[str, Any]) -> Any:
     for key, value in values.items():
         if key not in defaults:
             raise DataError(f"config: unknown key {key!r} in {component.__name__}")
-        kind = type(defaults[key])
-        allowed = (int, float) if kind is float else kind
         if key in AUTOMATIC:
             if not (isinstance(value, bool) or value == "auto"):
                 raise DataError(f"config: {key}: expected true, false or auto, got {value!r}")
             checked[key] = value
             continue
+        kind = type(defaults[key])
+        allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
             raise DataError(f"config: {key}: expected {kind.__name__}, got {value!r}")
         checked[key] = float(value) if kind is float else value

@@ -127,11 +127,11 @@ class TrainLoop:
         self.step = 0
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         dist_util.sync_params(self.model.state_dict().values())
-        if world > 1:
         self.config, choices = choose(self.config, self.training_step, self.spec, self.device, self.step)
         self.autocast = activation_dtype(self.config.train.use_bf16, self.device)
         if choices:
             self.logger.info(f"acceleration: {choices}")
+        if world > 1:
             self.training_step = DistributedDataParallel(self.training_step)
 
     def _load_weights(self, path: str) -> None:
@@ -152,8 +152,8 @@ class TrainLoop:
         checkpoint = load_checkpoint(path, with_training=True)
         check_same_run(checkpoint, self.config, self.source)
         state = checkpoint.training_state
-        self.model.load_state_dict(checkpoint.model_state)
         self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")).train)
+        self.model.load_state_dict(checkpoint.model_state)
         changes = changed_options(checkpoint, self.config) | restore_optimizer(self.optimizer, state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))
@@ -309,7 +309,7 @@ class TrainLoop:
                 (loss * share).backward()
             losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
-                # Label terms are means over the images that have labels.
+                # Label terms are means over the images with labels, see `Observed.weights`.
                 of_all = batch.labelled_fraction if key.startswith(LABEL_TERMS) else 1.0
                 mean = value.detach().mean().to(self.float_dtype) * share / (of_all or 1.0)
                 sums[key] = sums[key] + mean if key in sums else mean

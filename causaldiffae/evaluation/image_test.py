@@ -64,8 +64,8 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
 from causaldiffae.script_util import LoadedModel, load_model, parse_flags
 from causaldiffae.training.acceleration import accelerate, activation_dtype
-from causaldiffae.training.predictor import data_digest
 from causaldiffae.training.devices import use_device
+from causaldiffae.training.predictor import data_digest
 from causaldiffae.training.preflight import intervention_warnings
 from causaldiffae.visualization.image_grids import save_png
 
@@ -87,8 +87,8 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     """
     config = parse_flags(TestConfig, argv, description, recipes=RECIPES)
     guidance, weights = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
-    device = dist_util.dev()
     use_device(config.device)
+    device = dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None, config.dataset, config.predictor_path)
     spec, found = loaded.spec, loaded.config.model.model_type
     if found != model_type:

@@ -78,13 +78,13 @@ class InterventionResult:
         return l1_errors(self.counterfactual, self.factual)
 
 
-def predict_split(
 def check_labels(model: CausalModel, data: ImageData) -> None:
     """Raises `InputError` that names the first missing label, for a model that is given the labels of the images."""
     if model.needs_labels or model.unconditional_abduction:
         check_complete(data.labels, data.spec.graph.names, data.ids)
 
 
+def predict_split(
     engine: CounterfactualEngine,
     data: ImageData,
     dos: Sequence[CheckedDo],
@@ -102,7 +102,6 @@ def check_labels(model: CausalModel, data: ImageData) -> None:
         seed: seed of x_T if the abduction samples it.
     """
     parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in dos]
-    check_labels(engine.model, data)
     generator = torch.Generator(device).manual_seed(seed)
     for start in range(0, len(data), batch_size):
         rows = slice(start, min(start + batch_size, len(data)))
