@@ -11,6 +11,11 @@ The figures are defined in causaldiffae/metrics/. `--protocol melistas` measures
 on MorphoMNIST (causaldiffae/evaluation/peers.py), with the true factual labels and without them:
 
     python scripts/evaluate.py --protocol melistas --model_path RUN --data_dir DATA --out results/NAME_melistas.json
+
+Any other system is scored by the same protocol: it answers exported questions (causaldiffae/evaluation/questions.py):
+
+    python scripts/evaluate.py --export_questions DIR --dataset morphomnist --data_dir DATA --num_images 1000
+    python scripts/evaluate.py --answers DIR --data_dir DATA --out results/NAME.json
 """
 
 from __future__ import annotations
@@ -19,13 +24,14 @@ import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind
-from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import InputError
-from causaldiffae.evaluation import peers
+from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.errors import InputError, check_given
+from causaldiffae.evaluation import peers, questions
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
@@ -41,6 +47,9 @@ STANDARD = "standard"
 FLAGS = {
     "model_path": "run directory, step folder or model folder",
     "all": "a folder; every checkpoint in it is evaluated",
+    "export_questions": "write the questions of the protocol to this new folder, to be answered by another system",
+    "answers": "folder of exported questions and their answers, which are scored",
+    "dataset": "data set of the exported questions",
     "data_dir": "the data set's folder, or a folder that holds several data sets under their names",
     "out": "the results file, NAME.json; a folder with --all",
     "report": "also write an HTML report of all results in the folder of --out to this file",
@@ -62,21 +71,22 @@ def parse(argv: list[str]) -> dict[str, Any]:
         help="accept any file as --inception_weights, not only NVIDIA's inception-2015-12-05.pt; loading it executes "
         "the code in it",
     )
+    parser.add_argument("--image_size", type=int, default=0, help="of the exported questions; by default as published")
     add_device_flag(parser)
     parser.add_argument("--protocol", choices=(STANDARD, peers.NAME), default=STANDARD, help="see above")
     parser.add_argument("--workers", type=int, default=1, help="number of processes; does not change the figures")
     parser.add_class_arguments(ProtocolSettings, nested_key=None, skip={"variables"}, instantiate=False)
     values = vars(parse_flat(parser, argv))
     values["variables"] = tuple(name.strip() for name in values["variables"].split(",") if name.strip())
-    if not values["out"]:
-        raise InputError("out: expected a value, got none; set --out")
-    if values["all"] and values["model_path"]:
-        raise InputError("model_path, all: expected one of them, got both")
-    if not (values["all"] or values["model_path"] or values["report"]):
+    tasks = [name for name in ("model_path", "all", "export_questions", "answers") if values[name]]
+    if len(tasks) > 1:
+        raise InputError(f"{tasks[0]}, {tasks[1]}: expected one of them, got both")
+    if not (tasks or values["report"]):
         raise InputError("model_path: expected a value, got none; set --model_path, --all or --report")
-    if (values["all"] or values["model_path"]) and not values["data_dir"]:
-        raise InputError("data_dir: expected a value, got none; set --data_dir")
-    if values["model_path"] and not values["out"].endswith(".json"):
+    if tasks:
+        check_given(SimpleNamespace(**values), "data_dir")
+    check_given(SimpleNamespace(**values), "dataset" if values["export_questions"] else "out")
+    if (values["model_path"] or values["answers"]) and not values["out"].endswith(".json"):
         raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["protocol"] == peers.NAME and not values["model_path"]:
         raise InputError(f"protocol: expected --model_path with {peers.NAME}, got none")
@@ -144,10 +154,29 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
     print(f"{peers.peers_table(found, spec)}\nwritten to {values['out']}")
 
 
+def export(values: dict[str, Any], settings: ProtocolSettings) -> None:
+    """Writes the questions of a data set."""
+    folder, data_dir = Path(values["export_questions"]), values["data_dir"]
+    spec = dataset_spec(values["dataset"], values["image_size"] or None, data_dir=data_dir)
+    count = questions.export_questions(folder, questions.open_task(spec, data_dir, settings), settings)
+    print(f"{count} questions written to {folder}; write the answers to the paths in {folder}/questions.csv")
+
+
+def score_answers(values: dict[str, Any]) -> dict[str, Any]:
+    """Scores the answers of another system to exported questions."""
+    folder, data_dir, out = Path(values["answers"]), values["data_dir"], Path(values["out"])
+    task, settings = questions.read_questions(folder, data_dir)
+    answers = questions.read_answers(folder, task)
+    options = {"name": out.stem, "predictor": values["predictor"], "out": out}
+    return questions.score_answers(answers, task, settings, data_dir, **options)
+
+
 def main(argv: list[str]) -> None:
     values = parse(argv)
     use_device(values["device"])
     settings, out = settings_from(values), Path(values["out"])
+    if values["export_questions"]:
+        return export(values, settings)
     if values["protocol"] == peers.NAME:
         out.parent.mkdir(parents=True, exist_ok=True)
         return evaluate_as_peers(values, settings)
@@ -165,9 +194,9 @@ def main(argv: list[str]) -> None:
         )
         for model in models
     ]
-    folder = out.parent if values["model_path"] else out
+    folder = out.parent if values["model_path"] or values["answers"] else out
     folder.mkdir(parents=True, exist_ok=True)
-    results = evaluate_each(jobs)
+    results = [score_answers(values)] if values["answers"] else evaluate_each(jobs)
     if results:
         print(tables(results))
     if values["report"]:

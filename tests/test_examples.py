@@ -10,17 +10,24 @@ import pytest
 from paths import REPO
 from PIL import Image
 
-from causaldiffae.datasets.registry import read_split
+from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.protocol import ProtocolSettings
+from causaldiffae.evaluation.questions import export_questions, open_task, read_answers
+from causaldiffae.generators import morphomnist
 
 
-@pytest.fixture(scope="module")
-def attributes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attributes", REPO / "examples" / "attributes.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPO / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def attributes() -> ModuleType:
+    return load("attributes")
 
 
 def test_a_null_intervention_reproduces_the_picture(attributes: ModuleType) -> None:
@@ -73,3 +80,18 @@ def test_impossible_requests_are_refused(attributes: ModuleType, tmp_path: Path,
     with pytest.raises(InputError, match="expected"):
         attributes.main(["--out", str(out), *flags])
     assert not list(tmp_path.iterdir())
+
+
+def test_another_system_answers_the_questions_of_the_evaluation(tmp_path: Path) -> None:
+    share, data_dir = REPO / "assets" / "mnist_share", tmp_path / "morphomnist"
+    morphomnist.write_dataset(share, data_dir, num_train=200, num_test=6, workers=1, progress=False)
+    settings = ProtocolSettings(num_images=4)
+    task = open_task(dataset_spec("morphomnist"), str(data_dir), settings)
+    export_questions(tmp_path / "asked", task, settings)
+    load("conditional_vae").main(["--questions", str(tmp_path / "asked"), "--data_dir", str(data_dir), "--steps=400"])
+    answers = read_answers(tmp_path / "asked", task)
+    assert set(answers) == {"", "thickness", "intensity"}
+    error = np.abs(answers[""].astype(float) - task.data.images).mean()
+    blank = task.data.images.mean()
+    assert error < 0.8 * blank, "it has learned to reconstruct digits"
+    assert (answers["thickness"] != answers["intensity"]).any()

@@ -10,7 +10,7 @@ processes. Outputs are arrays with one row per image; averages are computed in `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -191,19 +191,11 @@ class TaskRunner:
         `images`, `broken`, `composition` and `composition_long`. `measured` for the factual images.
         """
         task = self.task
-        part, spec = task.data.subset(rows), task.data.spec
+        part = task.data.subset(rows)
         stream = np.random.Generator(np.random.Philox(key=[self.settings.seed, int(task.indices[rows[0]])]))
         self.generator.manual_seed(int(stream.integers(2**62)))
         outputs = self._model_outputs(part, rows)
-        outputs["measured"] = measure(spec, part.images)
-        for name in task.variables:
-            outputs[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
-            if task.truth_is_known:
-                do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
-                labels, images, known = _truth(part, do)
-                outputs |= {f"true_labels/{name}": labels, f"true_images/{name}": images, f"true_known/{name}": known}
-                outputs[f"true_measured/{name}"] = measure(spec, images)
-        return outputs
+        return outputs | measured_outputs(task, rows, outputs)
 
     def _model_outputs(self, part: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
         x_start, classes, labels = model_inputs(part, self.device)
@@ -262,6 +254,20 @@ class TaskRunner:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(values, np.float64)).to(self.device)
+
+
+def measured_outputs(task: Task, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Labels measured in the factual images `rows` and in the counterfactuals of `outputs`, and the truth if known."""
+    part, spec = task.data.subset(rows), task.data.spec
+    found = {"measured": measure(spec, part.images)}
+    for name in task.variables:
+        found[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
+        if task.truth_is_known:
+            do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
+            labels, images, known = _truth(part, do)
+            found |= {f"true_labels/{name}": labels, f"true_images/{name}": images, f"true_known/{name}": known}
+            found[f"true_measured/{name}"] = measure(spec, images)
+    return found
 
 
 def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,18 +9,14 @@ Parts and results contain a digest of protocol, model, data and settings, so dif
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,10 +27,10 @@ from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.label_subsets import labelled_only
-from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
+from causaldiffae.datasets.registry import find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.evaluation.digests import json_digest, state_digest
+from causaldiffae.evaluation.headers import describe, describe_model
 from causaldiffae.evaluation.interventions import check_labels
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
@@ -44,17 +40,13 @@ from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, rep
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
-from causaldiffae.metrics.realism import check_inception
-from causaldiffae.nn import count_parameters
-from causaldiffae.predictors.predictor import LoadedPredictor, open_predictor
+from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
-from causaldiffae.training.predictor import data_digest
 
 EXAMPLES: Final = 8
 _SMALLEST_FIT: Final = 20  # images; DCI is too noisy on fewer
 _MAX_RESULTS: Final = 1 << 24  # validation takes two seconds per MiB
 _MAX_PART: Final = 1 << 32
-_PACKAGES: Final = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "causaldiffae")
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ def _open(job: Job) -> _Opened:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Limits PyTorch to one thread, so that sums do not depend on the number of processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -150,7 +142,7 @@ def run_chunk(job: Job, number: int) -> int:
     """Computes and stores the outputs of one chunk; returns its number of images."""
     opened = _open(job)
     rows = opened.task.chunks(job.settings.chunk)[number]
-    with _one_thread():
+    with one_thread():
         outputs = TaskRunner(opened.engine, opened.task, job.settings, opened.device).run(rows)
     path = _part(job, number)
     write_arrays(path, outputs)
@@ -190,28 +182,53 @@ def evaluate(job: Job) -> dict[str, Any]:
     opened = _open(job)
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
-    header = describe(job, opened, predictor)
-    if out.exists():
-        known = read_results(out)
-        if known.get("digest") != header["digest"]:
-            raise InputError(f"{out}: expected results of this model, data and settings, got others; delete it")
+    inception = (job.inception_weights, job.trust_inception)
+    header = describe(describe_model(loaded), task, job.settings, predictor, *inception)
+    header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}
+    header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
+    if (known := known_results(out, header)) is not None:
         return known
     _claim_parts(parts_folder(job.out), header["asked"])
     begin = time.monotonic()
     outputs = task.join(_all_outputs(job, task, opened.device), job.settings.chunk)
     finished = time.monotonic()
-    train = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "train", spec=loaded.spec)
-    scorer = Scorer(predictor.predictor, train, job.inception_weights, job.trust_inception, job.settings.seed)
-    with _one_thread():
-        results = score(task, outputs, scorer)
+    train = read_split(loaded.spec.name, header["data"]["folder"], "train", spec=loaded.spec)
+    scorer = Scorer(predictor.predictor, train, *inception, job.settings.seed)
+    results = score_outputs(task, outputs, scorer)
+    with one_thread():
         results["dci"] = latent_scores(opened.engine, task, scorer, job.settings, opened.device)
     timing = {"asking_seconds": finished - begin, "scoring_seconds": time.monotonic() - finished}
     timing = {key: round(value, 1) for key, value in timing.items()} | {"workers": job.workers}
     found = {**header, "results": results, "timing": timing}
-    np.savez_compressed(images_file(job.out), **example_images(task, outputs))  # type: ignore[arg-type]
-    replace_file(out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
+    write_results(out, found, task, outputs)
     shutil.rmtree(parts_folder(job.out), ignore_errors=True)
     return found
+
+
+def known_results(out: Path, header: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The results that the file `out` already holds, None without a file.
+
+    Raises:
+        InputError: if they are those of another model, data set or settings.
+    """
+    if not out.exists():
+        return None
+    known = read_results(out)
+    if known.get("digest") != header["digest"]:
+        raise InputError(f"{out}: expected results of this model, data and settings, got others; delete it")
+    return known
+
+
+def score_outputs(task: Task, outputs: dict[str, np.ndarray], scorer: Scorer) -> dict[str, Any]:
+    """All figures of a task except DCI, computed by one thread."""
+    with one_thread():
+        return score(task, outputs, scorer)
+
+
+def write_results(out: Path, found: dict[str, Any], task: Task, outputs: dict[str, np.ndarray]) -> None:
+    """Writes the results file and the images for the report."""
+    np.savez_compressed(images_file(str(out)), **example_images(task, outputs))  # type: ignore[arg-type]
+    replace_file(out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _claim_parts(parts: Path, digest: str) -> None:
@@ -255,9 +272,9 @@ def _run_in_processes(job: Job, missing: list[int], on_done: Callable[[int], obj
 def latent_scores(
     engine: CounterfactualEngine, task: Task, scorer: Scorer, settings: ProtocolSettings, device: torch.device
 ) -> dict[str, Any] | None:
-    """DCI of z, fitted on training images and tested on the task's images, those with labels.
+    """DCI of z, fitted on training images and tested on the task's images, those with the label that is predicted.
 
-    None if z holds the given labels, or for too few images.
+    None if z holds the given labels, or for too few images with the label of some variable.
     """
     given = engine.model.needs_labels or engine.model.unconditional_abduction
     references, data = scorer.references(), labelled_only(task.data)
@@ -273,70 +290,6 @@ def latent_scores(
     categories = data.spec.all_category_values()
     z = [latents(each) for each in (references, data)]
     return score_latents(z[0], labels[0], z[1], labels[1], settings.dci_resamples, settings.seed, categories)
-
-
-def describe(job: Job, opened: _Opened, predictor: LoadedPredictor) -> dict[str, Any]:
-    """The header of a results file: everything the figures depend on, and its digests."""
-    loaded, task = opened.loaded, opened.task
-    config = loaded.config.to_dict()
-    unrelated = ("data_dir", "run_dir", "seed")
-    train = {key: value for key, value in config.get("train", {}).items() if key not in unrelated}
-    header: dict[str, Any] = {
-        "protocol": {"name": PROTOCOL, "version": VERSION},
-        "model": {
-            "type": loaded.config.model.model_type,
-            "step": loaded.step,
-            "digest": state_digest(loaded.model),
-            "parameters": count_parameters(loaded.model),
-            "seed": loaded.config.train.seed,
-            "recipe": json_digest({**config, "train": train, "dataset": loaded.spec.to_dict()}),
-        },
-        "data": {
-            "dataset": loaded.spec.name,
-            "digest": data_digest(task.data),
-            "split": "test",
-            "images": len(task),
-            "image_size": loaded.spec.image_size,
-            "channels": loaded.spec.channels,
-            "variables": list(loaded.spec.graph.names),
-            "units": list(loaded.spec.units),
-            "truth": _describe_truth(task.data),
-        },
-        "settings": {**asdict(job.settings), "variables": list(task.variables)},
-    }
-    header["asked"] = json_digest(header)  # everything the outputs depend on; not the predictor
-    header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}
-    if job.inception_weights:
-        content = check_inception(job.inception_weights, job.trust_inception)
-        header["settings"]["inception"] = hashlib.sha256(content).hexdigest()[:16]
-    header["digest"] = json_digest(header)
-    header["model"] |= {"path": loaded.path, "name": Path(job.out).stem, "config": config}
-    header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
-    header["predictor"]["path"] = predictor.path
-    header["versions"] = versions(opened.device)
-    return header
-
-
-def _describe_truth(data: ImageData) -> str:
-    """The source of the true counterfactuals; that in a folder with a digest."""
-    if truth_is_known(data):
-        return "drawn by the generator"
-    if data.pairs is None:
-        return "not known"
-    content = [data.pairs.rows.tolist(), [sorted(do.items()) for do in data.pairs.dos], data.pairs.labels.tolist()]
-    images = hashlib.sha256(np.ascontiguousarray(data.pairs.images).tobytes()).hexdigest()
-    return f"{len(data.pairs.dos)} pairs in the folder ({json_digest([str(content), images])})"
-
-
-def versions(device: torch.device) -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version(), "device": str(device), "platform": sys.platform}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def example_images(task: Task, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,276 @@
+"""Scores of any system on the questions of the evaluation: images, labels and interventions as files.
+
+    python scripts/evaluate.py --export_questions DIR --dataset morphomnist --data_dir DATA --num_images 1000
+    python scripts/evaluate.py --answers DIR --data_dir DATA --out results/NAME.json
+
+    DIR/questions.json         the protocol, its settings, the graph and label statistics of the data set
+    DIR/labels.csv             file, index in the test split and factual labels of each image
+    DIR/factual/00012.png      the factual images
+    DIR/questions.csv          file,variable,value,answer: one row for each question
+    DIR/answers/...            the answers, written by the other system in its own environment
+
+Answers are PNG files at the paths of the column `answer`. A row without variable asks for the reconstruction, which is
+optional. Answers are scored as the counterfactuals of `protocol.TaskRunner`; what needs the model itself
+(reversibility, long composition, own labels, DCI) has no figure. `score` does the same for a Python function.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from causaldiffae.datasets.images import to_model_range
+from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.headers import describe
+from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, make_task, measured_outputs
+from causaldiffae.evaluation.run import data_folder, known_results, score_outputs, write_results
+from causaldiffae.evaluation.scores import Scorer
+from causaldiffae.files.images import open_image
+from causaldiffae.files.reading import file_stem, read_file, read_json
+from causaldiffae.metrics.axioms import distance
+from causaldiffae.predictors.predictor import open_predictor
+from causaldiffae.training.predictor import data_digest
+
+QUESTIONS: Final = "questions.json"
+FORMAT: Final = "causaldiffae questions"
+RECONSTRUCTION: Final = "reconstruction"
+MAX_FILE_BYTES: Final = 1 << 26
+_MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
+
+Answer = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
+"""(images (B, C, H, W) uint8, labels (B, n) in label units, do: variable -> (B,) values) -> images, shaped as given.
+
+`do` is empty for the reconstruction."""
+
+
+class Question(NamedTuple):
+    """A question about the image in row `row` of the task; without `variable` its reconstruction."""
+
+    row: int
+    variable: str
+    value: float
+    answer: str
+
+
+def questions_of(task: Task) -> Iterator[Question]:
+    """All questions of a task, with the path of each answer."""
+    for row, index in enumerate(task.indices):
+        yield Question(row, "", float("nan"), f"answers/{RECONSTRUCTION}/{index:05d}.png")
+    for k, name in enumerate(task.variables):
+        for row, index in enumerate(task.indices):
+            path = f"answers/{k}_{file_stem(name)}/{index:05d}.png"
+            yield Question(row, name, float(task.values[name][row]), path)
+
+
+def export_questions(folder: Path, task: Task, settings: ProtocolSettings) -> int:
+    """Writes the questions of a task into a new folder and returns their number.
+
+    Raises:
+        InputError: if the folder exists, or if PNG files cannot hold the images.
+    """
+    data, spec = task.data, task.data.spec
+    if spec.channels not in _MODES:
+        raise InputError(f"export_questions: expected images of 1, 3 or 4 channels, got {spec.channels}")
+    if folder.exists():
+        raise InputError(f"export_questions: expected a new folder, got {folder}, which exists")
+    (folder / "factual").mkdir(parents=True)
+    files = [f"factual/{index:05d}.png" for index in task.indices]
+    class_name = [spec.class_name] if data.classes is not None else []
+    rows = [["file", "index", *spec.graph.names, *class_name]]
+    for row, name in enumerate(files):
+        _save(folder / name, data.images[row])
+        labels = [_cell(spec, each, value) for each, value in zip(spec.graph.names, data.labels[row], strict=True)]
+        given = [] if data.classes is None else [str(data.classes[row])]
+        rows.append([name, str(task.indices[row]), *labels, *given])
+    _write_csv(folder / "labels.csv", rows)
+    questions = list(questions_of(task))
+    rows = [["file", "variable", "value", "answer"]]
+    for row, name, value, path in questions:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        rows.append([files[row], name, _cell(spec, name, value) if name else "", path])
+    _write_csv(folder / "questions.csv", rows)
+    described = {"format": FORMAT, "protocol": {"name": PROTOCOL, "version": VERSION}, "settings": asdict(settings)}
+    described |= {"dataset": spec.to_dict(), "data": data_digest(data)}
+    (folder / QUESTIONS).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    return len(questions)
+
+
+def _cell(spec: DatasetSpec, name: str, value: float) -> str:
+    """A label in a table: the name of a category, all digits of a number, nothing for a missing label."""
+    if np.isnan(value):
+        return ""
+    return spec.format_value(name, value) if spec.category_names(spec.graph.index(name)) else repr(float(value))
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _save(path: Path, image: np.ndarray) -> None:
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(pixels, _MODES[len(image)]).save(path)
+
+
+def read_questions(folder: Path, data_dir: str) -> tuple[Task, ProtocolSettings]:
+    """Rebuilds the task of exported questions from the data set.
+
+    Raises:
+        DataError: if `questions.json` is missing or not valid.
+        InputError: if `data_dir` holds other images or labels.
+    """
+    described = read_json(folder / QUESTIONS)
+    settings, version = described.get("settings"), described.get("protocol")
+    if described.get("format") != FORMAT or not isinstance(settings, dict):
+        raise DataError(f"{folder / QUESTIONS}: expected questions of evaluate.py --export_questions, got another file")
+    if version != {"name": PROTOCOL, "version": VERSION}:
+        raise DataError(f"{folder / QUESTIONS}: expected version {VERSION} of the protocol; export the questions again")
+    known = {field.name for field in fields(ProtocolSettings)}
+    if set(settings) != known:
+        raise DataError(f"{folder / QUESTIONS}: settings: expected the keys {', '.join(sorted(known))}")
+    restored = ProtocolSettings(**(settings | {"variables": tuple(settings["variables"])}))
+    spec = DatasetSpec.from_dict(described.get("dataset"))
+    task = open_task(spec, data_dir, restored)
+    if data_digest(task.data) != described.get("data"):
+        raise InputError(f"data_dir: expected the images and labels of the questions in {folder}, got others")
+    return task, restored
+
+
+def open_task(spec: DatasetSpec, data_dir: str, settings: ProtocolSettings) -> Task:
+    """Reads the test split of a data set and draws the questions."""
+    return make_task(read_split(spec.name, data_folder(data_dir, spec), "test", spec=spec), settings)
+
+
+def read_answers(folder: Path, task: Task) -> dict[str, np.ndarray]:
+    """Reads the answers: variable -> images (N, C, H, W) uint8, and those of "" if there are reconstructions.
+
+    Raises:
+        DataError: for the first missing answer or one of another size.
+    """
+    data = task.data
+    found: dict[str, list[np.ndarray]] = {}
+    reconstructed = (folder / "answers" / RECONSTRUCTION).is_dir() and any(
+        (folder / "answers" / RECONSTRUCTION).iterdir()
+    )
+    for _, name, _, path in questions_of(task):
+        if name or reconstructed:
+            found.setdefault(name, []).append(_read_answer(folder / path, data.images.shape[1:]))
+    return {name: np.stack(images) for name, images in found.items()}
+
+
+def _read_answer(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    with open_image(read_file(path, MAX_FILE_BYTES), ("PNG",), str(path)) as image:
+        if image.size != (shape[2], shape[1]):
+            raise DataError(f"{path}: expected {shape[2]} x {shape[1]} pixels, got {image.size[0]} x {image.size[1]}")
+        pixels = np.asarray(image.convert(_MODES[shape[0]]))
+    return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
+
+
+def answers_of(answer: Answer, task: Task, chunk: int = 50) -> dict[str, np.ndarray]:
+    """Answers of a function to all questions, as `read_answers`."""
+    data = task.data
+    names, parts = ("", *task.variables), [np.arange(len(task))[k : k + chunk] for k in range(0, len(task), chunk)]
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        images = []
+        for rows in parts:
+            do = {name: task.values[name][rows]} if name else {}
+            given = np.asarray(answer(data.images[rows], data.labels[rows], do))
+            if given.dtype != np.uint8 or given.shape != data.images[rows].shape:
+                expected = f"uint8 images of shape {data.images[rows].shape}"
+                raise InputError(f"answer: expected {expected}, got {given.dtype} of shape {given.shape}")
+            images.append(given)
+        found[name] = np.concatenate(images)
+    return found
+
+
+def outputs_of(answers: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+    """The outputs that `scores.score` reads, with NaN for what only a model can tell."""
+    count, labels = len(task), np.full(task.labels.shape, np.nan)
+    unknown, factual = np.full(count, np.nan), to_model_range(torch.from_numpy(task.data.images))
+    null = answers.get("")
+    outputs = {
+        "images": task.data.images if null is None else null,
+        "broken": np.zeros(count, np.int64),
+        "composition": unknown if null is None else distance(to_model_range(torch.from_numpy(null)), factual).numpy(),
+        "composition_long": unknown,
+    }
+    for name in task.variables:
+        outputs |= {f"images/{name}": answers[name], f"labels/{name}": labels, f"broken/{name}": outputs["broken"]}
+        outputs |= {f"reverse/{name}": unknown, f"reverse_long/{name}": unknown}
+    return outputs | measured_outputs(task, np.arange(count), outputs)
+
+
+def score_answers(
+    answers: Mapping[str, np.ndarray],
+    task: Task,
+    settings: ProtocolSettings,
+    data_dir: str,
+    *,
+    name: str = "answers",
+    predictor: str = "",
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Scores answers and returns the content of a results file, which is written to `out` if it is given.
+
+    Args:
+        answers: of `read_answers` or `answers_of`.
+        data_dir: the data set, whose training images are references.
+        name: of the system, in tables.
+        predictor: folder of the predictor that reads labels; by default the shipped one.
+
+    Raises:
+        InputError: if `out` holds other results, or the predictor does not fit the data set.
+    """
+    spec, folder = task.data.spec, data_folder(data_dir, task.data.spec)
+    opened = open_predictor(spec, predictor)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(answers[key].tobytes()).digest() for key in sorted(answers)))
+    model = {"type": "external", "digest": digest.hexdigest()[:16], "seed": 0, "recipe": digest.hexdigest()[:16]}
+    header = describe(model, task, settings, opened)
+    header["model"]["name"] = name
+    header["data"]["folder"] = folder
+    if out is not None and (known := known_results(out, header)) is not None:
+        return known
+    outputs = outputs_of(answers, task)
+    train = read_split(spec.name, folder, "train", spec=spec)
+    found = {**header, "results": score_outputs(task, outputs, Scorer(opened.predictor, train, seed=settings.seed))}
+    if out is not None:
+        write_results(out, found, task, outputs)
+    return found
+
+
+def score(
+    answer: Answer,
+    dataset: str,
+    data_dir: str | Path,
+    settings: ProtocolSettings | None = None,
+    *,
+    image_size: int | None = None,
+    name: str = "answers",
+    predictor: str = "",
+    out: str | Path = "",
+) -> dict[str, Any]:
+    """Scores a function from images, labels and interventions to images, see `Answer`.
+
+    Args:
+        dataset: name of a data set, or "folder".
+        settings: number of images, variables and seed; other fields concern models only.
+        image_size: by default as published.
+        name, predictor, out: as in `score_answers`.
+    """
+    settings = settings or ProtocolSettings()
+    task = open_task(dataset_spec(dataset, image_size, data_dir=data_dir), str(data_dir), settings)
+    answers = answers_of(answer, task, settings.chunk)
+    path = Path(out) if out else None
+    return score_answers(answers, task, settings, str(data_dir), name=name, predictor=predictor, out=path)
