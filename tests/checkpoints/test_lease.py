@@ -85,6 +85,27 @@ def test_of_two_that_start_at_once_at_most_one_stays(service: FakeBlobfile, monk
         pass
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_the_clock_of_this_machine_does_not_matter(
+    service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """That of the service is an hour behind or ahead; a lease that was just renewed counts, an old one does not."""
+    listing = FakeBlobfile.scandir
+
+    def scandir(fake: FakeBlobfile, address: str) -> Any:
+        for entry in listing(fake, address):
+            entry.stat.mtime += 3600 * hours
+            yield entry
+
+    monkeypatch.setattr(FakeBlobfile, "scandir", scandir)
+    other(service)
+    with pytest.raises(InputError, match="in use by process 7"), hold_lease(RUN):
+        pass
+    other(service, EXPIRES_AFTER + 60)
+    with hold_lease(RUN):
+        assert leases(service) == [OWN_NAME]
+
+
 def dead_process() -> int:
     with subprocess.Popen([sys.executable, "-c", ""], env=plain_environment()) as process:
         pass

@@ -14,7 +14,7 @@ from processes import ended, start_group
 from support import CHECKPOINT_CONFIG, flip_byte, small_network
 from tiny import small_config, squares
 
-from causaldiffae import train_util
+from causaldiffae import dist_util, train_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint, run_folder
 from causaldiffae.errors import DataError, InputError
@@ -118,6 +118,19 @@ def test_a_step_that_cannot_be_fetched_is_not_replaced_by_an_older_one(service: 
     for find in (lambda: checkpoint_to_resume("", RUN), lambda: local_checkpoint(RUN)):
         with pytest.raises(InputError, match="request to the storage service failed"):
             find()
+
+
+def test_other_processes_fetch_the_step_that_rank_0_has_chosen(
+    service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the newest one, which may be damaged, or uploaded since."""
+    for step in (1, 2):
+        RemoteRun(RUN).upload(write(step))
+    shutil.rmtree(run_folder(RUN))
+    chosen = run_folder(RUN) / "step_0000001"
+    monkeypatch.setattr(dist_util, "from_main", lambda action: (chosen, True))
+    monkeypatch.setattr(dist_util, "is_main", lambda: False)
+    assert checkpoint_to_resume("", RUN) == chosen and load_checkpoint(chosen).step == 1
 
 
 def test_a_local_step_that_was_not_uploaded_does_not_count(service: FakeBlobfile) -> None:

@@ -1,5 +1,6 @@
 """Requests of other web pages and uploads beyond the total are refused before anything is stored."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from paths import REPO
 
 from causaldiffae.explorer import guard
-from causaldiffae.explorer.guard import FORM_BYTES, MAX_TOTAL_BYTES, is_foreign
+from causaldiffae.explorer.guard import FORM_BYTES, MAX_TOTAL_BYTES, RequestGuard, is_foreign
 from causaldiffae.explorer.page import DELETE_CACHE, Page
 from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import make_app
@@ -89,6 +90,35 @@ def test_the_total_of_uploads_is_bounded(client: Any, tmp_path: Path, monkeypatc
     for path in tmp_path.rglob("*.png"):
         path.unlink()
     assert upload(client, 1 << 20).status_code == 200, "deleted files make room"
+
+
+def test_uploads_that_are_still_arriving_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_TOTAL_BYTES", 5 << 20)
+    scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": [(b"content-length", b"%d" % (3 << 20))]}
+
+    async def codes() -> list[int]:
+        found: list[int] = []
+        arrived = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            return {}
+
+        async def send(message: Any) -> None:
+            found.extend([message["status"]] if "status" in message else [])
+
+        async def store(scope: Any, receive: Any, send: Any) -> None:
+            await arrived.wait()
+            await send({"type": "http.response.start", "status": 200})
+
+        guarded = RequestGuard(store, tmp_path)
+        both = [asyncio.ensure_future(guarded(scope, receive, send)) for _ in range(2)]
+        await asyncio.sleep(0)  # both have begun
+        arrived.set()
+        await asyncio.gather(*both)
+        await guarded(scope, receive, send)
+        return found
+
+    assert asyncio.run(codes()) == [413, 200, 200], "the second one does not fit beside the first, the third one does"
 
 
 def test_uploads_without_a_size_or_of_many_files_are_refused(client: Any, tmp_path: Path) -> None:
