@@ -170,6 +170,9 @@ class TrainConfig:
     log_interval: int = flag(100, "steps between log rows")
     save_interval: int = flag(1_000, "steps between checkpoints")
     sample_interval: int = flag(1_000, "steps between counterfactual previews")
+    label_predictor: str = flag(
+        "", "predictor that reads the labels of previews; default: a measurement, or the model's own encoder"
+    )
     keep_last: int = flag(2, "number of recent checkpoints to keep")
     keep_every: int = flag(0, "also keep checkpoints whose step is a multiple of this; 0 for none")
     background_save: bool = flag(True, "write checkpoints in a background thread")

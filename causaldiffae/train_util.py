@@ -39,6 +39,7 @@ from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.automatic import choose, with_recorded
 from causaldiffae.training.previews import draw_preview
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
+from causaldiffae.training.responses import ResponseTracker
 from causaldiffae.training.resuming import (
     batch_order,
     changed_options,
@@ -78,13 +79,14 @@ class TrainLoop:
         config: complete configuration.
         data: training split; `data.observed` marks the labels that are used.
         logger: logger of the run; checkpoints are written to its `run_dir`.
-        test: test images for previews; None disables previews.
+        test: images for previews that are not trained on; None disables previews.
         stop: request to stop early; default: the time limit `max_hours`.
 
     Attributes:
         step: number of completed steps.
         skipped: counter of steps skipped for a non-finite loss or gradient.
         stopped: whether the loop stopped early on request.
+        responses: the responses of the pictures to interventions, measured with each preview.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class TrainLoop:
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped = SkippedSteps(train.max_skipped_steps)
         self.writer = create_writer(train, logger.run_dir)
-        self.image_names = data.ids
+        self.responses, self.image_names = ResponseTracker(train.label_predictor, logger.info), data.ids
         self.source = BatchSource(
             data,
             train.batch_size * world,
@@ -373,15 +375,16 @@ class TrainLoop:
                 ema[key].copy_(state[key])
 
     def log_preview(self) -> float:
-        """Logs counterfactuals of the first moving average; returns the elapsed seconds."""
+        """Logs counterfactuals of the first moving average, and their responses; returns the elapsed seconds."""
         if self.test is None or not dist_util.is_main():
             return 0.0
         start, state = time.perf_counter(), _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
-        preview = draw_preview(self.model, self.config.diffusion, self.test, self.device)
+        image = draw_preview(self.model, self.config.diffusion, self.test, self.device)
         with tolerated("counterfactuals", self.config.train.storage_patience):
-            self.logger.log_image("counterfactuals", preview.image, self.step)
-        self.logger.logkvs({f"effectiveness_{name}": error for name, error in preview.effectiveness.items()})
+            self.logger.log_image("counterfactuals", image, self.step)
+        found = self.responses.measure(self.model, self.config.diffusion, self.test, self.step, self.autocast)
+        self.logger.logkvs(found)
         self.model.load_state_dict(state)
         return time.perf_counter() - start
 

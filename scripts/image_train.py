@@ -25,22 +25,27 @@ from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import with_labels_of
-from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.registry import dataset_spec, find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError, check_given
+from causaldiffae.errors import DataError, InputError, check_given
 from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.files.storage import is_remote
 from causaldiffae.logger import PROGRESS, Logger, read_progress
+from causaldiffae.model import LabelModel
 from causaldiffae.nn import count_parameters
+from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, out_of_memory_message, training_warnings
+from causaldiffae.training.responses import describe as describe_responses
+from causaldiffae.training.responses import write_responses
 from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
 from causaldiffae.training.stopping import StopRequest
 
+PREVIEW_IMAGES = 32
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
@@ -65,6 +70,14 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
     return with_labels_of(data, fraction, seed, folder, write=False, by_variable=by_variable)
 
 
+def preview_images(train: TrainConfig, spec: DatasetSpec) -> ImageData:
+    """Validation images, or test images where there are none."""
+    if find_dataset(train.dataset).spec is None:
+        with contextlib.suppress(DataError, InputError):  # a folder without a split val
+            return read_split(train.dataset, train.data_dir, "val", limit=PREVIEW_IMAGES, spec=spec)
+    return read_split(train.dataset, train.data_dir, "test", limit=PREVIEW_IMAGES, spec=spec)
+
+
 def find_resume_step(train: TrainConfig) -> int | None:
     """Returns the step that the run resumes from, None for a new run; called in all processes."""
     resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
@@ -75,7 +88,9 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
     """Reads the data, and trains or resumes in the run directory."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
-    test = read_split(train.dataset, train.data_dir, "test", limit=16, spec=spec)
+    test = preview_images(train, spec)
+    if train.label_predictor:
+        open_predictor(spec, train.label_predictor)  # reports a predictor that does not fit before training
     if config.loss.masking:
         data = mask_labels(config, data)
     with contextlib.ExitStack() as held:
@@ -87,16 +102,20 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
         logger = Logger(run_dir, train.tensorboard, resume_step)
         loop = TrainLoop(config, data, logger, test, stop)
         logger.info(f"device: {describe_device()}")
-        if dist_util.is_main():
         train, text = loop.config.train, describe(loop.config, spec)  # with the options that training has chosen
+        if dist_util.is_main():
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
-            for sentence in training_warnings(train, data, dist_util.world_size()):
+            for sentence in training_warnings(train, data, dist_util.world_size(), isinstance(loop.model, LabelModel)):
                 warnings.warn(sentence, stacklevel=1)
         loop.run()
         logger.close()
         if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
             logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
+        if loop.responses.latest:
+            write_responses(run_dir, loop.responses.latest)
+            seen = loop.step * train.batch_size * dist_util.world_size()
+            logger.info("\n".join(describe_responses(loop.responses.latest, seen)))
         if loop.stopped:
             reason = stop.reason() or "requested by another process"
             logger.info(f"stopped after step {loop.step}: {reason}; run the same command to resume")

@@ -24,6 +24,7 @@ from causaldiffae.script_util import MODELS, load_model
 from causaldiffae.train_util import TrainLoop
 from causaldiffae.training import acceleration, previews
 from causaldiffae.training.random_draws import stream_seed
+from causaldiffae.training.responses import ResponseTracker
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -55,9 +56,9 @@ def test_preview_figures_are_in_the_row_of_their_step(tmp_path: Path, monkeypatc
     """The last step, 5, has a row although it is no multiple of the log interval; previews do not count as time."""
     clock = [0.0]
 
-    def draw(*_: Any) -> previews.Preview:
+    def draw(*_: Any) -> np.ndarray:
         clock[0] += 100.0
-        return previews.Preview(np.zeros((2, 2, 1), np.uint8), {"size": float(trained.step)})
+        return np.zeros((2, 2, 3), np.uint8)
 
     def run_step() -> dict[str, float]:
         clock[0] += 0.1
@@ -65,12 +66,13 @@ def test_preview_figures_are_in_the_row_of_their_step(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(train_util, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(train_util, "draw_preview", draw)
+    monkeypatch.setattr(ResponseTracker, "measure", lambda *_: {"response_size": float(trained.step)})
     trained = loop(tmp_path, preview=True, total_steps=5, log_interval=2, sample_interval=2, save_interval=1000)
     step = trained.run_step
     monkeypatch.setattr(trained, "run_step", run_step)
     trained.run()
     rows = rows_of(tmp_path)
-    assert [(row["step"], row["effectiveness_size"]) for row in rows] == [(2, 2), (4, 4), (5, 5)]
+    assert [(row["step"], row["response_size"]) for row in rows] == [(2, 2), (4, 4), (5, 5)]
     assert [row["images_per_second"] for row in rows] == pytest.approx([80.0] * 3), "8 images in 0.1 s"
 
 

@@ -22,16 +22,22 @@ def check_platform() -> None:
         raise InputError("training: expected Linux or macOS, got Windows; run it in WSL (wsl --install)")
 
 
-def training_warnings(train: TrainConfig, data: ImageData, world: int = 1) -> list[str]:
+def training_warnings(train: TrainConfig, data: ImageData, world: int = 1, needs_all_labels: bool = False) -> list[str]:
     """Returns warnings about a training run, one sentence each.
 
     Args:
         train: options of the run.
         data: training split with labels in label units.
         world: number of processes, each with batches of `train.batch_size`.
+        needs_all_labels: whether the network is conditioned on all labels of an image, and not on an encoder's z.
     """
     graph, images = data.spec.graph, train.batch_size * world
     found = [*_labels_outside(data), *_labels_apart(data)]
+    if needs_all_labels and data.observed.any() and not data.observed.all(axis=1).any():
+        found.append(
+            "labels: expected training images with all labels, which condition the network of this model, got none; use "
+            "a model with an encoder (--model_type causaldae)"
+        )
     isolated = [name for name in graph.names if not graph.parents[name] and not graph.descendants(name)]
     if isolated and len(graph) > 1:
         found.append(

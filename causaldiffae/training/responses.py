@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 import torch
 
+from causaldiffae.config import DiffusionConfig
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
@@ -30,11 +31,16 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
+from causaldiffae.script_util import Model, create_solver
+from causaldiffae.training.previews import can_intervene
 
 FILE: Final = "responses.json"
 FOLLOWS: Final = 0.8
 PARTLY: Final = 0.5
 HARDLY: Final = 0.1
+STEPS: Final = 10
+"""Network evaluations in each direction during training."""
+PATIENCE: Final = 3
 MARGIN: Final = 0.1
 """Requested values are this share of the range inside its ends."""
 
@@ -187,7 +193,7 @@ def mean_share(responses: Responses) -> float:
     return float(np.clip(shares, 0, 1).mean()) if shares else float("nan")
 
 
-def stalled(history: Sequence[float], patience: int = 3, least: float = 0.01) -> bool:
+def stalled(history: Sequence[float], patience: int = PATIENCE, least: float = 0.01) -> bool:
     """Whether the last `patience` mean shares are less than `least` above the best one before them."""
     return len(history) > patience and max(history[-patience:]) < max(history[:-patience]) + least
 
@@ -205,3 +211,38 @@ def read_responses(folder: Path) -> dict[str, Response]:
         return {str(name): Response(Figure(**each["share"]), str(each["reader"])) for name, each in content.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+class ResponseTracker:
+    """Measures responses while a model trains, and reports when they no longer improve.
+
+    Args:
+        label_predictor: as in `find_reader`.
+        say: prints a line.
+
+    Attributes:
+        latest: the last responses.
+    """
+
+    def __init__(self, label_predictor: str, say: Callable[[str], None]) -> None:
+        self.label_predictor, self.say = label_predictor, say
+        self.latest: dict[str, Response] = {}
+        self._history: list[float] = []
+
+    def measure(
+        self, model: Model, config: DiffusionConfig, data: ImageData, step: int, autocast: torch.dtype | None = None
+    ) -> dict[str, float]:
+        """Measures the responses of a model at a step and returns the shares that are known, `response_NAME`."""
+        solver = create_solver(config, steps=STEPS)
+        engine = CounterfactualEngine(model.eval(), solver, data.spec, autocast=autocast)
+        reader = find_reader(data.spec, engine, self.label_predictor) if can_intervene(model) else None
+        if reader is None:
+            return {}
+        self.latest = measure_responses(engine, data, reader)
+        mean = mean_share(self.latest)
+        if np.isfinite(mean):
+            self._history.append(mean)
+            note = f"; no better than before the last {PATIENCE} measurements" if stalled(self._history) else ""
+            self.say(f"step {step}: counterfactuals show {mean:.0%} of the requested changes{note}")
+        shares = {name: response.share.mean for name, response in self.latest.items()}
+        return {f"response_{name}": share for name, share in shares.items() if share is not None}

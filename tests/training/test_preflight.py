@@ -52,6 +52,8 @@ def test_variables_without_labels_and_mechanisms_that_are_never_seen() -> None:
     (warning,) = training_warnings(TRAIN, data)
     assert "labels: grey (of size): no training image has the labels of the variable and all its parents" in warning
     assert "likelihood" in warning
+    apart, incomplete = training_warnings(TRAIN, data, needs_all_labels=True)
+    assert apart == warning and "labels: expected training images with all labels" in incomplete
     data.labels[:, 1] = np.nan
     (warning,) = training_warnings(TRAIN, data)
     assert "labels: grey: expected labels of training images, got none" in warning

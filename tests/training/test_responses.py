@@ -21,6 +21,7 @@ from causaldiffae.script_util import create_model_and_diffusion
 from causaldiffae.training.responses import (
     Reader,
     Response,
+    ResponseTracker,
     describe,
     find_reader,
     mean_share,
@@ -207,3 +208,27 @@ def test_responses_of_a_model(tmp_path: Path) -> None:
     assert list(found) == ["size", "grey"] and all(each.share.images == 8 for each in found.values())
     again = measure_responses(engine, squares(), reader, batch_size=3)
     assert found == again
+
+
+def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, said = squares_spec(), list[str]()
+    shares = iter([0.2, 0.5, 0.5, 0.5, 0.505])
+
+    def measured(*_: Any) -> dict[str, Response]:
+        return {
+            "size": Response(Figure(next(shares), None, None, 8), ""),
+            "grey": Response(Figure(None, None, None, 0), ""),
+        }
+
+    monkeypatch.setattr("causaldiffae.training.responses.measure_responses", measured)
+    config = small_config()
+    model, _ = create_model_and_diffusion(config, spec)
+    tracker = ResponseTracker("", said.append)
+    for step in range(5):
+        found = tracker.measure(model, config.diffusion, squares(), step)
+    assert found == {"response_size": 0.505} and tracker.latest["size"].share.mean == 0.505
+    assert said[1] == "step 1: counterfactuals show 50% of the requested changes"
+    assert said[4].endswith("; no better than before the last 3 measurements")
+    assert not any("no better" in line for line in said[:4])
+    unlabelled, _ = create_model_and_diffusion(small_config(model_type="diffscm"), spec)
+    assert tracker.measure(unlabelled, config.diffusion, squares(), 5) == {}, "nothing to intervene with"
