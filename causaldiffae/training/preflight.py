@@ -35,8 +35,8 @@ def training_warnings(train: TrainConfig, data: ImageData, world: int = 1, needs
     found = [*_labels_outside(data), *_labels_apart(data)]
     if needs_all_labels and data.observed.any() and not data.observed.all(axis=1).any():
         found.append(
-            "labels: expected training images with all labels, which condition the network of this model, got none; use "
-            "a model with an encoder (--model_type causaldae)"
+            "labels: expected training images with all labels, which condition this network, got none; use a model "
+            "with an encoder (--model_type causaldae)"
         )
     isolated = [name for name in graph.names if not graph.parents[name] and not graph.descendants(name)]
     if isolated and len(graph) > 1:

@@ -20,6 +20,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation import interventions
 from causaldiffae.evaluation.interventions import (
     InterventionResult,
+    check_labels,
     describe_do,
     draw_traversal,
     evaluate_interventions,
@@ -43,6 +44,33 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     share = REPO / "assets" / "mnist_share"
     morphomnist.write_dataset(share, folder, num_train=0, num_test=5, workers=1, progress=False)
     return read_split("morphomnist", folder, "test")
+
+
+def test_a_model_that_is_given_labels_names_the_image_and_the_variable_that_lack_one(digits: ImageData) -> None:
+    data = replace(digits, labels=digits.labels.copy())
+    data.labels[3, 1], data.labels[4] = np.nan, np.nan
+    for needs in ({"needs_labels": True}, {"unconditional_abduction": True}):
+        model = SimpleNamespace(**({"needs_labels": False, "unconditional_abduction": False} | needs))
+        check_labels(model, digits)
+        message = (
+            rf"labels: image 3 \({data.ids[3]}\) has no value of 'intensity', and 1 other image lacks a label; this"
+        )
+        with pytest.raises(InputError, match=message):
+            check_labels(model, data)
+    check_labels(SimpleNamespace(needs_labels=False, unconditional_abduction=False), data)
+
+
+def test_errors_are_means_over_the_images_whose_true_label_is_known(digits: ImageData) -> None:
+    engine = Engine(digits, knows_the_truth=True)
+    (result,) = evaluate_interventions(engine, digits, DOS[:1])
+    every, known = summary(result, digits.spec), replace(result, true_labels=result.true_labels.copy())
+    assert not [name for name in every if name.startswith("not_labelled")]
+    known.true_labels[1:3, 1] = np.nan
+    found = summary(known, digits.spec)
+    measured = np.abs(result.measured_labels - result.true_labels)[[0, 3, 4], 1].mean()
+    assert found["measured_error_intensity"] == pytest.approx(measured) and found["not_labelled_intensity"] == 2
+    assert np.isfinite(found["predicted_error_intensity"])
+    assert found["measured_error_thickness"] == every["measured_error_thickness"]
 
 
 class Engine:
