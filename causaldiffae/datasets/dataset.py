@@ -50,7 +50,8 @@ class Dataset:
         shows_all: labels (N, n) -> (N,) bool, whether all labels are visible in the image.
         deformed: (base image, generator) -> another base image of the same class, for interventional images.
         predictor: training settings of predictors.
-        light_on_dark: whether images show light objects on a dark background; uploaded photographs are then inverted.
+        light_on_dark: whether images show light objects on a dark background; files and PIL images with a light border
+            are then inverted, see image_input.py.
         published_channels, published_steps: channels and T of the published CausalDiffAE networks. Their checkpoints
             are identified by the numbers of variables and channels and do not contain T. None without such networks.
     """

@@ -2,7 +2,10 @@
 
 Supports uint8 arrays (0..255), float arrays and tensors in [-1, 1], PIL images of every mode, and paths of image
 files; one image or a list. Files and PIL images are decoded like those of an image folder (folder/image_files.py):
-orientation, range of values, number of channels, centre crop, resizing. Sizes are checked before decoding.
+orientation, range of values, number of channels, centre crop, resizing. Sizes are checked before decoding. If the data
+set has light objects on a dark background, as MNIST has, files and PIL images with a light border are inverted.
+
+The explorer prepares uploads by `prepare_file`, too, so the same file gives the same result there and in Python.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from causaldiffae.datasets.dataset import DATASETS
 from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.datasets.images import resize_area, to_model_range
 from causaldiffae.datasets.spec import DatasetSpec
@@ -34,7 +38,8 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
         images: see the module docstring; arrays are (N, C, H, W) or (C, H, W), uint8 ones are resized if square.
 
     Warns:
-        UserWarning: if all values of a float image are in [0, 1], the range of torchvision's `ToTensor`.
+        UserWarning: if all values of a float image are in [0, 1], the range of torchvision's `ToTensor`, and if a file
+            or PIL image is inverted.
 
     Raises:
         InputError: for an unsupported type or shape, values out of range, or an empty list.
@@ -52,7 +57,15 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
         raise InputError("images: expected at least one image, got an empty list")
     if all(isinstance(each, np.ndarray | Tensor) for each in several):
         return torch.cat([as_model_images(each, spec) for each in several])
-    return to_model_range(np.stack([_decode(each, spec) for each in several]))
+    prepared = [_prepare(each, spec) for each in several]
+    if inverted := [i for i, each in enumerate(prepared) if each.inverted]:
+        which = "the image is" if len(several) == 1 else f"{len(inverted)} of {len(several)} images are"
+        warnings.warn(
+            f"images: {which} dark on light and inverted, as those of data set {spec.name} are light on dark",
+            UserWarning,
+            stacklevel=2,
+        )
+    return to_model_range(np.stack([each.pixels for each in prepared]))
 
 
 def _checked_floats(images: Tensor, spec: DatasetSpec) -> Tensor:
@@ -85,18 +98,33 @@ def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     return resize_area(batch, spec.image_size)
 
 
-def _decode(image: Any, spec: DatasetSpec) -> np.ndarray:
-    """Decodes one PIL image or file to (C, S, S) uint8."""
+class PreparedImage(NamedTuple):
+    """Pixels (C, S, S) uint8 of a file or PIL image, and whether they were inverted."""
+
+    pixels: np.ndarray
+    inverted: bool
+
+
+def _prepare(image: Any, spec: DatasetSpec) -> PreparedImage:
     if isinstance(image, Image.Image):
-        return _convert(image, spec)
+        return _light_on_dark(_convert(image, spec), spec)
     if isinstance(image, str | Path):
-        return decode_image(read_file(Path(image), MAX_FILE_BYTES), spec, str(image))
+        return prepare_file(read_file(Path(image), MAX_FILE_BYTES), spec, str(image))
     raise InputError(f"images: expected an array, a tensor, a PIL image or a path, got {type(image).__name__}")
 
 
-def decode_image(content: bytes, spec: DatasetSpec, where: str = "") -> np.ndarray:
-    """Decodes the bytes of a file to (C, S, S) uint8; a `DataError` starts with `where`."""
-    return _rule(spec).decode(content, where)
+def prepare_file(content: bytes, spec: DatasetSpec, where: str = "") -> PreparedImage:
+    """Decodes the bytes of an image file for a model; a `DataError` starts with `where`."""
+    return _light_on_dark(_rule(spec).decode(content, where), spec)
+
+
+def _light_on_dark(pixels: np.ndarray, spec: DatasetSpec) -> PreparedImage:
+    """Inverts an image (C, S, S) with a light border if those of the data set are light on dark."""
+    if spec.name not in DATASETS or not DATASETS[spec.name].light_on_dark:
+        return PreparedImage(pixels, False)
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
+    is_light = bool(np.median(border) > 127)
+    return PreparedImage(255 - pixels if is_light else pixels, is_light)
 
 
 def _convert(image: Image.Image, spec: DatasetSpec) -> np.ndarray:

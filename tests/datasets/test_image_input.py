@@ -1,5 +1,6 @@
 """Images in every common form are converted to the same tensor."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny import squares, squares_spec
 
 from causaldiffae.datasets.image_input import as_model_images
 from causaldiffae.datasets.images import to_model_range, to_uint8
+from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import DataError, InputError
 
 SPEC = squares_spec()
@@ -65,6 +67,29 @@ def test_a_pil_image_is_read_like_its_file(tmp_path: Path) -> None:
     given = as_model_images(Image.open(tmp_path / "photo.jpg"), SPEC)
     torch.testing.assert_close(given, as_model_images(tmp_path / "photo.jpg", SPEC), rtol=0, atol=0)
     assert given[0, 0, :, 7].mean() > given[0, 0, :, 0].mean() + 0.5, "the light side is on the right"
+
+
+def test_files_and_pil_images_of_digits_are_inverted_if_dark_on_light(tmp_path: Path) -> None:
+    spec = dataset_spec("morphomnist")
+    pixels = np.full((28, 28), 240, np.uint8)
+    pixels[4:24, 12:16] = 10
+    dark, light = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    dark.save(tmp_path / "dark.png")
+    expected = to_model_range(255 - pixels[None, None])
+    for given in (dark, tmp_path / "dark.png"):
+        with pytest.warns(
+            UserWarning, match="images: the image is dark on light and inverted, as those of data set mor"
+        ):
+            torch.testing.assert_close(as_model_images(given, spec), expected, rtol=0, atol=0)
+    with pytest.warns(UserWarning, match="images: 1 of 2 images are dark on light"):
+        torch.testing.assert_close(as_model_images([light, dark], spec), expected.expand(2, -1, -1, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(as_model_images(light, spec), expected, rtol=0, atol=0)
+        unchanged = as_model_images(pixels[None], spec)  # an array has the model's pixels
+        torch.testing.assert_close(unchanged, to_model_range(pixels[None, None]), rtol=0, atol=0)
+        scene = as_model_images(dark, dataset_spec("pendulum", 28, 3))
+        assert scene[0, :, 0, 0].min() > 0.8, "only data sets of light objects on a dark background"
 
 
 @pytest.mark.parametrize(
