@@ -1,4 +1,4 @@
-"""Serves a page on 127.0.0.1 on which sliders intervene on the variables of an image.
+"""Serves a page on 127.0.0.1 on which sliders and buttons set the variables of an image.
 
     ./scripts/explore.sh                                           # sets up the environment, shows the shipped weights
     python scripts/explore.py --model_path runs/pendulum_causaldae_mini --data_dir data/pendulum

@@ -1,4 +1,4 @@
-"""The explorer: a web page on which sliders intervene on the variables of an image.
+"""The explorer: a web page on which sliders and buttons set the variables of an image.
 
 registry        the models on offer and their images
 session         runs a model; abductions are cached

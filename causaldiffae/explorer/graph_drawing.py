@@ -39,11 +39,24 @@ def roles(graph: CausalGraph, do: Iterable[str]) -> dict[str, str]:
     return {name: "set" if name in chosen else "follows" if name in moved else "stays" for name in graph.names}
 
 
-def draw(graph: CausalGraph, do: Iterable[str], values: Mapping[str, str]) -> GraphDrawing:
-    """Draws the graph with the variables in `do` set; `values` are the texts below the names."""
+def draw(
+    graph: CausalGraph, do: Iterable[str], values: Mapping[str, str], widest: Mapping[str, str] | None = None
+) -> GraphDrawing:
+    """Draws the graph with the variables in `do` set.
+
+    Args:
+        values: the texts below the names.
+        widest: longest texts of variables, for which their boxes have room; by default those of numbers.
+    """
     role_of = roles(graph, do)
     names = {name: wrap(name).split("\n") for name in graph.names}
-    placed = layout(graph, {name: "\n".join([*lines, _WIDEST_VALUE]) for name, lines in names.items()})
+    placed = layout(
+        graph,
+        {
+            name: "\n".join([*lines, max(_WIDEST_VALUE, (widest or {}).get(name, ""), key=len)])
+            for name, lines in names.items()
+        },
+    )
     heights = {name: (len(lines) + 1) * LINE + 2 * _PADDING for name, lines in names.items()}
     top = max(heights.values()) / 2 + _MARGIN
 

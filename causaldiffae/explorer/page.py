@@ -18,14 +18,14 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
 from causaldiffae.explorer.registry import ModelRegistry
-from causaldiffae.explorer.session import STEP_RANGE, STEPS, Request, Result, first_intervention
+from causaldiffae.explorer.session import STEP_RANGE, STEPS, Request, Result, first_intervention, slider_range
 from causaldiffae.explorer.uploads import read_upload
 
 STYLE: Final = Path(__file__).with_name("page.css")
 TITLE: Final = "causaldiffae · counterfactual explorer"
 _HEADING: Final = (
-    '<header class="cd-head"><h1>What if?</h1><p>Choose an image and move a slider: its variable is <b>set</b>, '
-    "its effects <b>follow</b>, all other variables <b>stay</b>.</p></header>"
+    '<header class="cd-head"><h1>What if?</h1><p>Choose an image and a value of a variable: the variable is '
+    "<b>set</b>, its effects <b>follow</b>, all others <b>stay</b>.</p></header>"
 )
 _THUMBNAIL: Final = 112  # pixels
 DELETE_CACHE: Final = (600, 3600)  # every ten minutes, uploads and thumbnails that are older than an hour
@@ -63,7 +63,7 @@ class Page:
                     digit = gr.Dropdown([], label="Class of the image", visible=False, elem_id="cd-class")
                     boxes, sliders, radios = self._variables()
                     with gr.Row(elem_classes="cd-row"):
-                        w = gr.Slider(0.0, 3.0, value=1.0, step=0.05, label="Guidance", info="weight w",
+                        w = gr.Slider(0.0, 3.0, value=1.0, step=0.05, label="Guidance", info="w: 1 is unguided",
                                       elem_id="cd-guidance", buttons=[], min_width=140)  # fmt: skip
                         steps = gr.Slider(*STEP_RANGE, value=STEPS, step=1, label="Steps", info="in each direction",
                                           elem_id="cd-steps", buttons=[], min_width=140)  # fmt: skip
@@ -71,6 +71,7 @@ class Page:
                     shown = [
                         gr.HTML(elem_id=f"cd-{name}") for name in ("pictures", "status", "graph", "table", "downloads")
                     ]
+                    gr.HTML(views.help_html(), elem_id="cd-help")
             inputs = [model, image, digit, w, steps, *boxes, *sliders, *radios]
             outputs = [*shown, digit, *boxes, *sliders, *radios]
             # Only the last of the events that arrive during a request is run, so the image follows a moving slider.
@@ -95,7 +96,7 @@ class Page:
 
             select.__annotations__["event"] = gr.SelectData  # gradio passes arguments by annotation
             gallery.select(select, [model, w, steps], [image, *outputs], **options)
-            upload.upload(self.uploaded, [model, w, steps, upload], [image, *outputs], **options)
+            upload.upload(self.uploaded, [model, w, steps, upload], [image, gallery, *outputs], **options)
             for event in (model.input, blocks.load):
                 event(self.opened, [model, steps], [image, gallery, w, *outputs], **options)
         return blocks
@@ -143,20 +144,19 @@ class Page:
             images, note = self.registry.images(title)
             session = self.registry.session(title)
         except InputError as error:
-            return [gr.skip(), gr.skip(), gr.skip(), *self._message(str(error))]
+            return [None, gr.Gallery(value=[], selected_index=None), gr.skip(), *self._nothing(str(error))]
         thumbnails = [(_thumbnail(each.image), each.name) for each in images]
         gallery = gr.Gallery(value=thumbnails, selected_index=0 if images else None)
-        info = "scale s: 0 is unguided" if session.is_diff_scm else "weight w: 1 is unguided"
+        info = "s: 0 is unguided" if session.is_diff_scm else "w: 1 is unguided"
         w = gr.Slider(maximum=session.max_w, value=session.first_w, info=info)
         if not images:
-            unchanged = [gr.skip()] * (1 + 3 * self.rows)
-            return [None, gallery, w, "", views.message_html(note), "", "", "", *unchanged]
+            return [None, gallery, w, *self._nothing(note, wrong=False)]
 
         def intervene() -> Result:
             factual = Request(images[0], {}, session.first_w, steps)
             return session.run(replace(factual, do=first_intervention(session.spec, session.run(factual).encoded)))
 
-        return [images[0], gallery, w, *self._show(title, intervene, note)]
+        return [images[0], gallery, w, *self._show_new(title, intervene, note)]
 
     def selected(self, title: str, w: float, steps: int, index: Any) -> list[Any]:
         """A thumbnail was selected: shows its reconstruction."""
@@ -166,18 +166,19 @@ class Page:
         if not isinstance(index, int) or not 0 <= index < len(images):
             return [gr.skip(), *self._message(f"image: expected one of {len(images)} thumbnails, got {index}")]
         request = Request(images[index], {}, w, steps)
-        return [images[index], *self._show(title, lambda: self.registry.session(title).run(request))]
+        return [images[index], *self._show_new(title, lambda: self.registry.session(title).run(request))]
 
     def uploaded(self, title: str, w: float, steps: int, path: str | None) -> list[Any]:
-        """A file was uploaded: shows its reconstruction, or only a message if it is not an image."""
+        """A file was uploaded: shows its reconstruction and marks no thumbnail; or a message if it is not an image."""
         import gradio as gr
 
         try:
             session = self.registry.session(title)
             image = read_upload(path or "", session.spec)
         except InputError as error:
-            return [gr.skip(), *self._message(str(error))]
-        return [image, *self._show(title, lambda: session.run(Request(image, {}, w, steps)))]
+            return [gr.skip(), gr.skip(), *self._message(str(error))]
+        shown = self._show_new(title, lambda: session.run(Request(image, {}, w, steps)))
+        return [image, gr.Gallery(selected_index=None), *shown]
 
     # ------------------------------------------------------------------ results
 
@@ -198,6 +199,15 @@ class Page:
             return session.run(Request(image, do, w, steps, chosen))
 
         return self._show(title, run, moved=moved)
+
+    def _show_new(self, title: str, run: Callable[[], Result], note: str = "") -> list[Any]:
+        """All outputs for the result of another image; if there is none, nothing of the previous image remains."""
+        try:
+            result = run()
+        except InputError as error:
+            model, spec = self.registry.session(title).loaded.model, self.registry.session(title).spec
+            return self._nothing(str(error), spec.num_classes if model.class_cond else None)
+        return self._show(title, lambda: result, note)
 
     def _show(self, title: str, run: Callable[[], Result], note: str = "", moved: int | None = None) -> list[Any]:
         """All outputs for a result, or a message; the slider that is being moved keeps its value."""
@@ -221,7 +231,7 @@ class Page:
                 sliders.append(gr.Slider(visible=False, value=0, minimum=0, maximum=1))
                 radios.append(_radio(result, name, values[name]))
             else:
-                info = views.control_info(spec, name, do)
+                info = views.control_info(spec, name, do) + views.prediction_info(spec, i, values[name])
                 sliders.append(gr.Slider(info=info) if i == moved else _slider(spec, i, values[name], info))
                 radios.append(gr.Radio(visible=False, choices=[], value=None))
         if result.digit is None or spec.num_classes is None:
@@ -241,6 +251,15 @@ class Page:
             *sliders,
             *radios,
         ]
+
+    def _nothing(self, text: str, classes: int | None = None, wrong: bool = True) -> list[Any]:
+        """Only a message: no result and no controls but that of the image's class, which may be what is missing."""
+        import gradio as gr
+
+        choices = [str(i) for i in range(classes or 0)]
+        digit = gr.Dropdown(choices=choices, value=None, visible=bool(choices))
+        hidden = [gr.update(visible=False) for _ in range(3 * self.rows)]
+        return ["", views.message_html(text, wrong), "", "", "", digit, *hidden]
 
     def _message(self, text: str) -> list[Any]:
         """Changes the status line only."""
@@ -264,11 +283,9 @@ def _radio(result: Result, name: str, value: float) -> Any:
 def _slider(spec: DatasetSpec, i: int, value: float, info: str) -> Any:
     import gradio as gr
 
-    low, high = spec.low[i], spec.high[i]
-    step = 10.0 ** -views.decimals_of(spec, i)
+    low, high, step = slider_range(spec, i)
     inside = float(np.clip(value, low, high)) if np.isfinite(value) else low
-    # The bounds come from the data and need not be multiples of the step.
-    rounded = min(max(round(inside / step) * step, low), high)
+    rounded = round(inside / step) * step
     return gr.Slider(
         minimum=low, maximum=high, step=step, value=float(f"{rounded:.6g}"), visible=True,
         label=views.slider_label(spec, i), info=info,

@@ -6,6 +6,7 @@ the data folder if one is given and fits the model, otherwise from the data set'
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
@@ -51,7 +52,8 @@ def titles_of(models: Sequence[FoundModel]) -> dict[str, FoundModel]:
     """The models by title, "pendulum · CausalDiffAE · mini"; equal titles get the folder added."""
     titles = []
     for found in models:
-        rest = found.path.resolve().name.replace(found.dataset, "").replace(found.model_type, "").strip("_-. ")
+        rest = found.path.resolve().name.replace(found.dataset, "").replace(found.model_type, "")
+        rest = re.sub(r"[_-]{2,}", "_", rest).strip("_-. ")
         parts = [found.dataset, _MODEL_TITLES.get(found.model_type, found.model_type), rest]
         titles.append(" · ".join(part for part in parts if part))
     return {

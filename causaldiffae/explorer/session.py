@@ -6,16 +6,20 @@ of steps, and moving a slider costs only the prediction: 12 network evaluations 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from causaldiffae.checkpoints.checkpoint import CONFIG
+from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, finite_images, to_model_range, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
@@ -32,6 +36,27 @@ STEP_RANGE: Final = (4, 50)
 _WEIGHTS: Final = {"latents": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
 """Initial and largest guidance weight, for guidance by latents and by Diff-SCM's two kinds of predictor."""
 _CACHE_SIZE: Final = 64
+
+
+class SliderRange(NamedTuple):
+    """Ends and step of a slider in label units; the ends are multiples of the step."""
+
+    low: float
+    high: float
+    step: float
+
+
+def slider_range(spec: DatasetSpec, i: int) -> SliderRange:
+    """The range of the training labels of variable i, rounded outwards to steps of about a hundredth of it."""
+    decimals = decimals_of(spec, i)
+    step = 10.0**-decimals
+    low, high = math.floor(spec.low[i] / step + 1e-6), math.ceil(spec.high[i] / step - 1e-6)
+    return SliderRange(*(round(value, max(decimals, 0)) for value in (low * step, high * step, step)))
+
+
+def decimals_of(spec: DatasetSpec, i: int) -> int:
+    """Decimal places that resolve a hundredth of a variable's range; negative for thousands and more."""
+    return 2 - math.floor(math.log10(spec.high[i] - spec.low[i]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +202,9 @@ class Session:
         do = self.spec.check_do(request.do, warn=False)
         for name in self.spec.names_of(do):
             i, value = self.spec.graph.index(name), do[name]
-            if not self.spec.low[i] <= value <= self.spec.high[i]:
-                trained = f"{self.spec.low[i]:g}..{self.spec.high[i]:g} (the range of the training data)"
+            ends = slider_range(self.spec, i)
+            if not ends.low <= value <= ends.high:
+                trained = f"{ends.low:g}..{ends.high:g} (the range of the training data)"
                 raise InputError(f"{name}: expected a value in {trained}, got {value:g}")
         classes = self.spec.num_classes or 0
         if request.digit is not None and not 0 <= request.digit < classes:
@@ -215,7 +241,9 @@ class Session:
             raise InputError(f"{name}: this model needs it and it cannot be read from the image: {error}") from None
 
     def _read(self, image: SourceImage) -> Readings:
-        return open_predictor(self.spec, device=self.device).predictor.read(image.image[None])
+        own = Path(self.loaded.path) / PREDICTOR_FOLDER
+        folder = str(own) if (own / CONFIG).is_file() else ""
+        return open_predictor(self.spec, folder, self.device).predictor.read(image.image[None])
 
 
 def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:

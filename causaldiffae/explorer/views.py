@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final
@@ -21,13 +20,14 @@ from PIL import Image
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.explorer.graph_drawing import draw, roles
-from causaldiffae.explorer.session import Result
+from causaldiffae.explorer.session import Result, decimals_of, slider_range
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.visualization.image_grids import tile
 
 DARKER, BRIGHTER = (33, 102, 172), (178, 24, 43)  # blue and red, distinguishable by colour-blind people
 _LEAST_SCALE: Final = 48.0  # grey levels of full colour at least, so that noise does not look like a change
 _ENLARGED: Final = 6
+_LONGEST_CATEGORY: Final = 14  # characters, in the graph
 _FIGURES: Final = {
     "Factual": "the image before the intervention",
     "Counterfactual": "generated from the same noise (u and x_T); errors are mean pixel differences from the truth",
@@ -40,6 +40,18 @@ _COLUMNS: Final = {
     "predicted": "z': predicted by the structural causal model under the intervention",
     "measured": "measured on the counterfactual image",
     "true": "label of the true counterfactual",
+}
+
+
+_HELP: Final = {
+    "guidance": "weight of the intervention while the image is decoded. For models with latents, 1 is unguided, larger "
+    "weights show the values more strongly, with more side effects, and 0 ignores them. For Diff-SCM it is the scale "
+    "of the predictor's gradient, and 0 is unguided",
+    "steps": "network evaluations that encode the image to noise, and as many that decode it; more are slower and more "
+    "exact",
+    "abduction cached": "the noise of an image (u and x_T) does not depend on the intervention: it is computed once "
+    "for an image and a number of steps, so further interventions are faster",
+    "beyond the data": "a value that no training image has; what the model shows for it is an extrapolation",
 }
 
 
@@ -82,22 +94,22 @@ def _png_uri(image: np.ndarray) -> str:
 # ---------------------------------------------------------------------- values
 
 
-def decimals_of(spec: DatasetSpec, i: int) -> int:
-    """Decimal places that resolve a hundredth of a variable's range."""
-    return max(0, 2 - math.floor(math.log10(spec.high[i] - spec.low[i])))
-
-
 def value_text(spec: DatasetSpec, i: int, value: float) -> str:
     """One value of variable i: rounded, or a category's name; "-" where it is not known."""
     if not np.isfinite(value):
         return "-"
-    number = f"{value:.{decimals_of(spec, i)}f}"
+    number = f"{value:.{max(decimals_of(spec, i), 0)}f}"
     return _categories(spec, i).get(f"{value:.0f}", number)
+
+
+def _shortened(text: str) -> str:
+    """A category's name, cut to the width of a box."""
+    return text if len(text) <= _LONGEST_CATEGORY else f"{text[: _LONGEST_CATEGORY - 1]}…"
 
 
 def change_text(spec: DatasetSpec, i: int, before: float, after: float) -> str:
     """ "2.19 → 4.50", or one value if both read the same."""
-    first, second = value_text(spec, i, before), value_text(spec, i, after)
+    first, second = (_shortened(value_text(spec, i, value)) for value in (before, after))
     return first if first == second else f"{first} → {second}"
 
 
@@ -121,6 +133,19 @@ def control_info(spec: DatasetSpec, name: str, do: Iterable[str]) -> str:
     role, causes = roles(spec.graph, do)[name], spec.graph.parents[name]
     parts = [] if role == "stays" else [role]
     return " · ".join([*parts, f"caused by {', '.join(causes)}" if causes else "no causes"])
+
+
+def beyond_range(spec: DatasetSpec, i: int, value: float) -> bool:
+    """Whether a value of a continuous variable is outside the range of the training data, and of its slider."""
+    ends = slider_range(spec, i)
+    rounding = ends.step / 2
+    is_inside = ends.low - rounding <= value <= ends.high + rounding
+    return bool(not spec.category_values(i) and np.isfinite(value) and not is_inside)
+
+
+def prediction_info(spec: DatasetSpec, i: int, value: float) -> str:
+    """What the text at a slider adds where the prediction is not on the slider; "" where it is."""
+    return f" · predicted {value_text(spec, i, value)}, beyond the data" if beyond_range(spec, i, value) else ""
 
 
 def choices(spec: DatasetSpec, name: str) -> list[str]:
@@ -174,13 +199,17 @@ def graph_html(result: Result) -> str:
     values = {
         name: change_text(spec, i, result.encoded[i], result.predicted[i]) for i, name in enumerate(spec.graph.names)
     }
-    return graph_svg(spec.graph, result.request.do, values)
+    longest = {name: max(map(_shortened, choices(spec, name)), key=len) for name in values if choices(spec, name)}
+    widest = {name: f"{text} → {text}" for name, text in longest.items()}
+    return graph_svg(spec.graph, result.request.do, values, widest)
 
 
-def graph_svg(graph: CausalGraph, do: Iterable[str], values: Mapping[str, str]) -> str:
-    """The causal graph as inline SVG; `values` are the texts below the variables' names."""
+def graph_svg(
+    graph: CausalGraph, do: Iterable[str], values: Mapping[str, str], widest: Mapping[str, str] | None = None
+) -> str:
+    """The causal graph as inline SVG; `values` are the texts below the variables' names, for `widest` see `draw`."""
     parts = [f"{name} {role}: {values.get(name, '')}" for name, role in roles(graph, do).items()]
-    return str(_macros().graph(draw(graph, do, values), "causal graph: " + "; ".join(parts)))
+    return str(_macros().graph(draw(graph, do, values, widest or {}), "causal graph: " + "; ".join(parts)))
 
 
 def table_html(result: Result) -> str:
@@ -264,13 +293,28 @@ def report(result: Result, model: str) -> dict[str, Any]:
 
 
 def status_html(result: Result, note: str = "") -> str:
-    """One line: the time it took, the class, and how the image was converted."""
-    cached = " (abduction cached)" if result.abduction_cached else ""
-    digit = "" if result.digit is None else f", {result.spec.class_name} {result.digit}"
+    """One line: the time it took, the class, predictions beyond the data, and how the image was converted."""
+    spec = result.spec
+    digit = "" if result.digit is None else f", {spec.class_name} {result.digit}"
     digit += f" → {result.target_digit}" if result.target_digit != result.digit else ""
-    return str(_macros().status(f"{result.seconds:.2f} s{cached}{digit}. {note or result.request.image.note}".strip()))
+    sentences = [f"{digit}.", note or result.request.image.note]
+    for i, name in enumerate(spec.graph.names):
+        value = float(result.predicted[i])
+        if beyond_range(spec, i, value):
+            ends, text = slider_range(spec, i), value_text(spec, i, value)
+            sentences.append(
+                f"{name}: the prediction {text} is beyond the training data, {ends.low:g} to {ends.high:g}: an "
+                "extrapolation."
+            )
+    rest = " ".join(sentence for sentence in sentences if sentence)
+    return str(_macros().result_status(f"{result.seconds:.2f} s", result.abduction_cached, rest))
 
 
-def message_html(text: str) -> str:
-    """One line about what is wrong."""
-    return str(_macros().status(" ".join(text.split()), wrong=True))
+def help_html() -> str:
+    """Explanations of the controls and values, folded up."""
+    return str(_macros().help({**_HELP, **_COLUMNS}))
+
+
+def message_html(text: str, wrong: bool = True) -> str:
+    """One line about what is wrong, or about what to do next."""
+    return str(_macros().status(" ".join(text.split()), wrong=wrong))

@@ -21,12 +21,13 @@ from PIL import Image
 from running import assert_refused, run
 from tiny import randomise, small_config, squares, squares_spec
 
+from causaldiffae.datasets.registry import example_images
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.page import Page
 from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import HOST, listen, make_app
 from causaldiffae.explorer.session import Session, SourceImage, images_of
-from causaldiffae.script_util import LoadedModel, create_model_and_diffusion
+from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, load_model
 
 SCRIPT = REPO / "scripts" / "explore.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -125,6 +126,27 @@ def test_discrete_variables_and_the_class_have_radio_buttons_and_the_others_slid
     assert [box.value for box in boxes] == [False, False, True] and radios[2].value == "2"
     boxes, _, _ = rows(page.cleared(*state[:5], True, True, True, *state[8:]), 6)
     assert not any(box.value for box in boxes)
+
+
+@needs_gradio
+def test_an_upload_unmarks_the_thumbnail_and_failures_leave_no_stale_result(tmp_path: Path) -> None:
+    session = Session(load_model(str(REPO / "weights" / "pendulum_causaldae_mini")))
+    page = Page(OneModel(session, images_of(example_images(session.spec, 2))))  # type: ignore[arg-type]
+    page.build()
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "mine.png")
+    (tmp_path / "text.png").write_text("no image")
+    image, gallery, pictures, *_ = page.uploaded("it", 1.0, 4, str(tmp_path / "mine.png"))
+    assert image.name == "mine.png" and gallery.selected_index is None and "mine.png" in pictures
+    _, _, pictures, message, *_ = page.uploaded("it", 1.0, 4, str(tmp_path / "text.png"))
+    assert "text.png: expected a JPEG" in message and pictures != "", "the previous result remains"
+    *_, pictures, message, graph, table, downloads = page.selected("it", 1.0, 3, 1)[:6]
+    assert "steps: expected an integer in 4..50, got 3" in message
+    assert (pictures, graph, table, downloads) == ("",) * 4, "it would be that of another image"
+    empty = Page(OneModel(session, []))  # type: ignore[arg-type]
+    empty.build()
+    image, gallery, _, *shown = empty.opened("it", 4)
+    assert image is None and gallery.selected_index is None
+    assert all(not each["visible"] for each in shown[6:]) and not shown[5].visible
 
 
 @pytest.fixture(scope="module")
@@ -245,11 +267,12 @@ class TestInTheBrowser:
         browser.wait_for_change(before)
         assert "200x200 pixels became 28x28" in page.inner_text("#cd-status")
         assert "True counterfactual" not in page.inner_text("#cd-pictures")
+        page.wait_for_function(f"() => !document.querySelector('{THUMBNAILS}.selected')")
 
     def test_a_value_out_of_range_gets_a_message(self, browser: Browser) -> None:
         before = browser.counterfactual
         browser.type(0, "9999")
-        browser.wait_for_message("thickness: expected a value in 0.875..6.256")
+        browser.wait_for_message("thickness: expected a value in 0.87..6.26")
         assert browser.counterfactual == before
         browser.type(0, "3")
         browser.wait_for_graph("thickness set")

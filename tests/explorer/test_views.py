@@ -14,7 +14,7 @@ from tiny import squares_spec
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.explorer import views
 from causaldiffae.explorer.graph_drawing import roles
-from causaldiffae.explorer.session import Result
+from causaldiffae.explorer.session import Result, slider_range
 from causaldiffae.graphs import CausalGraph
 
 PENDULUM = dataset_spec("pendulum", 32, 3)
@@ -117,6 +117,59 @@ def test_values_have_the_decimals_of_their_range_and_names_of_their_categories()
     assert views.change_text(PENDULUM, 2, 1.999, 2.001) == "2.00"
     assert views.change_text(PENDULUM, 0, float("nan"), 1.0) == "- → 1.0"
     assert views.change_text(HATS, 0, 0.2, 0.8) == "none → straw"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.15960000455379486, 0.6243438, (0.159, 0.625, 0.001)),
+        (0.8752, 6.2559, (0.87, 6.26, 0.01)),
+        (66.6, 254.91, (66, 255, 1)),
+        (-40.0, 44.0, (-40, 44, 0.1)),
+        (0.0, 1.0, (0, 1, 0.01)),
+        (1200.5, 987654.0, (1000, 988000, 1000)),
+        (-3.2e-5, 4.713e-5, (-3.2e-5, 4.72e-5, 1e-7)),
+    ],
+)
+def test_sliders_end_outside_the_data_at_a_round_value(low: float, high: float, expected: tuple[float, ...]) -> None:
+    ends = slider_range(replace(PENDULUM, low=(low,) * 4, high=(high,) * 4), 0)
+    assert ends == expected and all(len(f"{value:g}") <= 8 for value in ends)
+
+
+def test_predictions_beyond_the_slider_are_named(pendulum_result: Result) -> None:
+    i, low, high = 0, PENDULUM.low[0], PENDULUM.high[0]
+    assert views.prediction_info(PENDULUM, i, high + 3) == f" · predicted {high + 3:.1f}, beyond the data"
+    assert views.prediction_info(PENDULUM, i, high + 1e-6) == "", "a rounding error"
+    assert views.prediction_info(PENDULUM, i, float("nan")) == views.prediction_info(HATS, 0, 99.0) == ""
+    predicted = pendulum_result.predicted.copy()
+    predicted[0] = high + 3
+    status = views.status_html(replace(pendulum_result, predicted=predicted, abduction_cached=True))
+    assert f"angle: the prediction {high + 3:.1f} is beyond the training data, {low:g} to {high:g}" in status
+    assert "<abbr title=" in status and ">abduction cached</abbr>" in status
+    plain = views.status_html(replace(pendulum_result, abduction_cached=False))
+    assert "beyond" not in plain and "cached" not in plain
+
+
+def test_the_terms_of_the_page_are_explained() -> None:
+    text = views.help_html()
+    for term in ("guidance", "steps", "abduction cached", "beyond the data", "role", "encoded", "predicted"):
+        assert f"<dt>{term}</dt><dd>" in text
+
+
+def test_boxes_have_room_for_the_longest_category(pendulum_result: Result) -> None:
+    """And keep their width when the category changes."""
+    hats = ("none", "a hat of straw", "a hat of felt with a feather")
+    spec = replace(HATS, categories=(hats, ()))
+    widths = []
+    for value in range(3):
+        labels = np.array([float(value), 100.0])
+        request = replace(pendulum_result.request, do={})
+        result = replace(pendulum_result, spec=spec, request=request, encoded=np.array([2.0, 100.0]), predicted=labels)
+        drawn = views.graph_html(result)
+        widths.append(re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)[0])
+        assert "feather" not in drawn
+    assert len(set(widths)) == 1 and float(widths[0]) > 200
+    assert "a hat of felt…" in drawn or "a hat of fel…" in drawn
 
 
 def test_controls_name_role_and_causes() -> None:
