@@ -354,6 +354,15 @@ def test_the_likelihood_has_a_cross_entropy_for_every_discrete_variable() -> Non
     torch.testing.assert_close(half, mechanism_nll(net.scm, MIXED[SOME], HALF))
 
 
+def test_the_likelihood_of_each_variable_is_a_mean_over_images_with_its_label_and_those_of_its_parents() -> None:
+    net = mixed_model()  # shape -> size -> dark
+    labelled = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 0], [0, 1, 1]], dtype=torch.bool)
+    density, cross_entropy = net.scm.label_nll(MIXED)
+    expected = cross_entropy[:3, 0].mean() + density[:3, 1].mean() + cross_entropy[[1, 3], 2].mean()
+    wrong = torch.where(labelled, MIXED, 0.0)
+    torch.testing.assert_close(mechanism_nll(net.scm, wrong, Observed.of(labelled)), expected)
+
+
 @pytest.mark.parametrize("mechanism", ["additive", "affine", "spline"])
 def test_mixed_models_have_a_gradient_for_every_parameter(mechanism: str) -> None:
     net = mixed_model(mechanism=mechanism, cond_hidden=8)
