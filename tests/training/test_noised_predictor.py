@@ -13,14 +13,17 @@ from running import assert_refused, run
 from tiny import squares
 
 from causaldiffae.config import DiffusionConfig
+from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError
-from causaldiffae.predictors.noised_predictor import NoisedPredictorConfig, load_noised_predictor
+from causaldiffae.losses import Observed
+from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, load_noised_predictor
 from causaldiffae.script_util import create_gaussian_diffusion
 from causaldiffae.training.noised_predictor import (
     NoisedTraining,
     figures_by_level,
     levels_table,
+    negative_log_likelihood,
     train_noised_predictor,
     validation_loss,
 )
@@ -80,6 +83,21 @@ def test_missing_labels_have_no_term_and_no_figure() -> None:
     for name, kept in (("size", np.arange(16) % 2 == 0), ("grey", np.arange(16) % 4 != 0)):
         (alone,) = figures_by_level(net, diffusion, data.subset(np.flatnonzero(kept)), (0.0,))
         assert row[f"{name}_error"] == pytest.approx(alone[f"{name}_error"], rel=0.02), "the noise at level 0 is small"
+
+
+def test_the_loss_is_a_mean_over_the_observed_labels_of_each_variable() -> None:
+    data, diffusion = squares(6), create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    torch.manual_seed(0)
+    net = NoisedPredictor(data.spec, replace(TINY, channel_mult="1", patch_size=1)).eval()
+    images, labels = to_model_range(data.images), data.spec.normalise(torch.from_numpy(data.labels))
+    t, noise = torch.arange(6) * 10, torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    labelled = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1], [0, 1], [1, 1]], dtype=torch.bool)
+    with torch.no_grad():
+        log_prob = net.log_prob(net(diffusion.q_sample(images, t, noise), diffusion.model_timesteps(t)), labels)
+        wrong = torch.where(labelled, labels, torch.tensor(9.0))
+        loss = negative_log_likelihood(net, diffusion, images, wrong, t, noise, Observed.of(labelled))
+    expected = -log_prob[labelled[:, 0], 0].mean() - log_prob[labelled[:, 1], 1].mean()
+    torch.testing.assert_close(loss, expected)
 
 
 class Reader(torch.nn.Module):

@@ -5,10 +5,18 @@ import json
 from pathlib import Path
 
 import numpy as np
-from folders import make_folder, paint
+import pytest
+from folders import make_folder, paint, table_rows
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
+from tiny import small_config
+
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.datasets.folder.image_folder import folder_spec
+from causaldiffae.errors import InputError
+from causaldiffae.evaluation.image_test import run_test
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 TRAIN, TEST = REPO / "scripts" / "image_train.py", REPO / "scripts" / "image_causaldae_test.py"
 MINI = ["--config", REPO / "configs" / "folder_causaldae_mini.yaml"]
@@ -89,3 +97,23 @@ def test_the_graph_file_can_be_elsewhere(tmp_path: Path) -> None:
     assert described.returncode == 0 and "graph (('hat', 'age'),)" in described.stdout, described.stderr
     refused = run(TRAIN, "--dataset=pendulum", *flags)
     assert_refused(refused, "graph", "pendulum")
+
+
+def test_a_model_that_needs_labels_refuses_a_missing_one_by_image_and_variable(tmp_path: Path) -> None:
+    rows = table_rows()
+    rows[17]["age"] = ""
+    folder = make_folder(tmp_path / "set", rows)
+    spec = folder_spec(folder)
+    for model_type in ("conditional", "causaldae"):
+        config = small_config(model_type=model_type, dataset="folder", rep_dim=6, channel_mult="1")
+        model, _ = create_model_and_diffusion(config, spec)
+        path = tmp_path / model_type
+        export_weights(path, model.state_dict(), describe_checkpoint(config, spec))
+        flags = [f"--model_path={path}", f"--data_dir={folder}", f"--out_dir={tmp_path / 'out'}", "--steps=2"]
+        flags.append("--do=age=30")
+        if model_type == "conditional":
+            with pytest.raises(InputError, match=r"^labels: image 1 \(im/17.png\) has no value of 'age'; this model"):
+                run_test(flags, "", {}, model_type)
+            assert not (tmp_path / "out").exists()
+        else:  # the encoder reads the image
+            assert "do(age=30)" in run_test(flags, "", {}, model_type)
