@@ -63,6 +63,8 @@ ELSEWHERE = {
     "--num_channels 64 --channel_mult 1,2,2 --block_null True --init_weights "
     "weights/pendulum_causaldae_mini --data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 "
     "--kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
+    "OMP_NUM_THREADS=1 python tools/crashes.py --kills 100": SUITE + "tests/checkpoints/test_crashes.py (slow)",
+    "OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 10": MEASURES,
     "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
