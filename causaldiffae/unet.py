@@ -218,12 +218,15 @@ class UNetModel(_DownwardPath):
         image_size: height and width of the images in pixels.
         in_channels, out_channels: channels of the images and of the output (twice as many with a learned variance).
         model_channels: base width, a multiple of 32.
+        num_res_blocks, attention_resolutions, dropout, channel_mult, conv_resample: as in `_DownwardPath`.
         num_classes: number of classes; None for a network without a class `y`.
         cond_dim: width of the conditioning vector z; None for a network without one.
         cond_hidden: width of a hidden layer in the embedding of z; 0 for a single linear layer, as published.
         learned_null: learn the embedding of the null token, instead of embedding z = 0.
         patch_size: side of the input patches that are stacked into channels; 1 in the published network.
         backbone: the other arguments of `_DownwardPath`.
+
+    The order of the first ten arguments is that of guided-diffusion.
     """
 
     def __init__(
@@ -232,15 +235,21 @@ class UNetModel(_DownwardPath):
         in_channels: int,
         model_channels: int,
         out_channels: int,
-        *,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
         num_classes: int | None = None,
+        *,
         cond_dim: int | None = None,
         cond_hidden: int = 0,
         learned_null: bool = False,
         patch_size: int = 1,
         **backbone: Any,
     ) -> None:
-        super().__init__(in_channels * patch_size**2, model_channels, **backbone)
+        sizes = (in_channels * patch_size**2, model_channels, num_res_blocks, attention_resolutions)
+        super().__init__(*sizes, dropout, channel_mult, conv_resample, **backbone)
         factor = patch_size * 2 ** (len(self.channel_mult) - 1)
         if image_size % factor:
             levels = f"{len(self.channel_mult)} levels"

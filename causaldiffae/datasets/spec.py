@@ -214,10 +214,10 @@ class DatasetSpec:
                 labels[..., i] = values[(labels[..., i, None] - values).abs().argmin(dim=-1)]
         return labels
 
-    def format_value(self, name: str, value: float) -> str:
-        """Formats a value for display: as category name, or with three significant digits."""
+    def format_value(self, name: str, value: float, digits: int = 3) -> str:
+        """Formats a value: as category name, or with a number of significant digits."""
         names = () if name == self.class_name else self.category_names(self.graph.index(name))
-        return names[int(value)] if value in range(len(names)) else f"{value:.3g}"
+        return names[int(value)] if value in range(len(names)) else f"{value:.{digits}g}"
 
     def check_do(self, do: Mapping[str, Any], count: int = 1, warn: bool = True) -> CheckedDo:
         """Validates an intervention in label units; a `CheckedDo` is returned unchanged.

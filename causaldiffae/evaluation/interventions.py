@@ -262,23 +262,27 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
 
 
 def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData) -> None:
-    """One row per image, intervention and variable: requested, factual, predicted, measured and true label."""
+    """One row per image, intervention and variable: requested, factual, predicted, measured and true label.
+
+    Categories are written by name.
+    """
+    spec = data.spec
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["image", "do", "variable", "requested", "factual", "predicted", "measured", "true", *PIXEL_COLUMNS]
         )
         for result in results:
-            do, pixel_errors = describe_do(result.do, data.spec), (result.counterfactual_l1, result.do_nothing_l1)
+            do, pixel_errors = describe_do(result.do, spec), (result.counterfactual_l1, result.do_nothing_l1)
             for i, image in enumerate(data.ids):
                 errors = ["" if column is None else f"{column[i]:.4f}" for column in pixel_errors]
-                for j, name in enumerate(data.spec.graph.names):
-                    requested = f"{result.do[name]:.6g}" if name in result.do else ""
-                    true = "" if result.true_labels is None else f"{result.true_labels[i, j]:.6g}"
-                    row = [result.factual_labels[i, j], result.predicted_labels[i, j], result.measured_labels[i, j]]
-                    writer.writerow([image, do, name, requested, *[f"{v:.6g}" for v in row], true, *errors])
-                if data.spec.class_name in result.do:
-                    writer.writerow([image, do, *_class_row(result, data.spec, i), *errors])
+                for j, name in enumerate(spec.graph.names):
+                    requested = spec.format_value(name, result.do[name], 6) if name in result.do else ""
+                    known = [result.factual_labels, result.predicted_labels, result.measured_labels, result.true_labels]
+                    row = ["" if each is None else spec.format_value(name, each[i, j], 6) for each in known]
+                    writer.writerow([image, do, name, requested, *row, *errors])
+                if spec.class_name in result.do:
+                    writer.writerow([image, do, *_class_row(result, spec, i), *errors])
 
 
 def _class_row(result: InterventionResult, spec: DatasetSpec, i: int) -> list[str]:

@@ -110,7 +110,7 @@ def _cell(spec: DatasetSpec, name: str, value: float) -> str:
     """A label in a table: the name of a category, all digits of a number, nothing for a missing label."""
     if np.isnan(value):
         return ""
-    return spec.format_value(name, value) if spec.category_names(spec.graph.index(name)) else repr(float(value))
+    return spec.format_value(name, float(value), 17)
 
 
 def _write_csv(path: Path, rows: list[list[str]]) -> None:

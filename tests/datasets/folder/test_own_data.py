@@ -44,7 +44,7 @@ def test_from_a_folder_to_counterfactuals(tmp_path: Path) -> None:
     assert {float(row["predicted"]) for row in rows if row["variable"] == "age"} == {40.0}
     assert (out / "traversal_age.png").is_file()
     usual = run(TEST, *flags)
-    assert usual.returncode == 0 and "do(hat=2)" in usual.stdout and "do(grey=1)" in usual.stdout, usual.stderr
+    assert usual.returncode == 0 and "do(hat=straw)" in usual.stdout and "do(grey=yes)" in usual.stdout, usual.stderr
     assert_refused(run(TEST, *flags, "--do", "hat=crown"), "hat: expected one of", "none", "cap", "straw", "crown")
     refused = run(TRAIN, *MINI, *SHORT, "--data_dir", tmp_path / "nothing", "--run_dir", tmp_path / "no")
     assert_refused(refused, "nothing")
