@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -33,15 +34,11 @@ from causaldiffae.files.reading import file_size, read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import count_parameters
-from causaldiffae.predictors.predictor import (
-    LoadedPredictor,
-    Readings,
-    open_predictor,
-    save_predictor,
-)
+from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
 from causaldiffae.solvers import SolverState
+from causaldiffae.training import responses
 
 _BATCH: Final = 64
 _PATHS_IN_CONFIG: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights")
@@ -215,6 +212,8 @@ class CounterfactualModel:
         """All three steps; see `abduct` and `predict`. The result holds the true counterfactuals if they are known."""
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
+        if weak := responses.unfollowed(responses.responses_of_model(self.loaded.path), checked):
+            warnings.warn(f"do: {weak}", stacklevel=2)
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w, most_probable)
         parts, encoded = [], []
         for start in range(0, len(x_start), _BATCH):
@@ -292,7 +291,8 @@ class CounterfactualModel:
         train = described["config"]["train"] | dict.fromkeys(_PATHS_IN_CONFIG, "")
         described |= {"config": {**described["config"], "train": train}, "trained_steps": steps}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
-        _copy_beside(source, Path("progress.csv"), target)
+        for log in ("progress.csv", responses.FILE):
+            _copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             save_predictor(target / PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
         if getattr(self.network, "predictor", None) is not None:

@@ -15,7 +15,7 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.errors import InputError
 from causaldiffae.script_util import describe_checkpoint, load_model, run_cli
 
-LOG_FILES = ("progress.csv", "config.yaml")
+LOG_FILES = ("progress.csv", "config.yaml", "responses.json")
 
 
 def main(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,11 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
+from causaldiffae.metrics.intervals import Figure
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
+from causaldiffae.training.responses import Response, write_responses
 
 
 def squares(count: int) -> ImageData:
@@ -330,3 +333,18 @@ def test_images_that_are_not_finite_are_an_error() -> None:
     images = split_of_squares(3).images
     with pytest.raises(InputError, match=r"do\(size=3\): expected finite pixels, got NaN or infinity in 3 of 3 images"):
         CounterfactualModel(loaded, steps=2).counterfactual(images, {"size": 3})
+
+
+def test_interventions_that_pictures_do_not_follow_are_a_warning(tmp_path: Path) -> None:
+    folder = CausalDiffAE.from_pretrained("pendulum-mini").save_pretrained(tmp_path / "mine")
+    weak = Response(Figure(0.12, 0.05, 0.2, 32), "measured")
+    write_responses(folder, {"angle": weak, "light": replace(weak, share=Figure(0.95, 0.9, 1.0, 32))})
+    model = CausalDiffAE.from_pretrained(folder, steps=2)
+    images = model.examples(1)
+    with pytest.warns(UserWarning, match="do: the pictures of this model showed 12% of a requested change of angle"):
+        model.counterfactual(images, do={"angle": 10.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.counterfactual(images, do={"light": 100.0})
+    again = model.save_pretrained(tmp_path / "again")
+    assert (again / "responses.json").read_text() == (folder / "responses.json").read_text()

@@ -91,9 +91,7 @@ class Counterfactuals:
         try:
             import pandas as pd
         except ImportError:
-            raise InputError(
-                "to_dataframe: expected pandas, found none; run `pip install pandas`"
-            ) from None
+            raise InputError("to_dataframe: expected pandas, found none; run `pip install pandas`") from None
         return pd.DataFrame(self._columns(), index=pd.RangeIndex(len(self), name="image"))
 
     def pil(self) -> list[Image.Image]:

@@ -30,6 +30,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import LoadedModel
+from causaldiffae.training.responses import responses_of_model, unfollowed
 
 STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
@@ -112,6 +113,7 @@ class Result:
         l1, do_nothing_l1: mean pixel error to the truth, 0..255, of the counterfactual and of the factual image.
         seconds: time of abduction and prediction.
         abduction_cached: whether the abduction came from the cache.
+        unfollowed: a sentence about interventions that the pictures of this model do not follow, or "".
     """
 
     request: Request
@@ -129,6 +131,7 @@ class Result:
     abduction_cached: bool
     target_digit: int | None = None
     probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unfollowed: str = ""
 
 
 class Session:
@@ -145,7 +148,7 @@ class Session:
         self.is_diff_scm = isinstance(loaded.model, DiffScm)
         predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
         self.first_w, self.max_w = _WEIGHTS[predictor if self.is_diff_scm else "latents"]
-        self._lock = threading.Lock()
+        self._lock, self._responses = threading.Lock(), responses_of_model(loaded.path)
         self._cached_abduction = lru_cache(_CACHE_SIZE)(self._abduct)
         self._cached_readings = lru_cache(_CACHE_SIZE)(self._read)
 
@@ -187,6 +190,7 @@ class Session:
             abduction_cached=self._cached_abduction.cache_info().misses == misses,
             target_digit=int(do[self.spec.class_name]) if self.spec.class_name in do else digit,
             probabilities={name: values[0].cpu().numpy() for name, values in probabilities.items()},
+            unfollowed=unfollowed(self._responses, do),
         )
 
     def check(self, request: Request) -> CheckedDo:

@@ -293,7 +293,7 @@ def report(result: Result, model: str) -> dict[str, Any]:
 
 
 def status_html(result: Result, note: str = "") -> str:
-    """One line: the time it took, the class, predictions beyond the data, and how the image was converted."""
+    """One line: the time it took, the class, what to doubt, and how the image was converted."""
     spec = result.spec
     digit = "" if result.digit is None else f", {spec.class_name} {result.digit}"
     digit += f" → {result.target_digit}" if result.target_digit != result.digit else ""
@@ -306,6 +306,8 @@ def status_html(result: Result, note: str = "") -> str:
                 f"{name}: the prediction {text} is beyond the training data, {ends.low:g} to {ends.high:g}: an "
                 "extrapolation."
             )
+    if result.unfollowed:
+        sentences.append(f"{result.unfollowed[:1].upper()}{result.unfollowed[1:]}.")
     rest = " ".join(sentence for sentence in sentences if sentence)
     return str(_macros().result_status(f"{result.seconds:.2f} s", result.abduction_cached, rest))
 

@@ -15,7 +15,7 @@ al., 2023) on the scale of the request.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -202,6 +202,21 @@ def write_responses(folder: Path, responses: Responses) -> None:
     """Writes `FILE` into a run or model folder."""
     content = {name: asdict(response) for name, response in responses.items()}
     (folder / FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def responses_of_model(path: str) -> dict[str, Response]:
+    """The responses that training measured for the model at `path`: a model folder, or a step of a run."""
+    return next((found for each in (Path(path), Path(path).parent) if (found := read_responses(each))), {})
+
+
+def unfollowed(responses: Responses, names: Iterable[str]) -> str:
+    """A sentence about those of `names` that pictures do not follow; "" if there are none, or they are not known."""
+    weak = [
+        f"{responses[name].share.mean or 0:.0%} of a requested change of {name}"
+        for name in names
+        if name in responses and responses[name].share.mean is not None and responses[name].verdict != "followed"
+    ]
+    return f"the pictures of this model showed {', '.join(weak)} when it was trained; train it longer" if weak else ""
 
 
 def read_responses(folder: Path) -> dict[str, Response]:

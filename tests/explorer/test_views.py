@@ -146,6 +146,8 @@ def test_predictions_beyond_the_slider_are_named(pendulum_result: Result) -> Non
     status = views.status_html(replace(pendulum_result, predicted=predicted, abduction_cached=True))
     assert f"angle: the prediction {high + 3:.1f} is beyond the training data, {low:g} to {high:g}" in status
     assert "<abbr title=" in status and ">abduction cached</abbr>" in status
+    doubt = views.status_html(replace(pendulum_result, unfollowed="the pictures showed 12% of it"))
+    assert "The pictures showed 12% of it." in doubt
     plain = views.status_html(replace(pendulum_result, abduction_cached=False))
     assert "beyond" not in plain and "cached" not in plain
 

@@ -28,7 +28,9 @@ from causaldiffae.training.responses import (
     measure_responses,
     read_responses,
     requested_values,
+    responses_of_model,
     stalled,
+    unfollowed,
     write_responses,
 )
 
@@ -232,3 +234,16 @@ def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatc
     assert not any("no better" in line for line in said[:4])
     unlabelled, _ = create_model_and_diffusion(small_config(model_type="diffscm"), spec)
     assert tracker.measure(unlabelled, config.diffusion, squares(), 5) == {}, "nothing to intervene with"
+
+
+def test_models_say_what_their_pictures_do_not_follow(tmp_path: Path) -> None:
+    good, weak = (Response(Figure(share, None, None, 8), "measured") for share in (0.9, 0.12))
+    write_responses(tmp_path, {"size": good, "grey": weak})
+    (tmp_path / "step_0000003").mkdir()
+    for path in (tmp_path, tmp_path / "step_0000003"):
+        found = responses_of_model(str(path))
+        assert unfollowed(found, ["grey"]) == (
+            "the pictures of this model showed 12% of a requested change of grey when it was trained; train it longer"
+        )
+        assert unfollowed(found, ["size"]) == unfollowed(found, ["digit"]) == ""
+    assert responses_of_model(str(tmp_path / "nothing" / "here")) == {}
