@@ -9,8 +9,10 @@ them (Pearl, Causality, 2009); networkx finds a minimal S. Each pair is tested b
 by Hotelling's test of the means of the products, which allows for variances that depend on S. Features are two
 polynomials of the ranks of a continuous variable, so that dependences that are not monotonic are found, and indicators
 of the categories of a discrete one. The regression is kernel ridge regression on S with the bandwidth and penalty of
-least leave-one-out error. It assumes no form, so nonlinear mechanisms cause no false alarms. Holm's correction bounds
-the probability of a false alarm anywhere in the graph by alpha.
+least leave-one-out error. It assumes no form, so nonlinear mechanisms cause no false alarms, as long as S is small: a
+thousand rows do not show a function of many variables, and what the regression misses would appear as dependence. Pairs
+that only larger sets separate are not tested. Holm's correction bounds the probability of a false alarm anywhere in the
+graph by alpha.
 
 A dependence means that an edge is missing, or a common cause of x and y. The directions of edges, and common causes of
 variables that have an edge, cannot be tested in this way.
@@ -37,6 +39,9 @@ MAX_ROWS: Final = 1000
 MAX_PAIRS: Final = 300
 MIN_ROWS: Final = 50
 """Fewer rows with the labels of a pair and its separating set are not tested."""
+MAX_GIVEN: Final = 8
+MAX_CONTINUOUS: Final = 3
+"""Variables of a separating set, and continuous ones among them, on which the labels of a pair can be regressed."""
 _MAX_INDICATORS: Final = 8  # of a discrete variable; rarer categories are joined
 _RARE: Final = 5
 _LANDMARKS: Final = 200
@@ -44,7 +49,7 @@ _BANDWIDTHS: Final = (0.1, 0.3, 1.0, 3.0)  # of normal scores
 _PENALTIES: Final = tuple(10.0**power for power in range(-6, 3))
 _BETWEEN_CATEGORIES: Final = 1.5  # a factor of indicators among the inputs of the kernel
 _DETERMINED: Final = 0.02
-"""Residual share of the variance of x and of y from which the errors of the regression would be tested."""
+"""Share of the variance of a feature that is left. Below it in x and in y, the errors of the regression are tested."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class GraphTest:
 
     Attributes:
         tests: one per pair that was tested, in graph order.
-        untested: pairs without an edge that have too few rows, or whose labels the separating set determines.
+        untested: pairs without an edge that have too few rows or a large separating set (`MAX_GIVEN`,
+            `MAX_CONTINUOUS`), or whose labels this set determines.
         alpha: significance level of `contradictions`, after the correction.
     """
 
@@ -179,7 +185,8 @@ def _test_pair(values: np.ndarray, is_discrete: Sequence[bool]) -> tuple[float, 
     """
     from scipy import stats
 
-    if len(values) < MIN_ROWS:
+    continuous = sum(not discrete for discrete in is_discrete[2:])
+    if len(values) < MIN_ROWS or len(is_discrete) - 2 > MAX_GIVEN or continuous > MAX_CONTINUOUS:
         return None
     pair = [_features(values[:, i], is_discrete[i]) for i in (0, 1)]
     count = pair[0].shape[1]
@@ -190,7 +197,7 @@ def _test_pair(values: np.ndarray, is_discrete: Sequence[bool]) -> tuple[float, 
     shares = residuals.var(axis=0) / np.maximum(features.var(axis=0), 1e-12)
     if not shares[:count].max() > 0 or not shares[count:].max() > 0:
         return None
-    if max(shares[:count].max(), shares[count:].max()) < _DETERMINED:
+    if max(shares[:count].min(), shares[count:].min()) < _DETERMINED:
         return None
     x, y = residuals[:, :count], residuals[:, count:]
     products = (x[:, :, None] * y[:, None, :]).reshape(len(x), -1)

@@ -195,6 +195,28 @@ def test_variables_that_the_others_determine_are_not_tested() -> None:
     assert independence.test_graph(constant, spec_of([], names="ab")).untested == 1
 
 
+def test_variables_that_the_others_nearly_determine_are_not_tested() -> None:
+    """Ranks enlarge small noise in some of the features, but not in all of them."""
+    rng = np.random.default_rng(0)
+    b = rng.normal(size=1000)
+    a, c = np.sin(3 * b) + 0.03 * rng.normal(size=(2, 1000))
+    tested = independence.test_graph(np.stack([a, b, c], axis=1), spec_of([("b", "a"), ("b", "c")]))
+    assert tested.tests == () and tested.untested == 1
+
+
+def test_pairs_that_only_large_sets_separate_are_not_tested() -> None:
+    """A thousand rows do not show a nonlinear function of many variables, so its errors would be taken for an edge."""
+    rng = np.random.default_rng(0)
+    for count, kind, tests in ((3, "continuous", 1), (4, "continuous", 0), (8, "binary", 1), (9, "binary", 0)):
+        causes, names = "abcdefghi"[:count], "abcdefghi"[:count] + "xy"
+        edges = [*combinations(causes, 2), *((cause, effect) for cause in causes for effect in "xy")]
+        known = (rng.random((1000, count)) < 0.5) if kind == "binary" else rng.normal(size=(1000, count))
+        effects = [(known.sum(axis=1) / count**0.5) ** 2 + 0.5 * rng.normal(size=1000) for _ in "xy"]
+        labels = np.column_stack([known, *effects]).astype(float)
+        tested = independence.test_graph(labels, spec_of(edges, (kind,) * count + ("continuous",) * 2, names))
+        assert (len(tested.tests), tested.untested, tested.contradictions) == (tests, 1 - tests, ())
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_separating_sets_separate_and_are_minimal(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -208,9 +208,15 @@ def _test_labels(content: Content, problems: Problems) -> str:
     if not count and not tested.untested:
         return "it implies no independence that labels could contradict"
     if not count:
-        return "labels are not tested against it: too few rows, or variables that others determine"
+        return (
+            "labels are not tested against it: too few rows, large separating sets, or variables that others determine"
+        )
     pairs = f"{count} pair{'s' if count > 1 else ''} without an edge tested"
-    more = f", {tested.untested} not (too few rows, or determined by others)" if tested.untested else ""
+    more = (
+        f", {tested.untested} not (too few rows, a large separating set, or determined by others)"
+        if tested.untested
+        else ""
+    )
     return f"{pairs} on the labels{more}: {len(lines) or 'none'} contradict{'' if len(lines) > 1 else 's'} it"
 
 
