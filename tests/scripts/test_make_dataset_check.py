@@ -59,7 +59,8 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
         "  hat: categorical, cap 33.3 %, none 33.3 %, straw 33.3 %",
         "  age: continuous, 20..47.5, mean 34.77, standard deviation 8.288; 8.33 % missing",
         "  grey: binary, no 75 %, yes 25 %",
-        "graph: labels are not tested against it: too few rows, large separating sets, or variables that others determine",
+        "graph: labels are not tested against it: too few rows, large separating sets, or variables that others "
+        "determine",
         f"graph written to {folder}/graph.png",
     ]
     with Image.open(folder / "graph.png") as picture:
