@@ -102,8 +102,7 @@ class TrainLoop:
         self.float_dtype = float_for_tables(self.device)
         world, train = dist_util.world_size(), config.train
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
-        self.skipped = SkippedSteps(train.max_skipped_steps)
-        self.writer = create_writer(train, logger.run_dir)
+        self.skipped, self.writer = SkippedSteps(train.max_skipped_steps), create_writer(train, logger.run_dir)
         self.responses, self.image_names = ResponseTracker(train.label_predictor, logger.info), data.ids
         self.source = BatchSource(
             data,
@@ -119,7 +118,7 @@ class TrainLoop:
         if train.init_weights:
             self._load_weights(train.init_weights)
         self.model.to(self.device)
-        accelerate(self.model, self.device, compiled=train.compile is True, channels_last=train.channels_last)
+        accelerate(self.model, self.device, channels_last=train.channels_last)  # before the optimizer's moments
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
         step_type = model_entry(config.model.model_type).training_step
         self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
@@ -128,6 +127,7 @@ class TrainLoop:
         self.emas = {rate: _copy_state(self.model) for rate in config.ema_rates()}
         self.step = 0
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
+        accelerate(self.model, self.device, compiled=self.config.train.compile is True)
         dist_util.sync_params(self.model.state_dict().values())
         self.config, choices = choose(self.config, self.training_step, self.spec, self.device, self.step)
         self.autocast = activation_dtype(self.config.train.use_bf16, self.device)

@@ -43,7 +43,7 @@ class _Machine:
 
     def __init__(self, config: Config, training_step: TrainingStep, spec: DatasetSpec, device: torch.device) -> None:
         train = config.train
-        count = train.microbatch or train.batch_size
+        count = min(train.microbatch or train.batch_size, train.batch_size)
         self.network, self.device = score_network(training_step.model), device
         self.dtype = activation_dtype(train.use_bf16, device)
         self._trial, self._pieces = Trial(training_step, config, spec, device, count), -(-train.batch_size // count)
@@ -53,7 +53,8 @@ class _Machine:
         return dist_util.from_main(lambda: self._trial.run(self.dtype, REPEATS)) * self._pieces
 
     def can_compile(self) -> bool:
-        return self.network is not None and has_compiler(self.device)
+        """Whether every process can: machines may differ, and a choice of some would leave the others waiting."""
+        return self.network is not None and not dist_util.any_of(not has_compiler(self.device))
 
     def compile(self) -> float:
         """Compiles the score network and returns the seconds of a step, infinity if that fails in any process."""
@@ -94,11 +95,12 @@ def choose(
     if train.use_bf16 == "auto":
         train = replace(train, use_bf16=not dist_util.any_of(activation_dtype("auto", device) is None))
     machine, seconds, note = _Machine(replace(config, train=train), training_step, spec, device), 0.0, ""
-    if timed or (train.compile == "auto" and machine.can_compile()):
+    can_compile = train.compile == "auto" and machine.can_compile()
+    if timed or can_compile:
         seconds = machine.seconds()
     if train.compile == "auto":
         left = train.minutes * 60 if timed else (train.total_steps - steps_done) * seconds
-        eager, pays = seconds, machine.can_compile() and left >= 60 * MIN_MINUTES
+        eager, pays = seconds, can_compile and left >= 60 * MIN_MINUTES
         if pays and (compiled := machine.compile()) < eager:
             seconds, note = compiled, f" ({compiled:.3g} s a step, {eager:.3g} s without)"
         elif pays:

@@ -72,17 +72,19 @@ class Trial:
         model, durations = self.training_step.model, []
         buffers = [buffer.clone() for buffer in model.buffers()]
         self.training_step.train()
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                loss, _ = self.training_step(*self._batch)
-            loss.backward()
-            float(loss.detach())  # synchronises with the device
-            durations.append(time.perf_counter() - start)
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        try:
+            for _ in range(repeats + 1):
+                start = time.perf_counter()
+                with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+                    loss, _ = self.training_step(*self._batch)
+                loss.backward()
+                float(loss.detach())  # synchronises with the device
+                durations.append(time.perf_counter() - start)
+        finally:  # a compiler may fail halfway, and training goes on without it
+            model.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, before in zip(model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
         return min(durations[1:])
 
 

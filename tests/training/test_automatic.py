@@ -86,6 +86,33 @@ def test_a_compiler_that_fails_is_a_warning(machine: Callable[..., None]) -> Non
     assert chosen.train.compile is False and training_step.model.unet._compiled_call_impl is None
 
 
+def test_nothing_is_compiled_where_one_process_has_no_compiler(
+    machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(1.0, 0.5)
+    monkeypatch.setattr(automatic.dist_util, "any_of", lambda condition: True)  # true in another process
+    monkeypatch.setattr(automatic, "compile_network", None)
+    config = small_config(compile="auto", total_steps=10_000)
+    training_step = step_of(config)
+    assert choose(config, training_step, squares_spec(), CPU)[0].train.compile is False
+    assert training_step.model.unet._compiled_call_impl is None
+
+
+def test_a_trial_step_takes_the_images_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    class Recorded(Trial):
+        def __init__(self, *args: Any) -> None:
+            counts.append(args[-1])
+            super().__init__(*args)
+
+    monkeypatch.setattr(automatic, "Trial", Recorded)
+    for microbatch in (0, 4, 100):
+        config = small_config(use_bf16="auto", microbatch=microbatch)
+        choose(config, step_of(config), squares_spec(), CPU)
+    assert counts == [8, 4, 8]
+
+
 def test_minutes_set_steps_and_decay(machine: Callable[..., None]) -> None:
     machine(1.0, 0.5)
     config = small_config(minutes=20.0, microbatch=4, **AUTO)
@@ -120,6 +147,17 @@ def test_trial_steps_leave_the_model_unchanged() -> None:
     assert all(parameter.grad is None for parameter in training_step.parameters())
 
 
+def test_a_trial_step_that_fails_leaves_the_model_unchanged() -> None:
+    config = small_config(encoder_norm="batch")
+    training_step = step_of(config)
+    before = {key: value.clone() for key, value in training_step.model.state_dict().items()}
+    trial = Trial(training_step, config, squares_spec(), "cpu", 4)
+    training_step.model.unet.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trial.run(None)
+    torch.testing.assert_close(training_step.model.state_dict(), before, rtol=0, atol=0)
+
+
 def run(folder: Path, **changes: Any) -> TrainLoop:
     trained = TrainLoop(small_config(**changes), squares(), Logger(folder, use_tensorboard=False))
     trained.run()
@@ -137,6 +175,19 @@ def test_a_run_records_its_choices_and_trains_as_if_they_were_given(tmp_path: Pa
     assert (resumed.step, resumed.config.train.use_bf16, resumed.config.train.compile) == (
         *(6, train.use_bf16, train.compile),
     )
+
+
+def test_a_resumed_run_is_compiled_if_that_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(acceleration, "has_compiler", lambda device: True)
+    compiled: list[torch.nn.Module] = []
+    run(tmp_path, compile=True)
+    for option, count in (("auto", 1), (True, 1), (False, 0)):
+        compiled.clear()
+        config = small_config(total_steps=8, compile=option)
+        resumed = TrainLoop(config, squares(), Logger(tmp_path, use_tensorboard=False))
+        assert resumed.step == 6 and len(compiled) == count
+        assert resumed.config.train.compile is bool(count)
 
 
 def test_the_flags_take_true_false_and_auto() -> None:
