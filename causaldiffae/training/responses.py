@@ -28,6 +28,7 @@ from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.files.reading import read_json
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
@@ -43,6 +44,11 @@ STEPS: Final = 10
 PATIENCE: Final = 3
 MARGIN: Final = 0.1
 """Requested values are this share of the range inside its ends."""
+
+
+def _percent(share: float) -> str:
+    """ "12%"; a small negative share is "0%", not "-0%"."""
+    return f"{round(share, 2) + 0.0:.0%}"
 
 
 class Reader(NamedTuple):
@@ -79,8 +85,8 @@ class Response:
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
             return f"do({name}): unknown, no labels can be read"
-        interval = f" ({low:.0%} to {high:.0%})" if low is not None and high is not None else ""
-        return f"do({name}): {share:.0%} of the requested change{interval}, {self.verdict}"
+        interval = f" ({_percent(low)} to {_percent(high)})" if low is not None and high is not None else ""
+        return f"do({name}): {_percent(share)} of the requested change{interval}, {self.verdict}"
 
 
 Responses = Mapping[str, Response]
@@ -222,10 +228,19 @@ def unfollowed(responses: Responses, names: Iterable[str]) -> str:
 def read_responses(folder: Path) -> dict[str, Response]:
     """Reads `FILE` of a run or model folder; empty if there is none or it is not valid."""
     try:
-        content: dict[str, dict[str, Any]] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return {str(name): Response(Figure(**each["share"]), str(each["reader"])) for name, each in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        content = read_json(folder / FILE)
+        return {name: Response(_figure(each["share"]), str(each["reader"])) for name, each in content.items()}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
+
+
+def _figure(given: Mapping[str, Any]) -> Figure:
+    """A figure from an untrusted file; `TypeError` for other types."""
+    figure = Figure(**given)
+    numbers = (figure.mean, figure.low, figure.high)
+    if not all(each is None or type(each) in (int, float) for each in numbers) or type(figure.images) is not int:
+        raise TypeError(f"expected numbers, got {given}")
+    return figure
 
 
 class ResponseTracker:
@@ -258,6 +273,6 @@ class ResponseTracker:
         if np.isfinite(mean):
             self._history.append(mean)
             note = f"; no better than before the last {PATIENCE} measurements" if stalled(self._history) else ""
-            self.say(f"step {step}: counterfactuals show {mean:.0%} of the requested changes{note}")
+            self.say(f"step {step}: counterfactuals show {_percent(mean)} of the requested changes{note}")
         shares = {name: response.share.mean for name, response in self.latest.items()}
         return {f"response_{name}": share for name, share in shares.items() if share is not None}

@@ -163,6 +163,12 @@ def test_the_description_gives_advice_where_interventions_are_not_followed() -> 
     assert len(describe({"size": Response(good, "measured")})) == 2 and describe({}) == []
 
 
+def test_a_small_negative_share_is_zero_percent() -> None:
+    line = Response(Figure(-0.0001, -0.004, 0.001, 9), "measured").text("size")
+    assert line == "do(size): 0% of the requested change (0% to 0%), no better than doing nothing"
+    assert "-12%" in Response(Figure(-0.12, None, None, 9), "measured").text("size")
+
+
 def test_mean_share_and_stalling() -> None:
     shares = [Response(Figure(mean, None, None, 1), "") for mean in (1.2, 0.5, -0.5, None)]
     assert mean_share({str(i): response for i, response in enumerate(shares)}) == pytest.approx(0.5)
@@ -175,8 +181,23 @@ def test_responses_are_stored_in_the_folder(tmp_path: Path) -> None:
     assert read_responses(tmp_path) == {}
     write_responses(tmp_path, found)
     assert read_responses(tmp_path) == found
-    (tmp_path / "responses.json").write_text('{"a": 3}')
-    assert read_responses(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": 3}',
+        "[]",
+        '{"a": {"share": {"mean": "high", "low": null, "high": null, "images": 3}, "reader": "x"}}',
+        '{"a": {"share": {"mean": 0.1, "low": [], "high": null, "images": 3}, "reader": "x"}}',
+        '{"a": {"share": {"mean": NaN, "low": null, "high": null, "images": 3}, "reader": "x"}}',
+        '{"a": {"share": 3, "reader": "x"}}',
+        '{"a": ' + "[" * 100_000,
+    ],
+)
+def test_a_file_of_other_content_holds_no_responses(tmp_path: Path, content: str) -> None:
+    (tmp_path / "responses.json").write_text(content)
+    assert read_responses(tmp_path) == {} and unfollowed(responses_of_model(str(tmp_path)), ["a"]) == ""
 
 
 def engine_of(spec: DatasetSpec, **changes: Any) -> CounterfactualEngine:
