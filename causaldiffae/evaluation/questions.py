@@ -20,7 +20,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -136,15 +136,27 @@ def read_questions(folder: Path, data_dir: str) -> tuple[Task, ProtocolSettings]
         raise DataError(f"{folder / QUESTIONS}: expected questions of evaluate.py --export_questions, got another file")
     if version != {"name": PROTOCOL, "version": VERSION}:
         raise DataError(f"{folder / QUESTIONS}: expected version {VERSION} of the protocol; export the questions again")
-    known = {field.name for field in fields(ProtocolSettings)}
-    if set(settings) != known:
-        raise DataError(f"{folder / QUESTIONS}: settings: expected the keys {', '.join(sorted(known))}")
-    restored = ProtocolSettings(**(settings | {"variables": tuple(settings["variables"])}))
+    restored = _settings(settings, f"{folder / QUESTIONS}: settings")
     spec = DatasetSpec.from_dict(described.get("dataset"))
     task = open_task(spec, data_dir, restored)
     if data_digest(task.data) != described.get("data"):
         raise InputError(f"data_dir: expected the images and labels of the questions in {folder}, got others")
     return task, restored
+
+
+def _settings(given: dict[str, Any], where: str) -> ProtocolSettings:
+    """The settings in a file of questions, which may be from anyone."""
+    defaults = asdict(ProtocolSettings())
+    if set(given) != set(defaults):
+        raise DataError(f"{where}: expected the keys {', '.join(sorted(defaults))}")
+    for name, default in defaults.items():
+        kinds = {tuple: (list,), float: (float, int)}.get(type(default), (type(default),))
+        if type(given[name]) not in kinds:
+            raise DataError(f"{where}: {name}: expected a value such as {default!r}, got {str(given[name])!r:.80}")
+    try:
+        return ProtocolSettings(**(given | {"variables": tuple(map(str, given["variables"]))}))
+    except InputError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def open_task(spec: DatasetSpec, data_dir: str, settings: ProtocolSettings) -> Task:

@@ -169,9 +169,14 @@ def test_faulty_questions_are_refused(root: Path, asked: Path, tmp_path: Path) -
         ({"format": "x"}, "expected questions of evaluate.py --export_questions"),
         ({"protocol": {"name": "x"}}, "expected version"),
         ({"settings": {"steps": 3}}, "settings: expected the keys"),
+        ({"settings": described["settings"] | {"num_images": "4"}}, "num_images: expected a value such as 0, got '4'"),
+        ({"settings": described["settings"] | {"variables": 5}}, "variables: expected a value such as"),
+        ({"settings": described["settings"] | {"variables": [["x"]]}}, "variables: "),
+        ({"settings": described["settings"] | {"seed": -1}}, "settings: seed: expected 0 or more, got -1"),
+        ({"settings": described["settings"] | {"num_images": 10**9}}, "num_images: expected at most 6"),
     ):
         (asked / "questions.json").write_text(json.dumps(described | change))
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(InputError, match=message):
             read_questions(asked, str(root))
     (asked / "questions.json").write_text(json.dumps(described | {"data": "0" * 16}))
     with pytest.raises(InputError, match="data_dir: expected the images and labels of the questions"):
