@@ -277,10 +277,11 @@ def latent_scores(
     None if z holds the given labels, or for too few images with the label of some variable.
     """
     given = engine.model.needs_labels or engine.model.unconditional_abduction
-    references, data = scorer.references(), labelled_only(task.data)
+    references, data = scorer.references(), task.data
     fewest = min(int(each.observed.sum(axis=0).min()) for each in (references, data))
     if given or not settings.dci_resamples or fewest < _SMALLEST_FIT:
         return None
+    data = labelled_only(data)
 
     def latents(part: ImageData) -> np.ndarray:
         batches = [to_model_range(part.images[start : start + 100]).to(device) for start in range(0, len(part), 100)]

@@ -47,8 +47,12 @@ def posterior_kl(a: Posteriors, b: Posteriors) -> np.ndarray:
 
 
 def label_bins(labels: np.ndarray, bins: int = LABEL_BINS) -> np.ndarray:
-    """(bins - 1,) inner edges that divide labels (N,) into bins of equally many images; NaN is a missing label."""
-    return np.quantile(labels[~np.isnan(labels)], np.arange(1, bins) / bins)
+    """(bins - 1,) inner edges that divide labels (N,) into bins of equally many images; NaN is a missing label.
+
+    NaN if all labels are missing.
+    """
+    known = labels[~np.isnan(labels)]
+    return np.quantile(known, np.arange(1, bins) / bins) if len(known) else np.full(bins - 1, np.nan)
 
 
 def label_numbers(labels: np.ndarray, edges: np.ndarray) -> np.ndarray:

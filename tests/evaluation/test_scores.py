@@ -22,6 +22,7 @@ from causaldiffae.datasets.registry import dataset_spec, measure, true_counterfa
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.protocol import ProtocolSettings, Task, TaskRunner, draw_values, make_task
+from causaldiffae.evaluation.run import latent_scores
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.evaluation.tables import shown
 from causaldiffae.generators import pendulum
@@ -393,6 +394,18 @@ def test_missing_labels_are_left_out_of_the_references_and_of_the_divergence() -
                                                                         task.values[name][5:]))  # fmt: skip
         figure = found[name]["answers"]["model"]["cld"]
         assert figure["images"] == (own != drawn).sum() and figure["left_out"] == 40 - figure["images"]
+
+
+def test_without_labels_of_the_test_images_there_is_no_dci() -> None:
+    spec = squares_spec()
+    model, diffusion = create_model_and_diffusion(small_config(), spec)
+    train, test, settings = squares(40), squares(4), ProtocolSettings()
+    task = make_task(test, settings)
+    test.labels[:] = np.nan  # of the chosen images; others of the split have some
+    task = replace(task, data=test)
+    scorer = Scorer(PixelPredictor(), train)  # type: ignore[arg-type]
+    engine = CounterfactualEngine(model, diffusion, spec)
+    assert latent_scores(engine, task, scorer, settings, torch.device("cpu")) is None
 
 
 class PixelPredictor(Geometry):

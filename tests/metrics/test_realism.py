@@ -107,6 +107,13 @@ def test_a_missing_label_is_in_no_bin_and_has_no_divergence() -> None:
     assert np.isnan(cld(one, one, reference, numbers, numbers[:1], numbers[2:3])).all()
 
 
+def test_without_labels_of_references_there_is_no_divergence() -> None:
+    one, reference = (Posteriors(np.zeros((count, 1)), np.zeros((count, 1))) for count in (1, 4))
+    missing, known = np.full(4, np.nan), np.array([0.5])
+    bins = [label_numbers(labels, label_bins(missing)) for labels in (missing, known, known)]
+    assert np.isnan(cld(one, one, reference, *bins)).all()
+
+
 def test_label_bins_have_equally_many_images() -> None:
     labels = np.random.default_rng(0).exponential(1, 1000)
     found = np.bincount(np.searchsorted(label_bins(labels), labels, side="right"))
