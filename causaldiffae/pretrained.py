@@ -41,7 +41,7 @@ from causaldiffae.solvers import SolverState
 from causaldiffae.training import responses
 
 _BATCH: Final = 64
-_PATHS_IN_CONFIG: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights")
+_PATHS_IN_CONFIG: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor")
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 

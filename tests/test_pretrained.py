@@ -300,6 +300,15 @@ def test_only_safe_files_are_opened(tmp_path: Path) -> None:
         CausalDiffAE.from_pretrained(folder)
 
 
+def test_paths_of_this_machine_are_not_saved(tmp_path: Path) -> None:
+    loaded = tiny_model()
+    paths = ("data_dir", "run_dir", "graph", "init_weights", "label_predictor")
+    train = replace(loaded.config.train, **{name: f"/home/me/{name}" for name in paths})
+    model = CounterfactualModel(replace(loaded, config=replace(loaded.config, train=train)), steps=2)
+    written = (model.save_pretrained(tmp_path / "mine") / "config.json").read_text()
+    assert "/home/me" not in written
+
+
 def test_published_weights_are_not_saved_as_a_folder(tmp_path: Path) -> None:
     loaded = tiny_model()
     published = replace(loaded, step=None, path="model.pt", pixel_range=(0.0, 1.0))
