@@ -35,7 +35,7 @@ from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import float_for_tables, update_ema
 from causaldiffae.resample import create_named_schedule_sampler
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
-from causaldiffae.training.acceleration import accelerate, activation_dtype
+from causaldiffae.training.acceleration import accelerate, activation_dtype, uncompiled
 from causaldiffae.training.automatic import choose, with_recorded
 from causaldiffae.training.previews import draw_preview
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
@@ -124,8 +124,7 @@ class TrainLoop:
         self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
-        self.emas = {rate: _copy_state(self.model) for rate in config.ema_rates()}
-        self.step = 0
+        self.step, self.emas = 0, {rate: _copy_state(self.model) for rate in config.ema_rates()}
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         accelerate(self.model, self.device, compiled=self.config.train.compile is True)
         dist_util.sync_params(self.model.state_dict().values())
@@ -380,10 +379,11 @@ class TrainLoop:
             return 0.0
         start, state = time.perf_counter(), _copy_state(self.model)
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
-        image = draw_preview(self.model, self.config.diffusion, self.test, self.device)
+        with uncompiled(self.model):
+            image = draw_preview(self.model, self.config.diffusion, self.test, self.device)
+            found = self.responses.measure(self.model, self.config.diffusion, self.test, self.step, self.autocast)
         with tolerated("counterfactuals", self.config.train.storage_patience):
             self.logger.log_image("counterfactuals", image, self.step)
-        found = self.responses.measure(self.model, self.config.diffusion, self.test, self.step, self.autocast)
         self.logger.logkvs(found)
         self.model.load_state_dict(state)
         return time.perf_counter() - start

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -59,6 +61,20 @@ def score_network(model: nn.Module) -> nn.Module | None:
     """Returns the score network of a model, or None if it has none."""
     network = getattr(model, "unet", None) or getattr(model, "network", None)
     return network if isinstance(network, nn.Module) else None
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Runs the score network of a model without compilation: every other shape of its inputs would be compiled."""
+    network = score_network(model)
+    compiled = None if network is None else network._compiled_call_impl
+    try:
+        if network is not None:
+            network._compiled_call_impl = None  # `nn.Module.compile` has no public inverse
+        yield
+    finally:
+        if network is not None:
+            network._compiled_call_impl = compiled
 
 
 def accelerate(

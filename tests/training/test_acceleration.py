@@ -4,14 +4,17 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from device_copies import META, Copies
-from tiny import randomise, small_config, squares_spec, training_draws
+from tiny import randomise, small_config, squares, squares_spec, training_draws
 
 from causaldiffae.dit import DiT
+from causaldiffae.logger import Logger
 from causaldiffae.script_util import MODELS, create_model_and_diffusion, model_entry
+from causaldiffae.train_util import TrainLoop
 from causaldiffae.training import acceleration
 from causaldiffae.training.acceleration import (
     accelerate,
@@ -86,6 +89,21 @@ def test_the_score_network_of_a_model_is_accelerated(kind: str, monkeypatch: pyt
     (net,) = compiled
     assert net is getattr(model, "unet", None) or net is getattr(model, "network", None)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4)
+
+
+def test_previews_compile_nothing_for_their_shapes(tmp_path: Path) -> None:
+    trained = TrainLoop(small_config(), squares(), Logger(tmp_path, use_tensorboard=False), squares())
+    net, calls = trained.model.unet, list[torch.Size]()
+
+    def compiled(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        calls.append(x.shape)
+        return net._call_impl(x, *arguments)
+
+    net._compiled_call_impl = compiled
+    trained.log_preview()
+    assert calls == [] and trained.responses.latest
+    trained.run_step()
+    assert calls == [(8, 1, 8, 8)]
 
 
 @pytest.mark.parametrize("kind", MODELS)
