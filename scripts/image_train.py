@@ -23,11 +23,12 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
+from causaldiffae.datasets.folder.image_folder import has_split
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import with_labels_of
 from causaldiffae.datasets.registry import dataset_spec, find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import DataError, InputError, check_given
+from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.files.storage import is_remote
 from causaldiffae.logger import PROGRESS, Logger, read_progress
@@ -72,10 +73,9 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
 
 def preview_images(train: TrainConfig, spec: DatasetSpec) -> ImageData:
     """Validation images, or test images where there are none."""
-    if find_dataset(train.dataset).spec is None:
-        with contextlib.suppress(DataError, InputError):  # a folder without a split val
-            return read_split(train.dataset, train.data_dir, "val", limit=PREVIEW_IMAGES, spec=spec)
-    return read_split(train.dataset, train.data_dir, "test", limit=PREVIEW_IMAGES, spec=spec)
+    has_validation = find_dataset(train.dataset).spec is None and has_split(train.data_dir, spec, "val")
+    split = "val" if has_validation else "test"
+    return read_split(train.dataset, train.data_dir, split, limit=PREVIEW_IMAGES, spec=spec)
 
 
 def find_resume_step(train: TrainConfig) -> int | None:

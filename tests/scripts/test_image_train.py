@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_storage import FakeBlobfile
-from folders import make_folder
+from folders import make_folder, table_rows
 from paths import REPO
 from running import Outcome, assert_refused, run
 
@@ -41,3 +41,11 @@ def test_a_service_that_fails_at_the_start_is_an_error_of_one_line(service: Fake
     resumed = train(data, 2)
     assert resumed.returncode == 0 and "resuming from step 1" in resumed.stderr
     assert (service.bucket / "run" / "step_0000002" / "manifest.json").exists()
+
+
+def test_a_damaged_validation_image_is_reported(tmp_path: Path) -> None:
+    """It is not replaced by the test images of a folder without validation images."""
+    data, run_dir = make_folder(tmp_path / "data"), tmp_path / "run"
+    damaged = data / str(next(row["file"] for row in table_rows() if row["split"] == "val"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    assert_refused(train(data, 1, f"--run_dir={run_dir}"), damaged.name)
