@@ -45,10 +45,11 @@ ELSEWHERE = {
     "python scripts/evaluate.py --model_path RUN --data_dir my_images --predictor my_predictor --out results.json": (
         OWN_DATA
     ),
-    "causaldiffae evaluate --answers asked --data_dir DATA --out results/conditional_vae.json": (
+    "causaldiffae evaluate --answers asked --data_dir data/morphomnist --out results/conditional_vae.json": (
         SUITE + "tests/evaluation/test_questions.py"
     ),
-    "python examples/conditional_vae.py --questions asked --data_dir DATA": SUITE + "tests/test_examples.py",
+    "python examples/conditional_vae.py --questions asked --data_dir data/morphomnist": SUITE
+    + "tests/test_examples.py",
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,
