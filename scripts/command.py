@@ -11,6 +11,7 @@ A configuration is a file, or the name of one of the package's: `--config pendul
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def model_type(argv: Sequence[str]) -> str:
     from causaldiffae.errors import InputError
 
     path = ""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if name == "--model_path":
             path = value if equals else following

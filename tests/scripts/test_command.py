@@ -49,6 +49,7 @@ def test_errors_and_exit_codes_are_those_of_the_program(tmp_path: Path) -> None:
     assert process.returncode == 2 and f"{folder}/im/3.png" in process.stderr
     assert_refused(command("make-dataset", "morphomnist", "--out", tmp_path / "set"), "--mnist: expected")
     assert_refused(command("train", *COMMON), "data_dir: expected a value")
+    assert_refused(command("test"), "model_path: expected")
 
 
 @pytest.mark.parametrize(
