@@ -159,7 +159,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--num", type=int, default=5000, help="number of pictures; default %(default)s")
-    parser.add_argument("--pairs", type=int, default=100, help="test images with known truth; default %(default)s")
+    parser.add_argument("--pairs", type=int, help="test images with known truth; default 100, at most a tenth of --num")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     args = parser.parse_args(argv)
     if args.num < 10:
@@ -167,8 +167,9 @@ def main(argv: list[str]) -> None:
     if args.out.exists():
         raise InputError(f"--out: expected a new folder, got {args.out}, which exists")
     rng, tenth = np.random.default_rng(args.seed), args.num // 10
-    if not 0 <= args.pairs <= tenth:
-        raise InputError(f"--pairs: expected 0..{tenth}, a tenth of the pictures, got {args.pairs}")
+    pairs = min(100, tenth) if args.pairs is None else args.pairs
+    if not 0 <= pairs <= tenth:
+        raise InputError(f"--pairs: expected 0..{tenth}, a tenth of the pictures, got {pairs}")
     noises = [draw_noise(rng) for _ in range(args.num)]
     for folder in ("train", "val", "test", "true"):
         (args.out / folder).mkdir(parents=True)
@@ -178,7 +179,7 @@ def main(argv: list[str]) -> None:
         write_split(args.out, "test", noises[:tenth], writer)
         write_split(args.out, "val", noises[tenth : 2 * tenth], writer)
         write_split(args.out, "train", noises[2 * tenth :], writer)
-    write_pairs(args.out, noises[: args.pairs])
+    write_pairs(args.out, noises[:pairs])
     (args.out / "graph.yaml").write_text(GRAPH, encoding="utf-8")
     print(f"written to {args.out}")
 

@@ -74,6 +74,12 @@ def test_the_folder_is_a_data_set_with_true_counterfactuals(attributes: ModuleTy
     assert nulls >= 3 * 3, "the values of shape, ring and pattern that the pictures have"
 
 
+def test_a_small_set_has_as_many_true_counterfactuals_as_test_images(attributes: ModuleType, tmp_path: Path) -> None:
+    attributes.main(["--out", str(tmp_path / "set"), "--num", "20"])
+    with (tmp_path / "set" / "counterfactuals.csv").open(encoding="utf-8") as file:
+        assert len({row["file"] for row in csv.DictReader(file)}) == 2
+
+
 @pytest.mark.parametrize("flags", [("--num", "5"), ("--num", "40", "--pairs", "5"), ()])
 def test_impossible_requests_are_refused(attributes: ModuleType, tmp_path: Path, flags: tuple[str, ...]) -> None:
     out = tmp_path if not flags else tmp_path / "set"
