@@ -32,6 +32,7 @@ Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""
 ClassReader = Callable[[np.ndarray], np.ndarray | None]
 """Images (N, C, H, W) uint8 -> classes (N,) int64, or None where the predictor has no classes."""
+_CAPTION, _NUMBER = 36, 5  # characters of a line of a caption, and of a number in it
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
 
@@ -249,6 +250,8 @@ def traversal(results: Sequence[InterventionResult], spec: DatasetSpec) -> dict[
     for j, name in enumerate(spec.graph.names):
         measured = np.stack([result.measured_labels[:, j] for result in results])
         true = [result.true_labels[:, j] for result in results if result.true_labels is not None]
+        if name in first.do and not true:  # the true label of what is set
+            true = [np.full(len(result.factual), result.do[name]) for result in results]
         figures[name] = dict.fromkeys(("slope", "error_rate", "change"), float("nan"))
         if name not in affected:
             changes = all_changes[:, :, j]
@@ -298,14 +301,25 @@ def shown_labels(result: InterventionResult) -> np.ndarray:
 
 
 def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
-    """Captions of (N, n) labels: names shortened to three letters per word, two labels per line."""
-    names = {name: "".join(part[:3] for part in name.split("_")) for name in spec.graph.names}
+    """Captions of (N, n) labels, two per line; long names are shortened to three letters per word, NaN is "?"."""
+    names = {name: name for name in spec.graph.names}
+    values = [max(map(len, spec.category_names(i)), default=_NUMBER) for i in range(len(names))]
+    widths = [len(name) + 2 + value for name, value in zip(names, values, strict=True)]
+    if any(sum(widths[i : i + 2]) > _CAPTION for i in range(0, len(widths), 2)):
+        names = {name: "".join(part[:3] for part in name.split("_")) for name in names}
     captions = []
     for row in labels:
-        values = zip(names.items(), row, strict=True)
-        parts = [f"{short} {spec.format_value(name, value)}" for (name, short), value in values]
+        texts = ["?" if np.isnan(x) else spec.format_value(name, x) for name, x in zip(names, row, strict=True)]
+        parts = [f"{short} {text}" for short, text in zip(names.values(), texts, strict=True)]
         captions.append("\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)))
     return captions
+
+
+def caption_title(results: Sequence[InterventionResult]) -> str:
+    """A title that says where the labels below counterfactuals come from."""
+    measured = any(np.isfinite(result.measured_labels).any() for result in results)
+    source = "measured on the image" if measured else "predicted, not measured"
+    return f"labels of counterfactuals: {source}"
 
 
 def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: int, title: str = "") -> np.ndarray:
@@ -324,7 +338,7 @@ def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: i
         if result.truth is not None and result.true_labels is not None:
             columns.append(("true", result.truth[rows]))
             captions.append(label_captions(spec, result.true_labels[rows]))
-    return labelled_grid(columns, cell_captions=captions, title=title)
+    return labelled_grid(columns, cell_captions=captions, title=title or caption_title(results))
 
 
 def _spread(result: InterventionResult, count: int) -> np.ndarray:
@@ -340,7 +354,7 @@ def draw_traversal(
     rows = _spread(first, count)
     columns = [("factual", first.factual[rows])]
     captions = [label_captions(spec, first.factual_labels[rows])]
-    below = [(first.factual[rows], ["true:"] * len(rows))]
+    below = [(np.full_like(first.factual[rows], 255), ["true images:"] * len(rows))]
     for heading, result in zip(headings, results, strict=True):
         columns.append((heading, result.counterfactual[rows]))
         captions.append(label_captions(spec, shown_labels(result)[rows]))
@@ -351,7 +365,7 @@ def draw_traversal(
             heading, drawn = columns[j]
             columns[j] = (heading, np.stack([drawn, images], axis=1).reshape(-1, *drawn.shape[1:]))
             captions[j] = [text for pair in zip(captions[j], texts, strict=True) for text in pair]
-    return labelled_grid(columns, cell_captions=captions)
+    return labelled_grid(columns, cell_captions=captions, title=caption_title(results))
 
 
 def arrays(results: Sequence[InterventionResult], spec: DatasetSpec | None = None) -> dict[str, np.ndarray]:

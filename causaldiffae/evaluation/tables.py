@@ -77,7 +77,7 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], texts: in
     text = tabulate(rows, wrapped, disable_numparse=True, colalign=align if rows else None)
     notes = [f"left out, without a value in any row: {left_out}"] if empty else []
     is_partial = any(MISSING in row for row in rows)
-    notes += [f"{MISSING if is_partial else 'reason'} : {why}"] if empty or is_partial else []
+    notes += [f"{f'{MISSING} ' if is_partial else 'reason'}: {why}"] if empty or is_partial else []
     return "\n".join([text, *(textwrap.fill(note, _WIDTH, subsequent_indent="    ") for note in notes)])
 
 

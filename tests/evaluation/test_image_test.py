@@ -61,7 +61,7 @@ def test_tables_explain_missing_figures() -> None:
     assert lines[0].split() == ["intervention", "reconstruction", "change", "size"], "no column without a value"
     assert lines[3].split() == ["do(size=3)", "1.000", "2.000", "0.250"]
     assert lines[4] == "left out, without a value in any row: grey error"
-    reason = "reason : labels could not be measured in the images (--label_predictor DIR names a predictor); true"
+    reason = "reason: labels could not be measured in the images (--label_predictor DIR names a predictor); true"
     assert " ".join(part.strip() for part in lines[5:]) == f"{reason} counterfactuals are unknown"
     sweep = sweep_table([row, {**row, "measured_grey": 7.0}], "do(size=3)", spec).splitlines()
     assert sweep[0] == "do(size=3) at guidance weights w, means over images"

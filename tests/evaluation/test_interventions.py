@@ -15,17 +15,19 @@ from tiny import squares_spec
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData, to_model_range
-from causaldiffae.datasets.registry import measure, read_split, true_counterfactual
+from causaldiffae.datasets.registry import dataset_spec, measure, read_split, true_counterfactual
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import interventions
 from causaldiffae.evaluation.interventions import (
     InterventionResult,
+    caption_title,
     check_labels,
     describe_do,
     draw_traversal,
     evaluate_interventions,
     finite_uint8,
     interval,
+    label_captions,
     shown_labels,
     slope,
     summary,
@@ -178,6 +180,14 @@ def test_traversals_have_slopes_for_descendants_and_changes_for_the_others(digit
     assert leaf["intensity"]["slope"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_traversal_compares_what_is_set_with_the_request_where_the_truth_is_unknown(digits: ImageData) -> None:
+    dos = [{"thickness": value} for value in (1.5, 2.5, 3.5)]
+    unknown = [replace(result, truth=None, true_labels=None) for result in evaluate(digits, dos)]
+    effects = traversal(unknown, digits.spec)
+    assert effects["thickness"]["slope"] == pytest.approx(1.0, abs=0.1)
+    assert np.isnan(effects["intensity"]["slope"]), "the true label of an effect is unknown"
+
+
 def test_changes_are_between_readings_of_one_measurement(digits: ImageData) -> None:
     """A predictor that reads thickness 2 too high sees no change where there is none."""
     results = evaluate(digits, [{"intensity": 90.0}], measurement=lambda images: measure(digits.spec, images) + 2.0)
@@ -211,6 +221,16 @@ def test_predicted_labels_are_shown_where_nothing_is_measured(digits: ImageData)
     assert shown_labels(result) is result.measured_labels
     unmeasured = replace(result, measured_labels=np.full_like(result.measured_labels, np.nan))
     assert shown_labels(unmeasured) is result.predicted_labels
+    assert caption_title([result]).endswith(": measured on the image")
+    assert "predicted, not measured" in caption_title([unmeasured])
+
+
+def test_captions_shorten_names_that_do_not_fit_and_mark_missing_labels(digits: ImageData) -> None:
+    labels = np.array([[2.5, np.nan]])
+    assert label_captions(digits.spec, labels) == ["thickness 2.5, intensity ?"]
+    assert label_captions(dataset_spec("pendulum", 32, 3), np.arange(4.0)[None]) == [
+        "ang 0, lig 1\nshalen 2, shapos 3",
+    ]
 
 
 def test_equal_interventions_share_one_rendered_truth(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
