@@ -86,7 +86,8 @@ def check_same(theirs: DatasetSpec, ours: DatasetSpec, names: Iterable[str], whe
     for name in names:
         got, expected = getattr(theirs, name), getattr(ours, name)
         if got != expected:
-            raise InputError(f"predictor: {where}: expected {name} {expected!r}, as the model, got {got!r}")
+            hint = f"; train it with --{name} {expected}" if name in ("image_size", "channels") else ""
+            raise InputError(f"predictor: {where}: expected {name} {expected!r}, as the model, got {got!r}{hint}")
     if theirs.graph.names != ours.graph.names:
         got, expected = (", ".join(spec.graph.names) for spec in (theirs, ours))
         raise InputError(f"predictor: {where}: expected the variables {expected}, got {got}")

@@ -350,6 +350,10 @@ def figures_table(figures: dict[str, Any]) -> str:
     """Formats the errors on test images: one row for observational, one for interventional images."""
     kinds = [kind for kind in ("observational", "interventional") if figures.get(kind)]
     names = list(figures["observational"])
-    lines = ["mean absolute error on test images, label units", f"{'':16s}" + "".join(f"{n:>18s}" for n in names)]
-    lines += [f"{kind:16s}" + "".join(f"{figures[kind].get(name, np.nan):18.4f}" for name in names) for kind in kinds]
+    lines = ["test images: mean absolute errors in label units, accuracies, and numbers of images"]
+    lines.append(f"{'':16s}" + "".join(f"{name:>18s}" for name in names))
+    for kind in kinds:
+        decimals = {name: 0 if name == "images" or name.endswith("_images") else 4 for name in names}
+        cells = [f"{figures[kind].get(name, np.nan):18.{decimals[name]}f}" for name in names]
+        lines.append(f"{kind:16s}" + "".join(cells))
     return "\n".join(lines)
