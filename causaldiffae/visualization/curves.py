@@ -26,6 +26,7 @@ PANELS: Final = {
     "effectiveness: mean error of the set variable, in its unit": (
         "effectiveness", "counterfactual_", "do_nothing",
     ),
+    "response to interventions: 1 as requested, 0 as the factual image": ("response",),
     "gradient norm": ("grad_norm",),
     "learning rate": ("lr", "learning_rate"),
     "images per second": ("images_per_second",),

@@ -34,6 +34,8 @@ def test_finite_values_are_read_and_grouped_by_panel(tmp_path: Path) -> None:
         "gradient norm": ["grad_norm"],
         "other": ["new"],
     }
+    (panel,) = panels_of(["response", "response_angle"])
+    assert panel.startswith("response to interventions")
 
 
 @pytest.mark.parametrize(
