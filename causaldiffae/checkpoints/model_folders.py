@@ -101,7 +101,8 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
             return found.path
     if _HUB_NAME.fullmatch(str(name)):
         return _download(str(name), revision)
-    known = ", ".join(shipped) or f"none: {WEIGHTS} not found; clone the repository to get it"
+    models = [short for short, found in shipped.items() if found.model_type != "class_autoencoders"]  # for IM1 and IM2
+    known = ", ".join(models) or f"none: {WEIGHTS} not found; clone the repository to get it"
     raise InputError(f"model {str(name)!r}: folder not found; expected a folder, owner/repository, or one of {known}")
 
 
@@ -117,7 +118,9 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES), revision=revision))
     except (OSError, ValueError) as error:  # not found, not reachable, invalid name
-        raise DataError(f"model {name!r}: download from the Hugging Face Hub failed ({str(error)[:200]})") from None
+        raise DataError(
+            f"model {name!r}: folder not found, and the download from the Hugging Face Hub failed ({str(error)[:200]})"
+        ) from None
 
 
 def push_folder(folder: Path, name: str, *, private: bool, token: str | None, message: str) -> str:

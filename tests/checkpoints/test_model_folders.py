@@ -33,6 +33,9 @@ def test_shipped_names() -> None:
     assert find_model("pendulum-mini") == WEIGHTS / "pendulum_causaldae_mini"
     assert find_model("pendulum_causaldae_mini") == WEIGHTS / "pendulum_causaldae_mini"
     assert not any("predictor" in name for name in shipped)
+    with pytest.raises(InputError, match="one of circuit-mini, mnist-diffscm-mini") as error:
+        find_model("missing")
+    assert "autoencoders" not in str(error.value), "no models of images"
     assert short_name("pendulum_diffae_mini") == "pendulum-diffae-mini"
 
 
@@ -124,7 +127,9 @@ def test_paths_are_not_hub_names(hub: Hub, name: str) -> None:
 
 def test_a_failed_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.failure = OSError("404 Client Error:\n not found")
-    with pytest.raises(DataError, match=r"'a/b': download .* failed .404 Client Error:  not found"):
+    with pytest.raises(
+        DataError, match=r"'a/b': folder not found, and the download .* failed .404 Client Error:  not found"
+    ):
         find_model("a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match=r"huggingface_hub is not installed; run pip install 'causaldiffae\[hub\]'"):
