@@ -78,7 +78,7 @@ class Problems:
     def raise_first(self) -> None:
         """Raises a `DataError` with the first problem and the number of further ones, if there are any."""
         if self.count:
-            more = f" (and {self.count - 1} more)" if self.count > 1 else ""
+            more = f" (and {self.count - 1} more; `causaldiffae check` lists them all)" if self.count > 1 else ""
             raise DataError(self.lines[0] + more)
 
     def warn_hints(self) -> None:

@@ -224,7 +224,8 @@ def test_a_model_reads_the_folder_with_its_own_spec(folder: Path) -> None:
         read(folder, "test", spec=spec)
     write_table(folder, [{"file": "im/0.png", "age": 1}])
     with pytest.raises(
-        DataError, match=r"expected a column 'hat' for the variable of the graph, got none \(and 1 more\)"
+        DataError,
+        match=r"expected a column 'hat' for the variable of the graph, got none \(and 1 more; `causaldiffae check`",
     ):
         read(folder, "test", spec=spec)
 
@@ -339,7 +340,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "folder": (a_folder_for_a_file, "labels.csv:5: im/3.png: .*regular file"),
     "unreadable": (image(b"no image"), "im/3.png: .*JPEG, PNG, WebP, TIFF, BMP or GIF image"),
     "heavy": (image(bytes(1 << 26) + b"x"), "im/3.png: .*67108865"),
-    "no column": (graph(GRAPH.replace("hat", "scarf")), rf"expected a column 'scarf' {MISSING} \(and 1 more\)"),
+    "no column": (
+        graph(GRAPH.replace("hat", "scarf")),
+        rf"expected a column 'scarf' {MISSING} \(and 1 more; `causaldiffae check`",
+    ),
     "no variable": (graph(NO_HAT), "column 'hat': expected a variable of the graph; to skip it, list it in `ignore`"),
     "ignored": (graph(GRAPH + "ignore: [note]\n"), "expected a column 'note', which is listed in `ignore`, got none"),
     "constant": (column("age", 3), "age: expected two or more values, got 3 in all 12 labelled training images"),
@@ -366,7 +370,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "undeclared category": (
         graph(CATEGORIES.format("categories: [none, cap]")),
-        r"labels.csv:4: hat: expected one of none, cap, got 'straw' \(and 5 more\)",
+        r"labels.csv:4: hat: expected one of none, cap, got 'straw' \(and 5 more; `causaldiffae check` lists",
     ),
     "category of none": (
         graph(CATEGORIES.format("categories: [none, cap, straw, fez]")),
