@@ -2,9 +2,10 @@
 
     ./scripts/demo.sh [OUT]
 
-Makes a share of both data sets, opens weights/{dataset}_causaldae_mini, applies two interventions to each, and compares
-the counterfactuals with the true images. Nothing is trained here; scripts/train_{dataset}_causaldae.sh with SIZE=mini
-trained these weights. Prints a table and writes OUT/counterfactuals.png and OUT/report.json.
+Makes a share of MorphoMNIST and the Pendulum data set in OUT/data, opens weights/{dataset}_causaldae_mini, applies two
+interventions to each, and compares the counterfactuals with the true images. Nothing is trained here;
+scripts/train_{dataset}_causaldae.sh with SIZE=mini trained these weights. Prints a table and writes
+OUT/counterfactuals.png and OUT/report.json.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def main(argv: list[str]) -> None:
     padded = [np.pad(grid, ((0, 0), (0, width - grid.shape[1]), (0, 0)), constant_values=255) for grid in grids]
     save_png(args.out / "counterfactuals.png", np.concatenate(padded))
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print("means over the images; L1 on 0..255, from the true image: of the factual image and of the counterfactual")
     print(f"{'':14s}" + "".join(f"{key:>19s}" for key in TABLE))
     for dataset, entry in report.items():
         for name, row in ((dataset, entry), ("  also", entry["also"])):
