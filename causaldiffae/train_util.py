@@ -162,7 +162,7 @@ class TrainLoop:
         for rate, ema in self.emas.items():
             average = load_checkpoint(checkpoint.path, ema=rate).model_state
             self.emas[rate] = {key: with_layout_of(ema[key], value.to(self.device)) for key, value in average.items()}
-        self.logger.info(f"resuming from step {self.step}")
+        self.logger.info(f"resuming from step {self.step} of {self.config.train.total_steps}")
         if changes:
             self.logger.info(f"options changed since step {self.step}: {listed(changes)}")
 

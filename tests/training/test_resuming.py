@@ -81,7 +81,7 @@ def test_resuming_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     loop(tmp_path, total_steps=3).run()
     assert "resuming" not in capsys.readouterr().err
     finished = loop(tmp_path, total_steps=3)
-    assert capsys.readouterr().err == "resuming from step 3\n"
+    assert capsys.readouterr().err == "resuming from step 3 of 3\n"
     finished.run()
     assert finished.step == 3
 
@@ -107,7 +107,7 @@ def test_changed_options_take_effect_and_are_logged(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     resumed = loop(tmp_path, lr=0.5, weight_decay=0.25, keep_last=3)
     assert capsys.readouterr().err == (
-        "resuming from step 3\n"
+        "resuming from step 3 of 6\n"
         "options changed since step 3: total_steps: 3 -> 6, lr: 0.001 -> 0.5, weight_decay: 0.0 -> 0.25, "
         "keep_last: 2 -> 3\n"
     )
