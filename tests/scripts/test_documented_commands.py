@@ -41,7 +41,7 @@ OWN_DATA = SUITE + "tests/datasets/folder/test_own_data.py"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
     "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
-    "python classifiers/folder_classifier.py --data_dir my_images --out my_predictor": OWN_DATA,
+    "python classifiers/folder_classifier.py --data_dir my_images --out my_predictor --image_size 32": OWN_DATA,
     "python scripts/evaluate.py --model_path RUN --data_dir my_images --predictor my_predictor --out results.json": (
         OWN_DATA
     ),
