@@ -39,7 +39,7 @@ from causaldiffae.evaluation.tables import tables
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.model import CausalAutoencoder
-from causaldiffae.predictors.predictor import open_predictor
+from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
 from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 
@@ -158,6 +158,12 @@ def export(values: dict[str, Any], settings: ProtocolSettings) -> None:
     """Writes the questions of a data set."""
     folder, data_dir = Path(values["export_questions"]), values["data_dir"]
     spec = dataset_spec(values["dataset"], values["image_size"] or None, data_dir=data_dir)
+    if not (values["predictor"] or predictor_is_shipped(spec)):
+        warnings.warn(
+            f"predictor: found no shipped one for {spec.name} at {spec.image_size} px; the answers are scored with "
+            "--predictor DIR, or export the questions with another --image_size",
+            stacklevel=1,
+        )
     count = questions.export_questions(folder, questions.open_task(spec, data_dir, settings), settings)
     print(f"{count} questions written to {folder}; write the answers to the paths in {folder}/questions.csv")
 

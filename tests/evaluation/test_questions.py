@@ -185,6 +185,14 @@ def test_faulty_questions_are_refused(root: Path, asked: Path, tmp_path: Path) -
         export_questions(asked, task_of(root), SETTINGS)
 
 
+def test_the_lack_of_a_predictor_is_a_warning(root: Path, tmp_path: Path) -> None:
+    flags = ["--dataset", "morphomnist", "--data_dir", root, "--num_images", 2, "--export_questions"]
+    outcome = run(SCRIPT, *flags, tmp_path / "28")
+    assert outcome.returncode == 0 and "predictor: " not in outcome.stderr and "6 questions" in outcome.stdout
+    outcome = run(SCRIPT, *flags, tmp_path / "14", "--image_size", 14)
+    assert outcome.returncode == 0 and "predictor: found no shipped one for morphomnist at 14 px" in outcome.stderr
+
+
 def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     export = ["--export_questions", tmp_path / "x"]
     assert_refused(run(SCRIPT, *export, "--data_dir", tmp_path), "dataset: expected a value, got none; set --dataset")
