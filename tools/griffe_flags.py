@@ -15,4 +15,7 @@ class FlagTexts(griffe.Extension):
         if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "flag":
             default, text = attr.value.arguments
             attr.value = default
-            attr.docstring = griffe.Docstring(ast.literal_eval(str(text)), parent=attr)
+            written = str(text)
+            if written.isidentifier():  # a constant of the same module
+                written = str(attr.module[written].value)
+            attr.docstring = griffe.Docstring(ast.literal_eval(written), parent=attr)

@@ -103,7 +103,8 @@ def test_damaged_configurations_are_refused(folder: Path, network: Any) -> None:
 def test_a_predictor_must_fit_the_model() -> None:
     predictor = Predictor(SPEC)
     check_fits(predictor, SPEC, "here")
-    with pytest.raises(InputError, match="predictor: here: expected image_size 96, as the model, got 32; train it with --image_size 96"):
+    expected = "predictor: here: expected image_size 96, as the model, got 32; train it with --image_size 96"
+    with pytest.raises(InputError, match=expected):
         check_fits(predictor, dataset_spec("pendulum"), "here")
     with pytest.raises(InputError, match="predictor: here: expected name 'morphomnist', as the model, got 'pendulum'"):
         check_fits(predictor, dataset_spec("morphomnist"), "here")
