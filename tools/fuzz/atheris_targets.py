@@ -30,9 +30,13 @@ with atheris.instrument_imports(include=[f"causaldiffae.{name}" for name in READ
     from causaldiffae.checkpoints.checkpoint import verify
     from causaldiffae.datasets.folder.content import interpret
     from causaldiffae.datasets.folder.table_files import TableFile
+    from causaldiffae.datasets.registry import find_dataset
     from causaldiffae.errors import DataError
     from causaldiffae.files.idx import read_idx
     from causaldiffae.files.npz import NpzFile
+
+
+find_dataset("folder")  # graph files may name a data set: all must be registered
 
 
 def read_idx_bytes(content: bytes, folder: Path) -> None:

@@ -101,7 +101,7 @@ def parse_description(
         declared = {name: replace(each, missing=(*each.missing, *marks)) for name, each in all_variables.items()}
     if given.get("group") in graph.names:
         found.add(f"{where}: group: expected a column that is no variable, got {given.pop('group')!r:.80}")
-    if given.get("name", "folder") not in DATASETS:
+    if "name" in given and given["name"] not in DATASETS:
         found.add(f"{where}: name: expected one of {', '.join(DATASETS)}, got {given.pop('name')!r}")
     form: dict[str, Any] = {key: given.pop(key) for key in ("image_size", "channels") if key in given}
     with found.collect():
