@@ -83,9 +83,8 @@ def parse(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"{tasks[0]}, {tasks[1]}: expected one of them, got both")
     if not (tasks or values["report"]):
         raise InputError("model_path: expected a value, got none; set --model_path, --all or --report")
-    if tasks:
-        check_given(SimpleNamespace(**values), "data_dir")
-    check_given(SimpleNamespace(**values), "dataset" if values["export_questions"] else "out")
+    required = ["dataset"] if values["export_questions"] else ["out"]
+    check_given(SimpleNamespace(**values), *required, *(["data_dir"] if tasks else []))
     if (values["model_path"] or values["answers"]) and not values["out"].endswith(".json"):
         raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["protocol"] == peers.NAME and not values["model_path"]:

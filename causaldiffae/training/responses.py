@@ -108,6 +108,7 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         return None
 
+    @torch.inference_mode()
     def read(images: np.ndarray) -> np.ndarray:
         z = engine.latents(to_model_range(torch.from_numpy(images)).to(device))
         return engine.read_labels(z).cpu().numpy()
