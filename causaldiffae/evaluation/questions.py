@@ -26,27 +26,27 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
+from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, MODES
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.headers import describe
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, make_task, measured_outputs
-from causaldiffae.evaluation.run import data_folder, known_results, score_outputs, write_results
+from causaldiffae.evaluation.run import data_folder, known_results, one_thread, write_results
 from causaldiffae.evaluation.scores import Scorer
+from causaldiffae.evaluation.scores import score as score_task
 from causaldiffae.files.images import open_image
 from causaldiffae.files.reading import file_stem, read_file, read_json
 from causaldiffae.metrics.axioms import distance
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.training.predictor import data_digest
+from causaldiffae.visualization.image_grids import save_png
 
 QUESTIONS: Final = "questions.json"
 FORMAT: Final = "causaldiffae questions"
 RECONSTRUCTION: Final = "reconstruction"
-MAX_FILE_BYTES: Final = 1 << 26
-_MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 
 Answer = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 """(images (B, C, H, W) uint8, labels (B, n) in label units, do: variable -> (B,) values) -> images, shaped as given.
@@ -80,7 +80,7 @@ def export_questions(folder: Path, task: Task, settings: ProtocolSettings) -> in
         InputError: if the folder exists, or if PNG files cannot hold the images.
     """
     data, spec = task.data, task.data.spec
-    if spec.channels not in _MODES:
+    if spec.channels not in MODES:
         raise InputError(f"export_questions: expected images of 1, 3 or 4 channels, got {spec.channels}")
     if folder.exists():
         raise InputError(f"export_questions: expected a new folder, got {folder}, which exists")
@@ -89,7 +89,7 @@ def export_questions(folder: Path, task: Task, settings: ProtocolSettings) -> in
     class_name = [spec.class_name] if data.classes is not None else []
     rows = [["file", "index", *spec.graph.names, *class_name]]
     for row, name in enumerate(files):
-        _save(folder / name, data.images[row])
+        save_png(folder / name, data.images[row].transpose(1, 2, 0))
         labels = [_cell(spec, each, value) for each, value in zip(spec.graph.names, data.labels[row], strict=True)]
         given = [] if data.classes is None else [str(data.classes[row])]
         rows.append([name, str(task.indices[row]), *labels, *given])
@@ -116,11 +116,6 @@ def _cell(spec: DatasetSpec, name: str, value: float) -> str:
 def _write_csv(path: Path, rows: list[list[str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-
-
-def _save(path: Path, image: np.ndarray) -> None:
-    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    Image.fromarray(pixels, _MODES[len(image)]).save(path)
 
 
 def read_questions(folder: Path, data_dir: str) -> tuple[Task, ProtocolSettings]:
@@ -185,7 +180,7 @@ def _read_answer(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     with open_image(read_file(path, MAX_FILE_BYTES), ("PNG",), str(path)) as image:
         if image.size != (shape[2], shape[1]):
             raise DataError(f"{path}: expected {shape[2]} x {shape[1]} pixels, got {image.size[0]} x {image.size[1]}")
-        pixels = np.asarray(image.convert(_MODES[shape[0]]))
+        pixels = np.asarray(image.convert(MODES[shape[0]]))
     return pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
 
 
@@ -256,7 +251,9 @@ def score_answers(
         return known
     outputs = outputs_of(answers, task)
     train = read_split(spec.name, folder, "train", spec=spec)
-    found = {**header, "results": score_outputs(task, outputs, Scorer(opened.predictor, train, seed=settings.seed))}
+    with one_thread():
+        results = score_task(task, outputs, Scorer(opened.predictor, train, seed=settings.seed))
+    found = {**header, "results": results}
     if out is not None:
         write_results(out, found, task, outputs)
     return found

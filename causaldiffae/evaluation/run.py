@@ -194,8 +194,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     finished = time.monotonic()
     train = read_split(loaded.spec.name, header["data"]["folder"], "train", spec=loaded.spec)
     scorer = Scorer(predictor.predictor, train, *inception, job.settings.seed)
-    results = score_outputs(task, outputs, scorer)
     with one_thread():
+        results = score(task, outputs, scorer)
         results["dci"] = latent_scores(opened.engine, task, scorer, job.settings, opened.device)
     timing = {"asking_seconds": finished - begin, "scoring_seconds": time.monotonic() - finished}
     timing = {key: round(value, 1) for key, value in timing.items()} | {"workers": job.workers}
@@ -217,12 +217,6 @@ def known_results(out: Path, header: Mapping[str, Any]) -> dict[str, Any] | None
     if known.get("digest") != header["digest"]:
         raise InputError(f"{out}: expected results of this model, data and settings, got others; delete it")
     return known
-
-
-def score_outputs(task: Task, outputs: dict[str, np.ndarray], scorer: Scorer) -> dict[str, Any]:
-    """All figures of a task except DCI, computed by one thread."""
-    with one_thread():
-        return score(task, outputs, scorer)
 
 
 def write_results(out: Path, found: dict[str, Any], task: Task, outputs: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from digits import write_digits
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
@@ -28,8 +28,6 @@ from causaldiffae.evaluation.questions import (
     score_answers,
 )
 from causaldiffae.evaluation.run import read_results
-from causaldiffae.generators import morphomnist
-from causaldiffae.predictors.predictor import Predictor, save_predictor
 
 SCRIPT = REPO / "scripts" / "evaluate.py"
 SETTINGS = ProtocolSettings(num_images=4, seed=3)
@@ -38,10 +36,7 @@ SETTINGS = ProtocolSettings(num_images=4, seed=3)
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("questions")
-    share = REPO / "assets" / "mnist_share"
-    morphomnist.write_dataset(share, root / "morphomnist", num_train=30, num_test=6, workers=1, progress=False)
-    torch.manual_seed(0)
-    save_predictor(root / "predictor", Predictor(dataset_spec("morphomnist")), {"observational": {"thickness": 0.5}})
+    write_digits(root)
     export_questions(root / "asked", task_of(root), SETTINGS)
     return root
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from digits import write_digits
 from paths import REPO
 from running import Outcome, assert_refused, run
 from tiny import randomise
@@ -20,7 +21,6 @@ from causaldiffae.evaluation import run as evaluation_run
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, run_chunk
 from causaldiffae.evaluation.tables import over_seeds, seeds_table, shown, tables
-from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Predictor, save_predictor
 from causaldiffae.script_util import MODELS, create_model_and_diffusion, describe_checkpoint
 
@@ -32,10 +32,7 @@ FAST = ["--steps=2", "--cycles=2", "--cycle_images=2", "--chunk=2", "--dci_resam
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, a predictor, and a small model of every type."""
     root = tmp_path_factory.mktemp("evaluation")
-    share = REPO / "assets" / "mnist_share"
-    morphomnist.write_dataset(share, root / "morphomnist", num_train=30, num_test=6, workers=1, progress=False)
-    torch.manual_seed(0)
-    save_predictor(root / "predictor", Predictor(dataset_spec("morphomnist")), {"observational": {"thickness": 0.5}})
+    write_digits(root)
     for kind in MODELS:
         write_model(root / "models" / kind, kind)
     return root
