@@ -35,7 +35,7 @@ from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.model import LabelModel
 from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import open_predictor
-from causaldiffae.script_util import create_model_and_diffusion, parse_config, run_cli
+from causaldiffae.script_util import Model, create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
@@ -50,9 +50,8 @@ PREVIEW_IMAGES = 32
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 
 
-def describe(config: Config, spec: DatasetSpec) -> str:
+def describe(config: Config, spec: DatasetSpec, model: Model) -> str:
     """Formats the resolved configuration as YAML, with its digest and the sizes of the networks as comments."""
-    model, _ = create_model_and_diffusion(config, spec)
     lines = [yaml.safe_dump(config.to_dict(), sort_keys=False).rstrip(), f"# configuration {config.digest()}"]
     lines.append(
         f"# data set {spec.name}: {spec.channels}x{spec.image_size}x{spec.image_size}, graph {spec.graph.edges}"
@@ -102,8 +101,9 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
         logger = Logger(run_dir, train.tensorboard, resume_step)
         loop = TrainLoop(config, data, logger, test, stop)
         logger.info(f"device: {describe_device()}")
-        train, text = loop.config.train, describe(loop.config, spec)  # with the options that training has chosen
+        train = loop.config.train  # with the options that training has chosen
         if dist_util.is_main():
+            text = describe(loop.config, spec, loop.model)
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
             for sentence in training_warnings(train, data, dist_util.world_size(), isinstance(loop.model, LabelModel)):
@@ -129,11 +129,13 @@ def main(argv: list[str]) -> None:
         check_platform()
     size, channels = train.image_size or None, train.channels or None
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
-    text = describe(config, spec)
+    model, _ = create_model_and_diffusion(config, spec)  # reports options that do not fit before data are read
     use_device(train.device)
     if train.dry_run:
-        print("\n".join([text, *(f"# {line}" for line in estimate(config, spec, dist_util.dev()).lines())]))
+        resources = estimate(config, spec, dist_util.dev()).lines()
+        print("\n".join([describe(config, spec, model), *(f"# {line}" for line in resources)]))
         return
+    del model  # the training loop creates its own
     with StopRequest(train.max_hours) as stop:  # signals now stop the run after the current step
         dist_util.setup_dist()
         failed = True

@@ -63,18 +63,24 @@ def score_network(model: nn.Module) -> nn.Module | None:
     return network if isinstance(network, nn.Module) else None
 
 
+def undo_compile(network: nn.Module) -> None:
+    """Inverse of `compile_network`, for which PyTorch has no public function."""
+    network._compiled_call_impl = None
+
+
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Runs the score network of a model without compilation: every other shape of its inputs would be compiled."""
     network = score_network(model)
-    compiled = None if network is None else network._compiled_call_impl
+    if network is None:
+        yield
+        return
+    compiled = network._compiled_call_impl
+    undo_compile(network)
     try:
-        if network is not None:
-            network._compiled_call_impl = None  # `nn.Module.compile` has no public inverse
         yield
     finally:
-        if network is not None:
-            network._compiled_call_impl = compiled
+        network._compiled_call_impl = compiled
 
 
 def accelerate(

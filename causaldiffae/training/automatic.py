@@ -16,7 +16,13 @@ from causaldiffae import dist_util
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.model import TrainingStep
-from causaldiffae.training.acceleration import activation_dtype, compile_network, has_compiler, score_network
+from causaldiffae.training.acceleration import (
+    activation_dtype,
+    compile_network,
+    has_compiler,
+    score_network,
+    undo_compile,
+)
 from causaldiffae.training.estimate import Trial
 
 REPEATS: Final = 3
@@ -68,10 +74,6 @@ class _Machine:
             warnings.warn(f"compile: failed, so the network is not compiled: {problem}", stacklevel=2)
         return float("inf") if dist_util.any_of(bool(problem)) else self.seconds()
 
-    def undo_compile(self) -> None:
-        assert self.network is not None
-        self.network._compiled_call_impl = None  # `nn.Module.compile` has no public inverse
-
 
 def choose(
     config: Config, training_step: TrainingStep, spec: DatasetSpec, device: torch.device, steps_done: int = 0
@@ -103,8 +105,8 @@ def choose(
         eager, pays = seconds, can_compile and left >= 60 * MIN_MINUTES
         if pays and (compiled := machine.compile()) < eager:
             seconds, note = compiled, f" ({compiled:.3g} s a step, {eager:.3g} s without)"
-        elif pays:
-            machine.undo_compile()
+        elif pays and machine.network is not None:
+            undo_compile(machine.network)
         train = replace(train, compile=bool(note))
     line = f"{'bfloat16' if train.use_bf16 else 'float32'}, {'compiled' if train.compile else 'not compiled'}{note}"
     if timed:

@@ -219,7 +219,7 @@ def responses_of_model(path: str) -> dict[str, Response]:
 def unfollowed(responses: Responses, names: Iterable[str]) -> str:
     """A sentence about those of `names` that pictures do not follow; "" if there are none, or they are not known."""
     weak = [
-        f"{responses[name].share.mean or 0:.0%} of a requested change of {name}"
+        f"{_percent(responses[name].share.mean or 0.0)} of a requested change of {name}"
         for name in names
         if name in responses and responses[name].share.mean is not None and responses[name].verdict != "followed"
     ]
@@ -259,17 +259,23 @@ class ResponseTracker:
         self.label_predictor, self.say = label_predictor, say
         self.latest: dict[str, Response] = {}
         self._history: list[float] = []
+        self._reader: Reader | None = None
 
     def measure(
         self, model: Model, config: DiffusionConfig, data: ImageData, step: int, autocast: torch.dtype | None = None
     ) -> dict[str, float]:
-        """Measures the responses of a model at a step and returns the shares that are known, `response_NAME`."""
+        """Measures the responses at a step and returns the shares that are known, `response_NAME`.
+
+        All calls must be about the same model, whose weights may change.
+        """
+        if not can_intervene(model):
+            return {}
         solver = create_solver(config, steps=STEPS)
         engine = CounterfactualEngine(model.eval(), solver, data.spec, autocast=autocast)
-        reader = find_reader(data.spec, engine, self.label_predictor) if can_intervene(model) else None
-        if reader is None:
+        self._reader = self._reader or find_reader(data.spec, engine, self.label_predictor)
+        if self._reader is None:
             return {}
-        self.latest = measure_responses(engine, data, reader)
+        self.latest = measure_responses(engine, data, self._reader)
         mean = mean_share(self.latest)
         if np.isfinite(mean):
             self._history.append(mean)
