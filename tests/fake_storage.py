@@ -1,10 +1,13 @@
 """A stand-in for blobfile whose bucket is a local folder."""
 
 import shutil
+import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 class FakeBlobfile(types.ModuleType):
@@ -76,3 +79,11 @@ class FakeBlobfile(types.ModuleType):
 
     def rmtree(self, address: str) -> None:
         shutil.rmtree(self._call("rmtree", address))
+
+
+def install_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBlobfile:
+    """Replaces blobfile by a service whose bucket and local cache are in a folder of the test."""
+    fake = FakeBlobfile(tmp_path / "bucket")
+    monkeypatch.setitem(sys.modules, "blobfile", fake)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return fake

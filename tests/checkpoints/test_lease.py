@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_storage import FakeBlobfile
+from fake_storage import FakeBlobfile, install_service
 from processes import plain_environment
 from support import CHECKPOINT_CONFIG, small_network
 
@@ -26,9 +26,7 @@ ELSEWHERE = {"process": 7, "host": "node7", "machine": "another machine", "job":
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBlobfile:
-    fake = FakeBlobfile(tmp_path / "bucket")
-    monkeypatch.setitem(sys.modules, "blobfile", fake)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fake = install_service(tmp_path, monkeypatch)
     for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     return fake

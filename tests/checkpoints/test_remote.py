@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from fake_storage import FakeBlobfile
+from fake_storage import FakeBlobfile, install_service
 from loops import assert_same, loop
 from processes import ended, start_group
 from support import CHECKPOINT_CONFIG, flip_byte, small_network
@@ -28,10 +27,7 @@ RUN = "gs://bucket/run"
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBlobfile:
-    fake = FakeBlobfile(tmp_path / "bucket")
-    monkeypatch.setitem(sys.modules, "blobfile", fake)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return fake
+    return install_service(tmp_path, monkeypatch)
 
 
 def write(step: int, seed: int = 0) -> Path:

@@ -1,10 +1,9 @@
 """A run directory in object storage: training whose service does not respond at the start ends with one line."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from fake_storage import FakeBlobfile
+from fake_storage import FakeBlobfile, install_service
 from folders import make_folder, table_rows
 from paths import REPO
 from running import Outcome, assert_refused, run
@@ -15,10 +14,7 @@ NETWORK = ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--
 
 @pytest.fixture
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBlobfile:
-    fake = FakeBlobfile(tmp_path / "bucket")
-    monkeypatch.setitem(sys.modules, "blobfile", fake)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return fake
+    return install_service(tmp_path, monkeypatch)
 
 
 def train(data: Path, total_steps: int, *more: str) -> Outcome:
