@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from digits import write_digits
+from folders import make_folder
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
@@ -195,3 +196,17 @@ def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert_refused(run(SCRIPT, *export, "--answers", tmp_path), "export_questions, answers: expected one of them")
     both = ["--answers", tmp_path, "--data_dir", tmp_path]
     assert_refused(run(SCRIPT, *both, "--out", tmp_path), "out: expected a file NAME.json")
+
+
+def test_colours_and_orientation_survive_the_files(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "mine")
+    settings = ProtocolSettings()
+    task = open_task(dataset_spec("folder", data_dir=folder), str(folder), settings)
+    export_questions(tmp_path / "asked", task, settings)
+    for row in rows(tmp_path / "asked" / "questions.csv"):
+        shutil.copy2(tmp_path / "asked" / row["file"], tmp_path / "asked" / row["answer"])
+    assert task.data.images.shape[1] == 3 and (task.data.images != task.data.images.swapaxes(2, 3)).any()
+    for images in read_answers(tmp_path / "asked", task).values():
+        np.testing.assert_array_equal(images, task.data.images)
+    hats = {row["value"] for row in rows(tmp_path / "asked" / "questions.csv") if row["variable"] == "hat"}
+    assert hats <= {"none", "cap", "straw"}, "categories by name"
