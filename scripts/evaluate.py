@@ -148,7 +148,9 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
                 bar.update,
             )
     protocol = {"name": peers.NAME, "version": peers.VERSION, "settings": asdict(settings)}
-    report = {"protocol": protocol, "model": loaded.path, "predictor": predictor.path, "abduction": found}
+    paths = {"model": loaded.path, "predictor": predictor.path}
+    class_name = spec.class_name if spec.num_classes else ""
+    report = {"protocol": protocol, **paths, "class_name": class_name, "abduction": found}
     Path(values["out"]).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"{peers.peers_table(found, spec)}\nwritten to {values['out']}")
 

@@ -121,6 +121,7 @@ TINY = {
     "circuit_classifier.py": [*_PREDICTOR, "--image_size=32"],
     "sweep_scale.py": ["--num_images=4", "--num_reference=8", "--steps=2", "--scales=0,1"],
     "sweep_steps.py": ["--num_images=2", "--settings=ddim:3,dpmpp2m:2"],
+    "write_tables.py": [],
     "evaluate.py": ["--num_images=3", "--steps=2", "--workers=1", "--cycles=1", "--dci_resamples=1"],
     "plot_run.py": ["--images=1", "--steps=2"],
     "mutate.py": ["--inputs=100"],

@@ -1,0 +1,193 @@
+"""Results files as Markdown: one function per kind of table, from the content of a file to text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Final
+
+from causaldiffae.evaluation.tables import BASELINES, MISSING, dig
+
+Results = Any
+_WIDTH: Final = 100
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, one line per row."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("|  |", "| |")
+
+
+def rounded(value: float | str | None, decimals: int = 2) -> str:
+    """A number with its decimals, halves rounded up; `MISSING` for None."""
+    if value is None:
+        return MISSING
+    return str(Decimal(str(value)).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP))
+
+
+def plus_minus(figure: Mapping[str, Any] | None, decimals: int = 2) -> str:
+    """The mean with half the width of its interval, "1.23 ± 0.04"."""
+    if figure is None or figure.get("mean") is None:
+        return MISSING
+    if figure.get("low") is None or figure.get("high") is None:
+        return rounded(figure["mean"], decimals)
+    return f"{rounded(figure['mean'], decimals)} ± {rounded((figure['high'] - figure['low']) / 2, decimals)}"
+
+
+def mean_of(figure: Mapping[str, Any] | None, decimals: int) -> str:
+    """The mean of a figure."""
+    return rounded(None if figure is None else figure.get("mean"), decimals)
+
+
+def demo_table(results: Results) -> str:
+    """report.json of scripts/demo.py: one row per intervention."""
+    rows = []
+    for dataset, entry in results.items():
+        for row in (entry, entry["also"]):
+            errors = row["mean_error_of_measured_labels"].items()
+            rows.append(
+                [
+                    dataset,
+                    f"do({row['variable']} = {row['requested']:g})",
+                    f"{rounded(row['counterfactual_l1'])} ± {rounded(row['counterfactual_l1_interval'])}",
+                    rounded(row["do_nothing_l1"]),
+                    rounded(row["measured"]),
+                    ", ".join(f"{name} {rounded(error)}" for name, error in errors),
+                ]
+            )
+    headings = ["data", "intervention", "L1 to the truth", "L1 of the factual image", "measured"]
+    return markdown_table([*headings, "mean error of the measured labels"], rows)
+
+
+def demo_reconstruction(results: Results) -> str:
+    """report.json of scripts/demo.py: the errors of reconstructions as a sentence."""
+    parts = [f"{entry['reconstruction_l1']:.1g} ({dataset})" for dataset, entry in results.items()]
+    steps = next(iter(results.values()))["steps_each_way"]
+    return f"Reconstruction ({steps} steps in, {steps} steps out): L1 {', '.join(parts)}."
+
+
+def evaluation_table(results: Results) -> str:
+    """A results file of scripts/evaluate.py: rows for every intervention's model and references."""
+    variables, names = results["data"]["variables"], {"model": "the model"} | BASELINES
+    headings = ["", "L1", "PSNR", "SSIM", *(f"{name} error" for name in variables), "class", "CLD", "FID-own"]
+    columns: list[tuple[tuple[str, ...], int]] = [(("truth", key), digits) for key, digits in
+                                                  (("l1", 2), ("psnr", 1), ("ssim", 3))]  # fmt: skip
+    columns += [(("effectiveness", "predictor", name), 3) for name in variables]
+    columns += [(("class_accuracy",), 3), (("cld",), 3), (("realism", "fid_own"), 2)]
+    rows = []
+    for do, found in results["results"]["interventions"].items():
+        for kind, answer in found["answers"].items():
+            cells = [mean_of(dig(answer, *keys), digits) for keys, digits in columns]
+            back = mean_of(dig(found, "reversibility", "1"), 2) if kind == "model" else MISSING
+            rows.append([f"do({do}): {names[kind]}" if kind == "model" else names[kind], *cells, back])
+    headings.append("reversibility")
+    used = [j for j in range(len(headings)) if j == 0 or any(row[j] != MISSING for row in rows)]
+    return markdown_table([headings[j] for j in used], [[row[j] for j in used] for row in rows])
+
+
+def evaluation_summary(results: Results) -> str:
+    """A results file of scripts/evaluate.py: composition, DCI and average effects as sentences."""
+    found, settings = results["results"], results["settings"]
+    one, many = (mean_of(dig(found, "composition", key), 3) for key in ("1", "long"))
+    sentences = [
+        f"Composition (null intervention, unrounded) is {one} after one cycle and {many} after {settings['cycles']}."
+    ]
+    if found.get("dci"):
+        block = {name: mean_of(dig(found, "dci", name, "block_disentanglement"), 3) for name in ("boosting", "lasso")}
+        r2 = mean_of(dig(found, "dci", "boosting", "informativeness"), 2)
+        sentences.append(f"DCI by blocks is {block['boosting']} (boosting) and {block['lasso']} (lasso), R² {r2}.")
+    for do, row in found["interventions"].items():
+        for effect, figures in (dig(row, "answers", "model", "effects") or {}).items():
+            model, truth, error = (figures[key] for key in ("model", "truth", "error"))
+            sentences.append(
+                f"The average effect of do({do}) on {effect} is {_with_ends(model)} against the true "
+                f"{mean_of(truth, 2)}, an error of {_with_ends(error)}."
+            )
+    return textwrap.fill(" ".join(sentences), _WIDTH)
+
+
+def _with_ends(figure: Mapping[str, Any]) -> str:
+    return f"{mean_of(figure, 2)} [{rounded(figure['low'])}, {rounded(figure['high'])}]"
+
+
+def peers_table(results: Results) -> str:
+    """A results file of `evaluate.py --protocol melistas`: errors against the labels that the model itself predicts."""
+    rows = []
+    for abduction, found in results["abduction"].items():
+        interventions = found["interventions"]
+        for i, column in enumerate(next(iter(interventions.values()))["own"]):
+            is_class = column == results["class_name"]
+            digits = 3 if is_class or _largest(interventions, column) < 1 else 2
+            cells = [mean_of(row["own"][column], digits) for row in interventions.values()]
+            rows.append([abduction if i == 0 else "", f"{column} {'accuracy' if is_class else 'error'}", *cells])
+    names = [f"do({name})" for name in interventions]
+    return markdown_table(["abduction from", "figure", *names], rows)
+
+
+def _largest(interventions: Mapping[str, Any], column: str) -> float:
+    return max(row["own"][column]["mean"] or 0.0 for row in interventions.values())
+
+
+def peers_summary(results: Results) -> str:
+    """A results file of `evaluate.py --protocol melistas`: composition, and errors against the data's true labels."""
+    found = results["abduction"]
+    first = next(iter(found.values()))
+    composition = [
+        f"{' and '.join(mean_of(each, 3) for each in figures['composition'].values())} from {abduction}"
+        for abduction, figures in found.items()
+    ]
+    errors = []
+    for do, row in first["interventions"].items():
+        for column in row.get("true", {}):
+            if column not in (do, results["class_name"]):
+                means = [mean_of(each["interventions"][do]["true"][column], 2) for each in found.values()]
+                errors.append(f"{' and '.join(means)} ({column} under do({do}))")
+    text = f"Composition after {' and '.join(first['composition'])} cycles: {', '.join(composition)}."
+    if errors:
+        text += f" Against the true labels of the data, the errors are {', '.join(errors)}."
+    return textwrap.fill(text, _WIDTH)
+
+
+def steps_table(results: Results) -> str:
+    """steps.csv of scripts/sweep_steps.py: L1 of the null intervention and of every intervention, and label errors."""
+    titles = {"null": "null intervention"}
+    for key in results[0]:
+        kind, _, rest = key.partition(":")
+        if kind in ("truth", "error") and not key.endswith(("_low", "_high")):
+            do, _, label = rest.partition("):")
+            titles[key] = f"its {label}" if label else do.replace("=", " = ")
+    rows = []
+    for row in results:
+        cells = []
+        for key in titles:
+            figure = {end: float(row[f"{key}{suffix}"]) for end, suffix in _ENDS.items()} if row[key] else None
+            small = figure is not None and abs(figure["mean"]) < 1
+            cells.append(plus_minus(figure, 3 if small else 2))
+        rows.append([_SOLVERS.get(row["solver"], row["solver"]) + f", {row['steps']}", *cells])
+    return markdown_table(["solver, evaluations each way", *titles.values()], rows)
+
+
+_ENDS: Final = {"mean": "", "low": "_low", "high": "_high"}
+_SOLVERS: Final = {"ddim": "DDIM loops (published)", "dpmpp2m": "DPM-Solver++(2M)", "obelm": "O-BELM with both states"}
+
+
+def interventions_table(results: Results) -> str:
+    """summary.json of the scripts image_*_test.py: one row per intervention."""
+    rows = []
+    for do, row in results["results"].items():
+        rows.append([f"do({do})", *(rounded(row.get(key)) for key in ("counterfactual_l1", "do_nothing_l1"))])
+    return markdown_table(["intervention", "L1 to the truth", "factual image"], rows)
+
+
+KINDS: Final[dict[str, Callable[[Results], str]]] = {
+    "demo": demo_table,
+    "demo_reconstruction": demo_reconstruction,
+    "evaluation": evaluation_table,
+    "evaluation_summary": evaluation_summary,
+    "peers": peers_table,
+    "peers_summary": peers_summary,
+    "steps": steps_table,
+    "interventions": interventions_table,
+}
+"""Kinds of tables, as they are named in the marks."""
