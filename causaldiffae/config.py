@@ -178,6 +178,11 @@ class TrainConfig:
     background_save: bool = flag(True, "write checkpoints in a background thread")
     storage_patience: float = flag(60.0, "minutes of failing writes and uploads before the run ends; 0 for none")
     max_skipped_steps: int = flag(10, "consecutive steps with a non-finite loss or gradient to skip before failing")
+    train_until: float = flag(
+        0.0,
+        "stop when the pictures show this share of the requested change of every variable, or no longer improve, and "
+        "keep the best weights in RUN/best; 0 for all steps",
+    )
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
     resume_checkpoint: str = flag("", "step folder to resume from; default: the newest one in run_dir")
     init_weights: str = flag("", "model folder with the initial weights of a new run")
@@ -213,7 +218,7 @@ POSITIVE = {
     *("diffusion_steps", "label_std", "total_steps", "batch_size", "lr", "keep_last"),
     *("log_interval", "save_interval", "sample_interval"),
 }
-FRACTIONS = {"drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
+FRACTIONS = {"train_until", "drop_prob", "block_drop_prob", "label_forcing", "label_fraction", "dropout"}
 CHOICES = {
     "label_kl_variance": ("posterior", "unit"),
     "mask_by": ("image", "variable"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
-from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import digest, labelled_mask
@@ -34,18 +32,18 @@ from causaldiffae.logger import PROGRESS, Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import float_for_tables, update_ema
 from causaldiffae.resample import create_named_schedule_sampler
-from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, model_entry
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, model_entry
 from causaldiffae.training.acceleration import accelerate, activation_dtype, uncompiled
 from causaldiffae.training.automatic import choose, with_recorded
-from causaldiffae.training.previews import draw_preview
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
-from causaldiffae.training.responses import ResponseTracker
+from causaldiffae.training.response_tracker import BEST, ResponseTracker
 from causaldiffae.training.resuming import (
     batch_order,
     changed_options,
     check_same_run,
     checkpoint_to_resume,
     listed,
+    load_initial_weights,
     restore_optimizer,
     with_layout_of,
 )
@@ -103,20 +101,14 @@ class TrainLoop:
         world, train = dist_util.world_size(), config.train
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped, self.writer = SkippedSteps(train.max_skipped_steps), create_writer(train, logger.run_dir)
-        self.responses, self.image_names = ResponseTracker(train.label_predictor, logger.info), data.ids
-        self.source = BatchSource(
-            data,
-            train.batch_size * world,
-            seed=train.seed,
-            device=self.device,
-            rank=dist_util.rank(),
-            world=world,
-            data_on_device=train.data_on_device,
-        )
+        self.responses = ResponseTracker(train.label_predictor, logger.info, train.train_until)
+        self.image_names = data.ids
+        options: dict[str, Any] = {"seed": train.seed, "device": self.device, "data_on_device": train.data_on_device}
+        self.source = BatchSource(data, train.batch_size * world, rank=dist_util.rank(), world=world, **options)
         torch.manual_seed(stream_seed(train.seed, 0, "init"))
         self.model, self.diffusion = create_model_and_diffusion(config, self.spec)
         if train.init_weights:
-            self._load_weights(train.init_weights)
+            load_initial_weights(self.model, train.init_weights, config, self.spec)
         self.model.to(self.device)
         accelerate(self.model, self.device, channels_last=train.channels_last)  # before the optimizer's moments
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
@@ -135,16 +127,6 @@ class TrainLoop:
         if world > 1:
             self.training_step = DistributedDataParallel(self.training_step)
 
-    def _load_weights(self, path: str) -> None:
-        loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
-        found, expected = asdict(loaded.config.model), asdict(self.config.model)
-        others = [f"--{name} {found[name]}" for name in found if found[name] != expected[name]]
-        if others:
-            raise InputError(f"init_weights: expected weights of this network, got {path}; set {' '.join(others)}")
-        if loaded.spec.to_dict() != self.spec.to_dict():
-            raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
-        self.model.load_state_dict(loaded.model.state_dict())
-
     def _resume(self, run_dir: str | Path) -> None:
         explicit = self.config.train.resume_checkpoint
         path = checkpoint_to_resume(explicit, run_dir)
@@ -158,7 +140,8 @@ class TrainLoop:
         changes = changed_options(checkpoint, self.config) | restore_optimizer(self.optimizer, state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         self.skipped.load_state_dict(state.get("skipped", self.skipped.state_dict()))
-        self.step = state["step"]
+        self.responses.load_state_dict(state.get("responses", []))
+        self.step, self.stopped = state["step"], bool(self.responses.stop_reason())
         for rate, ema in self.emas.items():
             average = load_checkpoint(checkpoint.path, ema=rate).model_state
             self.emas[rate] = {key: with_layout_of(ema[key], value.to(self.device)) for key, value in average.items()}
@@ -190,11 +173,13 @@ class TrainLoop:
                 "optimizer": self.optimizer.state_dict(),
                 "sampler": self.sampler.state_dict(),
                 "skipped": self.skipped.state_dict(),
+                "responses": self.responses.state_dict(),
                 "labelled": torch.from_numpy(labelled),
                 "order": batch_order(self.source),
             },
             "config": describe_checkpoint(self.config, self.spec)
-            | {"labelled_images": int(observed.any(axis=1).sum()), "labelled": digest(observed)},
+            | {"labelled_images": int(observed.any(axis=1).sum()), "labelled": digest(observed)}
+            | {"images_seen": self.images_seen},
         }
         self.writer.write(self.step, states)
 
@@ -212,6 +197,11 @@ class TrainLoop:
         self.writer.check()
         raise InputError("run_dir: rank 0 failed to write a checkpoint; see its error message")
 
+    @property
+    def images_seen(self) -> int:
+        """Number of images of all steps and processes."""
+        return self.step * self.source.batch_size
+
     def run(self) -> None:
         """Trains from the current step to the last one, with checkpoints, logs and previews.
 
@@ -226,6 +216,8 @@ class TrainLoop:
             self.writer,
             progress_bar(total=train.total_steps, initial=self.step, desc=f"training {self.spec.name}") as bar,
         ):
+            if train.train_until and self.step and self.step % train.sample_interval == 0:
+                self.log_preview(only_new=True)  # not measured by a run that was interrupted after this step
             start, images = time.perf_counter(), 0
             while self.step < train.total_steps and not self.stopped:
                 for key, value in self.run_step().items():
@@ -373,18 +365,24 @@ class TrainLoop:
             for key in ema.keys() - set(floating):
                 ema[key].copy_(state[key])
 
-    def log_preview(self) -> float:
-        """Logs counterfactuals of the first moving average, and their responses; returns the elapsed seconds."""
-        if self.test is None or not dist_util.is_main():
+    def log_preview(self, only_new: bool = False) -> float:
+        """Logs counterfactuals of the first moving average, and their responses; returns the elapsed seconds.
+
+        Requests to stop as `train_until` says. With `only_new`, does nothing for a step that is measured.
+        """
+        if self.test is None or not dist_util.is_main() or (only_new and self.responses.has_measured(self.step)):
             return 0.0
-        start, state = time.perf_counter(), _copy_state(self.model)
+        start, state, patience = time.perf_counter(), _copy_state(self.model), self.config.train.storage_patience
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
         with uncompiled(self.model):
-            image = draw_preview(self.model, self.config.diffusion, self.test, self.device)
+            image = self.responses.preview(self.model, self.config.diffusion, self.test, self.device)
             found = self.responses.measure(self.model, self.config.diffusion, self.test, self.step, self.autocast)
-        with tolerated("counterfactuals", self.config.train.storage_patience):
+        with tolerated("counterfactuals", patience):
             self.logger.log_image("counterfactuals", image, self.step)
+        with tolerated(BEST, patience):
+            self.responses.keep_best(self.logger.run_dir, self.model, self.config, self.spec, self.images_seen)
         self.logger.logkvs(found)
+        self.stop.request(self.responses.stop_reason())
         self.model.load_state_dict(state)
         return time.perf_counter() - start
 

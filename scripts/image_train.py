@@ -40,6 +40,7 @@ from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, out_of_memory_message, training_warnings
+from causaldiffae.training.response_tracker import BEST
 from causaldiffae.training.responses import describe as describe_responses
 from causaldiffae.training.responses import write_responses
 from causaldiffae.training.resuming import checkpoint_to_resume
@@ -110,13 +111,17 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
                 warnings.warn(sentence, stacklevel=1)
         loop.run()
         logger.close()
-        if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
-            logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
         if loop.responses.latest:
             write_responses(run_dir, loop.responses.latest)
-            seen = loop.step * train.batch_size * dist_util.world_size()
-            logger.info("\n".join(describe_responses(loop.responses.latest, seen)))
-        if loop.stopped:
+            logger.info("\n".join(describe_responses(loop.responses.latest, loop.images_seen)))
+        if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
+            logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
+        best = loop.responses.best
+        if best is not None and (run_dir / BEST).is_dir():
+            logger.info(f"best step: {best.step}, its weights are in {run_dir / BEST}")
+        if loop.stopped and (reason := loop.responses.stop_reason()):
+            logger.info(f"finished after step {loop.step}: {reason}")
+        elif loop.stopped:
             reason = stop.reason() or "requested by another process"
             logger.info(f"stopped after step {loop.step}: {reason}; run the same command to resume")
 

@@ -31,7 +31,7 @@ LEVELS = [
 DATASETS_ORDER = [
     {"variables"},
     {"spec"},
-    {"images", "prefetch", "do_text", "independence"},
+    {"images", "prefetch", "do_text", "captions", "independence"},
     {"dataset", "label_subsets"},
     {"circuit", "mnist", "morphomnist", "pendulum", "folder"},
     {"registry"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.captions import caption_texts, join_captions
 from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.diff_scm import DiffScm
@@ -17,6 +19,8 @@ from causaldiffae.visualization.image_grids import headed_tile
 
 PREVIEW_STEPS = 25
 PREVIEW_IMAGES = 6
+LabelReader = Callable[[np.ndarray], np.ndarray]
+"""Reads labels (N, n), in label units, off images (N, C, H, W) uint8."""
 
 
 def can_intervene(model: Model) -> bool:
@@ -24,11 +28,18 @@ def can_intervene(model: Model) -> bool:
     return not isinstance(model, DiffScm) or model.has_labels or model.predictor is not None
 
 
-def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> np.ndarray:
+def draw_preview(
+    model: Model,
+    config: DiffusionConfig,
+    test: ImageData,
+    device: torch.device,
+    reader: LabelReader | None = None,
+) -> np.ndarray:
     """Draws images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
-    Returns a grid (H, W, 3) uint8 with headings. A Diff-SCM without a predictor yields reconstructions only; a model
-    that needs labels, without images that have all labels, the images only.
+    Returns a grid (H, W, 3) uint8 with headings; below the counterfactuals is what `reader` reads of the variable that
+    is set. A Diff-SCM without a predictor yields reconstructions only; a model that needs labels, without images that
+    have all labels, the images only.
     """
     diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
     engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
@@ -47,7 +58,28 @@ def draw_preview(model: Model, config: DiffusionConfig, test: ImageData, device:
     spec, texts = test.spec, ["reconstruction"]
     for do in interventions[1:]:
         texts.append(describe_do({name: spec.format_value(name, value) for name, value in do.items()}))
-    return headed_tile([("factual", few.images), *zip(texts, images, strict=True)])
+    columns = [("factual", few.images), *zip(texts, images, strict=True)]
+    return headed_tile(columns, _captions(few, interventions, images, reader) if len(columns) > 2 else None)
+
+
+def _captions(
+    few: ImageData,
+    interventions: Sequence[Mapping[str, float]],
+    images: Sequence[np.ndarray],
+    reader: LabelReader | None,
+) -> list[list[str]]:
+    """Captions of the columns: of a counterfactual, the variable that is set."""
+    spec, unread = few.spec, np.full(few.labels.shape, np.nan)
+    read_factual = unread if reader is None else reader(few.images)
+    factual = np.where(np.isnan(few.labels), read_factual, few.labels)
+    captions = [[""] * len(few), [""] * len(few)]
+    for do, drawn in zip(interventions[1:], images[1:], strict=True):
+        requested, read = factual.copy(), unread if reader is None else reader(drawn)
+        for name, value in do.items():
+            requested[:, spec.graph.index(name)] = value
+        texts = caption_texts(spec, requested, read, factual, do)
+        captions.append(join_captions({name: texts[name] for name in do}))
+    return captions
 
 
 def _ends(test: ImageData, i: int) -> tuple[float, float]:

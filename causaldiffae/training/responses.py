@@ -23,30 +23,30 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 import torch
 
-from causaldiffae.config import DiffusionConfig
+from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.captions import NOTABLE_SHARE
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_json
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
-from causaldiffae.script_util import Model, create_solver
-from causaldiffae.training.previews import can_intervene
 
 FILE: Final = "responses.json"
-FOLLOWS: Final = 0.8
+FOLLOWS: Final = 1 - NOTABLE_SHARE
 PARTLY: Final = 0.5
 HARDLY: Final = 0.1
-STEPS: Final = 10
-"""Network evaluations in each direction during training."""
+MEASURED, PREDICTED, ENCODED = "measured", "read by a predictor", "read by the model's own encoder"
+"""What reads labels, see `Reader.name`."""
 PATIENCE: Final = 3
 MARGIN: Final = 0.1
 """Requested values are this share of the range inside its ends."""
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     """ "12%"; a small negative share is "0%", not "-0%"."""
     return f"{round(share, 2) + 0.0:.0%}"
 
@@ -80,13 +80,18 @@ class Response:
             return "followed" if share >= FOLLOWS else "followed in part"
         return "hardly followed" if share >= HARDLY else "no better than doing nothing"
 
-    def text(self, name: str) -> str:
-        """A line about interventions on the variable `name`."""
+    @property
+    def is_weak(self) -> bool:
+        """Whether the pictures are known to follow the variable less than they should."""
+        return self.share.mean is not None and self.verdict != "followed"
+
+    def text(self, what: str) -> str:
+        """A line about an intervention such as "do(size)"."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return f"do({name}): unknown, no labels can be read"
-        interval = f" ({_percent(low)} to {_percent(high)})" if low is not None and high is not None else ""
-        return f"do({name}): {_percent(share)} of the requested change{interval}, {self.verdict}"
+            return f"{what}: unknown, no labels can be read"
+        interval = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
+        return f"{what}: {percent(share)} of the requested change{interval}, {self.verdict}"
 
 
 Responses = Mapping[str, Response]
@@ -100,11 +105,11 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
             the model's encoder, in this order.
     """
     if not label_predictor and spec.name in DATASETS and can_measure(spec):
-        return Reader("measured", lambda images: measure(spec, images))
+        return Reader(MEASURED, lambda images: measure(spec, images))
     device = _device(engine)
     if label_predictor or (spec.name in DATASETS and predictor_is_shipped(spec)):
         predictor = open_predictor(spec, label_predictor, device).predictor
-        return Reader("read by a predictor", lambda images: predictor.read(images).labels)
+        return Reader(PREDICTED, lambda images: predictor.read(images).labels)
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         return None
 
@@ -113,7 +118,7 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
         z = engine.latents(to_model_range(torch.from_numpy(images)).to(device))
         return engine.read_labels(z).cpu().numpy()
 
-    return Reader("read by the model's own encoder", read)
+    return Reader(ENCODED, read)
 
 
 def _device(engine: CounterfactualEngine) -> torch.device:
@@ -158,13 +163,15 @@ def measure_responses(
     if not len(usable):
         return {}
     return {
-        name: Response(_share(np.concatenate(read[name]), factual[usable, i], values[usable], spec, i), reader.name)
+        name: Response(
+            requested_share(np.concatenate(read[name]), factual[usable, i], values[usable], spec, i), reader.name
+        )
         for i, (name, values) in enumerate(requested.items())
     }
 
 
-def _share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, i: int) -> Figure:
-    """The share of variable i, from labels (N,) read off counterfactual and factual images."""
+def requested_share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, i: int) -> Figure:
+    """The share of a requested change of variable i, from labels (N,) read off counterfactual and factual images."""
     categories = [spec.category_values(i)]
     errors, nothing = (
         label_errors(labels[:, None], requested[:, None], categories)[:, 0] for labels in (read, factual)
@@ -181,17 +188,38 @@ def _share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: D
     return statistic_figure(lambda rows: 1 - errors[rows].sum() / nothing[rows].sum(), len(errors), left_out=left_out)
 
 
-def describe(responses: Responses, images_seen: int = 0) -> list[str]:
-    """Lines about all variables, with advice if some are not followed."""
+def describe(
+    responses: Responses, images_seen: int = 0, what: Callable[[str], str] = "do({})".format, when: str = ""
+) -> list[str]:
+    """Lines about all variables, with advice if some are not followed.
+
+    Args:
+        images_seen: images that the model was trained on, 0 if this is not known.
+        what: name of the intervention in its line.
+        when: added to the heading.
+    """
     if not responses:
         return []
-    first = next(iter(responses.values()))
-    lines = [f"response to interventions, {first.share.images} images, labels {first.reader}:"]
-    lines += [f"  {response.text(name)}" for name, response in responses.items()]
-    if weak := [name for name, response in responses.items() if response.verdict != "followed"]:
+    first = next((each for each in responses.values() if each.share.mean is not None), None)
+    found = f", {first.share.images} images, labels {first.reader}" if first else ""
+    lines = [f"response to interventions{found}{when}:"]
+    lines += [f"  {response.text(what(name))}" for name, response in responses.items()]
+    if weak := [name for name, response in responses.items() if response.is_weak]:
         seen = f" ({images_seen:,} images seen)" if images_seen else ""
         lines.append(f"  counterfactuals of {', '.join(weak)} are not reliable yet; train longer{seen}")
     return lines
+
+
+def images_seen(folder: Path) -> int:
+    """Images, with repetitions, that a model folder or a step of a run was trained on; 0 if this is not known."""
+    try:
+        described = read_json(folder / CONFIG)
+        if "images_seen" in described:
+            return int(described["images_seen"])
+        steps = described.get("trained_steps") or int(folder.name.removeprefix("step_"))
+        return int(steps) * int(described["config"]["train"]["batch_size"])  # of one process
+    except (OSError, ValueError, TypeError, KeyError, DataError):
+        return 0
 
 
 def mean_share(responses: Responses) -> float:
@@ -219,9 +247,9 @@ def responses_of_model(path: str) -> dict[str, Response]:
 def unfollowed(responses: Responses, names: Iterable[str]) -> str:
     """A sentence about those of `names` that pictures do not follow; "" if there are none, or they are not known."""
     weak = [
-        f"{_percent(responses[name].share.mean or 0.0)} of a requested change of {name}"
+        f"{percent(responses[name].share.mean or 0.0)} of a requested change of {name}"
         for name in names
-        if name in responses and responses[name].share.mean is not None and responses[name].verdict != "followed"
+        if name in responses and responses[name].is_weak
     ]
     return f"the pictures of this model showed {', '.join(weak)} when it was trained; train it longer" if weak else ""
 
@@ -242,44 +270,3 @@ def _figure(given: Mapping[str, Any]) -> Figure:
     if not all(each is None or type(each) in (int, float) for each in numbers) or type(figure.images) is not int:
         raise TypeError(f"expected numbers, got {given}")
     return figure
-
-
-class ResponseTracker:
-    """Measures responses while a model trains, and reports when they no longer improve.
-
-    Args:
-        label_predictor: as in `find_reader`.
-        say: prints a line.
-
-    Attributes:
-        latest: the last responses.
-    """
-
-    def __init__(self, label_predictor: str, say: Callable[[str], None]) -> None:
-        self.label_predictor, self.say = label_predictor, say
-        self.latest: dict[str, Response] = {}
-        self._history: list[float] = []
-        self._reader: Reader | None = None
-
-    def measure(
-        self, model: Model, config: DiffusionConfig, data: ImageData, step: int, autocast: torch.dtype | None = None
-    ) -> dict[str, float]:
-        """Measures the responses at a step and returns the shares that are known, `response_NAME`.
-
-        All calls must be about the same model, whose weights may change.
-        """
-        if not can_intervene(model):
-            return {}
-        solver = create_solver(config, steps=STEPS)
-        engine = CounterfactualEngine(model.eval(), solver, data.spec, autocast=autocast)
-        self._reader = self._reader or find_reader(data.spec, engine, self.label_predictor)
-        if self._reader is None:
-            return {}
-        self.latest = measure_responses(engine, data, self._reader)
-        mean = mean_share(self.latest)
-        if np.isfinite(mean):
-            self._history.append(mean)
-            note = f"; no better than before the last {PATIENCE} measurements" if stalled(self._history) else ""
-            self.say(f"step {step}: counterfactuals show {_percent(mean)} of the requested changes{note}")
-        shares = {name: response.share.mean for name, response in self.latest.items()}
-        return {f"response_{name}": share for name, share in shares.items() if share is not None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +23,11 @@ from causaldiffae.checkpoints.checkpoint import STEP_NAME, Checkpoint, latest_ch
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.datasets.label_subsets import labelled_mask
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import BatchSource
+from causaldiffae.script_util import load_model
 
 Changes = dict[str, tuple[Any, Any]]
 """Options by name, with their values before and now."""
@@ -108,6 +111,22 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
     for name, before in state.get("order", now).items():
         if before != now[name] and dist_util.is_main():
             warnings.warn(f"{path}: {name}: was {before}, now {now[name]}; the batches will differ", stacklevel=2)
+
+
+def load_initial_weights(model: torch.nn.Module, path: str, config: Config, spec: DatasetSpec) -> None:
+    """Loads the weights of a model folder or checkpoint into a new model.
+
+    Raises:
+        InputError: If they belong to another network, data set, image size or graph.
+    """
+    loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
+    found, expected = asdict(loaded.config.model), asdict(config.model)
+    others = [f"--{name} {found[name]}" for name in found if found[name] != expected[name]]
+    if others:
+        raise InputError(f"init_weights: expected weights of this network, got {path}; set {' '.join(others)}")
+    if loaded.spec.to_dict() != spec.to_dict():
+        raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
+    model.load_state_dict(loaded.model.state_dict())
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Changes:

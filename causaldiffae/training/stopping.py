@@ -16,7 +16,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 
 class StopRequest:
-    """Context manager that records signals and checks a time limit.
+    """Context manager that records signals and requests, and checks a time limit.
 
     Outside the main thread, where Python does not allow signal handlers, only the time limit applies.
 
@@ -28,7 +28,12 @@ class StopRequest:
         self.max_hours = max_hours
         self._start = time.monotonic()
         self._signal: signal.Signals | None = None
+        self._requested = ""
         self._handlers: dict[signal.Signals, Any] = {}
+
+    def request(self, reason: str) -> None:
+        """Requests to stop; an empty reason changes nothing."""
+        self._requested = self._requested or reason
 
     def reason(self) -> str:
         """Returns the reason to stop, or an empty string."""
@@ -36,7 +41,7 @@ class StopRequest:
             return f"{self._signal.name} received"
         if self.max_hours and time.monotonic() - self._start >= 3600 * self.max_hours:
             return f"max_hours {self.max_hours:g} reached"
-        return ""
+        return self._requested
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 GAP = 2
 _HEADED_SIDE, _FONT_SIZE = 96, 11
+_TITLE = 13  # characters of a title per inch
 _HTML_SIDE = 96  # pixels of the page; small images are enlarged
 
 
@@ -33,27 +35,44 @@ def tile(images: np.ndarray) -> np.ndarray:
     return canvas
 
 
-def headed_tile(columns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+def headed_tile(
+    columns: Sequence[tuple[str, np.ndarray]], captions: Sequence[Sequence[str]] | None = None
+) -> np.ndarray:
     """As `tile`, with a heading per column, and small images enlarged: quicker than `labelled_grid` for many images.
 
     Args:
         columns: headings and (N, C, H, W) uint8 images, the same N for all columns.
+        captions: for each column, N captions below the images, broken to lines that fit; None for none.
 
     Returns:
         (H', W', 3) uint8.
     """
     images = np.stack([_three_channels(images) for _, images in columns], axis=1)
     scale = -(-_HEADED_SIDE // images.shape[-1])
-    grid = Image.fromarray(tile(images.repeat(scale, axis=3).repeat(scale, axis=4)))
-    width, font = images.shape[-1] * scale, ImageFont.load_default(_FONT_SIZE)
-    texts = [wrap_heading(heading, lambda text: font.getlength(text) <= width) for heading, _ in columns]
-    top = (_FONT_SIZE + 3) * max(len(lines) for lines in texts) + GAP
+    enlarged = images.repeat(scale, axis=3).repeat(scale, axis=4)
+    width, font = enlarged.shape[-1], ImageFont.load_default(_FONT_SIZE)
+
+    def lines_of(text: str) -> list[str]:
+        return wrap_heading(text, lambda line: font.getlength(line) <= width)
+
+    headings = [lines_of(heading) for heading, _ in columns]
+    below = [[lines_of(text) for text in column] for column in captions or []]
+    room = (_FONT_SIZE + 3) * max((len(lines) for column in below for lines in column), default=0)
+    padded = np.pad(enlarged, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0)), constant_values=255)
+    grid = Image.fromarray(tile(padded))
+    top = (_FONT_SIZE + 3) * max(len(lines) for lines in headings) + GAP
     canvas = Image.new("RGB", (grid.width, grid.height + top), "white")
     canvas.paste(grid, (0, top))
     draw = ImageDraw.Draw(canvas)
-    for j, lines in enumerate(texts):
+
+    def write(left: int, upper: int, lines: Sequence[str]) -> None:
+        draw.multiline_text((left, upper), "\n".join(lines), fill="black", font=font, spacing=3)
+
+    for j, heading in enumerate(headings):
         left = GAP + j * (width + GAP)
-        draw.multiline_text((left, GAP), "\n".join(lines), fill="black", font=font, spacing=3)
+        write(left, GAP, heading)
+        for i, lines in enumerate(below[j] if below else []):
+            write(left, top + GAP + i * (width + room + GAP) + width, lines)
     return np.asarray(canvas)
 
 
@@ -95,7 +114,11 @@ def labelled_grid(
     from matplotlib.figure import Figure
 
     count = len(columns[0][1])
-    size = (1.35 * len(columns) + 0.9, 1.5 * count + 0.6)
+    lines = max((text.count("\n") + 1 for column in cell_captions or () for text in column if text), default=0)
+    width = 1.35 * len(columns) + 0.9
+    title = "\n".join(textwrap.wrap(title, int(width * _TITLE)))
+    row = max(1.5, 0.9 * width / len(columns) + 0.05 + 0.115 * lines)  # an image and its caption, in inches
+    size = (width, row * count + 0.6 + 0.15 * title.count("\n"))
     figure = Figure(figsize=size, dpi=110, layout="tight")
     axes = figure.subplots(count, len(columns), squeeze=False)
     for j, (heading, images) in enumerate(columns):

@@ -1,5 +1,6 @@
 """Previews during training."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,25 +29,51 @@ def test_a_diff_scm_without_predictor_shows_reconstructions_only(label_cond: boo
     assert shown.shape[1] == columns * COLUMN + 2
 
 
-def test_only_labelled_images_are_shown_by_a_model_that_needs_labels() -> None:
+Recorded = tuple[list[tuple[str, np.ndarray]], Sequence[Sequence[str]] | None]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """Columns and captions of all previews."""
+    recorded: list[Recorded] = []
+
+    def record(columns: list[tuple[str, np.ndarray]], captions: Sequence[Sequence[str]] | None = None) -> np.ndarray:
+        recorded.append((columns, captions))
+        return headed_tile(columns, captions)
+
+    monkeypatch.setattr("causaldiffae.training.previews.headed_tile", record)
+    return recorded
+
+
+def test_only_labelled_images_are_shown_by_a_model_that_needs_labels(drawn: list[Recorded]) -> None:
     data = squares()
     data.labels[:7, 0], data.labelled = np.nan, np.arange(8) == 7
-    one, six = (preview_of(data, **changes) for changes in ({"model_type": "conditional"}, {}))
-    assert six.shape[0] - one.shape[0] == 5 * COLUMN, "one row, and six"
+    for changes in ({"model_type": "conditional"}, {}):
+        preview_of(data, **changes)
+    assert [len(columns[0][1]) for columns, _ in drawn] == [1, 6]
     data.labelled[:] = False
     assert preview_of(data, model_type="conditional").shape[1] == COLUMN + 2, "one column"
 
 
-def test_headings_name_the_intervention_and_its_category(monkeypatch: pytest.MonkeyPatch) -> None:
-    headings: list[str] = []
-
-    def record(columns: list[tuple[str, np.ndarray]]) -> np.ndarray:
-        headings.extend(heading for heading, _ in columns)
-        return headed_tile(columns)
-
-    monkeypatch.setattr("causaldiffae.training.previews.headed_tile", record)
+def test_headings_name_the_intervention_and_its_category(drawn: list[Recorded]) -> None:
     data, changes = squares(), {"kinds": ("binary", "continuous"), "categories": (("small", "large"), ())}
     data.spec = replace(data.spec, **changes, low=(0.0, 50.0), high=(1.0, 250.0))  # type: ignore[arg-type]
     preview_of(data)
     expected = ["do(size=small)", "do(size=large)", "do(grey=70)", "do(grey=230)"]
-    assert headings == ["factual", "reconstruction", *expected]
+    assert [heading for heading, _ in drawn[0][0]] == ["factual", "reconstruction", *expected]
+
+
+def test_captions_say_what_is_read_of_the_variable_that_is_set(drawn: list[Recorded]) -> None:
+    data, config = squares(), small_config()
+    model, _ = create_model_and_diffusion(config, data.spec)
+    for reader in (None, lambda images: np.full((len(images), 2), [4.0, 70.0])):
+        draw_preview(randomise(model), config.diffusion, data, torch.device("cpu"), reader)
+    (_, unread), (_, read) = drawn
+    assert unread is not None and read is not None and set(read[0] + read[1]) == {""}
+    assert [column[0] for column in unread[2:]] == [
+        "size 1.6 requested",
+        "size 6.4 requested",
+        "grey 70 requested",
+        "grey 230 requested",
+    ]
+    assert [column[5] for column in read[2:]] == ["size 4 (1.6) !", "size 4 (6.4) !", "grey 70 (70)", "grey 70 (230) !"]

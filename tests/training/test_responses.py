@@ -21,7 +21,6 @@ from causaldiffae.script_util import create_model_and_diffusion
 from causaldiffae.training.responses import (
     Reader,
     Response,
-    ResponseTracker,
     describe,
     find_reader,
     mean_share,
@@ -148,7 +147,7 @@ def test_images_without_readable_labels_are_left_out() -> None:
 )
 def test_verdicts(share: float | None, verdict: str) -> None:
     response = Response(Figure(share, None, None, 4), "measured")
-    assert response.verdict == verdict and verdict in response.text("x")
+    assert response.verdict == verdict and verdict in response.text("do(x)")
 
 
 def test_the_description_gives_advice_where_interventions_are_not_followed() -> None:
@@ -164,9 +163,9 @@ def test_the_description_gives_advice_where_interventions_are_not_followed() -> 
 
 
 def test_a_small_negative_share_is_zero_percent() -> None:
-    line = Response(Figure(-0.0001, -0.004, 0.001, 9), "measured").text("size")
+    line = Response(Figure(-0.0001, -0.004, 0.001, 9), "measured").text("do(size)")
     assert line == "do(size): 0% of the requested change (0% to 0%), no better than doing nothing"
-    assert "-12%" in Response(Figure(-0.12, None, None, 9), "measured").text("size")
+    assert "-12%" in Response(Figure(-0.12, None, None, 9), "measured").text("do(size)")
 
 
 def test_mean_share_and_stalling() -> None:
@@ -231,30 +230,6 @@ def test_responses_of_a_model(tmp_path: Path) -> None:
     assert list(found) == ["size", "grey"] and all(each.share.images == 8 for each in found.values())
     again = measure_responses(engine, squares(), reader, batch_size=3)
     assert found == again
-
-
-def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, said = squares_spec(), list[str]()
-    shares = iter([0.2, 0.5, 0.5, 0.5, 0.505])
-
-    def measured(*_: Any) -> dict[str, Response]:
-        return {
-            "size": Response(Figure(next(shares), None, None, 8), ""),
-            "grey": Response(Figure(None, None, None, 0), ""),
-        }
-
-    monkeypatch.setattr("causaldiffae.training.responses.measure_responses", measured)
-    config = small_config()
-    model, _ = create_model_and_diffusion(config, spec)
-    tracker = ResponseTracker("", said.append)
-    for step in range(5):
-        found = tracker.measure(model, config.diffusion, squares(), step)
-    assert found == {"response_size": 0.505} and tracker.latest["size"].share.mean == 0.505
-    assert said[1] == "step 1: counterfactuals show 50% of the requested changes"
-    assert said[4].endswith("; no better than before the last 3 measurements")
-    assert not any("no better" in line for line in said[:4])
-    unlabelled, _ = create_model_and_diffusion(small_config(model_type="diffscm"), spec)
-    assert tracker.measure(unlabelled, config.diffusion, squares(), 5) == {}, "nothing to intervene with"
 
 
 def test_models_say_what_their_pictures_do_not_follow(tmp_path: Path) -> None:

@@ -16,6 +16,12 @@ def test_captions_are_not_parsed_as_formulas() -> None:
     assert labelled_grid([(odd, np.zeros((1, 1, 8, 8), np.uint8))], [odd], [[odd]], odd).shape[2] == 3
 
 
+def test_rows_are_higher_where_captions_have_more_lines() -> None:
+    columns = [("a", np.zeros((2, 1, 8, 8), np.uint8))]
+    one, three = (labelled_grid(columns, cell_captions=[[text] * 2]) for text in ("a", "a\nb\nc"))
+    assert three.shape[0] > one.shape[0] and three.shape[1] == one.shape[1]
+
+
 def test_headings_stand_above_enlarged_tiles() -> None:
     black = np.zeros((4, 1, 8, 8), np.uint8)
     short, long = (headed_tile([("a", black), (text, black)]) for text in ("b", "do(shadow_position=12.3)"))
@@ -26,6 +32,15 @@ def test_headings_stand_above_enlarged_tiles() -> None:
     assert (short[-height:] == 0).sum() == 4 * 2 * side * side * 3
     heading = short[:-height]
     assert (heading < 128).any() and heading[:, side:].min() < 128, "both columns have a heading"
+
+
+def test_captions_stand_below_their_tiles() -> None:
+    black = np.zeros((2, 1, 8, 8), np.uint8)
+    plain, captioned = headed_tile([("a", black)]), headed_tile([("a", black)], [["size 4 (6) !", ""]])
+    room = (captioned.shape[0] - plain.shape[0]) // 2
+    assert room > 8 and captioned.shape[1] == plain.shape[1]
+    first, second = (captioned[plain.shape[0] - 2 * 98 + i * (98 + room) - 2 + 98 :][:room] for i in range(2))
+    assert first.min() < 128 and second.min() == 255, "the second caption is empty"
 
 
 def test_headings_are_broken_after_signs() -> None:
