@@ -252,7 +252,13 @@ class CounterfactualEngine:
         given = None if labels is None else self.spec.normalise(labels)
         from_labels = self.use_labels and not self.model.needs_labels
         abduct = cast(Any, self.model).abduct_given if from_labels else self.model.abduct
-        u = abduct(x_start, given, generator)
+        return self.encoded(x_start, abduct(x_start, given, generator), classes, generator)
+
+    @torch.inference_mode()
+    def encoded(
+        self, x_start: Tensor, u: Tensor, classes: Tensor | None, generator: torch.Generator | None = None
+    ) -> Abduction:
+        """Completes the abduction of images, as the network sees them, under the factual z that u (B, n, d) implies."""
         z = self.model.predict(u)
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
         if not self.residual:

@@ -144,7 +144,11 @@ class CausalAutoencoder(StructuralModel):
 
     def abduct_given(self, x_start: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """As `abduct`, from observed normalised labels (B, n) where they are not NaN, and else from the encoder."""
-        z, known = self.predict(self.abduct(x_start, None, generator)), ~labels.isnan()
+        return self.with_labels(self.abduct(x_start, None, generator), labels, generator)
+
+    def with_labels(self, u: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Replaces the noise u (B, n, d) of variables whose normalised label (B, n) is not NaN by that of the label."""
+        z, known = self.predict(u), ~labels.isnan()
         given = self.scm.label_blocks(labels.nan_to_num().to(z.dtype))
         return self.scm.abduct(torch.where(known[:, :, None], given, z), generator)
 

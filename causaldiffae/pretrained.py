@@ -25,17 +25,25 @@ from causaldiffae.checkpoints.model_card import CardFacts, write_card
 from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER, PREDICTOR_FOLDER, find_model, push_folder
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.datasets.image_input import Images, as_model_images
-from causaldiffae.datasets.images import ImageData, finite_images, model_inputs, to_uint8
-from causaldiffae.datasets.registry import example_images, find_dataset, true_counterfactual, truth_is_known
+from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
+from causaldiffae.datasets.registry import (
+    DATASETS,
+    can_measure,
+    example_images,
+    find_dataset,
+    true_counterfactual,
+    truth_is_known,
+)
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
+from causaldiffae.evaluation.inputs import by_name, prepare_inputs
+from causaldiffae.evaluation.sampling import check_samples, draw_from_prior, spread
 from causaldiffae.files.reading import file_size, read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
-from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
 from causaldiffae.solvers import SolverState
 from causaldiffae.training import responses
@@ -208,25 +216,41 @@ class CounterfactualModel:
         w: float = 1.0,
         seed: int = 0,
         most_probable: bool = False,
+        samples: int = 1,
+        x_T_noise: float = 0.0,
     ) -> Counterfactuals:
-        """All three steps; see `abduct` and `predict`. The result holds the true counterfactuals if they are known."""
+        """All three steps; see `abduct` and `predict`. The result holds the true counterfactuals if they are known.
+
+        Args:
+            samples: from 2 on, the spread over as many further abductions is in `pixel_std` and `label_std`; images and
+                labels are the same.
+            x_T_noise: share of noise in the x_T of these abductions, see `evaluation/sampling.py`.
+        """
+        check_samples(samples, x_T_noise)
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
         if weak := responses.unfollowed(responses.responses_of_model(self.loaded.path), checked):
             warnings.warn(f"do: {weak}", stacklevel=2)
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w, most_probable)
-        parts, encoded = [], []
+        parts, encoded, spreads = [], [], []
         for start in range(0, len(x_start), _BATCH):
             rows = slice(start, start + _BATCH)
             given = [None if each is None else each[rows] for each in (classes, labels)]
             abducted = engine.abduct(x_start[rows], given[0], generator, given[1])
             parts.append(engine.predict(abducted, [checked.rows(rows)])[0])
             encoded.append(engine.read_labels(abducted.z))
+            if samples > 1:
+                inputs = (x_start[rows], given[0], given[1])
+                spreads += spread(engine, inputs, [checked.rows(rows)], samples, seed + start, x_T_noise=x_T_noise)
         known = isinstance(images, ImageData) and truth_is_known(images, checked)
+        factual, reader = to_uint8(x_start).cpu().numpy(), self._reader
         return replace(
             self._result(parts, do),
-            factual=to_uint8(x_start).cpu().numpy(),
-            factual_labels=self._by_name(torch.cat(encoded)),
+            factual=factual,
+            read_factual=None if reader is None else by_name(self.spec, reader.read(factual)),
+            factual_labels=by_name(self.spec, torch.cat(encoded).cpu().numpy()),
+            pixel_std=np.concatenate([each.pixel_std for each in spreads]) if spreads else None,
+            label_std=by_name(self.spec, np.concatenate([each.label_std for each in spreads])) if spreads else None,
             truth=true_counterfactual(images, checked)[1] if known and isinstance(images, ImageData) else None,
         )
 
@@ -244,22 +268,7 @@ class CounterfactualModel:
         Raises:
             InputError: for a model whose latents have no prior in label units (an unaligned DiffAE).
         """
-        model, spec = self.loaded.model, self.spec
-        scm = getattr(model, "scm", None)
-        if scm is None or getattr(model, "aligned", True) is False:
-            raise InputError("sample: expected a model with a prior over labels; the latents of this model have none")
-        if not (isinstance(count, int) and count > 0):
-            raise InputError(f"sample: expected a positive integer, got {count!r}")
-        generator = torch.Generator().manual_seed(seed)
-        low, high = (spec.normalise(torch.tensor(bound)) for bound in (spec.low, spec.high))
-        u = sample_noise(scm, low, high, count, generator).to(self.device)
-        shape = (count, spec.channels, spec.image_size, spec.image_size)
-        direct = isinstance(model, DirectModel)
-        state = None if direct else SolverState(torch.randn(shape, generator=generator).to(self.device))
-        drawn = torch.randint(spec.num_classes or 1, (count,), generator=generator)
-        given = drawn if classes is None else torch.as_tensor(classes).expand(count)
-        abduction = Abduction(u, model.predict(u), state, self._classes(given, count) if model.class_cond else None)
-        return self.predict(abduction, do, w=w)
+        return self.predict(draw_from_prior(self.loaded, self.device, count, classes, seed), do, w=w)
 
     def read(self, images: Images) -> Readings:
         """Reads labels and classes from images with the predictor; `InputError` if none is shipped for the data set."""
@@ -289,7 +298,8 @@ class CounterfactualModel:
         steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
         described = describe_checkpoint(self.loaded.config, self.spec)
         train = described["config"]["train"] | dict.fromkeys(_PATHS_IN_CONFIG, "")
-        described |= {"config": {**described["config"], "train": train}, "trained_steps": steps}
+        described["config"] = {**described["config"], "train": train}
+        described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
         for log in ("progress.csv", responses.FILE):
             _copy_beside(source, Path(log), target)
@@ -333,29 +343,17 @@ class CounterfactualModel:
     def _predictor(self) -> LoadedPredictor:
         return open_predictor(self.spec, str(self._predictor_path or ""), self.device)
 
+    @cached_property
+    def _reader(self) -> responses.Reader | None:
+        """Reads labels of counterfactuals: a measurement, a predictor, or the model's own encoder."""
+        measured = self.spec.name in DATASETS and can_measure(self.spec)
+        return responses.find_reader(self.spec, self.engine(), "" if measured else str(self._predictor_path or ""))
+
     def _inputs(
         self, images: Images | ImageData, classes: Any, labels: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Images, classes and labels as the engine takes them; missing ones are read from the images."""
-        model = self.loaded.model
-        if isinstance(images, ImageData):
-            _, own_classes, own_labels = model_inputs(images, self.device)
-            classes = own_classes if classes is None else classes
-            labels = own_labels if labels is None else labels
-            x_start = as_model_images(images.images, self.spec).to(self.device)
-        else:
-            x_start = as_model_images(images, self.spec).to(self.device)
-        if model.class_cond:
-            classes = self._read("classes", x_start) if classes is None else classes
-            classes = self._classes(classes, len(x_start))
-        if model.needs_labels and labels is None:
-            labels = self._read("labels", x_start)
-        if labels is not None:
-            labels = torch.as_tensor(np.asarray(labels), dtype=torch.float32).to(self.device)
-            expected = (len(x_start), len(self.graph))
-            if labels.shape != expected:
-                raise InputError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
-        return x_start, classes if model.class_cond else None, labels
+        return prepare_inputs(self.loaded.model, self.spec, self.device, images, classes, labels, self._read)
 
     def _read(self, name: str, x_start: Tensor) -> np.ndarray:
         """Reads "classes" or "labels" from images with the predictor."""
@@ -365,23 +363,14 @@ class CounterfactualModel:
             message = f"{name}: this model needs them, and they cannot be read from the images: {error}"
             raise InputError(message) from None
 
-    def _classes(self, classes: Any, count: int) -> Tensor:
-        given = torch.as_tensor(np.asarray(classes) if not isinstance(classes, Tensor) else classes)
-        largest = (self.spec.num_classes or 1) - 1
-        if given.shape != (count,) or given.is_floating_point() or not bool(((given >= 0) & (given <= largest)).all()):
-            raise InputError(f"classes: expected {count} integers in 0..{largest}, got {str(classes)[:80]}")
-        return given.long().to(self.device)
-
-    def _by_name(self, labels: Tensor) -> dict[str, np.ndarray]:
-        table = labels.detach().cpu().numpy()
-        return {name: table[:, i] for i, name in enumerate(self.graph.names)}
-
     def _result(self, parts: Sequence[Counterfactual], do: Mapping[str, Any]) -> Counterfactuals:
         text = ", ".join(f"{name}={value}" for name, value in do.items() if not np.ndim(value))
         decoded = finite_images(torch.cat([part.images for part in parts]), f"do({text:.200})" if do else "images")
         images = to_uint8(decoded).cpu().numpy()
-        labels = self._by_name(torch.cat([part.labels for part in parts]))
-        return Counterfactuals(images, labels, dict(do), None, None, None, self.spec)
+        labels, reader = by_name(self.spec, torch.cat([part.labels for part in parts]).cpu().numpy()), self._reader
+        read = None if reader is None else by_name(self.spec, reader.read(images))
+        name = "" if reader is None else reader.name
+        return Counterfactuals(images, labels, dict(do), None, None, None, self.spec, read, name)
 
 
 class CausalDiffAE(CounterfactualModel):

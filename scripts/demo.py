@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 
 from causaldiffae import dist_util
+from causaldiffae.datasets.captions import caption_note
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.interventions import InterventionResult, draw_grid, evaluate_interventions, summary
+from causaldiffae.evaluation.grids import draw_grid
+from causaldiffae.evaluation.interventions import InterventionResult, evaluate_interventions, summary
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import load_model, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
+from causaldiffae.training.responses import MEASURED
 from causaldiffae.visualization.image_grids import save_png
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +95,7 @@ def run_demo(demo: Demo, folder: Path, images: int, workers: int) -> tuple[dict[
         "weights": f"weights/{demo.dataset}_causaldae_mini, evaluated only",
         "also": figures_of(results[1], spec),
     }
-    title = f"{demo.dataset} (numbers: labels; under counterfactuals, as measured on the image)"
+    title = f"{demo.dataset}: {caption_note(MEASURED)}"
     return entry, draw_grid(results, spec, ROWS, title=title)
 
 

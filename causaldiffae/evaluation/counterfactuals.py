@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image
 
+from causaldiffae.datasets.captions import caption_note, caption_texts, join_captions
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import describe_do
+from causaldiffae.evaluation.verdict import response_of
 from causaldiffae.files.reading import file_stem
+from causaldiffae.training.responses import describe
 from causaldiffae.visualization.display import show_image
 from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid
 
@@ -47,6 +50,12 @@ class Counterfactuals:
         factual_labels: variable -> (N,) values that the model infers from the factual images; None for samples.
         truth: (N, C, S, S) uint8 true counterfactuals; None if unknown.
         spec: names and units of the data set.
+        read_labels: variable -> (N,) values that are read from `images`, NaN where this fails; None if nothing can read
+            them.
+        reader: what reads them: "measured", "read by a predictor" or "read by the model's own encoder".
+        read_factual: what it reads from the factual images.
+        pixel_std: (N, 1, S, S) standard deviation over several abductions, in grey levels; None if none were drawn.
+        label_std: variable -> (N,) that of the predicted labels; for a category, see `sampling.Spread`.
     """
 
     images: np.ndarray
@@ -56,6 +65,11 @@ class Counterfactuals:
     factual_labels: dict[str, np.ndarray] | None
     truth: np.ndarray | None
     spec: DatasetSpec
+    read_labels: dict[str, np.ndarray] | None = None
+    reader: str = ""
+    read_factual: dict[str, np.ndarray] | None = None
+    pixel_std: np.ndarray | None = None
+    label_std: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,7 +79,7 @@ class Counterfactuals:
         parts = [
             self._title,
             f"images {self.images.shape} {self.images.dtype}",
-            *(f"{name} {self._range(name, values)}" for name, values in self.labels.items()),
+            *(f"{name} {self._range(name, values)}{self._read_range(name)}" for name, values in self.labels.items()),
             *([f"with {' and '.join(known)}"] if known else []),
         ]
         return f"{type(self).__name__}({self.spec.name}: {'; '.join(parts)})"
@@ -80,10 +94,24 @@ class Counterfactuals:
         rest = f" ({count} of {len(self)} images)" if count < len(self) else ""
         return html_table(rows, f"{self.spec.name}: {self._title}{rest}")
 
+    @property
+    def verdict(self) -> str:
+        """In words, which share of the requested change these images show; "" where nothing can read it."""
+        read, factual = self.read_labels, self.read_factual
+        if read is None or factual is None:
+            return ""
+        names, found = self.spec.names_of(self.do), {}
+        checked = self.spec.check_do(self.do, len(self), warn=False)
+        for name in names:
+            requested = np.broadcast_to(np.asarray(checked[name], np.float64), len(self))
+            found[name] = response_of(read[name], factual[name], requested, self.spec, name, self.reader)
+        return "\n".join(describe(found))
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row per image, with columns `factual_NAME` and `counterfactual_NAME` of every variable.
 
-        Samples have columns `NAME`. Categories are given by name, other labels in label units.
+        Samples have columns `NAME`. What is read from the images is in `read_NAME`, and a spread in `std_NAME`.
+        Categories are given by name, other labels in label units.
 
         Raises:
             InputError: if pandas is not installed.
@@ -104,9 +132,8 @@ class Counterfactuals:
         columns, captions = [], []
         for heading, images, labels in self._kinds():
             columns.append((heading, images[:count]))
-            lines = [[f"{name} {text}" for text in texts[:count]] for name, texts in labels.items()]
-            captions.append(["\n".join(line) for line in zip(*lines, strict=True)] or [""] * count)
-        return labelled_grid(columns, cell_captions=captions)
+            captions.append(join_captions({n: texts[:count] for n, texts in labels.items()}) or [""] * count)
+        return labelled_grid(columns, cell_captions=captions, title=caption_note(self.reader))
 
     def show(self, count: int = _SHOWN) -> Image.Image:
         """Displays `grid` in the notebook or in a window; without a screen, writes a file and prints its path.
@@ -165,13 +192,20 @@ class Counterfactuals:
             return ", ".join(texts)
         return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
 
+    def _read_range(self, name: str) -> str:
+        """ " (read 4.1 to 4.6)" for a variable that is set and can be read."""
+        if self.read_labels is None or name not in self.do:
+            return ""
+        values = self.read_labels[name][np.isfinite(self.read_labels[name])]
+        return f" (read {self._range(name, values)})" if len(values) else ""
+
     def _with_unit(self, name: str) -> str:
         unit = self.spec.units[self.spec.graph.index(name)] if self.spec.units else ""
         return f"{name} ({unit})" if unit else name
 
     def _kinds(self) -> list[tuple[str, np.ndarray, dict[str, list[str]]]]:
         """Heading, images and texts of the labels: factual, counterfactual and true, as far as they are known."""
-        kinds = [(self._title, self.images, self._texts(self.labels))]
+        kinds = [(self._title, self.images, self._captions())]
         if self.factual is not None and self.factual_labels is not None:
             kinds.insert(0, ("factual", self.factual, self._texts(self.factual_labels)))
         if self.truth is not None:
@@ -181,6 +215,13 @@ class Counterfactuals:
     def _texts(self, labels: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
         return {name: [self.spec.format_value(name, value) for value in labels[name]] for name in self.spec.graph.names}
 
+    def _captions(self) -> dict[str, list[str]]:
+        """Texts of the labels of the counterfactuals: what is read, and what was requested or predicted."""
+        unknown = {name: np.full(len(self), np.nan) for name in self.labels}
+        tables = (self.labels, self.read_labels or unknown, self.factual_labels or unknown)
+        requested, read, factual = (np.stack([each[n] for n in self.spec.graph.names], axis=1) for each in tables)
+        return caption_texts(self.spec, requested, read, factual, self.do)
+
     def _columns(self) -> dict[str, list[str] | np.ndarray]:
         """Columns of the table of labels: numbers, or names of categories."""
         factual = self.factual_labels or {}
@@ -188,8 +229,13 @@ class Counterfactuals:
         for i, name in enumerate(self.spec.graph.names):
             named = bool(self.spec.category_names(i))
             kinds = {f"factual_{name}": factual[name], f"counterfactual_{name}": self.labels[name]} if factual else {}
-            for column, values in (kinds or {name: self.labels[name]}).items():
+            kinds = kinds or {name: self.labels[name]}
+            if self.read_labels is not None:
+                kinds[f"read_{name}"] = self.read_labels[name]
+            for column, values in kinds.items():
                 columns[column] = [self.spec.format_value(name, v) for v in values] if named else values
+            if self.label_std is not None:
+                columns[f"std_{name}"] = self.label_std[name]
         return columns
 
 

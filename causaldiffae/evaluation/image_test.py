@@ -25,7 +25,7 @@ from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import can_measure, read_split
-from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.batched_test import (
     FEW_STEPS,
@@ -36,6 +36,7 @@ from causaldiffae.evaluation.batched_test import (
     run_batches,
 )
 from causaldiffae.evaluation.digests import json_digest, state_digest
+from causaldiffae.evaluation.grids import draw_grid, draw_traversal
 from causaldiffae.evaluation.interventions import (
     ClassReader,
     InterventionResult,
@@ -43,14 +44,13 @@ from causaldiffae.evaluation.interventions import (
     arrays,
     check_labels,
     describe_do,
-    draw_grid,
-    draw_traversal,
     evaluate_interventions,
     summary,
     traversal,
     traversal_values,
     write_csv,
 )
+from causaldiffae.evaluation.sampling import spread_of_split
 from causaldiffae.evaluation.settings import (
     RECIPES,
     TestConfig,
@@ -59,6 +59,7 @@ from causaldiffae.evaluation.settings import (
     parse_numbers,
 )
 from causaldiffae.evaluation.tables import MISSING, UNKNOWN, number, text_table
+from causaldiffae.evaluation.verdict import verdict_of_test
 from causaldiffae.files.reading import file_stem
 from causaldiffae.guidance import Guidance
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
@@ -67,6 +68,7 @@ from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.devices import use_device
 from causaldiffae.training.predictor import data_digest
 from causaldiffae.training.preflight import intervention_warnings
+from causaldiffae.training.responses import ENCODED, MEASURED, Reader, find_reader, images_seen
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
@@ -108,11 +110,11 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     data = read_split(spec.name, config.data_dir, "test", limit=config.limit, spec=spec)
     check_labels(loaded.model, data)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)
-    measurement = find_measurement(spec, config.label_predictor, device)
+    reader = find_reader(spec, make_engine(loaded, config), config.label_predictor)
     sets_class = any(spec.class_name in do for do in every)
     read_classes = find_class_reader(spec, config.label_predictor, device) if sets_class else None
     accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
-    test = PlannedTest(loaded, config, data, every, guidances, device, measurement, read_classes)
+    test = PlannedTest(loaded, config, data, every, guidances, device, reader, read_classes, len(dos))
     finished = FinishedBatches(Path(config.out_dir), test.digest())
     engine = make_engine(loaded, config)
     results = run_batches(
@@ -127,14 +129,17 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     )
     rest = iter(results)
     grouped = {name: list(islice(rest, len(group))) for name, group in groups.items()}
-    text = write_outputs(grouped, weights, data, config, loaded)
+    text = write_outputs(grouped, weights, data, config, loaded, "" if reader is None else reader.name)
     finished.remove()
     return text
 
 
 @dataclass(frozen=True)
 class PlannedTest:
-    """What a test evaluates, and with which settings; an intervention and its guidance have the same index."""
+    """What a test evaluates, and with which settings; an intervention and its guidance have the same index.
+
+    The spread over several abductions is that of the first `sampled` interventions.
+    """
 
     loaded: LoadedModel
     config: TestConfig
@@ -142,13 +147,23 @@ class PlannedTest:
     dos: Sequence[Mapping[str, float]]
     guidances: Sequence[Guidance]
     device: torch.device
-    measurement: Measurement | None
+    reader: Reader | None
     read_classes: ClassReader | None
+    sampled: int = 0
 
     def evaluate(self, engine: CounterfactualEngine, part: ImageData, seed: int) -> list[InterventionResult]:
         """Applies all interventions to a part of the images."""
-        arguments = (self.dos, self.config.batch_size, self.device, None, seed)
-        return evaluate_interventions(engine, part, *arguments, self.guidances, self.measurement, self.read_classes)
+        arguments = (self.dos, self.config.batch_size, self.device, None, seed, self.guidances)
+        read, by_encoder = (None, False) if self.reader is None else (self.reader.read, self.reader.name == ENCODED)
+        readers = (None if by_encoder else read, self.read_classes, read if by_encoder else None)
+        results = evaluate_interventions(engine, part, *arguments, *readers)
+        if self.config.samples == 1 or not self.sampled:
+            return results
+        dos, guidances = [CheckedDo(do) for do in self.dos[: self.sampled]], self.guidances[: self.sampled]
+        draws = (self.config.samples, self.config.batch_size, self.device, seed, guidances, self.config.x_T_noise)
+        spreads = spread_of_split(engine, part, dos, *draws)
+        drawn = [replace(result, **found._asdict()) for result, found in zip(results, spreads, strict=False)]
+        return drawn + results[self.sampled :]
 
     def digest(self) -> str:
         """Identifies everything that the results depend on."""
@@ -215,42 +230,48 @@ def write_outputs(
     data: ImageData,
     config: TestConfig,
     loaded: LoadedModel,
+    reader: str = MEASURED,
 ) -> str:
-    """Writes all files and returns the tables.
+    """Writes all files and returns the tables and the verdict.
 
     Args:
         results: keys "results" (the interventions), "sweep_w", and "traversal_NAME" for each traversed variable.
+        reader: what reads labels of counterfactuals, "" if nothing does.
     """
     spec, out, main = loaded.spec, Path(config.out_dir), results["results"]
     out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": loaded.path, "step": loaded.step, "settings": asdict(config)}
     report["results"] = figures = {describe_do(result.do, spec): summary(result, spec) for result in main}
-    save_png(out / "counterfactuals.png", draw_grid(main, spec, config.grid_images))
+    save_png(out / "counterfactuals.png", draw_grid(main, spec, config.grid_images, reader=reader))
     write_csv(out / TABLE, main, data)
     np.savez_compressed(out / "counterfactuals.npz", **arrays(main, spec))  # type: ignore[arg-type]
     tables = [intervention_table(figures, spec)]
+    if config.samples > 1:
+        tables.append(spread_table(figures, spec, config.samples))
     if weights:
         headings = [f"w = {w:g}" for w in weights]
-        save_png(out / "sweep_w.png", draw_traversal(results["sweep_w"], spec, headings, config.grid_images))
+        save_png(out / "sweep_w.png", draw_traversal(results["sweep_w"], spec, headings, config.grid_images, reader))
         rows = [{"w": w, **summary(result, spec)} for w, result in zip(weights, results["sweep_w"], strict=True)]
         write_rows(out / "sweep_w.csv", rows)
         report["sweep_w"] = rows
         tables.append(sweep_table(rows, describe_do(main[0].do, spec), spec))
     for key in [key for key in results if key not in ("results", "sweep_w")]:
         name = key.removeprefix("traversal_")
-        report[key] = write_traversal(results[key], name, spec, out, config.grid_images)
+        report[key] = write_traversal(results[key], name, spec, out, config.grid_images, reader)
         tables.append(traversal_table(report[key], name))
+    verdict, report["responses"] = verdict_of_test(main, spec, reader, images_seen(Path(loaded.path)))
+    report["verdict"] = verdict
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return "\n\n".join([*tables, f"written to {out}"])
+    return "\n\n".join([*tables, "\n".join(verdict), f"written to {out}"])
 
 
 def write_traversal(
-    results: Sequence[InterventionResult], name: str, spec: DatasetSpec, out: Path, count: int
+    results: Sequence[InterventionResult], name: str, spec: DatasetSpec, out: Path, count: int, reader: str = MEASURED
 ) -> dict[str, dict[str, float]]:
     """Writes traversal_NAME.png with `count` rows and traversal_NAME.csv; returns the effects on all variables."""
     headings = [describe_do(result.do, spec) for result in results]
     stem = f"traversal_{file_stem(name)}"
-    save_png(out / f"{stem}.png", draw_traversal(results, spec, headings, count))
+    save_png(out / f"{stem}.png", draw_traversal(results, spec, headings, count, reader))
     write_rows(out / f"{stem}.csv", [{name: result.do[name], **summary(result, spec)} for result in results])
     return traversal(results, spec)
 
@@ -278,6 +299,16 @@ def intervention_table(figures: Mapping[str, Mapping[str, float]], spec: Dataset
         columns[f"{spec.class_name} reached"] = f"reached_{spec.class_name}"
     rows = [[do, *(number(row.get(key, np.nan)) for key in columns.values())] for do, row in figures.items()]
     return text_table(["intervention", *columns], rows, why=_why_missing(figures.values(), spec))
+
+
+def spread_table(figures: Mapping[str, Mapping[str, float]], spec: DatasetSpec, samples: int) -> str:
+    """Table of the spread over several abductions, means over images."""
+    columns = {"pixels": "pixel_std"} | {name: f"label_std_{name}" for name in spec.graph.names}
+    rows = [[do, *(number(row[key]) for key in columns.values())] for do, row in figures.items()]
+    table = text_table(["intervention", *columns], rows)
+    return (
+        f"spread over {samples} abductions: standard deviations of pixels (grey levels) and predicted labels\n{table}"
+    )
 
 
 def _why_missing(rows: Iterable[Mapping[str, float]], spec: DatasetSpec) -> str:

@@ -26,13 +26,11 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import interval as interval
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.visualization.image_grids import labelled_grid
 
 Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""
 ClassReader = Callable[[np.ndarray], np.ndarray | None]
 """Images (N, C, H, W) uint8 -> classes (N,) int64, or None where the predictor has no classes."""
-_CAPTION, _NUMBER = 36, 5  # characters of a line of a caption, and of a number in it
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
 
 
@@ -42,7 +40,9 @@ class InterventionResult:
 
     `truth` and `true_labels` are None if the data set cannot render true counterfactuals; where the class is set, only
     the image is unknown. Classes (N,) are None if they are unknown or not set. `measured_factual` are the labels that
-    the same measurement as that of `measured_labels` reads off the factual images.
+    the same measurement as that of `measured_labels` reads off the factual images; `read_labels` and `read_factual` are
+    what the model's own encoder reads where there is no measurement. `pixel_std` (N, 1, H, W) and `label_std` (N, n)
+    are the spread over several abductions, see `sampling.Spread`.
     """
 
     do: Mapping[str, float]
@@ -57,6 +57,10 @@ class InterventionResult:
     factual_classes: np.ndarray | None = None
     measured_classes: np.ndarray | None = None
     measured_factual: np.ndarray | None = None
+    read_labels: np.ndarray | None = None
+    read_factual: np.ndarray | None = None
+    pixel_std: np.ndarray | None = None
+    label_std: np.ndarray | None = None
 
     @cached_property
     def counterfactual_l1(self) -> np.ndarray | None:
@@ -134,6 +138,7 @@ def evaluate_interventions(
     guidances: Sequence[Guidance] | None = None,
     measurement: Measurement | None = None,
     read_classes: ClassReader | None = None,
+    encoder: Measurement | None = None,
 ) -> list[InterventionResult]:
     """Applies every intervention to every image and renders the true counterfactuals; arguments as in `predict_split`.
 
@@ -141,6 +146,7 @@ def evaluate_interventions(
         guidances: one per intervention; the reconstruction is never guided.
         measurement: computes `measured_labels` and `measured_factual`; by default the data set's `measure`.
         read_classes: computes `measured_classes` of interventions that set the class.
+        encoder: computes `read_labels` and `read_factual`.
     """
     if not interventions:
         raise InputError("do: expected at least one intervention, got none")
@@ -154,13 +160,15 @@ def evaluate_interventions(
     distinct = {tuple(sorted(do.items())): do for do in known}
     truths = {key: _truth(data, do) for key, do in distinct.items()}
     read = measurement or (lambda images: measure(data.spec, images))
-    of_factual = read(data.images)
+    of_factual, encoded_factual = read(data.images), encoder(data.images) if encoder else None
     results = []
     for do, (images, labels) in zip(dos, drawn, strict=True):
         known_labels, truth = truths.get(tuple(sorted(do.items())), (None, None))
         factual = (data.images, reconstruction, images, truth, data.labels)
         classes = (data.classes, read_classes(images) if read_classes and engine.spec.class_name in do else None)
-        results.append(InterventionResult(do, *factual, labels, known_labels, read(images), *classes, of_factual))
+        encoded = (encoder(images) if encoder else None, encoded_factual)
+        given = (*factual, labels, known_labels, read(images), *classes, of_factual, *encoded)
+        results.append(InterventionResult(do, *given))
     return results
 
 
@@ -185,7 +193,8 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
     Errors are absolute or, for a binary or categorical variable, error rates, over the images whose true label is known
     (`not_labelled_NAME` is the number of the others, if there are any). For such a variable that is set,
     `reached_NAME` is the fraction of images measured to be of that category; likewise for a class that is set.
-    `measured_NAME` is NaN for three or more categories, whose codes have no mean.
+    `pixel_std` and `label_std_NAME` are the spread over several abductions, if they were drawn. `measured_NAME` is NaN
+    for three or more categories, whose codes have no mean.
     """
     figures = {"images": float(len(result.factual)), "reconstruction_l1": float(result.reconstruction_l1.mean())}
     figures["change_l1"] = float(result.change_l1.mean())
@@ -212,6 +221,11 @@ def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:
             figures[f"predicted_error_{name}"] = _mean(predicted_errors[known, j])
             if not known.all():
                 figures[f"not_labelled_{name}"] = float((~known).sum())
+    if result.pixel_std is not None and result.label_std is not None:
+        figures["pixel_std"] = float(result.pixel_std.mean())
+        figures |= {
+            f"label_std_{name}": float(result.label_std[:, j].mean()) for j, name in enumerate(spec.graph.names)
+        }
     if result.measured_classes is not None:
         reached = result.measured_classes == result.do[spec.class_name]
         figures[f"reached_{spec.class_name}"] = float(reached.mean())
@@ -295,79 +309,6 @@ def _class_row(result: InterventionResult, spec: DatasetSpec, i: int) -> list[st
     return [spec.class_name, requested, known[0], requested, known[1], requested]
 
 
-def shown_labels(result: InterventionResult) -> np.ndarray:
-    """Labels (N, n) for captions of counterfactuals: measured, or predicted if none can be measured."""
-    return result.measured_labels if np.isfinite(result.measured_labels).any() else result.predicted_labels
-
-
-def label_captions(spec: DatasetSpec, labels: np.ndarray) -> list[str]:
-    """Captions of (N, n) labels, two per line; long names are shortened to three letters per word, NaN is "?"."""
-    names = {name: name for name in spec.graph.names}
-    values = [max(map(len, spec.category_names(i)), default=_NUMBER) for i in range(len(names))]
-    widths = [len(name) + 2 + value for name, value in zip(names, values, strict=True)]
-    if any(sum(widths[i : i + 2]) > _CAPTION for i in range(0, len(widths), 2)):
-        names = {name: "".join(part[:3] for part in name.split("_")) for name in names}
-    captions = []
-    for row in labels:
-        texts = ["?" if np.isnan(x) else spec.format_value(name, x) for name, x in zip(names, row, strict=True)]
-        parts = [f"{short} {text}" for short, text in zip(names.values(), texts, strict=True)]
-        captions.append("\n".join(", ".join(parts[i : i + 2]) for i in range(0, len(parts), 2)))
-    return captions
-
-
-def caption_title(results: Sequence[InterventionResult]) -> str:
-    """A title that says where the labels below counterfactuals come from."""
-    measured = any(np.isfinite(result.measured_labels).any() for result in results)
-    source = "measured on the image" if measured else "predicted, not measured"
-    return f"labels of counterfactuals: {source}"
-
-
-def draw_grid(results: Sequence[InterventionResult], spec: DatasetSpec, count: int, title: str = "") -> np.ndarray:
-    """Up to `count` rows of factual image, reconstruction, and each counterfactual with the true one, (H, W, 3) uint8.
-
-    Captions are labels; see `shown_labels` for those of counterfactuals.
-    """
-    first = results[0]
-    rows = _spread(first, count)
-    columns = [("factual", first.factual[rows]), ("reconstruction", first.reconstruction[rows])]
-    errors = [f"L1 {value:.1f}" for value in first.reconstruction_l1[rows]]
-    captions = [label_captions(spec, first.factual_labels[rows]), errors]
-    for result in results:
-        columns.append((describe_do(result.do, spec).replace(", ", ",\n"), result.counterfactual[rows]))
-        captions.append(label_captions(spec, shown_labels(result)[rows]))
-        if result.truth is not None and result.true_labels is not None:
-            columns.append(("true", result.truth[rows]))
-            captions.append(label_captions(spec, result.true_labels[rows]))
-    return labelled_grid(columns, cell_captions=captions, title=title or caption_title(results))
-
-
-def _spread(result: InterventionResult, count: int) -> np.ndarray:
-    """Up to `count` row indices, evenly spread because the split may be sorted."""
-    return np.linspace(0, len(result.factual) - 1, min(count, len(result.factual))).astype(int)
-
-
-def draw_traversal(
-    results: Sequence[InterventionResult], spec: DatasetSpec, headings: Sequence[str], count: int
-) -> np.ndarray:
-    """Up to `count` images: factual, then one column per result, with the true images below, (H, W, 3) uint8."""
-    first = results[0]
-    rows = _spread(first, count)
-    columns = [("factual", first.factual[rows])]
-    captions = [label_captions(spec, first.factual_labels[rows])]
-    below = [(np.full_like(first.factual[rows], 255), ["true images:"] * len(rows))]
-    for heading, result in zip(headings, results, strict=True):
-        columns.append((heading, result.counterfactual[rows]))
-        captions.append(label_captions(spec, shown_labels(result)[rows]))
-        if result.truth is not None and result.true_labels is not None:
-            below.append((result.truth[rows], label_captions(spec, result.true_labels[rows])))
-    if len(below) == len(columns):  # alternate rows of counterfactuals and true images
-        for j, (images, texts) in enumerate(below):
-            heading, drawn = columns[j]
-            columns[j] = (heading, np.stack([drawn, images], axis=1).reshape(-1, *drawn.shape[1:]))
-            captions[j] = [text for pair in zip(captions[j], texts, strict=True) for text in pair]
-    return labelled_grid(columns, cell_captions=captions, title=caption_title(results))
-
-
 def arrays(results: Sequence[InterventionResult], spec: DatasetSpec | None = None) -> dict[str, np.ndarray]:
     """All images and labels as named arrays for an .npz file."""
     named: dict[str, np.ndarray] = {
@@ -377,7 +318,15 @@ def arrays(results: Sequence[InterventionResult], spec: DatasetSpec | None = Non
         "interventions": np.array([describe_do(result.do, spec) for result in results]),
     }
     for i, result in enumerate(results):
-        for name in ("counterfactual", "truth", "predicted_labels", "true_labels", "measured_labels"):
+        for name in (
+            "counterfactual",
+            "truth",
+            "predicted_labels",
+            "true_labels",
+            "measured_labels",
+            "pixel_std",
+            "label_std",
+        ):
             value = getattr(result, name)
             if value is not None:
                 named[f"{name}_{i}"] = value

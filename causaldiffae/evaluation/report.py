@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from causaldiffae.datasets.captions import caption_text, notable_difference
 from causaldiffae.datasets.images import evenly_spread
 from causaldiffae.errors import DataError
 from causaldiffae.evaluation.pages import render_page
@@ -33,6 +34,7 @@ from causaldiffae.evaluation.tables import (
     seeds_table,
     shown,
 )
+from causaldiffae.evaluation.verdict import evaluation_verdict
 from causaldiffae.files.npz import NpzFile
 from causaldiffae.visualization.image_grids import data_uri, labelled_grid
 
@@ -68,6 +70,7 @@ def _describe(group: Sequence[Results], sources: dict[int, Path]) -> dict[str, A
         "warning": non_finite_note(group),
         "interventions": [_intervention(group, do, columns) for do in interventions_of(group)],
         "texts": {
+            "Verdict": "\n\n".join("\n".join(lines) for results in group if (lines := evaluation_verdict(results))),
             "Null intervention and disentanglement": general_table(group),
             "Treatment effects": effects_table(group),
             "Over training seeds": seeds_table(group),
@@ -199,9 +202,28 @@ def image_grid(arrays: dict[str, np.ndarray], results: Results) -> np.ndarray:
             name = key.removeprefix("values/")
             columns.append((f"do({name})", arrays[f"images/{name}"][rows]))
             names = category_names(results, name)
-            texts = [names[int(v)] if v in range(len(names)) else f"{v:.3g}" for v in arrays[key][rows]]
-            captions.append([f"= {text}" for text in texts])
+            captions.append(_captions(arrays, results, name, rows, names))
             if f"true_images/{name}" in arrays:
                 columns.append(("true", arrays[f"true_images/{name}"][rows]))
                 captions.append([""] * count)
     return labelled_grid([(head, images[:, :3]) for head, images in columns], cell_captions=captions)
+
+
+def _captions(
+    arrays: Mapping[str, np.ndarray], results: Results, name: str, rows: np.ndarray, names: Sequence[str]
+) -> list[str]:
+    """Captions of the counterfactuals of some rows: the value that is read, and the one that was requested."""
+    variables, requested = list(dig(results, "data", "variables") or []), arrays[f"values/{name}"].astype(np.float64)
+    shape = (len(requested), len(variables))
+    read, labels = (arrays.get(key, np.empty(0)) for key in (f"measured/{name}", "labels"))
+    i = variables.index(name) if name in variables else 0
+    found = read[:, i].astype(np.float64) if read.shape == shape and name in variables else np.full(shape[0], np.nan)
+    factual = labels[:, i] if labels.shape == shape else np.full(shape[0], np.nan)
+    low, high = dig(results, "results", "interventions", name, "range") or (0.0, 0.0)
+    differs = notable_difference(found, requested, factual, high - low, range(len(names)))
+
+    def text(value: float) -> str:
+        return names[int(value)] if value in range(len(names)) else f"{value:.3g}"
+
+    read_texts = ["" if np.isnan(value) else text(value) for value in found]
+    return [caption_text(text(requested[k]), read_texts[k], bool(differs[k])) for k in rows]

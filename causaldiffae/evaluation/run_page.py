@@ -17,6 +17,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.interventions import traversal_values
 from causaldiffae.evaluation.pages import render_page
 from causaldiffae.files.reading import file_stem, read_json
+from causaldiffae.training.responses import describe, images_seen, read_responses
 from causaldiffae.visualization.curves import draw_curves, read_curves
 from causaldiffae.visualization.graph import draw_graph
 from causaldiffae.visualization.image_grids import data_uri, labelled_grid, tile
@@ -107,6 +108,7 @@ def write_run_page(run: Path, out: Path, model: TraversableModel | None = None, 
         graph=None if spec is None else data_uri(draw_graph(spec.graph)),
         curves=data_uri(drawn_curves),
         traversals=grids,
+        verdict=describe(read_responses(run), 0 if config is None else images_seen(config.parent)),
     )
     (out / "run.html").write_text(page, encoding="utf-8")
     return [*files, out / "run.html"]

@@ -14,6 +14,7 @@ from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scrip
 from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.evaluation.sampling import check_samples
 from causaldiffae.guidance import Guidance
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
@@ -58,6 +59,8 @@ class TestConfig:
         False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"
     )
     most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
+    samples: int = flag(1, "also draw this many abductions and show the spread of the interventions; 1 for none")
+    x_T_noise: float = flag(0.0, "share of noise in the x_T of every draw, 0 to 1; 0 encodes the image exactly")
     sweep_w: str = flag("", "also apply the first intervention with these guidance weights, such as 0,0.5,1")
     traverse: str = flag("", "also traverse the ranges of these variables, such as thickness,intensity")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
@@ -72,6 +75,7 @@ class TestConfig:
         check_given(self, "model_path", "data_dir", "out_dir")
         check_least(self, batch_size=1, grid_images=1, **({} if self.num_images == "all" else {"num_images": 0}))
         parse_enum(AbductionKind, self.abduction, "abduction")
+        check_samples(self.samples, self.x_T_noise)
         resolve_alias(self, "judge", "label_predictor")
 
     @property

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +22,7 @@ from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, finite_images, to_model_range, to_uint8
-from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
+from causaldiffae.datasets.registry import DATASETS, can_measure, measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
@@ -30,7 +30,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import LoadedModel
-from causaldiffae.training.responses import responses_of_model, unfollowed
+from causaldiffae.training.responses import Reader, find_reader, responses_of_model, unfollowed
 
 STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
@@ -113,6 +113,8 @@ class Result:
         l1, do_nothing_l1: mean pixel error to the truth, 0..255, of the counterfactual and of the factual image.
         seconds: time of abduction and prediction.
         abduction_cached: whether the abduction came from the cache.
+        read: labels that `reader` reads from the counterfactual image: measured, or read by a predictor or the model's
+            encoder; NaN where nothing can.
         unfollowed: a sentence about interventions that the pictures of this model do not follow, or "".
     """
 
@@ -132,6 +134,8 @@ class Result:
     target_digit: int | None = None
     probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
     unfollowed: str = ""
+    read: np.ndarray | None = None
+    reader: str = ""
 
 
 class Session:
@@ -172,7 +176,7 @@ class Session:
             encoded = engine.read_labels(abducted.z)[0].cpu().numpy()
             probabilities = self.loaded.model.scm.counterfactual_probabilities(abducted.z, prediction.z)
             image = to_uint8(finite_images(prediction.images, "counterfactual"))[0].cpu().numpy()
-            seconds = time.perf_counter() - started
+            seconds, reader = time.perf_counter() - started, self._reader
             true_labels, truth = _truth(factual, do)
         return Result(
             request=request,
@@ -191,7 +195,20 @@ class Session:
             target_digit=int(do[self.spec.class_name]) if self.spec.class_name in do else digit,
             probabilities={name: values[0].cpu().numpy() for name, values in probabilities.items()},
             unfollowed=unfollowed(self._responses, do),
+            read=None if reader is None else reader.read(image[None])[0],
+            reader="" if reader is None else reader.name,
         )
+
+    @cached_property
+    def _reader(self) -> Reader | None:
+        """Reads the labels of counterfactuals."""
+        measured = self.spec.name in DATASETS and can_measure(self.spec)
+        return find_reader(self.spec, self.loaded.engine(), "" if measured else self._own_predictor())
+
+    def _own_predictor(self) -> str:
+        """The predictor in the model's folder, "" if there is none."""
+        own = Path(self.loaded.path) / PREDICTOR_FOLDER
+        return str(own) if (own / CONFIG).is_file() else ""
 
     def check(self, request: Request) -> CheckedDo:
         """Validates a request and returns its intervention."""
@@ -245,9 +262,7 @@ class Session:
             raise InputError(f"{name}: this model needs it and it cannot be read from the image: {error}") from None
 
     def _read(self, image: SourceImage) -> Readings:
-        own = Path(self.loaded.path) / PREDICTOR_FOLDER
-        folder = str(own) if (own / CONFIG).is_file() else ""
-        return open_predictor(self.spec, folder, self.device).predictor.read(image.image[None])
+        return open_predictor(self.spec, self._own_predictor(), self.device).predictor.read(image.image[None])
 
 
 def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -17,11 +17,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from causaldiffae.datasets.captions import MARK, caption_text, notable_differences
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.explorer.graph_drawing import draw, roles
 from causaldiffae.explorer.session import Result, decimals_of, slider_range
 from causaldiffae.graphs import CausalGraph
+from causaldiffae.training.responses import MEASURED
 from causaldiffae.visualization.image_grids import tile
 
 DARKER, BRIGHTER = (33, 102, 172), (178, 24, 43)  # blue and red, distinguishable by colour-blind people
@@ -38,7 +40,8 @@ _COLUMNS: Final = {
     "role": "set by the intervention, follows as a descendant of a set variable, or stays",
     "encoded": "z: read from the factual image by the model's encoder",
     "predicted": "z': predicted by the structural causal model under the intervention",
-    "measured": "measured on the counterfactual image",
+    "measured": "measured on the counterfactual image; ! marks a notable difference from the predicted or set value",
+    "read": "read from the counterfactual image; ! marks a notable difference from the predicted or set value",
     "true": "label of the true counterfactual",
 }
 
@@ -179,6 +182,8 @@ def images_html(result: Result) -> str:
         note = f"error {result.l1:.1f} of 255; factual image {result.do_nothing_l1:.1f}"
     difference, scale = difference_map(factual.image, result.counterfactual)
     intervention = describe_do(do, result.spec) if do else "nothing set: reconstruction"
+    if captions := set_captions(result):
+        note = f"{note}. {result.reader.capitalize() or 'Not read'}: {', '.join(captions)}"
     shown = [
         ("Factual", factual.name, factual.image, ""),
         ("Counterfactual", intervention, result.counterfactual, note),
@@ -191,6 +196,25 @@ def images_html(result: Result) -> str:
         if image is not None
     ]
     return str(_macros().images(figures, f"{scale:.0f}"))
+
+
+def differences(result: Result) -> np.ndarray:
+    """Which labels read from the counterfactual differ notably from the predicted or set ones, (n,) bool."""
+    read = np.full(len(result.predicted), np.nan) if result.read is None else result.read
+    return notable_differences(result.spec, *(each[None] for each in (read, result.predicted, result.encoded)))[0]
+
+
+def set_captions(result: Result) -> list[str]:
+    """For every variable that is set, what is read from the counterfactual and what was requested."""
+    spec, differs = result.spec, differences(result)
+    captions = []
+    for name in spec.names_of(result.request.do):
+        i = spec.graph.index(name)
+        found = np.nan if result.read is None else float(result.read[i])
+        read = value_text(spec, i, found) if np.isfinite(found) else ""
+        requested = value_text(spec, i, float(result.predicted[i]))
+        captions.append(f"{name} {caption_text(requested, read, bool(differs[i]))}")
+    return captions
 
 
 def graph_html(result: Result) -> str:
@@ -215,9 +239,10 @@ def graph_svg(
 def table_html(result: Result) -> str:
     """Every variable's role and values, see `_COLUMNS`."""
     spec = result.spec
-    values = {"encoded": result.encoded, "predicted": result.predicted}
-    if np.isfinite(result.measured).any():
-        values["measured"] = result.measured
+    values, differs = {"encoded": result.encoded, "predicted": result.predicted}, differences(result)
+    column = "measured" if result.reader == MEASURED else "read"
+    if result.read is not None and np.isfinite(result.read).any():
+        values[column] = result.read
     if result.true_labels is not None:
         values["true"] = result.true_labels
     rows = [
@@ -225,7 +250,10 @@ def table_html(result: Result) -> str:
             "name": name,
             "role": role,
             "unit": spec.units[i] if spec.units else "",
-            "cells": [value_text(spec, i, float(labels[i])) for labels in values.values()],
+            "cells": [
+                value_text(spec, i, float(labels[i])) + (f" {MARK}" if key == column and differs[i] else "")
+                for key, labels in values.items()
+            ],
         }
         for i, (name, role) in enumerate(roles(spec.graph, result.request.do).items())
     ]
@@ -285,6 +313,9 @@ def report(result: Result, model: str) -> dict[str, Any]:
             for name, values in result.probabilities.items()
         },
         "measured": named(result.measured),
+        "read": named(result.read),
+        "reader": result.reader,
+        "notable_differences": [graph.names[i] for i in np.flatnonzero(differences(result))],
         "true": named(result.true_labels),
         "l1_to_truth": result.l1,
         "l1_of_doing_nothing": result.do_nothing_l1,

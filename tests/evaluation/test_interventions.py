@@ -15,20 +15,16 @@ from tiny import squares_spec
 
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData, to_model_range
-from causaldiffae.datasets.registry import dataset_spec, measure, read_split, true_counterfactual
+from causaldiffae.datasets.registry import measure, read_split, true_counterfactual
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import interventions
 from causaldiffae.evaluation.interventions import (
     InterventionResult,
-    caption_title,
     check_labels,
     describe_do,
-    draw_traversal,
     evaluate_interventions,
     finite_uint8,
     interval,
-    label_captions,
-    shown_labels,
     slope,
     summary,
     traversal,
@@ -205,32 +201,6 @@ def test_non_finite_pixels_are_an_error() -> None:
     images[1, 0, 0, 1] = torch.nan
     with pytest.raises(InputError, match=r"counterfactuals: expected finite pixels, .* in 1 of 3 images \(index 1\)"):
         finite_uint8(images)
-
-
-def test_a_traversal_is_drawn_above_the_true_images(digits: ImageData) -> None:
-    results = evaluate(digits, [{"thickness": 1.5}, {"thickness": 3.5}])
-    one, two = (draw_traversal(results, digits.spec, ["a", "b"], count) for count in (1, 2))
-    assert one.shape[2] == 3 and one.dtype == np.uint8
-    assert two.shape[0] > 1.6 * one.shape[0], "two rows per image"
-    unknown = [replace(result, truth=None, true_labels=None) for result in results]
-    assert draw_traversal(unknown, digits.spec, ["a", "b"], 1).shape[0] < one.shape[0]
-
-
-def test_predicted_labels_are_shown_where_nothing_is_measured(digits: ImageData) -> None:
-    (result,) = evaluate(digits, DOS[:1])
-    assert shown_labels(result) is result.measured_labels
-    unmeasured = replace(result, measured_labels=np.full_like(result.measured_labels, np.nan))
-    assert shown_labels(unmeasured) is result.predicted_labels
-    assert caption_title([result]).endswith(": measured on the image")
-    assert "predicted, not measured" in caption_title([unmeasured])
-
-
-def test_captions_shorten_names_that_do_not_fit_and_mark_missing_labels(digits: ImageData) -> None:
-    labels = np.array([[2.5, np.nan]])
-    assert label_captions(digits.spec, labels) == ["thickness 2.5, intensity ?"]
-    assert label_captions(dataset_spec("pendulum", 32, 3), np.arange(4.0)[None]) == [
-        "ang 0, lig 1\nshalen 2, shapos 3",
-    ]
 
 
 def test_equal_interventions_share_one_rendered_truth(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_the_report_escapes_untrusted_results(root: Path, tmp_path: Path) -> Non
     found = results(root, "causalvae", out, "--num_images=2")
     found["model"]["name"] = "<script>alert(1)</script>"
     text = write_report(tmp_path / "page.html", [(out, found)]).read_text()
-    assert "<script" not in text and "&lt;script&gt;" in text
+    assert "<script" not in text and "&lt;script&gt;" in text and "response to interventions, " in text
     (tmp_path / "found.pictures.npz").write_bytes(b"no images")
     with pytest.raises(DataError, match="found.pictures.npz"):
         write_report(tmp_path / "page.html", [(out, found)])

@@ -14,7 +14,9 @@ from tiny import small_config
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.evaluation.run_page import write_gif
+from causaldiffae.metrics.intervals import Figure
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
+from causaldiffae.training.responses import Response, write_responses
 
 SCRIPT = REPO / "scripts" / "plot_run.py"
 LOG = "step,mse,grad_norm\n" + "".join(f"{10 * i},{1 / i},3\n" for i in range(1, 30))
@@ -38,10 +40,12 @@ def test_refusals(tmp_path: Path, log: str | None, arguments: tuple[object, ...]
 
 def test_a_page_without_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "progress.csv").write_text(LOG)
+    write_responses(tmp_path, {"size": Response(Figure(0.12, None, None, 8), "measured")})
     outcome = run(SCRIPT, tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     page = (tmp_path / "plots" / "run.html").read_text()
     assert page.count("<img") == 1 and "Causal graph" not in page and "last logged at step 290" in page
+    assert "do(size): 12% of the requested change, hardly followed\n  counterfactuals of size are not reliable" in page
     with Image.open(tmp_path / "plots" / "curves.png") as image:
         assert image.width == 1100
 

@@ -86,6 +86,20 @@ def test_images_and_table_show_all_that_is_known(pendulum_result: Result) -> Non
     np.testing.assert_array_equal(png(first[1]).transpose(2, 0, 1), pendulum_result.request.image.image)
 
 
+def test_what_is_read_stands_beside_what_was_requested(pendulum_result: Result) -> None:
+    read = pendulum_result.predicted.copy()
+    read[0] -= 20.0
+    off = replace(pendulum_result, read=read, reader="read by a predictor")
+    table = views.table_html(off)
+    assert "Read by a predictor: angle 5.0 (25.0) !" in views.images_html(off)
+    assert ">read</th>" in table and "<td>5.0 !</td>" in table and table.count("!</td>") == 1
+    assert views.report(off, "m")["notable_differences"] == ["angle"] and views.report(off, "m")["reader"] == off.reader
+    exact = replace(off, read=pendulum_result.predicted)
+    assert "angle 25.0 (25.0)" in views.images_html(exact) and "!</td>" not in views.table_html(exact)
+    unread = replace(pendulum_result, read=None, reader="")
+    assert "Not read: angle 25.0 requested" in views.images_html(unread) and ">read<" not in views.table_html(unread)
+
+
 def test_downloads_hold_the_result(pendulum_result: Result) -> None:
     html = views.downloads_html(pendulum_result, "a model")
     links = dict(re.findall(r'<a download="([^"]+)" href="data:[^,]+,([^"]+)"', html))

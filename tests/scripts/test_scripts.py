@@ -73,7 +73,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 def test_counterfactuals_are_written_for_every_image(model_folder: Path, digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = run_test(model_folder, digits, out, "--do", "thickness=4", "--do", "thickness=2,intensity=90")
+    dos = ("--do", "thickness=4", "--do", "thickness=2,intensity=90")
+    process = run_test(model_folder, digits, out, *dos, "--samples", 2)
     assert process.returncode == 0, process.stderr
     rows = read_csv(out / "counterfactuals.csv")
     assert len(rows) == 6 * 2 * 2
@@ -92,6 +93,12 @@ def test_counterfactuals_are_written_for_every_image(model_folder: Path, digits:
     with Image.open(out / "counterfactuals.png") as grid:
         assert min(grid.size) > 300
     assert "do(thickness=4)" in process.stdout
+    assert arrays["pixel_std_1"].shape == (6, 1, 28, 28) and not arrays["label_std_1"].any(), "both labels are set"
+    assert arrays["label_std_0"][:, 1].all() and figures["pixel_std"] == pytest.approx(arrays["pixel_std_0"].mean())
+    report = json.loads((out / "summary.json").read_text())
+    assert "\n".join(report["verdict"]) in process.stdout and "spread over 2 abductions" in process.stdout
+    assert report["verdict"][0] == "response to interventions, 6 images, labels measured:"
+    assert set(report["responses"]["do(thickness=2, intensity=90)"]) == {"thickness", "intensity"}
 
 
 def test_an_interrupted_test_is_resumed_by_the_same_command(

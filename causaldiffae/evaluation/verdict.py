@@ -1,0 +1,87 @@
+"""Verdicts in words on the counterfactuals of a test or an evaluation, by `training.responses`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.evaluation.grids import readings
+from causaldiffae.evaluation.interventions import InterventionResult, describe_do
+from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
+from causaldiffae.metrics.effectiveness import nearest_category
+from causaldiffae.metrics.intervals import Figure, mean_figure
+from causaldiffae.training.responses import Response, Responses, describe, requested_share
+
+
+def response_of(
+    read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, name: str, reader: str
+) -> Response:
+    """The response to one variable, from labels (N,) read off counterfactuals and factual images.
+
+    Images that are of the requested category before the intervention are left out.
+    """
+    i, rows = spec.graph.index(name), np.isfinite(read)
+    if values := spec.category_values(i):
+        rows &= nearest_category(factual, values) != nearest_category(requested, values)
+    if not rows.any():
+        return Response(Figure(None, None, None, 0, len(read)), reader)
+    return Response(requested_share(read[rows], factual[rows], requested[rows], spec, i), reader)
+
+
+def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> dict[str, Response]:
+    """The response to every variable that an intervention sets; `reader` is what reads the labels.
+
+    Images that are of the requested category or class before the intervention are left out.
+    """
+    read, factual = readings(result)
+    found = {}
+    for name in spec.names_of(result.do):
+        i, requested = spec.graph.index(name), np.full(len(read), float(result.do[name]))
+        found[name] = response_of(read[:, i], factual[:, i], requested, spec, name, reader)
+    if spec.class_name in result.do and result.measured_classes is not None:
+        wanted, rows = result.do[spec.class_name], np.ones(len(read), bool)
+        if result.factual_classes is not None:
+            rows = result.factual_classes != wanted
+        reached = (result.measured_classes == wanted)[rows].astype(np.float64)
+        share = mean_figure(reached, rate=True) if len(reached) else Figure(None, None, None, 0)
+        found[spec.class_name] = Response(share, "read by a predictor")
+    return found
+
+
+def verdict_of_test(
+    results: Sequence[InterventionResult], spec: DatasetSpec, reader: str, images_seen: int
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Lines about the interventions of a test, and the figures behind them by intervention and variable."""
+    named: dict[str, Response] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    for result in results:
+        do, found = describe_do(result.do, spec), responses_to(result, spec, reader)
+        figures[do] = {name: _plain(response) for name, response in found.items()}
+        named |= {do if len(result.do) == 1 else f"{name} in {do}": response for name, response in found.items()}
+    return describe(named, images_seen, what=str), figures
+
+
+def _plain(response: Response) -> dict[str, Any]:
+    return {**asdict(response), "verdict": response.verdict}
+
+
+def evaluation_verdict(results: Results) -> list[str]:
+    """Lines about the interventions of an evaluation."""
+    found: Responses = {name: each for name in interventions_of([results]) if (each := _response(results, name))}
+    return [f"{name_of(results)}: {line}" if i == 0 else line for i, line in enumerate(describe(found))]
+
+
+def _response(results: Results, name: str) -> Response | None:
+    """The response to a variable, from its mean errors in the counterfactuals and in the factual images."""
+    answers = dig(results, "results", "interventions", name, "answers")
+    for reader, key in (("measured", "measured"), ("read by a predictor", "predictor")):
+        figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing")]
+        error, nothing = (figure.get("mean") if figure else None for figure in figures)
+        if error is not None and nothing:
+            images = int(figures[0].get("images") or 0)
+            return Response(Figure(1 - error / nothing, None, None, images), reader)
+    return None
