@@ -92,7 +92,7 @@ class Counterfactuals:
             for heading, images, labels in self._kinds()
         ]
         rest = f" ({count} of {len(self)} images)" if count < len(self) else ""
-        return html_table(rows, f"{self.spec.name}: {self._title}{rest}")
+        return html_table(rows, f"{self.spec.name}: {self._title}{rest}; {caption_note(self.reader)}")
 
     @property
     def verdict(self) -> str:

@@ -51,6 +51,22 @@ def test_notebooks_show_pictures_and_labels(cf: Counterfactuals) -> None:
     assert [row.split(">")[2].split("<")[0] for row in rows] == ["factual", "do(size=&lt;b&gt;large&lt;/b&gt;)", "true"]
 
 
+def test_labels_that_are_read_stand_beside_the_requested_ones(cf: Counterfactuals) -> None:
+    assert "requested or predicted, not read" in cf._repr_html_() and cf.verdict == ""
+    assert "&lt;b&gt;large&lt;/b&gt; requested" in cf._repr_html_() and "60 predicted" in cf._repr_html_()
+    read = {"size": np.zeros(10), "grey": cf.labels["grey"] + 1.0}
+    before = {"size": np.array([0.0, 1.0] * 5), "grey": np.full(10, 60.5)}
+    found = replace(cf, read_labels=read, reader="measured", read_factual=before, do={"size": 1.0})
+    page = found._repr_html_()
+    assert "measured (requested or predicted)" in page and "small (&lt;b&gt;large&lt;/b&gt;) !" in page
+    assert "61 (60)<" in page, "one grey level is no notable difference"
+    assert "size <b>large</b> (read small)" in repr(found) and "grey 60 to 200;" in repr(found)
+    assert list(found.to_dataframe())[:3] == ["factual_size", "counterfactual_size", "read_size"]
+    assert found.verdict.splitlines()[1] == (
+        "  do(size): 0% of the requested change (0% to 43%), no better than doing nothing"
+    ), "of the five small ones"
+
+
 def test_a_data_frame_has_one_row_per_image(cf: Counterfactuals) -> None:
     frame = cf.to_dataframe()
     names = ["factual_size", "counterfactual_size", "factual_grey", "counterfactual_grey"]
