@@ -54,6 +54,7 @@ FLAGS = {
     "out": "the results file, NAME.json; a folder with --all",
     "report": "also write an HTML report of all results in the folder of --out to this file",
     "predictor": "folder of the predictor that reads labels; by default weights/DATASET_SIZE_predictor",
+    "predictor_path": "noised predictor of a Diff-SCM, or 'none'; by default predictor/ in its folder",
     "inception_weights": "TorchScript file of the Inception network, for the FID",
     "variables": "variables to intervene on, separated by commas; by default all",
 }
@@ -118,7 +119,7 @@ def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
 def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> None:
     """Applies the protocol of other models, with and without the true factual labels, and writes its figures."""
     device = dist_util.dev()
-    loaded = load_model(values["model_path"], device, settings.ema or None)
+    loaded = load_model(values["model_path"], device, settings.ema or None, predictor=values["predictor_path"])
     spec = loaded.spec
     data = read_split(spec.name, values["data_dir"], "test", limit=settings.num_images or None, spec=spec)
     predictor = open_predictor(spec, values["predictor"], device)
@@ -198,6 +199,7 @@ def main(argv: list[str]) -> None:
             values["inception_weights"],
             values["trust_inception"],
             values["workers"],
+            values["predictor_path"],
         )
         for model in models
     ]

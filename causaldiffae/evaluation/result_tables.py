@@ -180,6 +180,75 @@ def interventions_table(results: Results) -> str:
     return markdown_table(["intervention", "L1 to the truth", "factual image"], rows)
 
 
+def reproduction_table(results: Results) -> str:
+    """summary.json of scripts/reproduce.py: L1 to the truth, composition and DCI, one row per model."""
+    rows = []
+    for key, row in _rows_of(results):
+        l1 = [_seeds(found["l1"], 2) for found in row["interventions"].values()]
+        general = [_seeds(row.get(name), 3, interval=False) for name in _GENERAL]
+        rows.append([row["title"], *l1, *general] if key else [row["title"], *l1, *["" for _ in general]])
+    dos = [f"do({do})" for do in _interventions(results)]
+    return markdown_table(["model", *dos, *_GENERAL.values()], rows)
+
+
+def reproduction_errors(results: Results) -> str:
+    """summary.json of scripts/reproduce.py: errors of the variable that is set and of its descendants."""
+    columns = [(do, name) for do, found in _interventions(results).items() for name in found["errors"]]
+    rows = []
+    for _, row in _rows_of(results):
+        cells = [_seeds(row["interventions"][do]["errors"][name], 3, interval=False) for do, name in columns]
+        rows.append([row["title"], *cells])
+    return markdown_table(["model", *(f"do({do}): {name}" for do, name in columns)], rows)
+
+
+def reproduction_labels(results: Results) -> str:
+    """summary.json of scripts/reproduce.py: errors with few labels divided by those with all labels."""
+    models = [row for row in results["models"].values() if row["labels"] is not None]
+    models.sort(key=lambda row: -row["labels"])
+    full = models[0]["interventions"] if models and models[0]["labels"] == 1 else {}
+    columns = [(do, name) for do, found in full.items() for name in found["errors"]]
+    rows = []
+    for row in models if full else []:
+        pairs = [(row["interventions"][do]["errors"][name], full[do]["errors"][name]) for do, name in columns]
+        cells = [
+            rounded(few["mean"] / all_["mean"]) if few and all_ and all_["mean"] else MISSING for few, all_ in pairs
+        ]
+        rows.append([f"{row['labels']:.0%}", *cells])
+    return markdown_table(["labels", *(f"do({do}): {name}" for do, name in columns)], rows)
+
+
+_GENERAL: Final = {
+    "composition": "composition",
+    "composition_long": "after ten cycles",
+    "disentanglement": "DCI D",
+    "completeness": "C",
+    "informativeness": "R²",
+}
+
+
+def _interventions(results: Results) -> Mapping[str, Any]:
+    return next(iter(results["models"].values()))["interventions"]
+
+
+def _rows_of(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    """The references under an empty key, then the models that were trained with all labels."""
+    few = {key for key, row in results["models"].items() if row["labels"] not in (None, 1)}
+    models = [(key, row) for key, row in results["models"].items() if key not in few]
+    return [*(("", row) for row in results["references"].values()), *models]
+
+
+def _seeds(figure: Mapping[str, Any] | None, decimals: int, interval: bool = True) -> str:
+    """Mean, half-width of the interval over images, and in brackets the means of the seeds if there are several."""
+    if figure is None:
+        return MISSING
+    text = rounded(figure["mean"], decimals)
+    if interval and figure["half_width"] is not None:
+        text += f" ± {rounded(figure['half_width'], decimals)}"
+    if interval and len(figure["seeds"]) > 1:
+        text += f" ({', '.join(rounded(mean, decimals) for mean in figure['seeds'])})"
+    return text
+
+
 KINDS: Final[dict[str, Callable[[Results], str]]] = {
     "demo": demo_table,
     "demo_reconstruction": demo_reconstruction,
@@ -189,5 +258,8 @@ KINDS: Final[dict[str, Callable[[Results], str]]] = {
     "peers_summary": peers_summary,
     "steps": steps_table,
     "interventions": interventions_table,
+    "reproduction": reproduction_table,
+    "reproduction_errors": reproduction_errors,
+    "reproduction_labels": reproduction_labels,
 }
 """Kinds of tables, as they are named in the marks."""

@@ -61,6 +61,7 @@ class Job:
         inception_weights: weights file of the Inception network for the FID; empty disables the FID.
         trust_inception: accept any Inception file; loading it executes the code that it contains.
         workers: number of processes; an accelerator always uses one.
+        guide: folder of the noised predictor of a Diff-SCM, or "none"; by default the one beside its weights.
     """
 
     model_path: str
@@ -71,6 +72,7 @@ class Job:
     inception_weights: str = ""
     trust_inception: bool = False
     workers: int = 1
+    guide: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
 @lru_cache(maxsize=1)
 def _open(job: Job) -> _Opened:
     device, settings = dist_util.dev(), job.settings
-    loaded = load_model(job.model_path, device, settings.ema or None)
+    loaded = load_model(job.model_path, device, settings.ema or None, predictor=job.guide)
     options: dict[str, Any] = {"abduction": AbductionKind(settings.abduction), "guidance": Guidance(w=settings.w)}
     engine = loaded.engine(settings.steps, settings.solver, settings.grid, stop=settings.stop, **options)
     test = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "test", spec=loaded.spec)

@@ -38,6 +38,7 @@ NETWORK = "needs the network"
 MEASURES = "a measurement of minutes"
 WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
 OWN_DATA = SUITE + "tests/datasets/folder/test_own_data.py"
+REPRODUCE = SUITE + "tests/evaluation/test_reproduction.py (slow)"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
     "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
@@ -50,6 +51,9 @@ ELSEWHERE = {
     ),
     "python examples/conditional_vae.py --questions asked --data_dir data/morphomnist": SUITE
     + "tests/test_examples.py",
+    "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
+    "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
+    "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,
