@@ -104,6 +104,7 @@ class DiffusionConfig:
     zero_terminal_snr: bool = flag(
         False, "rescale the schedule to zero terminal SNR; requires predict_v or predict_xstart"
     )
+    few_steps: int = flag(0, "steps in each direction of a distilled model (scripts/distill.py); 0: not distilled")
 
 
 @with_help
@@ -130,6 +131,8 @@ class LossConfig:
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")
+    teacher_steps: int = flag(25, "distillation: steps of the teacher in each direction")
+    teacher_scale: float = flag(1.0, "distillation of Diff-SCM: guidance scale s of the teacher")
     mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
 
 

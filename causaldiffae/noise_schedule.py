@@ -2,13 +2,15 @@
 
 The forward process is x_t = a x_0 + sigma eps with a = sqrt(abar_t) and sigma = sqrt(1 - abar_t). Solvers evaluate the
 network between its training steps. `NoiseSchedule` interpolates alpha-bar there, as NumPy arrays for solvers and as
-tensors on the device for guidance and thresholding.
+tensors on the device for guidance and thresholding. `noise_path` chooses the noise levels at which a solver evaluates
+the network.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -23,6 +25,12 @@ from causaldiffae.nn import float_for_tables, table_on
 
 BETA_SCHEDULES = ("linear", "cosine")
 MAX_BETA = 0.999
+RHO = 7.0
+CENTRE_WIDTH = 3.0
+CLEAN = 0
+"""Index of the clean image in a path."""
+MIN_HALF_LOGSNR = -6.0
+"""log(a / sigma) below which the signal is negligible: 0.3 grey levels at a noise level of 127."""
 
 
 def get_named_beta_schedule(schedule_name: str, num_diffusion_timesteps: int) -> np.ndarray:
@@ -213,3 +221,71 @@ class NoiseSchedule:
     def output_of_eps_change(self, change: Tensor, level: Level) -> Tensor:
         """The change of the model output that adds `change` to eps at the same x_t."""
         return conversion(ModelMeanType.EPSILON, self.mean_type, *level)[1] * change
+
+
+# ---------------------------------------------------------------------- the noise levels of a solver
+
+
+class Grid(Enum):
+    """The spacing of the noise levels.
+
+    CENTRED is even in asinh(log(a / sigma) / CENTRE_WIDTH): log-SNR with more steps where signal and noise are similar.
+    LOGSNR is even in log-SNR, RHO in (sigma / a)^(1/7) (Karras et al., 2022, arXiv 2206.00364, eq. 5), UNIFORM in t.
+    """
+
+    CENTRED = "centred"
+    LOGSNR = "logsnr"
+    RHO = "rho"
+    UNIFORM = "uniform"
+
+
+SPACINGS: dict[Grid, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    Grid.CENTRED: (lambda level: np.arcsinh(level / CENTRE_WIDTH), lambda even: CENTRE_WIDTH * np.sinh(even)),
+    Grid.LOGSNR: (lambda level: level, lambda even: even),
+    Grid.RHO: (lambda level: np.exp(-level / RHO), lambda even: -RHO * np.log(even)),
+}
+"""The function of log(a / sigma) that a grid spaces evenly, and its inverse, by grid."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Noise levels from clean to noisy, N + 1 nodes each; node 0 is the clean image.
+
+    Attributes:
+        t: time steps; at the clean image the network is evaluated at step 0.
+        signal, noise: a and sigma of x = a x_0 + sigma eps.
+    """
+
+    t: np.ndarray
+    signal: np.ndarray
+    noise: np.ndarray
+
+    @property
+    def last(self) -> int:
+        return len(self.t) - 1
+
+    def half_logsnr(self, node: int) -> float:
+        return float(np.log(self.signal[node] / self.noise[node]))
+
+    def ratio(self, node: int) -> float:
+        """sigma / a, 0 for the clean image."""
+        return float(self.noise[node] / self.signal[node])
+
+
+def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.0) -> Path:
+    """Returns the clean image and `steps` >= 2 noise levels, from step 0 to step stop * T - 1, spaced by `grid`.
+
+    The path ends where log(a / sigma) falls below MIN_HALF_LOGSNR, as it does at the end of a cosine schedule.
+    """
+    end = stop * schedule.num_timesteps - 1.0
+    cleanest, noisiest = schedule.half_logsnr(np.array([0.0, end])).tolist()
+    if noisiest < MIN_HALF_LOGSNR:
+        noisiest, end = MIN_HALF_LOGSNR, float(schedule.step_of(np.array(MIN_HALF_LOGSNR)))
+    if grid is Grid.UNIFORM:
+        t = np.linspace(0.0, end, steps)
+    else:
+        spacing, inverse = SPACINGS[grid]
+        t = schedule.step_of(inverse(np.linspace(spacing(cleanest), spacing(noisiest), steps)))
+    t[[0, -1]] = 0.0, end
+    signal, noise = schedule.signal_and_noise(t)
+    return Path(np.append(0.0, t), np.append(1.0, signal), np.append(0.0, noise))

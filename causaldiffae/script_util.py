@@ -40,11 +40,12 @@ from causaldiffae.gaussian_diffusion import (
     enforce_zero_terminal_snr,
     get_named_beta_schedule,
 )
+from causaldiffae.guidance import Guidance
 from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
-from causaldiffae.solvers import DdimLoops, OdeSolver
+from causaldiffae.solvers import DdimLoops, FewStepSolver, OdeSolver
 
 SettingsT = TypeVar("SettingsT")
 
@@ -232,18 +233,27 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
     return model, create_gaussian_diffusion(config.diffusion)
 
 
-STEPS, SOLVER = 25, "dpmpp2m"
+STEPS, SOLVER, FEW_STEP = 25, "dpmpp2m", "few_step"
 GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
 
 
 def create_solver(
     config: DiffusionConfig, solver: str = SOLVER, steps: int = STEPS, grid: str = "", timestep_respacing: str = ""
 ) -> OdeSolver | DdimLoops:
-    """Creates a solver by name; "ddim" without a grid, or a `timestep_respacing`, selects the published DDIM loops."""
+    """Creates a solver by name; "ddim" without a grid, or a `timestep_respacing`, selects the published DDIM loops.
+
+    A distilled model has a solver and a number of steps of its own; `steps` and `grid` have no effect on it.
+    """
+    if config.few_steps and not timestep_respacing and solver in (SOLVER, FEW_STEP):
+        return FewStepSolver(create_gaussian_diffusion(config), config.few_steps)
+    if config.few_steps:
+        raise InputError(f"solver: expected {FEW_STEP} for a distilled model, got {timestep_respacing or solver!r}")
+    if solver == FEW_STEP:
+        raise InputError(f"solver: expected a distilled model for {FEW_STEP}, got another one; see scripts/distill.py")
     if timestep_respacing:
         return DdimLoops(create_gaussian_diffusion(config, timestep_respacing))
     if solver not in GRIDS:
-        raise InputError(f"solver: expected {', '.join(GRIDS)}, got {solver!r}")
+        raise InputError(f"solver: expected {', '.join(GRIDS)} or {FEW_STEP}, got {solver!r}")
     chosen = grid or GRIDS[solver]
     if not chosen:
         return DdimLoops(create_gaussian_diffusion(config, str(steps)))
@@ -275,12 +285,14 @@ class LoadedModel:
 
         Args:
             steps: number of network evaluations per direction (encoding and decoding).
-            solver: "dpmpp2m", "obelm", or "ddim" for the published DDIM loops.
+            solver: "dpmpp2m", "obelm", "ddim" for the published DDIM loops, or "few_step" for a distilled model.
             grid: spacing of the noise levels; default: that of the solver.
             timestep_respacing: timesteps of the published DDIM loops; overrides `solver`.
             options: keyword arguments of `CounterfactualEngine`.
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
+        if self.config.diffusion.few_steps and options.get("guidance", Guidance()) != Guidance():
+            raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
         return CounterfactualEngine(self.model, chosen, self.spec, pixel_range=self.pixel_range, **options)
 
 

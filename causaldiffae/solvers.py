@@ -6,7 +6,7 @@ eq. 13) is d(x / sigma) / dl = e^l x_0(x, t), or d(x / a) = eps(x, t) d(sigma / 
 DDIM is an exponential integrator of first order, which keeps the prediction constant over a step. DPM-Solver++(2M) (Lu
 et al., 2022, arXiv 2211.01095, eq. 18) extrapolates x_0 from the previous step: second order with as many evaluations.
 O-BELM (Wang et al., 2024, arXiv 2410.07761) is a leapfrog method in sigma / a, which can be inverted exactly from two
-adjacent states.
+adjacent states. `FewStepSolver` takes the steps of a network that was distilled for them.
 
 The network is evaluated at fractional steps, with alpha-bar from `noise_schedule.py`. A path consists of the clean
 image and `steps` noise levels from step 0 to the noisiest one. log-SNR is infinite at the clean image, so the step
@@ -22,23 +22,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.nn import ModelFn, TensorFields
-from causaldiffae.noise_schedule import ModelMeanType, NoiseSchedule, conversion
+from causaldiffae.noise_schedule import CLEAN, Grid, ModelMeanType, Path, conversion, noise_path
 
-RHO = 7.0
-CENTRE_WIDTH = 3.0
-CLEAN = 0
-"""Index of the clean image in a path."""
-MIN_HALF_LOGSNR = -6.0
-"""log(a / sigma) below which the signal is negligible: 0.3 grey levels at a noise level of 127."""
+DIRECTION = 0.1
+"""Fraction of the way to the end of a few-step solver's step at which its network is evaluated."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
 
@@ -49,71 +44,6 @@ class Solver(Enum):
     DDIM = "ddim"
     DPMPP2M = "dpmpp2m"
     OBELM = "obelm"
-
-
-class Grid(Enum):
-    """The spacing of the noise levels.
-
-    CENTRED is even in asinh(log(a / sigma) / CENTRE_WIDTH): log-SNR with more steps where signal and noise are similar.
-    LOGSNR is even in log-SNR, RHO in (sigma / a)^(1/7) (Karras et al., 2022, arXiv 2206.00364, eq. 5), UNIFORM in t.
-    """
-
-    CENTRED = "centred"
-    LOGSNR = "logsnr"
-    RHO = "rho"
-    UNIFORM = "uniform"
-
-
-SPACINGS: dict[Grid, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    Grid.CENTRED: (lambda level: np.arcsinh(level / CENTRE_WIDTH), lambda even: CENTRE_WIDTH * np.sinh(even)),
-    Grid.LOGSNR: (lambda level: level, lambda even: even),
-    Grid.RHO: (lambda level: np.exp(-level / RHO), lambda even: -RHO * np.log(even)),
-}
-"""The function of log(a / sigma) that a grid spaces evenly, and its inverse, by grid."""
-
-
-@dataclass(frozen=True)
-class Path:
-    """Noise levels from clean to noisy, N + 1 nodes each; node 0 is the clean image.
-
-    Attributes:
-        t: time steps; at the clean image the network is evaluated at step 0.
-        signal, noise: a and sigma of x = a x_0 + sigma eps.
-    """
-
-    t: np.ndarray
-    signal: np.ndarray
-    noise: np.ndarray
-
-    @property
-    def last(self) -> int:
-        return len(self.t) - 1
-
-    def half_logsnr(self, node: int) -> float:
-        return float(np.log(self.signal[node] / self.noise[node]))
-
-    def ratio(self, node: int) -> float:
-        """sigma / a, 0 for the clean image."""
-        return float(self.noise[node] / self.signal[node])
-
-
-def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.0) -> Path:
-    """Returns the clean image and `steps` >= 2 noise levels, from step 0 to step stop * T - 1, spaced by `grid`.
-
-    The path ends where log(a / sigma) falls below MIN_HALF_LOGSNR, as it does at the end of a cosine schedule.
-    """
-    end = stop * schedule.num_timesteps - 1.0
-    cleanest, noisiest = schedule.half_logsnr(np.array([0.0, end])).tolist()
-    if noisiest < MIN_HALF_LOGSNR:
-        noisiest, end = MIN_HALF_LOGSNR, float(schedule.step_of(np.array(MIN_HALF_LOGSNR)))
-    if grid is Grid.UNIFORM:
-        t = np.linspace(0.0, end, steps)
-    else:
-        spacing, inverse = SPACINGS[grid]
-        t = schedule.step_of(inverse(np.linspace(spacing(cleanest), spacing(noisiest), steps)))
-    t[[0, -1]] = 0.0, end
-    signal, noise = schedule.signal_and_noise(t)
-    return Path(np.append(0.0, t), np.append(1.0, signal), np.append(0.0, noise))
 
 
 # ---------------------------------------------------------------------- steps
@@ -292,8 +222,7 @@ class OdeSolver:
             stop: fraction of the process to encode; all evaluations lie within it.
         """
         path = self.path(stop)
-        nodes = range(path.last + 1)
-        x, older = self._run(model, path, plan(self.kind, path, nodes), x_start, None)
+        x, older = self._run(model, path, self._plan(path, CLEAN, path.last), x_start, None)
         return SolverState(x, older if self.kind is Solver.OBELM else None, stop)
 
     @torch.no_grad()
@@ -304,17 +233,29 @@ class OdeSolver:
         only x_T, its first step is a DDIM step. In all other cases the last step is a DDIM step.
         """
         path = self.path(state.stop)
-        nodes = range(path.last, CLEAN - 1, -1)
         if self.kind is Solver.OBELM and state.x_before is not None:
-            steps = plan(self.kind, path, nodes[1:], before=path.last)
+            steps = plan(self.kind, path, range(path.last - 1, CLEAN - 1, -1), before=path.last)
             return self._run(model, path, steps, state.x_before, state.x_T)[0]
-        steps = [*plan(self.kind, path, nodes[:-1]), ddim_step(path, None, CLEAN + 1, CLEAN)]
-        return self._run(model, path, steps, state.x_T, None)[0]
+        return self._run(model, path, self._plan(path, path.last, CLEAN), state.x_T, None)[0]
+
+    @torch.no_grad()
+    def between(self, model: ModelFn, x: Tensor, start: int, end: int) -> Tensor:
+        """Solves from one node of `path()` to another; x (B, C, H, W) and `model` as in `encode`."""
+        path = self.path()
+        return self._run(model, path, self._plan(path, start, end), x, None)[0]
 
     def noised(self, x_start: Tensor, noise: Tensor, stop: float = 1.0) -> SolverState:
         """Adds noise at the level at which encoding ends."""
         path = self.path(stop)
         return SolverState(float(path.signal[-1]) * x_start + float(path.noise[-1]) * noise, stop=stop)
+
+    def _plan(self, path: Path, start: int, end: int) -> list[Step]:
+        """The steps from one node to another; the step to the clean image is always a DDIM step."""
+        if start < end:
+            return plan(self.kind, path, range(start, end + 1))
+        if end == CLEAN:
+            return [*plan(self.kind, path, range(start, CLEAN, -1)), ddim_step(path, None, CLEAN + 1, CLEAN)]
+        return plan(self.kind, path, range(start, end - 1, -1))
 
     def _run(
         self, model: ModelFn, path: Path, steps: Sequence[Step], x: Tensor, older: Tensor | None
@@ -323,11 +264,11 @@ class OdeSolver:
 
         Coefficients are Python floats and times are created on the device, to avoid synchronisation.
         """
-        channels, times = x.shape[1], self._times(path, x)
+        channels, times = x.shape[1], self._times(path, steps, x)
         image = x if self.kind is Solver.DPMPP2M and steps[0].node == CLEAN else None
-        for step in steps:
+        for step, time in zip(steps, times, strict=True):
             of_x, of_output = self._conversion(path, step)
-            output = model(x, times[step.node])[:, :channels].to(x.dtype)
+            output = model(x, time)[:, :channels].to(x.dtype)
             # Not in place: CUDA graphs overwrite the output of a network at its next call.
             prediction = output * of_output
             if of_x:
@@ -347,11 +288,69 @@ class OdeSolver:
         signal, noise = float(path.signal[level]), float(path.noise[level])
         return conversion(self.schedule.mean_type, step.predicts, signal, noise)
 
-    def _times(self, path: Path, x: Tensor) -> list[Tensor]:
-        """The time (1,) of every node in the units of the network, shared by the batch to embed it once."""
+    def _times(self, path: Path, steps: Sequence[Step], x: Tensor) -> list[Tensor]:
+        """The time (1,) of every step in the units of the network, shared by the batch to embed it once."""
         scale = self.schedule.max_timestep / self.schedule.num_timesteps
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return [torch.full((1,), float(t) * scale, dtype=dtype, device=x.device) for t in path.t]
+        return [torch.full((1,), t * scale, dtype=dtype, device=x.device) for t in self._evaluated(path, steps)]
+
+    def _evaluated(self, path: Path, steps: Sequence[Step]) -> list[float]:
+        """The steps t at which the network is evaluated."""
+        return [float(path.t[step.node]) for step in steps]
+
+
+class FewStepSolver(OdeSolver):
+    """Takes the few steps of a distilled network (training/distillation.py), in both directions.
+
+    The noise levels are `steps` + 1 levels of the CENTRED grid, the first of which is replaced by the clean image. The
+    network predicts v such that a DDIM step from one level x_s to the next one, at t,
+
+        x_t = cos(phi_t - phi_s) x_s + sin(phi_t - phi_s) v,    phi = arctan(sigma / a),
+
+    is the solution of the ODE between them; it is the mean of v over this step. To tell it the direction of the step,
+    the network is evaluated at s + DIRECTION (t - s).
+
+    Args:
+        diffusion: diffusion process of the network, which predicts v.
+        steps: number of evaluations per direction, at least 1.
+
+    Raises:
+        InputError: for a network that does not predict v, or no step.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, steps: int) -> None:
+        if steps < 1:
+            raise InputError(f"few_steps: expected at least 1, got {steps}")
+        super().__init__(diffusion, Solver.DDIM, Grid.CENTRED, steps + 1)
+        if self.schedule.mean_type is not ModelMeanType.VELOCITY:
+            raise InputError(f"few_steps: expected a network that predicts v, got {self.schedule.mean_type.name}")
+        self.steps = steps
+
+    def path(self, stop: float = 1.0) -> Path:
+        """Returns the noise levels of the steps, `steps` + 1 nodes; `stop` must be 1."""
+        if stop != 1:
+            raise InputError(f"stop: expected 1 for a distilled model, got {stop}")
+        levels = noise_path(self.schedule, self.grid, self.steps + 1)
+        kept = [CLEAN, *range(CLEAN + 2, levels.last + 1)]
+        return Path(levels.t[kept], levels.signal[kept], levels.noise[kept])
+
+    def times(self, path: Path, starts: Sequence[int], ends: Sequence[int]) -> list[float]:
+        """The steps t at which the network is evaluated to get from nodes `starts` to the adjacent nodes `ends`."""
+        t = path.t.tolist()
+        return [t[start] + DIRECTION * (t[end] - t[start]) for start, end in zip(starts, ends, strict=True)]
+
+    def _plan(self, path: Path, start: int, end: int) -> list[Step]:
+        return plan(self.kind, path, range(start, end + 1) if start < end else range(start, end - 1, -1))
+
+    def _evaluated(self, path: Path, steps: Sequence[Step]) -> list[float]:
+        starts = [step.node for step in steps]
+        ahead = 1 if steps[0].x_weight < 1 else -1  # the signal decreases towards the noise
+        return self.times(path, starts, [start + ahead for start in starts])
+
+    def _conversion(self, path: Path, step: Step) -> tuple[float, float]:
+        return float(path.noise[step.node]), float(
+            path.signal[step.node]
+        )  # eps = sigma x + a v, also at the clean image
 
 
 def _check_stop(stop: float) -> None:

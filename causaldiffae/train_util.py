@@ -32,9 +32,10 @@ from causaldiffae.logger import PROGRESS, Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import float_for_tables, update_ema
 from causaldiffae.resample import create_named_schedule_sampler
-from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, model_entry
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 from causaldiffae.training.acceleration import accelerate, activation_dtype, uncompiled
 from causaldiffae.training.automatic import choose, with_recorded
+from causaldiffae.training.distillation import create_training_step
 from causaldiffae.training.random_draws import draw_for_step, stream_seed
 from causaldiffae.training.response_tracker import BEST, ResponseTracker
 from causaldiffae.training.resuming import (
@@ -112,8 +113,7 @@ class TrainLoop:
         self.model.to(self.device)
         accelerate(self.model, self.device, channels_last=train.channels_last)  # before the optimizer's moments
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
-        step_type = model_entry(config.model.model_type).training_step
-        self.training_step: torch.nn.Module = step_type(self.model, self.diffusion, config.loss)
+        self.training_step: torch.nn.Module = create_training_step(config, self.model, self.diffusion)
         parameters = self.model.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self.step, self.emas = 0, {rate: _copy_state(self.model) for rate in config.ema_rates()}

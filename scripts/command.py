@@ -58,6 +58,7 @@ SUBCOMMANDS = {
     "test": Subcommand(lambda argv: f"image_{model_type(argv)}_test", "counterfactuals of the test images"),
     "evaluate": Subcommand("evaluate", "score counterfactuals by all metrics"),
     "explore": Subcommand("explore", "serve a local page with a slider for each variable"),
+    "distill": Subcommand("distill", "distil a model into one that takes a few steps"),
     "plot": Subcommand("plot_run", "plot the training curves of a run, and traversals of its model"),
     "export": Subcommand("export_weights", "export a run as a model folder"),
 }

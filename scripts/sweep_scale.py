@@ -66,7 +66,7 @@ class SweepConfig:
     autoencoders: str = flag("", "class autoencoders of IM1 and IM2; default: from weights/")
     target_accuracy: float = flag(TARGET_ACCURACY, "minimum accuracy at the recommended scale")
     wanted_accuracy: float = flag(0.0, "deprecated alias of target_accuracy")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     timestep_respacing: str = flag("", "steps of the published DDIM loops; overrides solver")

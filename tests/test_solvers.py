@@ -19,9 +19,9 @@ from torch import Tensor
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, ModelVarType, get_named_beta_schedule
 from causaldiffae.nn import ModelFn
-from causaldiffae.noise_schedule import betas_for_alpha_bar, enforce_zero_terminal_snr
+from causaldiffae.noise_schedule import MIN_HALF_LOGSNR, betas_for_alpha_bar, enforce_zero_terminal_snr, noise_path
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
-from causaldiffae.solvers import MIN_HALF_LOGSNR, Grid, OdeSolver, Solver, SolverState, noise_path
+from causaldiffae.solvers import Grid, OdeSolver, Solver, SolverState
 
 pytestmark = pytest.mark.filterwarnings("error")  # no 0 / 0 at the infinite log-SNR of the clean image
 T = 1000

@@ -42,7 +42,7 @@ class ProtocolSettings:
 
     num_images: int = flag(0, "test images, evenly spread over the split; 0 for all")
     variables: tuple[str, ...] = flag((), "variables to intervene on; empty for all")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")

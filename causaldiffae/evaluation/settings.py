@@ -42,7 +42,7 @@ class TestConfig:
     )
     num_images: int | Literal["all"] = flag(NUM_IMAGES, "number of test images, or 'all'")
     batch_size: int = flag(100, "images per batch")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, or ddim for the published DDIM loops")
+    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     timestep_respacing: str = flag("", "steps of the published DDIM loops, see space_timesteps; overrides solver")

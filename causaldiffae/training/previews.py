@@ -14,7 +14,7 @@ from causaldiffae.datasets.captions import caption_texts, join_captions
 from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.diff_scm import DiffScm
-from causaldiffae.script_util import Model, create_gaussian_diffusion
+from causaldiffae.script_util import SOLVER, Model, create_solver
 from causaldiffae.visualization.image_grids import headed_tile
 
 PREVIEW_STEPS = 25
@@ -41,8 +41,8 @@ def draw_preview(
     is set. A Diff-SCM without a predictor yields reconstructions only; a model that needs labels, without images that
     have all labels, the images only.
     """
-    diffusion = create_gaussian_diffusion(config, str(min(PREVIEW_STEPS, config.diffusion_steps)))
-    engine = CounterfactualEngine(model.eval(), diffusion, test.spec)
+    solver = create_solver(config, SOLVER if config.few_steps else "ddim", min(PREVIEW_STEPS, config.diffusion_steps))
+    engine = CounterfactualEngine(model.eval(), solver, test.spec)
     rows = np.arange(len(test))
     if model.needs_labels or model.unconditional_abduction:
         rows = rows[test.observed.all(axis=1)]

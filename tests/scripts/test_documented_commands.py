@@ -54,6 +54,8 @@ ELSEWHERE = {
     "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
     "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
+    "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
+    + "tests/scripts/test_distill.py",
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,
@@ -141,6 +143,7 @@ SUBCOMMANDS = {
     "test": "image_causaldae_test.py",
     "evaluate": "evaluate.py",
     "plot": "plot_run.py",
+    "distill": "distill.py",
     "export": "export_weights.py",
 }
 """Subcommands of `causaldiffae` and the scripts whose arguments they take."""
