@@ -189,6 +189,9 @@ class TrainConfig:
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
     resume_checkpoint: str = flag("", "step folder to resume from; default: the newest one in run_dir")
     init_weights: str = flag("", "model folder with the initial weights of a new run")
+    vae_path: str = flag(
+        "", "train in the latent space of this autoencoder: folder of an AutoencoderKL or AutoencoderTiny of diffusers"
+    )
     tensorboard: bool = flag(True, "write TensorBoard event files as well")
     dry_run: bool = flag(False, "print the configuration, model size and required resources, then exit")
 
@@ -284,6 +287,8 @@ class Config:
             raise InputError(f"block_null: expected model_type causaldae, got {model_type}")
         if self.model.network == "dit" and model_type != "diffscm":
             raise InputError(f"network: expected unet for model_type {model_type}, got dit")
+        if self.train.vae_path and model_type == "causalvae":
+            raise InputError("vae_path: expected a diffusion model, got model_type causalvae")
         if self.loss.label_fraction < 1 and not self.loss.masking:
             raise InputError(
                 f"label_fraction: expected 1 without masking, got {self.loss.label_fraction}; add --masking True"

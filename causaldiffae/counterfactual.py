@@ -203,6 +203,8 @@ class CounterfactualEngine:
             raise InputError(f"stop: expected 1 with abduction 'none', got {stop}")
         if not 0.0 <= rescale_quantile <= 1.0:
             raise InputError(f"rescale_quantile: expected a number between 0 and 1, got {rescale_quantile}")
+        if rescale_quantile and codec is not None:
+            raise InputError(f"rescale_quantile: expected 0 for unbounded latent codes, got {rescale_quantile}")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
         self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast

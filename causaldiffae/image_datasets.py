@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """The part of a batch that one process uses.
 
     Attributes:
-        images: (B, C, H, W) in [-1, 1].
+        images: (B, C, H, W) in [-1, 1]; or codes of an autoencoder, of about unit variance.
         labels: (B, n) normalised; 0 for missing labels.
         classes: (B,) or None.
         indices: (B,) indices into the split.
@@ -113,6 +113,7 @@ class BatchSource:
         data_on_device: "always" stores the images on the device (on the CPU: reads them into memory), "never" leaves
             them in host memory or in their memory map, "auto" stores them on a GPU if they fit, see `fits_on`. Images
             that are not on the device or in a memory map are prefetched by a thread.
+        codes: (N, C, h, w) float16 codes of the images, which batches hold in their place.
 
     Raises:
         InputError: for an empty split, or a batch size that is not a multiple of the number of processes.
@@ -129,6 +130,7 @@ class BatchSource:
         rank: int = 0,
         world: int = 1,
         data_on_device: str = "auto",
+        codes: np.ndarray | None = None,
     ) -> None:
         if not len(data):
             raise InputError(f"data set {data.spec.name}: expected images in split {data.split}, got none")
@@ -144,7 +146,8 @@ class BatchSource:
         share = batch_size // world
         self._order = _Order(len(data), batch_size, seed, shuffle)
         self._share = slice(rank * share, (rank + 1) * share)
-        self.images, self._prefetcher = self._place(np.ascontiguousarray(data.images), data_on_device)
+        stored = np.ascontiguousarray(data.images if codes is None else codes)
+        self.images, self._prefetcher = self._place(stored, data_on_device)
         self.observed = data.observed
         self._has_labels = np.any(self.observed, axis=1)
         self.labelled = torch.from_numpy(self.observed).to(self.device)
@@ -182,7 +185,7 @@ class BatchSource:
         else:
             images = self.images[indices.to(self.images.device)].to(self.device)
         return Batch(
-            images=to_model_range(images),
+            images=images.float() if images.is_floating_point() else to_model_range(images),
             labels=self.labels[indices],
             classes=None if self.classes is None else self.classes[indices],
             indices=indices,

@@ -7,7 +7,6 @@ the images.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,13 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, write_card
-from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER, PREDICTOR_FOLDER, find_model, push_folder
+from causaldiffae.checkpoints.model_folders import (
+    NOISED_PREDICTOR_FOLDER,
+    PREDICTOR_FOLDER,
+    copy_beside,
+    find_model,
+    push_folder,
+)
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.datasets.image_input import Images, as_model_images
 from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
@@ -39,17 +44,20 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.evaluation.inputs import by_name, prepare_inputs
 from causaldiffae.evaluation.sampling import check_samples, draw_from_prior, spread
-from causaldiffae.files.reading import file_size, read_json
+from causaldiffae.files.reading import read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
+from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
 from causaldiffae.solvers import SolverState
 from causaldiffae.training import responses
 
 _BATCH: Final = 64
-_PATHS_IN_CONFIG: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor")
+_PATHS_IN_CONFIG: Final = (
+    *("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor", "vae_path"),
+)
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 
@@ -296,18 +304,19 @@ class CounterfactualModel:
             raise InputError(f"{self.loaded.path}: expected pixels in -1..1, got published weights for pixels in 0..1")
         source = Path(self.loaded.path)
         steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
-        described = describe_checkpoint(self.loaded.config, self.spec)
+        described = describe_checkpoint(self.loaded.config, self.spec, self.loaded.codec)
         train = described["config"]["train"] | dict.fromkeys(_PATHS_IN_CONFIG, "")
         described["config"] = {**described["config"], "train": train}
         described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
+        keep_with_model(self.loaded.codec, target)
         for log in ("progress.csv", responses.FILE):
-            _copy_beside(source, Path(log), target)
+            copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             save_predictor(target / PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
         if getattr(self.network, "predictor", None) is not None:
             for file in (CONFIG, MODEL):
-                _copy_beside(source, Path(NOISED_PREDICTOR_FOLDER, file), target)
+                copy_beside(source, Path(NOISED_PREDICTOR_FOLDER, file), target)
         trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
         write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)
         return target
@@ -377,12 +386,3 @@ class CausalDiffAE(CounterfactualModel):
     """A trained CausalDiffAE; its network is a `causaldiffae.model.CausalDiffAE`."""
 
     model_type = "causaldae"
-
-
-def _copy_beside(source: Path, file: Path, target: Path) -> None:
-    """Copies a file that lies in the folder `source` or in its parent (a run's step lies in the run)."""
-    found = next((place / file for place in (source, source.parent) if (place / file).is_file()), None)
-    if found is not None and found.resolve() != (target / file).resolve():
-        file_size(found)  # rejects links to files outside the folder, which an upload would publish
-        (target / file).parent.mkdir(exist_ok=True)
-        shutil.copyfile(found, target / file)

@@ -31,7 +31,7 @@ from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
 from causaldiffae.files.storage import follow_links, is_remote
 from causaldiffae.files.weights import Weights
-from causaldiffae.files.yaml import check_config_file
+from causaldiffae.files.yaml import check_config_file, config_files
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -44,6 +44,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
+from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.solvers import DdimLoops, FewStepSolver, OdeSolver
 
@@ -76,7 +77,7 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
 
 def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     """Parses a command line; raises `InputError` for errors in it or in its configuration files."""
-    for path in _config_files(argv):
+    for path in config_files(argv):
         check_config_file(path)
     try:
         values = parser.parse_args(list(argv))
@@ -85,16 +86,6 @@ def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         return values
     except (ArgumentError, TypeError, KeyError, ValueError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
-
-
-def _config_files(argv: Sequence[str]) -> list[str]:
-    """Values of `--config` and of its abbreviations accepted by argparse, "--c" to "--confi"."""
-    found: list[str] = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
-        flag, equals, value = argument.partition("=")
-        if len(flag) > 2 and "--config".startswith(flag):
-            found.append(value if equals else following)
-    return found
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -264,7 +255,8 @@ def create_solver(
 class LoadedModel:
     """A trained model with the configuration and data set of its checkpoint.
 
-    `pixel_range` is the range of the input images: (-1, 1), or (0, 1) for the published CausalDiffAE.
+    `pixel_range` is the range of the input images: (-1, 1), or (0, 1) for the published CausalDiffAE. `codec` is the
+    autoencoder of a model in latent space; `spec` is always that of the images.
     """
 
     model: Model
@@ -273,6 +265,13 @@ class LoadedModel:
     step: int | None
     path: str
     pixel_range: tuple[float, float] = (-1.0, 1.0)
+    codec: LatentSpace | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of the network's input, an image or its code."""
+        spec = network_spec(self.spec, self.codec)
+        return spec.channels, spec.image_size, spec.image_size
 
     def diffusion(self, timestep_respacing: str = "") -> SpacedDiffusion:
         """Creates the diffusion process of the model, respaced as in `create_gaussian_diffusion`."""
@@ -293,16 +292,18 @@ class LoadedModel:
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         if self.config.diffusion.few_steps and options.get("guidance", Guidance()) != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
-        return CounterfactualEngine(self.model, chosen, self.spec, pixel_range=self.pixel_range, **options)
+        options = {"pixel_range": self.pixel_range, "codec": self.codec} | options
+        return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 
-def describe_checkpoint(config: Config, spec: DatasetSpec) -> dict[str, Any]:
+def describe_checkpoint(config: Config, spec: DatasetSpec, codec: LatentSpace | None = None) -> dict[str, Any]:
     """Returns the description that a checkpoint stores for `load_model`."""
     return {
         "model_type": config.model.model_type,
         "config": config.to_dict(),
         "dataset": spec.to_dict(),
         "digest": config.digest(),
+        **({} if codec is None else {DESCRIPTION: codec.describe()}),
     }
 
 
@@ -341,19 +342,24 @@ def load_model(
     rate = config.ema_rates()[0] if ema is None else ema
     if rate != "none" and checkpoint.step is not None:
         checkpoint = load_checkpoint(checkpoint.path, ema=rate)
-    model = build_with_weights(lambda: create_model_and_diffusion(config, spec)[0], checkpoint.model_state, path)
+    places = (Path(path), checkpoint.path, checkpoint.path.parent)
+    codec = autoencoder_of_model(checkpoint.config, places, config.train.vae_path, path, device)
+    sizes = network_spec(spec, codec)
+    model = build_with_weights(lambda: create_model_and_diffusion(config, sizes)[0], checkpoint.model_state, path)
     model.to(device)
     if isinstance(model, DiffScm):
         folders = [folder / NOISED_PREDICTOR_FOLDER for folder in (Path(path), checkpoint.path.parent)]
         predictor = predictor or next((str(folder) for folder in folders if folder.is_dir()), "none")
         if predictor != "none":
+            if codec is not None:
+                raise InputError(f"predictor_path: expected none for a model in latent space, got {predictor}")
             loaded = load_noised_predictor(predictor, spec, config.diffusion, device)
             model.set_predictor(loaded, create_gaussian_diffusion(config.diffusion).noise_schedule)
     elif predictor:
         raise InputError(
             f"predictor_path: expected none for a model of type {config.model.model_type}, got {predictor}"
         )
-    return LoadedModel(model, config, spec, checkpoint.step, str(checkpoint.path))
+    return LoadedModel(model, config, spec, checkpoint.step, str(checkpoint.path), codec=codec)
 
 
 def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:

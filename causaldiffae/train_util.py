@@ -31,12 +31,14 @@ from causaldiffae.image_datasets import Batch, BatchSource
 from causaldiffae.logger import PROGRESS, Logger, progress_bar
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import float_for_tables, update_ema
+from causaldiffae.published.autoencoder import network_spec
 from causaldiffae.resample import create_named_schedule_sampler
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 from causaldiffae.training.acceleration import accelerate, activation_dtype, uncompiled
 from causaldiffae.training.automatic import choose, with_recorded
+from causaldiffae.training.codes import Codes
 from causaldiffae.training.distillation import create_training_step
-from causaldiffae.training.random_draws import draw_for_step, stream_seed
+from causaldiffae.training.random_draws import draw_for_step, step_arguments, stream_seed
 from causaldiffae.training.response_tracker import BEST, ResponseTracker
 from causaldiffae.training.resuming import (
     batch_order,
@@ -80,6 +82,7 @@ class TrainLoop:
         logger: logger of the run; checkpoints are written to its `run_dir`.
         test: images for previews that are not trained on; None disables previews.
         stop: request to stop early; default: the time limit `max_hours`.
+        codes: codes of the images of `data`, to train in the latent space of their autoencoder.
 
     Attributes:
         step: number of completed steps.
@@ -95,21 +98,25 @@ class TrainLoop:
         logger: Logger,
         test: ImageData | None = None,
         stop: StopRequest | None = None,
+        codes: Codes | None = None,
     ) -> None:
         self.config, self.spec, self.logger, self.test = config, data.spec, logger, test
+        self.codec = None if codes is None else codes.codec
+        sizes = network_spec(self.spec, self.codec)
         self.device = dist_util.dev()
         self.float_dtype = float_for_tables(self.device)
         world, train = dist_util.world_size(), config.train
         self.stop, self.stopped = stop or StopRequest(train.max_hours), False
         self.skipped, self.writer = SkippedSteps(train.max_skipped_steps), create_writer(train, logger.run_dir)
-        self.responses = ResponseTracker(train.label_predictor, logger.info, train.train_until)
+        self.responses = ResponseTracker(train.label_predictor, logger.info, train.train_until, self.codec)
         self.image_names = data.ids
         options: dict[str, Any] = {"seed": train.seed, "device": self.device, "data_on_device": train.data_on_device}
+        options["codes"] = None if codes is None else codes.array
         self.source = BatchSource(data, train.batch_size * world, rank=dist_util.rank(), world=world, **options)
         torch.manual_seed(stream_seed(train.seed, 0, "init"))
-        self.model, self.diffusion = create_model_and_diffusion(config, self.spec)
+        self.model, self.diffusion = create_model_and_diffusion(config, sizes)
         if train.init_weights:
-            load_initial_weights(self.model, train.init_weights, config, self.spec)
+            load_initial_weights(self.model, train.init_weights, config, self.spec, self.codec)
         self.model.to(self.device)
         accelerate(self.model, self.device, channels_last=train.channels_last)  # before the optimizer's moments
         self.sampler = create_named_schedule_sampler(train.schedule_sampler, self.diffusion.num_timesteps)
@@ -120,7 +127,7 @@ class TrainLoop:
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
         accelerate(self.model, self.device, compiled=self.config.train.compile is True)
         dist_util.sync_params(self.model.state_dict().values())
-        self.config, choices = choose(self.config, self.training_step, self.spec, self.device, self.step)
+        self.config, choices = choose(self.config, self.training_step, sizes, self.device, self.step)
         self.autocast = activation_dtype(self.config.train.use_bf16, self.device)
         if choices:
             self.logger.info(f"acceleration: {choices}")
@@ -133,7 +140,7 @@ class TrainLoop:
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)
-        check_same_run(checkpoint, self.config, self.source)
+        check_same_run(checkpoint, self.config, self.source, self.codec)
         state = checkpoint.training_state
         self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")).train)
         self.model.load_state_dict(checkpoint.model_state)
@@ -177,7 +184,7 @@ class TrainLoop:
                 "labelled": torch.from_numpy(labelled),
                 "order": batch_order(self.source),
             },
-            "config": describe_checkpoint(self.config, self.spec)
+            "config": describe_checkpoint(self.config, self.spec, self.codec)
             | {"labelled_images": int(observed.any(axis=1).sum()), "labelled": digest(observed)}
             | {"images_seen": self.images_seen},
         }
@@ -298,7 +305,7 @@ class TrainLoop:
             # DDP averages the gradients over processes only after the last piece.
             with self._no_sync(piece is not pieces[-1]), dist_util.peer_errors("averaging gradients"):
                 with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                    loss, terms = self.training_step(*_arguments(batch, draws, piece, kl_weight))
+                    loss, terms = self.training_step(*step_arguments(batch, draws, piece, kl_weight))
                 (loss * share).backward()
             losses.append(terms["loss"].detach())
             for key, value in (*terms.items(), ("total", loss)):
@@ -385,13 +392,6 @@ class TrainLoop:
         self.stop.request(self.responses.stop_reason())
         self.model.load_state_dict(state)
         return time.perf_counter() - start
-
-
-def _arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: float) -> tuple[Any, ...]:
-    part = TrainingDraws(**{name: value[piece] for name, value in vars(draws).items()})
-    classes = None if batch.classes is None else batch.classes[piece]
-    images, labels, labelled = batch.images[piece], batch.labels[piece], batch.labelled[piece]
-    return images, labels, classes, labelled, part, kl_weight, batch.labelled_of_batch
 
 
 def _copy_state(model: torch.nn.Module) -> dict[str, Tensor]:

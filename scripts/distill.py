@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
             image_train.main(["--help"])
         raise InputError("model_path: expected the model to distil, got none")
     path = str(find_model(args.model_path))
-    flags = flags_of(load_model(path).config, path)
+    loaded = load_model(path)
+    flags = flags_of(loaded.config, path)
+    if loaded.codec is not None:
+        flags["vae_path"] = loaded.codec.folder
     image_train.main([*(f"--{name}={value}" for name, value in flags.items()), *others])
 
 

@@ -13,6 +13,7 @@ import torch
 
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.errors import InputError
+from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import describe_checkpoint, load_model, run_cli
 
 LOG_FILES = ("progress.csv", "config.yaml", "responses.json")
@@ -30,8 +31,9 @@ def main(argv: list[str]) -> None:
     if loaded.step is None:
         raise InputError(f"model_path: expected a run, got {args.model_path}, which is already a model folder")
     run_dir = Path(loaded.path).parent
-    description = {**describe_checkpoint(loaded.config, loaded.spec), "trained_steps": loaded.step}
+    description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": loaded.step}
     folder = export_weights(args.out, loaded.model.state_dict(), description, torch.float16)
+    keep_with_model(loaded.codec, folder)
     for name in LOG_FILES:
         if (run_dir / name).is_file():
             shutil.copyfile(run_dir / name, folder / name)

@@ -35,8 +35,10 @@ from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.model import LabelModel
 from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import open_predictor
+from causaldiffae.published.autoencoder import keep_in_run, network_spec
 from causaldiffae.script_util import Model, create_model_and_diffusion, parse_config, run_cli
 from causaldiffae.train_util import LOGS, TrainLoop
+from causaldiffae.training.codes import encode_split, open_codec
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, out_of_memory_message, training_warnings
@@ -89,6 +91,8 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
     test = preview_images(train, spec)
+    codec = open_codec(train, spec, dist_util.dev())
+    codes = None if codec is None else encode_split(data, codec, train.data_dir)
     if train.label_predictor:
         open_predictor(spec, train.label_predictor)  # reports a predictor that does not fit before training
     if config.loss.masking:
@@ -99,8 +103,10 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
         run_dir = run_folder(train.run_dir)
         if is_remote(train.run_dir) and dist_util.is_main():
             RemoteRun(train.run_dir).fetch_logs(LOGS)
+        if codec is not None:
+            dist_util.from_main(lambda: keep_in_run(codec, run_dir))
         logger = Logger(run_dir, train.tensorboard, resume_step)
-        loop = TrainLoop(config, data, logger, test, stop)
+        loop = TrainLoop(config, data, logger, test, stop, codes)
         logger.info(f"device: {describe_device()}")
         train = loop.config.train  # with the options that training has chosen
         if dist_util.is_main():
@@ -134,10 +140,11 @@ def main(argv: list[str]) -> None:
         check_platform()
     size, channels = train.image_size or None, train.channels or None
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
-    model, _ = create_model_and_diffusion(config, spec)  # reports options that do not fit before data are read
+    sizes = network_spec(spec, open_codec(train, spec))
+    model, _ = create_model_and_diffusion(config, sizes)  # reports options that do not fit before data are read
     use_device(train.device)
     if train.dry_run:
-        resources = estimate(config, spec, dist_util.dev()).lines()
+        resources = estimate(config, sizes, dist_util.dev()).lines()
         print("\n".join([describe(config, spec, model), *(f"# {line}" for line in resources)]))
         return
     del model  # the training loop creates its own

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
 # Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
 #
-#   SIZE=paper|fast|mini   train: which configs/DATASET_MODEL_SIZE.yaml (default paper); if there is none,
+#   SIZE=paper|fast|mini|latent   train: which configs/DATASET_MODEL_SIZE.yaml (default paper); if there is none,
 #                          configs/DATASET_causaldae_SIZE.yaml with configs/baselines/MODEL.yaml over it.
 #                          test: which run (default the only one there is); if there is none, the weights in weights/
+#                          latent: larger images, in the latent space of the autoencoder --vae_path, or of a small one
+#                          that is trained first, into RUN_DIR/autoencoder (folder and circuit; not causalvae)
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there if it is missing)
 #   MODEL=causaldae        for train.sh and counterfactual.sh: or diffscm, conditional, diffae, causalvae
 #   MNIST=DIR              IDX files from which MNIST and MorphoMNIST are made (default: downloaded)
@@ -97,12 +99,15 @@ launch_flag() { # launch_flag NAME ARGUMENTS...: prints the last value of --NAME
     printf '%s\n' "$found"
 }
 
-launch_label_flags() { # launch_label_flags ARGUMENTS...: prints those that select labelled images, one word per line
+launch_select() { # launch_select "NAME NAME..." ARGUMENTS...: prints the flags of these names, one word per line
+    local names=" $1 " name
+    shift
     while [ $# -gt 0 ]; do
-        case $1 in
-        --masking=* | --mask_by=* | --label_fraction=* | --label_seed=* | --num_images=*) printf '%s\n' "$1" ;;
-        --masking | --mask_by | --label_fraction | --label_seed | --num_images) printf '%s\n' "$1" "${2:-}" ;;
-        esac
+        name=${1%%=*}
+        if [[ $name = --* && $names = *" ${name#--} "* ]]; then
+            printf '%s\n' "$1"
+            [[ $1 = *=* ]] || printf '%s\n' "${2:-}"
+        fi
         shift
     done
 }
@@ -114,7 +119,7 @@ launch_is_model() { # launch_is_model DIR: whether it is a model folder, or a ru
 launch_find_model() { # launch_find_model NAME [SIZE]: sets model_dir to the run to test, or to shipped weights
     local name=$1 each
     local -a runs=() shipped=() others=()
-    for each in ${2:-paper fast mini}; do
+    for each in ${2:-paper fast mini latent}; do
         ! launch_is_model "$REPO_DIR/runs/${name}_$each" || runs+=("$REPO_DIR/runs/${name}_$each")
         ! launch_is_model "$REPO_DIR/weights/${name}_$each" || shipped+=("$REPO_DIR/weights/${name}_$each")
     done
@@ -166,9 +171,24 @@ launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains t
         fi
         return
     fi
-    while IFS= read -r word; do flags+=("$word"); done < <(launch_label_flags "$@")
+    word="masking mask_by label_fraction label_seed num_images"
+    while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$word" "$@")
     launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
         "${configs[@]/#--config/--score_config}" ${flags[@]+"${flags[@]}"} --data_dir "$data_dir" --out "$folder"
+}
+
+launch_autoencoder() { # launch_autoencoder FOLDER CONFIG DATASET DATA_DIR ARGUMENTS...: trains a small autoencoder
+    local folder=$1 config=$2 dataset=$3 data_dir=$4 word value names='image_size channels graph num_images device follow_links'
+    local -a flags=()
+    shift 4
+    [[ $folder != *://* ]] || launch_die "RUN_DIR: expected a local folder for the autoencoder of SIZE=latent, or --vae_path"
+    [ ! -f "$folder/config.json" ] || return 0
+    if [ -f "$config" ]; then
+        while read -r word value _; do [ "$word" != image_size: ] || flags=(--image_size "$value"); done <"$config"
+    fi
+    while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$names" "$@")
+    launch_run "$PYTHON" "$REPO_DIR/scripts/train_autoencoder.py" --dataset "$dataset" --data_dir "$data_dir" \
+        ${flags[@]+"${flags[@]}"} --out "$folder"
 }
 
 launch_find_mpiexec() { # sets `starter` to the command that starts the processes
@@ -200,18 +220,24 @@ launch_test() { # launch_test DATASET MODEL DATA_DIR NAME ARGUMENTS...
 }
 
 launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
-    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} nproc=${NPROC:-1} dry_run run_dir
+    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} nproc=${NPROC:-1} dry_run run_dir vae_path
     shift 4
     dry_run=$(launch_flag dry_run "$@")
+    vae_path=$(launch_flag vae_path "$@")
     case $dry_run in [Tt]rue | TRUE) ;; *) dry_run='' ;; esac
     run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_$size}
     local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml") starter=()
     if [ ! -f "${configs[1]}" ]; then
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
     fi
+    if [ "$size" = latent ] && [ -z "$vae_path" ]; then set -- --vae_path "$run_dir/autoencoder" "$@"; fi
     if [ -z "$dry_run" ]; then
         [ "$dataset" = folder ] || launch_make_data "$dataset" "$data_dir"
-        [ "$model" != diffscm ] || launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
+        if [ "$size" = latent ]; then # there, Diff-SCM has its implicit predictor alone
+            [ -n "$vae_path" ] || launch_autoencoder "$run_dir/autoencoder" "${configs[1]}" "$dataset" "$data_dir" "$@"
+        elif [ "$model" = diffscm ]; then
+            launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
+        fi
         [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
     fi
     local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" "${configs[@]}"
@@ -222,7 +248,7 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
 launch() {
     local task=$1 dataset=$2 model=$3 nproc=${NPROC:-1} name=$2 data_dir model_dir=${RUN_DIR:-}
     shift 3
-    case ${SIZE:-paper} in paper | fast | mini) ;; *) launch_die "SIZE: expected paper, fast or mini, got $SIZE" ;; esac
+    case ${SIZE:-paper} in paper | fast | mini | latent) ;; *) launch_die "SIZE: expected paper, fast, mini or latent, got $SIZE" ;; esac
     case ${RESTARTS:-3} in *[!0-9]*) launch_die "RESTARTS: expected a number, got $RESTARTS" ;; esac
     case $nproc in '' | 0* | *[!0-9]*) launch_die "NPROC: expected a positive number, got $nproc" ;; esac
     data_dir=$(launch_flag data_dir "$@")

@@ -1,9 +1,13 @@
-"""Small autoencoders of diffusers."""
+"""Small autoencoders of random weights in the layouts of diffusers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from causaldiffae.published.tiny_autoencoder import TinyAutoencoder, TinyConfig
+from causaldiffae.training.autoencoder import save_autoencoder
 
 
 def save_vae(folder: Path, **changes: object) -> Path:
@@ -20,3 +24,11 @@ def save_vae(folder: Path, **changes: object) -> Path:
     }
     diffusers.AutoencoderKL(**(sizes | changes)).save_pretrained(folder)
     return folder
+
+
+def save_tiny(folder: Path, seed: int = 3, **changes: Any) -> Path:
+    """Writes a small autoencoder in the layout of diffusers' AutoencoderTiny that halves the resolution."""
+    torch.manual_seed(seed)
+    sizes = {"encoder_width": 8, "decoder_width": 8, "encoder_blocks": (0, 1), "decoder_blocks": (1, 1)}
+    network = TinyAutoencoder(TinyConfig(**{**sizes, "scaling_factor": 2.0, "shift_factor": 0.25, **changes}))
+    return save_autoencoder(folder, network, {})

@@ -7,6 +7,7 @@ Shipped models have short names: "pendulum-mini" is `weights/pendulum_causaldae_
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,14 +16,22 @@ from typing import Any, Final
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, STEP_NAME
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.paths import WEIGHTS
-from causaldiffae.files.reading import read_json
+from causaldiffae.files.reading import file_size, read_json
 
 PREDICTOR_FOLDER: Final = "reader"
 """Subfolder of a model folder with the predictor of labels and classes (predictors/predictor.py)."""
 NOISED_PREDICTOR_FOLDER: Final = "predictor"
 """Subfolder of a model folder with the noised predictor of a Diff-SCM (script_util.load_model)."""
+AUTOENCODER_FOLDER: Final = "autoencoder"
+"""Subfolder of a run or model folder with the autoencoder of a model in latent space (published/autoencoder.py)."""
+AUTOENCODER_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
 _FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
-HUB_FILES: Final = (*(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)), "progress.csv", "README.md")
+HUB_FILES: Final = (
+    *(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)),
+    *(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES),
+    "progress.csv",
+    "README.md",
+)
 PREDICTOR_TYPE: Final = "predictor"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -152,3 +161,12 @@ def push_folder(folder: Path, name: str, *, private: bool, token: str | None, me
             f"{name}: upload to the Hugging Face Hub failed ({str(error)[:200]}); use a write token"
         ) from None
     return str(getattr(commit, "commit_url", commit))
+
+
+def copy_beside(source: Path, file: Path, target: Path) -> None:
+    """Copies a file that lies in the folder `source` or in its parent (a run's step lies in the run)."""
+    found = next((place / file for place in (source, source.parent) if (place / file).is_file()), None)
+    if found is not None and found.resolve() != (target / file).resolve():
+        file_size(found)  # rejects links to files outside the folder, which an upload would publish
+        (target / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(found, target / file)

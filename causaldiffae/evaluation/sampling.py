@@ -46,7 +46,7 @@ def draw_from_prior(loaded: LoadedModel, device: torch.device, count: int, class
     generator = torch.Generator().manual_seed(seed)
     low, high = (spec.normalise(torch.tensor(bound)) for bound in (spec.low, spec.high))
     u = sample_noise(scm, low, high, count, generator).to(device)
-    shape = (count, spec.channels, spec.image_size, spec.image_size)
+    shape = (count, *loaded.input_shape)
     direct = isinstance(model, DirectModel)
     state = None if direct else SolverState(torch.randn(shape, generator=generator).to(device))
     drawn = torch.randint(spec.num_classes or 1, (count,), generator=generator)

@@ -7,6 +7,7 @@ all wheels of PyYAML, is used if available and is ten times as fast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,3 +94,13 @@ def check_config_file(path: str | Path) -> None:
         raise DataError(f"{where}: expected a mapping from names to values, such as batch_size: 8")
     if isinstance(content, dict) and "config" in content:
         raise DataError(f"{where}: expected no key 'config'; give several files with several --config")
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """Values of `--config` and of its abbreviations accepted by argparse, "--c" to "--confi"."""
+    found: list[str] = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        if len(flag) > 2 and "--config".startswith(flag):
+            found.append(value if equals else following)
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from causaldiffae.config import DiffusionConfig
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import CounterfactualEngine, ImageCodec
 from causaldiffae.datasets.captions import caption_texts, join_captions
 from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
@@ -34,6 +34,7 @@ def draw_preview(
     test: ImageData,
     device: torch.device,
     reader: LabelReader | None = None,
+    codec: ImageCodec | None = None,
 ) -> np.ndarray:
     """Draws images, their reconstructions, and counterfactuals with each variable near both ends of its range.
 
@@ -42,7 +43,7 @@ def draw_preview(
     have all labels, the images only.
     """
     solver = create_solver(config, SOLVER if config.few_steps else "ddim", min(PREVIEW_STEPS, config.diffusion_steps))
-    engine = CounterfactualEngine(model.eval(), solver, test.spec)
+    engine = CounterfactualEngine(model.eval(), solver, test.spec, codec=codec)
     rows = np.arange(len(test))
     if model.needs_labels or model.unconditional_abduction:
         rows = rows[test.observed.all(axis=1)]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from causaldiffae import dist_util
 from causaldiffae.config import LossConfig
+from causaldiffae.image_datasets import Batch
 from causaldiffae.model import TrainingDraws
 from causaldiffae.nn import float_for_tables
 from causaldiffae.resample import UniformSampler
@@ -53,6 +55,14 @@ def draw_for_step(
         keep_blocks=keep_blocks,
         forced=forced,
     )
+
+
+def step_arguments(batch: Batch, draws: TrainingDraws, piece: slice, kl_weight: float) -> tuple[Any, ...]:
+    """Returns the arguments of `TrainingStep.forward` for a part of a batch."""
+    part = TrainingDraws(**{name: value[piece] for name, value in vars(draws).items()})
+    classes = None if batch.classes is None else batch.classes[piece]
+    images, labels, labelled = batch.images[piece], batch.labels[piece], batch.labelled[piece]
+    return images, labels, classes, labelled, part, kl_weight, batch.labelled_of_batch
 
 
 def trial_draws(x_start: Tensor, t: Tensor, latent_shape: tuple[int, int]) -> TrainingDraws:

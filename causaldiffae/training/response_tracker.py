@@ -19,6 +19,7 @@ from causaldiffae.config import Config, DiffusionConfig
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.published.autoencoder import LatentSpace
 from causaldiffae.script_util import Model, create_solver, describe_checkpoint
 from causaldiffae.training.previews import can_intervene, draw_preview
 from causaldiffae.training.responses import (
@@ -55,14 +56,21 @@ class ResponseTracker:
         label_predictor: as in `find_reader`.
         say: prints a line.
         until: share of the requested change of every variable at which training stops; 0 for never.
+        codec: autoencoder of a model in latent space.
 
     Attributes:
         latest: the last responses.
         history: all measurements of the run, in order.
     """
 
-    def __init__(self, label_predictor: str, say: Callable[[str], None], until: float = 0.0) -> None:
-        self.label_predictor, self.say, self.until = label_predictor, say, until
+    def __init__(
+        self,
+        label_predictor: str,
+        say: Callable[[str], None],
+        until: float = 0.0,
+        codec: LatentSpace | None = None,
+    ) -> None:
+        self.label_predictor, self.say, self.until, self.codec = label_predictor, say, until, codec
         self.latest: dict[str, Response] = {}
         self.history: list[Measurement] = []
         self._reader: Reader | None = None
@@ -70,13 +78,19 @@ class ResponseTracker:
     def preview(self, model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> np.ndarray:
         """Draws a preview with captions, see `draw_preview`."""
         reader = self._find_reader(model, config, test.spec)
-        return draw_preview(model, config, test, device, None if reader is None else reader.read)
+        return draw_preview(model, config, test, device, None if reader is None else reader.read, self.codec)
 
     def _find_reader(self, model: Model, config: DiffusionConfig, spec: DatasetSpec) -> Reader | None:
         if self._reader is None and can_intervene(model):
-            engine = CounterfactualEngine(model.eval(), create_solver(config, steps=STEPS), spec)
+            engine = self._engine(model, config, spec)
             self._reader = find_reader(spec, engine, self.label_predictor)
         return self._reader
+
+    def _engine(
+        self, model: Model, config: DiffusionConfig, spec: DatasetSpec, autocast: torch.dtype | None = None
+    ) -> CounterfactualEngine:
+        solver = create_solver(config, steps=STEPS)
+        return CounterfactualEngine(model.eval(), solver, spec, autocast=autocast, codec=self.codec)
 
     def measure(
         self, model: Model, config: DiffusionConfig, data: ImageData, step: int, autocast: torch.dtype | None = None
@@ -84,7 +98,7 @@ class ResponseTracker:
         """Measures the responses at a step and returns the shares that are known, `response_NAME`."""
         if not can_intervene(model) or (reader := self._find_reader(model, config, data.spec)) is None:
             return {}
-        engine = CounterfactualEngine(model.eval(), create_solver(config, steps=STEPS), data.spec, autocast=autocast)
+        engine = self._engine(model, config, data.spec, autocast)
         self.latest = measure_responses(engine, data, reader)
         shares = {n: each.share.mean for n, each in self.latest.items() if each.share.mean is not None}
         if shares:
@@ -128,7 +142,7 @@ class ResponseTracker:
         if not self.until or not self.history or self.best != self.history[-1]:
             return False
         described = {"trained_steps": self.history[-1].step, "images_seen": images}
-        export_weights(run_dir / BEST, model.state_dict(), describe_checkpoint(config, spec) | described)
+        export_weights(run_dir / BEST, model.state_dict(), describe_checkpoint(config, spec, self.codec) | described)
         write_responses(run_dir / BEST, self.latest)
         return True
 

@@ -1,6 +1,7 @@
 """Selection, validation and restoring of the checkpoint to resume from.
 
-The model, the diffusion process, the data set, its graph and the labelled images must be those of the checkpoint. The
+The model, the diffusion process, the data set, its graph, the labelled images and the autoencoder of a model in latent
+space must be those of the checkpoint. The
 seed and the number of images per step may differ, with a warning: the batches then differ from those of an
 uninterrupted run. Other options take their new values, and the log lists them.
 """
@@ -27,7 +28,8 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import BatchSource
-from causaldiffae.script_util import load_model
+from causaldiffae.published.autoencoder import LatentSpace, check_same_autoencoder
+from causaldiffae.script_util import describe_checkpoint, load_model
 
 Changes = dict[str, tuple[Any, Any]]
 """Options by name, with their values before and now."""
@@ -85,13 +87,16 @@ def batch_order(source: BatchSource) -> dict[str, int]:
     return {"seed": source.seed, "images of a step": source.batch_size}
 
 
-def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) -> None:
+def check_same_run(
+    checkpoint: Checkpoint, config: Config, source: BatchSource, codec: LatentSpace | None = None
+) -> None:
     """Checks that a run can resume from a checkpoint with a training state.
 
     Raises:
-        InputError: If the model, diffusion process, data set, graph or labelled images differ.
+        InputError: If the model, diffusion process, autoencoder, data set, graph or labelled images differ.
     """
     path, described, state = checkpoint.path, checkpoint.config, checkpoint.training_state
+    check_same_autoencoder(described, codec, str(path))
     saved = Config.from_dict(described.get("config"))
     for part in ("model", "diffusion"):
         for name, before in saved.to_dict()[part].items():
@@ -113,11 +118,13 @@ def check_same_run(checkpoint: Checkpoint, config: Config, source: BatchSource) 
             warnings.warn(f"{path}: {name}: was {before}, now {now[name]}; the batches will differ", stacklevel=2)
 
 
-def load_initial_weights(model: torch.nn.Module, path: str, config: Config, spec: DatasetSpec) -> None:
+def load_initial_weights(
+    model: torch.nn.Module, path: str, config: Config, spec: DatasetSpec, codec: LatentSpace | None = None
+) -> None:
     """Loads the weights of a model folder or checkpoint into a new model.
 
     Raises:
-        InputError: If they belong to another network, data set, image size or graph.
+        InputError: If they belong to another network, data set, image size, graph or autoencoder.
     """
     loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
     found, expected = asdict(loaded.config.model), asdict(config.model)
@@ -126,6 +133,7 @@ def load_initial_weights(model: torch.nn.Module, path: str, config: Config, spec
         raise InputError(f"init_weights: expected weights of this network, got {path}; set {' '.join(others)}")
     if loaded.spec.to_dict() != spec.to_dict():
         raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
+    check_same_autoencoder(describe_checkpoint(config, spec, loaded.codec), codec, path)
     model.load_state_dict(loaded.model.state_dict())
 
 

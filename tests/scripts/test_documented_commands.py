@@ -39,6 +39,7 @@ MEASURES = "a measurement of minutes"
 WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
 OWN_DATA = SUITE + "tests/datasets/folder/test_own_data.py"
 REPRODUCE = SUITE + "tests/evaluation/test_reproduction.py (slow)"
+LATENT = SUITE + "tests/scripts/test_latent_training.py"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
     "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
@@ -56,6 +57,10 @@ ELSEWHERE = {
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
+    "SIZE=latent ./scripts/train.sh --data_dir my_images": LATENT,
+    "SIZE=latent ./scripts/train.sh --data_dir my_images --image_size 256": LATENT,
+    "SIZE=latent ./scripts/train.sh --data_dir my_images --vae_path weights/sd-vae-ft-mse": LATENT,
+    "SIZE=latent ./scripts/counterfactual.sh --data_dir my_images --do age=60": LATENT,
     "./scripts/demo.sh": SUITE + "tests/scripts/test_demo.py (slow)",
     "./scripts/test.sh": CI,
     "./scripts/test.sh -m slow": CI,

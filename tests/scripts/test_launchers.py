@@ -112,6 +112,26 @@ def test_your_own_folder(clone: Path) -> None:
     assert str(clone / "configs" / "baselines" / "diffae.yaml") in other
 
 
+def test_larger_images_get_an_autoencoder_first(clone: Path) -> None:
+    folder = str(clone.parent / "my images")
+    given = ["--data_dir", folder, "--image_size=256", "--lr", "1e-3", "--graph", "g.yaml"]
+    encoder, train = dry_run(clone, "train.sh", *given, SIZE="latent", DATA_DIR="")
+    run_dir = clone / "runs" / "my images_causaldae_latent"
+    own = ["--dataset", "folder", "--data_dir", folder, "--image_size", "128", "--image_size=256", "--graph", "g.yaml"]
+    assert encoder[1:] == [str(clone / "scripts/train_autoencoder.py"), *own, "--out", str(run_dir / "autoencoder")]
+    config = str(clone / "configs" / "folder_causaldae_latent.yaml")
+    paths = ["--data_dir", folder, "--run_dir", str(run_dir), "--vae_path", str(run_dir / "autoencoder")]
+    assert train[2:] == ["--config", config, *paths, *given]
+    (run_dir / "autoencoder").mkdir(parents=True)
+    (run_dir / "autoencoder" / "config.json").touch()
+    assert dry_run(clone, "train.sh", *given, SIZE="latent", DATA_DIR="") == [train]
+    chosen = ["--data_dir", folder, "--vae_path", "sd-vae"]
+    (other,) = dry_run(clone, "train.sh", *chosen, SIZE="latent", MODEL="diffscm", DATA_DIR="")
+    assert other[-4:] == chosen and "noised_classifier.py" not in str(other)
+    refused = launch(clone, "train.sh", "--data_dir", folder, SIZE="latent", RUN_DIR="gs://bucket/run", DRY_RUN="1")
+    assert refused.returncode == 2 and "RUN_DIR: expected a local folder" in refused.stderr
+
+
 def test_several_processes(clone: Path) -> None:
     python = str(clone / ".venv" / "bin" / "python")
     command = dry_run(clone, "train_pendulum_causaldae.sh", MPIEXEC="srun --mpi=pmix", NPROC="5")[-1]
@@ -148,7 +168,7 @@ def test_launchers_install_their_extras(
 @pytest.mark.parametrize(
     ("script", "variables", "message"),
     [
-        ("train_pendulum_causaldae.sh", {"SIZE": "huge"}, "SIZE: expected paper, fast or mini, got huge"),
+        ("train_pendulum_causaldae.sh", {"SIZE": "huge"}, "SIZE: expected paper, fast, mini or latent, got huge"),
         ("train_pendulum_causaldae.sh", {"NPROC": "0"}, "NPROC: expected a positive number, got 0"),
         ("train_pendulum_causaldae.sh", {"RESTARTS": "many"}, "RESTARTS: expected a number, got many"),
         ("train.sh", {"DATA_DIR": ""}, "data_dir: expected the folder of your images, got none; set --data_dir"),

@@ -40,6 +40,7 @@ from causaldiffae.evaluation import tables as benchmark_tables
 from causaldiffae.evaluation.protocol import VERSION
 from causaldiffae.evaluation.run import read_results
 from causaldiffae.files import idx
+from causaldiffae.files.array_cache import open_array
 from causaldiffae.files.reading import read_file
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.logger import read_progress
@@ -408,7 +409,7 @@ PARSERS: dict[str, Parser] = {
     "circuit npz": Parser(_circuit_seeds, _read_circuit),
     "pickled bytes": Parser(_pickled_seeds, _read_pickled, 2),
     "interventional npz": Parser(_interventional_seeds, _read_interventional),
-    "image cache": Parser(_cache_seeds, lambda path: image_cache._open(path / "a.npy", (5, 3, 4, 4))),
+    "image cache": Parser(_cache_seeds, lambda path: open_array(path / "a.npy", (5, 3, 4, 4), "uint8", "")),
     "labels and graph": Parser(_table_seeds, _read_table),
     "graph yaml": Parser(lambda: [{"g.yaml": FOLDER_GRAPH}], _parse_graph, 1.5),
     "graph gml": Parser(lambda: [{"g.gml": GML}], _parse_graph, 1.5),

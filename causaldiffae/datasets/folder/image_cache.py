@@ -20,7 +20,6 @@ import os
 import re
 import tempfile
 import warnings
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -36,14 +35,12 @@ from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.shared_cache import shared_folder
 from causaldiffae.errors import DataError
+from causaldiffae.files.array_cache import BLOCK, block_checksum, open_array, write_array
 from causaldiffae.files.images import without_size_warnings
-from causaldiffae.files.reading import read_json, write_json
 from causaldiffae.files.storage import FileStamp, Folder, LocalFolder
 
 FOLDER_NAME: Final = ".cache"
 FORMAT: Final = 1
-BLOCK: Final = 64
-MAX_CHECKED_BYTES: Final = 4 << 30
 REMOTE_THREADS: Final = 16
 
 
@@ -73,9 +70,15 @@ def cached_images(
     key = json.dumps([FORMAT, PIL.__version__, astuple(rule), files])
     prefix = f"{label}-{'x'.join(map(str, rule.shape))}-{rule.resize}-"
     path = cache / f"{prefix}{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    shape, before = (len(names), *rule.shape), problems.count
+
+    def decode(images: np.ndarray) -> list[int] | None:
+        checksums = decode_all(folder, names, rule, images, problems, failed)
+        return checksums if problems.count == before else None
+
     with FileLock(cache / "lock"):  # one process writes the cache while the others wait
-        images = _open(path, (len(names), *rule.shape))
-        return _build(folder, names, rule, path, prefix, problems, failed) if images is None else images
+        images = open_array(path, shape, np.uint8, "the images are decoded again")
+        return write_array(path, prefix, shape, np.uint8, decode, "decoded images") if images is None else images
 
 
 def cache_folder(folder: Folder) -> Path | None:
@@ -96,65 +99,6 @@ def cache_folder(folder: Folder) -> Path | None:
                     return candidate
     warnings.warn(f"{folder.where}: cannot write a cache; the images are decoded at every start", stacklevel=2)
     return None
-
-
-def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The mapped array; None if it does not exist, or if it is damaged and was removed with a warning."""
-    if not path.exists():
-        return None
-    try:
-        expected = read_json(path.with_suffix(".json")).get("checksums")
-        images = np.lib.format.open_memmap(path, mode="c")  # copy-on-write: changes do not reach the file
-        if images.shape != shape or images.dtype != np.uint8 or not images.flags.c_contiguous:
-            raise DataError(f"expected uint8 {shape}, got {images.dtype} {images.shape}")
-        starts = range(0, len(images), BLOCK)
-        if not isinstance(expected, list) or len(expected) != len(starts):
-            raise DataError("expected checksums, got none")
-        step = max(images.nbytes // MAX_CHECKED_BYTES, 1)
-        with ThreadPoolExecutor(2) as pool:
-            found = pool.map(lambda start: zlib.crc32(images[start : start + BLOCK].data), starts[::step])
-            if list(found) != expected[::step]:
-                raise DataError("checksums differ")
-        return np.asarray(images)
-    except Exception as error:  # numpy raises errors of many types for a damaged header
-        warnings.warn(f"{path}: the cache is damaged ({error}); the images are decoded again", stacklevel=2)
-        path.unlink(missing_ok=True)
-        return None
-
-
-def _build(
-    folder: Folder,
-    names: Sequence[str],
-    rule: ImageRule,
-    path: Path,
-    prefix: str,
-    problems: Problems,
-    failed: list[int] | None,
-) -> np.ndarray:
-    """Decodes into a temporary file and renames it at the end."""
-    descriptor, name = tempfile.mkstemp(prefix=".part-", suffix=".npy", dir=path.parent)
-    os.close(descriptor)
-    temporary, before = Path(name), problems.count
-    try:
-        images = np.lib.format.open_memmap(name, mode="w+", dtype=np.uint8, shape=(len(names), *rule.shape))
-        if hasattr(os, "posix_fallocate"):  # a full disk raises here, and not as SIGBUS at a mapped page
-            with temporary.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        checksums = decode_all(folder, names, rule, images, problems, failed)
-        if problems.count > before:
-            return np.asarray(images)
-        images.flush()
-        write_json(path.with_suffix(".json"), {"checksums": checksums})
-        for old in path.parent.glob(f"{prefix}*"):
-            if old.stem != path.stem:
-                old.unlink(missing_ok=True)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path.parent}: cannot write the decoded images ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return np.asarray(np.lib.format.open_memmap(path, mode="c"))
 
 
 def decode_all(
@@ -182,7 +126,7 @@ def decode_all(
                     images[i] = pixels
             except DataError as error:
                 wrong.append((i, str(error)))
-        return 0 if images is None else zlib.crc32(images[start : start + BLOCK].data), wrong
+        return 0 if images is None else block_checksum(images[start : start + BLOCK]), wrong
 
     checksums: list[int] = []
     found: list[tuple[int, str]] = []
