@@ -24,7 +24,7 @@ from causaldiffae.script_util import MODELS, load_model
 from causaldiffae.train_util import TrainLoop
 from causaldiffae.training import acceleration, previews
 from causaldiffae.training.random_draws import stream_seed
-from causaldiffae.training.responses import ResponseTracker
+from causaldiffae.training.response_tracker import ResponseTracker
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
@@ -65,7 +65,7 @@ def test_preview_figures_are_in_the_row_of_their_step(tmp_path: Path, monkeypatc
         return step()
 
     monkeypatch.setattr(train_util, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(train_util, "draw_preview", draw)
+    monkeypatch.setattr(ResponseTracker, "preview", draw)
     monkeypatch.setattr(ResponseTracker, "measure", lambda *_: {"response_size": float(trained.step)})
     trained = loop(tmp_path, preview=True, total_steps=5, log_interval=2, sample_interval=2, save_interval=1000)
     step = trained.run_step
