@@ -52,7 +52,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS = {
     "check": Subcommand("make_dataset", "check a folder of images, its table and its graph", ("check",)),
     "make-dataset": Subcommand("make_dataset", "write one of the built-in data sets"),
-    "estimate": Subcommand("image_train", "estimate memory and time of a training run", ("--dry_run=True",)),
+    "estimate": Subcommand("estimate", "estimate memory and time of training, and which size fits"),
     "train": Subcommand("image_train", "train a model, or resume its run"),
     "train-predictor": Subcommand("noised_classifier", "train the predictor that guides a Diff-SCM, before its model"),
     "test": Subcommand(lambda argv: f"image_{model_type(argv)}_test", "counterfactuals of the test images"),

@@ -63,6 +63,13 @@ def describe(config: Config, spec: DatasetSpec, model: Model) -> str:
     return "\n".join(lines)
 
 
+def with_value(argv: list[str], flag: str) -> list[str]:
+    """Adds the value True to a flag without one."""
+    following = [*argv[1:], "--"]
+    bare = [argument == flag and after.startswith("--") for argument, after in zip(argv, following, strict=True)]
+    return [f"{argument}=True" if alone else argument for argument, alone in zip(argv, bare, strict=True)]
+
+
 def mask_labels(config: Config, data: ImageData) -> ImageData:
     """Keeps the labels of the configured fraction; rank 0 writes their list beside the data, other ranks read it."""
     loss, folder = config.loss, config.train.data_dir
@@ -133,9 +140,14 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
 
 
 def main(argv: list[str]) -> None:
-    config = parse_config(argv, __doc__ or "")
+    config = parse_config(with_value(argv, "--dry_run"), __doc__ or "")
     train = config.train
-    check_given(train, *(("dataset", "run_dir") if train.dry_run else ("dataset", "data_dir", "run_dir")))
+    if train.dry_run and not train.dataset:
+        raise InputError(
+            "dataset: expected a value, got none; set --config FILE or --dataset NAME; "
+            "`causaldiffae estimate --data_dir my_images` compares all sizes for your own images"
+        )
+    check_given(train, "dataset", *(() if train.dry_run else ("data_dir", "run_dir")))
     if not train.dry_run:
         check_platform()
     size, channels = train.image_size or None, train.channels or None

@@ -224,6 +224,7 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
     shift 4
     dry_run=$(launch_flag dry_run "$@")
     vae_path=$(launch_flag vae_path "$@")
+    case " $* " in *" --dry_run "--* | *" --dry_run ") dry_run=True ;; esac # without a value
     case $dry_run in [Tt]rue | TRUE) ;; *) dry_run='' ;; esac
     run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_$size}
     local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml") starter=()

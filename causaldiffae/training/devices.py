@@ -7,6 +7,7 @@ import re
 import subprocess
 import warnings
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -17,6 +18,7 @@ from causaldiffae.config import DEVICE_HELP
 from causaldiffae.errors import InputError
 
 _NAMES: Final = re.compile(r"|auto|cpu|mps|cuda(:[0-9]{1,3})?")
+CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def add_device_flag(parser: ArgumentParser) -> None:
@@ -109,3 +111,26 @@ def describe_device() -> str:
         threads = torch.get_num_threads()
         text = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
     return f"{text}, {dist.get_world_size()} processes, {dist.get_backend()}" if dist.is_initialized() else text
+
+
+def free_memory(device: torch.device | str) -> int:
+    """Returns the free memory of a device in bytes, 0 if it is unknown; on the CPU a limit of the container counts."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if kind == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    found = [_read_number(Path("/proc/meminfo"), r"MemAvailable:\s+([0-9]+) kB") * 1024]
+    limit = _read_number(CGROUP / "memory.max", r"([0-9]+)\s*")
+    if limit:
+        found.append(max(0, limit - _read_number(CGROUP / "memory.current", r"([0-9]+)\s*")))
+    return min(found) if found[0] else 0
+
+
+def _read_number(path: Path, pattern: str) -> int:
+    """The number that a pattern finds in a file; 0 without it."""
+    try:
+        found = re.search(pattern, path.read_text(encoding="ascii"))
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0

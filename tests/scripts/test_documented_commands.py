@@ -70,7 +70,7 @@ ELSEWHERE = {
     "pytest tests/test_scm.py tests/mechanisms": CI,
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
     "python tools/compare_mechanisms.py": MEASURES,
-    "python tools/model_costs.py": SUITE + "tests/test_model_costs.py",
+    "python tools/model_costs.py": SUITE + "tests/training/test_costs.py",
     "causaldiffae train --config pendulum_causaldae_mini --mechanism affine "
     "--num_channels 64 --channel_mult 1,2,2 --block_null True --init_weights "
     "weights/pendulum_causaldae_mini --data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 "
@@ -86,6 +86,7 @@ ELSEWHERE = {
     "pip install -e '.[dev,app,docs]'": NETWORK,
     "python scripts/benchmark.py": SUITE + "tests/evaluation/test_speed.py",
     "python scripts/benchmark.py --repeats 3 --reference_steps 3 --steps 10": SUITE + "tests/evaluation/test_speed.py",
+    "./scripts/gpu_check.sh --json gpu_check.json": SUITE + "tests/evaluation/test_gpu_check.py",
     "pytest tests/fuzz": CI,
     "python tools/fuzz/atheris_targets.py idx corpus/idx -max_total_time=3600": CI,
     "pip install -e .[fuzz]": NETWORK,
@@ -125,6 +126,7 @@ TINY = {
     "measured_digits.py": ["--num=40", "--workers=1"],
     "attributes.py": ["--num=40", "--pairs=2"],
     "image_train.py": [f"--{name}={value}" for name, value in _FEW.items()],
+    "estimate.py": [f"--{name}={value}" for name, value in _FEW.items()],
     "noised_classifier.py": _NOISED,
     **{f"image_{name}_test.py": ["--num_images=2", "--steps=2"]
        for name in ("causaldae", "conditional", "diffae", "causalvae", "diffscm")},
@@ -143,7 +145,7 @@ SUBCOMMANDS = {
     "make-dataset": "make_dataset.py",
     "check": "make_dataset.py",
     "train": "image_train.py",
-    "estimate": "image_train.py",
+    "estimate": "estimate.py",
     "train-predictor": "noised_classifier.py",
     "test": "image_causaldae_test.py",
     "evaluate": "evaluate.py",

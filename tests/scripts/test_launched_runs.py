@@ -105,7 +105,7 @@ def test_shipped_weights_stand_in_for_a_run(clone: Path, dataset: str, model: st
 # ---------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("flag", [["--dry_run", "True"], ["--dry_run=true"]])
+@pytest.mark.parametrize("flag", [["--dry_run", "True"], ["--dry_run=true"], ["--dry_run"]])
 def test_a_dry_run_makes_no_data_and_no_predictor(clone: Path, flag: list[str]) -> None:
     (clone / "scripts" / "image_train.py").write_text("import sys; print('trained', *sys.argv[1:])")
     for script in ("train_morphomnist_causaldae.sh", "train_mnist_diffscm.sh", "train_circuit_diffae.sh"):

@@ -13,7 +13,8 @@ from running import assert_refused, run
 
 from causaldiffae import dist_util
 from causaldiffae.errors import InputError
-from causaldiffae.training.devices import describe_device, gpu_problem, use_device
+from causaldiffae.training import devices
+from causaldiffae.training.devices import describe_device, free_memory, gpu_problem, use_device
 
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040)."
 
@@ -157,3 +158,13 @@ def test_training_prints_its_device_and_refuses_others(tmp_path: Path, monkeypat
     assert f"device: cpu ({torch.get_num_threads()} {THREADS})" in trained.stderr.splitlines()
     if not torch.cuda.is_available() and "CUDA_VISIBLE_DEVICES" not in os.environ:
         assert_refused(run(script, *arguments, "--device", "cuda"), "device: expected cpu, got cuda: ")
+
+
+def test_the_free_memory_of_a_container_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    whole = free_memory("cpu")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory("cpu") == pytest.approx(whole, rel=0.2)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert free_memory("cpu") == 2_000_000 if whole else 0
