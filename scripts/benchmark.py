@@ -4,7 +4,8 @@
     python scripts/benchmark.py --size mini --compile False --json speed.json
     python scripts/benchmark.py --device cuda --batch_size 128
 
-Both sides have the same weights and run in turn; medians are compared, and a spread above 20 % is reported.
+Both sides have the same weights and run in turn. A ratio is the median over pairs of runs. Pairs are added until its
+95 % interval is narrower than --max_spread; if --max_seconds are not enough, the ratio is withheld, with the reason.
 causaldiffae/evaluation/speed.py describes the reference recipe. composition_l1 is the error of the null intervention
 with the shipped mini weights.
 """
@@ -12,6 +13,7 @@ with the shipped mini weights.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +25,8 @@ from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError, check_least
 from causaldiffae.evaluation.speed import (
-    WIDE_SPREAD,
     SpeedSettings,
+    Timing,
     composition_l1,
     evaluations,
     make_bench,
@@ -54,7 +56,7 @@ class BenchmarkConfig(SpeedSettings):
     device: str = flag("auto", "cpu or cuda; auto takes CUDA if PyTorch finds a GPU")
 
     def __post_init__(self) -> None:
-        check_least(self, batch_size=1, repeats=1, steps=2, reference_steps=1, threads=0)
+        check_least(self, batch_size=1, repeats=1, steps=2, reference_steps=1, threads=0, max_spread=0, max_seconds=0)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"device: expected auto, cpu or cuda, got {self.device!r}")
         if self.device == "auto":
@@ -84,41 +86,59 @@ def main(argv: list[str]) -> None:
     bench = make_bench(config, spec, settings)
     print(f"{path.name}: {count_parameters(bench.ours):,} parameters, batches of {settings.batch_size}, "
           f"{torch.get_num_threads()} threads, {settings.device}, torch {torch.__version__}")  # fmt: skip
-    forward, training = time_forward(bench), time_training(bench)
-    one, four = time_counterfactuals(bench, 1), time_counterfactuals(bench, 4)
+    timings = {
+        "forward, images/s": time_forward(bench),
+        "training, images/s": time_training(bench),
+        "counterfactuals/s": time_counterfactuals(bench, 1),
+        "counterfactuals/s, 4 interventions": time_counterfactuals(bench, 4),
+    }
     memory = [peak_memory(config, spec, settings, reference) for reference in (True, False)]
     null, null_8bit = measure_composition(settings)
-    figures = {
-        "forward_ratio": forward.ratio,
-        "train_ratio": training.ratio,
-        "memory_ratio": memory[1] / memory[0],
-        "counterfactual_speedup": 1 / one.ratio,
-        "counterfactual_speedup_4": 1 / four.ratio,
-        "composition_l1": null,
-        "composition_l1_8bit": null_8bit,
-    }
-    rows = []
-    timings = {"forward, images/s": forward, "training, images/s": training}
-    timings |= {"counterfactuals/s": one, "counterfactuals/s, 4 interventions": four}
-    for name, timing in timings.items():
-        count = settings.batch_size * (4 if timing is four else 1)
-        reference = timing.scale * statistics.median(timing.reference)
-        rows.append((name, 3, count / reference, count / statistics.median(timing.ours)))
-    rows.append(("training memory, MiB", 0, *memory))
-    rows += [(f"evaluations, {count} intervention(s)", 0, *evaluations(count, settings.steps)) for count in (1, 4)]
-    print(f"{'':36s}{'reference':>14s}{'ours':>14s}{'ratio':>10s}")
-    for name, decimals, before, after in rows:
-        print(f"{name:36s}{before:14.{decimals}f}{after:14.{decimals}f}{after / before:10.2f}")
+    print(f"{'':36s}{'reference':>14s}{'ours':>14s}{'ratio':>10s}   95 % interval")
+    for (name, timing), interventions in zip(timings.items(), (1, 1, 1, 4), strict=True):
+        print(timing_row(name, timing, settings.batch_size * interventions, settings.max_spread))
+    rows = [("training memory, MiB", *memory)]
+    rows += [(f"evaluations, {count} intervention(s)", *evaluations(count, settings.steps)) for count in (1, 4)]
+    for name, before, after in rows:
+        print(f"{name:36s}{before:14.0f}{after:14.0f}{after / before:10.2f}")
     print(f"null intervention, shipped mini weights, {settings.steps} steps: L1 {null:.3f} on 0..255, "
           f"{null_8bit:.3f} between 8-bit images\n"
           f"reference counterfactuals: {settings.reference_steps} of its 250 steps timed, and scaled")  # fmt: skip
-    for timing in timings.values():
-        if timing.spread > WIDE_SPREAD:
-            print(f"warning: {timing.name}: timings spread by {100 * timing.spread:.0f} %")
+    reasons = {timing.name: reason for timing in timings.values() if (reason := timing.withheld(settings.max_spread))}
+    for name, reason in reasons.items():
+        print(f"withheld: {name}: {reason}; the machine is busy: repeat later, or with a larger --max_seconds")
     if settings.json:
-        report = {**figures, "settings": asdict(settings), "torch": torch.__version__}
-        report["spread"] = {timing.name: timing.spread for timing in timings.values()}
+        forward, training, one, four = (None if timing.name in reasons else timing.ratio for timing in timings.values())
+        report = {
+            "forward_ratio": forward,
+            "train_ratio": training,
+            "memory_ratio": memory[1] / memory[0],
+            "counterfactual_speedup": one and 1 / one,
+            "counterfactual_speedup_4": four and 1 / four,
+            "composition_l1": null,
+            "composition_l1_8bit": null_8bit,
+            "withheld": reasons,
+            "pairs": {timing.name: len(timing.ours) for timing in timings.values()},
+            "spread": {timing.name: finite(timing.spread) for timing in timings.values()},
+            "settings": asdict(settings),
+            "torch": torch.__version__,
+        }
         Path(settings.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def timing_row(name: str, timing: Timing, count: int, max_spread: float) -> str:
+    """A line of the table: medians of both sides for `count` images, and how many times as fast this package is."""
+    reference = timing.scale * statistics.median(timing.reference)
+    line = f"{name:36s}{count / reference:14.3f}{count / statistics.median(timing.ours):14.3f}"
+    if timing.withheld(max_spread):
+        return f"{line}{'withheld':>10s}"
+    low, high = timing.interval
+    found = f"   {1 / high:.2f} to {1 / low:.2f}" if math.isfinite(high) else "   too few pairs"
+    return f"{line}{1 / timing.ratio:10.2f}{found}"
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 if __name__ == "__main__":

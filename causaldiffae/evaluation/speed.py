@@ -2,16 +2,19 @@
 
 The reference recipe runs the same U-Net eagerly in float32 with explicit attention (einsum, softmax, einsum). It takes
 250 DDIM steps per intervention, each with one conditional and one unconditional call, and loops over parameters in
-AdamW and the moving average. Runs of both sides alternate and medians are compared, so that a temporary slowdown of the
-machine affects both.
+AdamW and the moving average.
+
+Runs of both sides alternate. The ratio is the median of the ratios of pairs, so a slowdown of the machine that lasts
+longer than a pair affects both sides. Pairs are added until the interval of the median is narrow; if the time for that
+is over, the ratio is withheld.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +33,11 @@ from causaldiffae.model import CausalDiffAE, TrainingStep
 from causaldiffae.nn import update_ema
 from causaldiffae.script_util import create_model_and_diffusion, create_solver
 from causaldiffae.training.acceleration import activation_dtype, compile_network
+from causaldiffae.training.estimate import idle_clock
 from causaldiffae.training.random_draws import trial_draws
 
 REFERENCE_STEPS: Final = 250
-WIDE_SPREAD: Final = 0.2
+CONFIDENCE: Final = 0.95
 
 
 @with_help
@@ -42,7 +46,11 @@ class SpeedSettings:
     """Options of the speed benchmark."""
 
     batch_size: int = flag(8, "images per batch")
-    repeats: int = flag(5, "timed runs per measurement")
+    repeats: int = flag(6, "least number of timed pairs of runs per measurement")
+    max_spread: float = flag(
+        0.1, "largest width of the 95 % interval of a ratio, relative to it; 0 reports any after `repeats` pairs"
+    )
+    max_seconds: float = flag(120.0, "longest time of a measurement, after which a ratio of larger spread is withheld")
     steps: int = flag(25, "network evaluations in each direction of this package's counterfactuals")
     reference_steps: int = flag(10, "steps of the reference to time, of 250; the time is scaled to 250")
     compile: bool = flag(False, "compile the score network of this package")
@@ -53,7 +61,7 @@ class SpeedSettings:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds (repeats,) of the reference, before multiplication by `scale`, and of this package."""
+    """Seconds (repeats,) of the reference, before multiplication by `scale`, and of this package, in pairs."""
 
     name: str
     reference: list[float]
@@ -61,14 +69,46 @@ class Timing:
     scale: float = 1.0
 
     @property
+    def ratios(self) -> list[float]:
+        """Time of this package divided by that of the reference, by pair."""
+        return [ours / (self.scale * other) for other, ours in zip(self.reference, self.ours, strict=True)]
+
+    @property
     def ratio(self) -> float:
-        """Median time of this package divided by that of the reference."""
-        return statistics.median(self.ours) / (self.scale * statistics.median(self.reference))
+        """Median ratio of the pairs."""
+        return statistics.median(self.ratios)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the median ratio; infinite for fewer than six pairs, which cannot have one."""
+        return median_interval(self.ratios)
 
     @property
     def spread(self) -> float:
-        """Relative spread (maximum - minimum) / median, of the side with the larger one."""
-        return max((max(times) - min(times)) / statistics.median(times) for times in (self.reference, self.ours))
+        """Width of the interval relative to the ratio."""
+        low, high = self.interval
+        return (high - low) / self.ratio
+
+    def withheld(self, max_spread: float) -> str:
+        """Why the ratio is not reported; "" if it is."""
+        if not max_spread or self.spread <= max_spread:
+            return ""
+        low, high = self.interval
+        found = f"95 % interval {low:.3g} to {high:.3g} of the time" if math.isfinite(high) else "no interval"
+        return f"{found} after {len(self.ours)} pairs, wider than {100 * max_spread:g} % of the ratio"
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Distribution-free interval of a median: the k-th smallest and largest values, k from the binomial distribution.
+
+    Returns:
+        (-inf, inf) if there are too few values for the confidence.
+    """
+    ordered, n = sorted(values), len(values)
+    outside, k = 0.0, 0
+    while outside + (term := 2 * math.comb(n, k) / 2**n) <= 1 - confidence:
+        outside, k = outside + term, k + 1
+    return (ordered[k - 1], ordered[-k]) if k else (-math.inf, math.inf)
 
 
 def explicit_attention(x: Tensor, qkv: nn.Conv1d, proj: nn.Conv1d, num_heads: int, new_order: bool) -> Tensor:
@@ -137,22 +177,42 @@ def make_bench(config: Config, spec: DatasetSpec, settings: SpeedSettings) -> Be
 
 
 def time_alternately(
-    name: str, reference: Callable[[], object], ours: Callable[[], object], bench: Bench, scale: float = 1.0
+    name: str,
+    reference: Callable[[], object],
+    ours: Callable[[], object],
+    bench: Bench,
+    scale: float = 1.0,
+    clock: Callable[[], float] = idle_clock,
 ) -> Timing:
-    """Times runs of both sides alternately, after one warm-up run of each."""
-    is_cuda = torch.device(bench.settings.device).type == "cuda"
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(bench.settings.repeats + 1):
-        for side, run in zip(times, (reference, ours), strict=True):
-            if is_cuda:
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run()
-            if is_cuda:
-                torch.cuda.synchronize()
-            if repeat:
-                side.append(time.perf_counter() - begin)
-    return Timing(name, *times, scale)
+    """Times pairs of runs after one warm-up run of each side, until the interval of their ratio is narrow.
+
+    Sides change places from pair to pair. See `max_spread` and `max_seconds` of `SpeedSettings`.
+
+    Args:
+        clock: returns seconds; by default without the time that this process waits for a processor.
+    """
+    settings, timing = bench.settings, Timing(name, [], [], scale)
+    wait = torch.cuda.synchronize if torch.device(settings.device).type == "cuda" else lambda: None
+
+    def seconds(run: Callable[[], object]) -> float:
+        wait()
+        begin = clock()
+        run()
+        wait()
+        return clock() - begin
+
+    sides = [(timing.reference, reference), (timing.ours, ours)]
+    for _, run in sides:
+        run()
+    spent = 0.0
+    while True:
+        for times, run in sides:
+            times.append(seconds(run))
+            spent += times[-1]
+        sides.reverse()
+        enough = len(timing.ours) >= settings.repeats and not timing.withheld(settings.max_spread)
+        if enough or (spent >= settings.max_seconds and len(timing.ours) >= settings.repeats):
+            return timing
 
 
 def time_forward(bench: Bench) -> Timing:
