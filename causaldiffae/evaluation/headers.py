@@ -23,13 +23,19 @@ from causaldiffae.script_util import LoadedModel
 from causaldiffae.training.predictor import data_digest
 
 PACKAGES: Final = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "causaldiffae")
+NOT_OF_THE_RECIPE: Final = (
+    *("data_dir", "run_dir", "seed", "resume_checkpoint"),
+    *("device", "compile", "use_bf16", "channels_last", "data_on_device"),
+    *("log_interval", "save_interval", "sample_interval", "keep_last", "keep_every", "background_save"),
+    *("storage_patience", "max_hours", "tensorboard", "dry_run"),
+)
+"""Options of training that depend on the machine or concern files only, so seeds of several machines are grouped."""
 
 
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
     """The model in the header of a results file, as far as figures depend on it."""
     config = loaded.config.to_dict()
-    unrelated = ("data_dir", "run_dir", "seed")
-    train = {key: value for key, value in config.get("train", {}).items() if key not in unrelated}
+    train = {key: value for key, value in config.get("train", {}).items() if key not in NOT_OF_THE_RECIPE}
     return {
         "type": loaded.config.model.model_type,
         "step": loaded.step,
