@@ -33,8 +33,18 @@ USABLE: Final = 0.9
 
 
 def with_recorded(config: Config, recorded: TrainConfig) -> Config:
-    """Replaces automatic options by those of the checkpoint from which the run resumes."""
+    """Replaces automatic options by those of the checkpoint from which the run resumes.
+
+    Other `minutes` than those of the start have no effect, with a warning.
+    """
     train = config.train
+    if train.minutes and train.minutes != recorded.minutes:
+        began = f"with --minutes {recorded.minutes:g}" if recorded.minutes else "without"
+        warnings.warn(
+            f"minutes: no effect on a run that began {began}; it keeps its {recorded.total_steps} steps, set "
+            "--total_steps and --lr_anneal_steps without --minutes to change them",
+            stacklevel=2,
+        )
     if train.use_bf16 == "auto":
         train = replace(train, use_bf16=recorded.use_bf16)
     if train.compile == "auto":

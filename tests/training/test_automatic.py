@@ -138,6 +138,14 @@ def test_a_resumed_run_keeps_the_choices() -> None:
     assert (explicit.use_bf16, explicit.compile, explicit.total_steps) == (False, False, 50)
 
 
+@pytest.mark.parametrize(("minutes", "began"), [(0.0, "without"), (5.0, "with --minutes 5")])
+def test_other_minutes_than_at_the_start_are_a_warning(minutes: float, began: str) -> None:
+    recorded = small_config(minutes=minutes, total_steps=123, lr_anneal_steps=41).train
+    with pytest.warns(UserWarning, match=f"minutes: no effect on a run that began {began}; it keeps its 123 steps"):
+        resumed = with_recorded(small_config(minutes=20.0, total_steps=6), recorded).train
+    assert (resumed.total_steps, resumed.lr_anneal_steps) == (123, 41)
+
+
 def test_trial_steps_leave_the_model_unchanged() -> None:
     config = small_config(encoder_norm="batch")
     training_step = step_of(config)
