@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from causaldiffae import dist_util
 from causaldiffae.baselines.causalvae import ConvDecoder
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.folder.image_folder import has_split
 from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_range
 from causaldiffae.datasets.interventional import cached_interventional
@@ -46,10 +47,13 @@ from causaldiffae.predictors.predictor import (
     save_predictor,
 )
 from causaldiffae.script_util import parse_flags
+from causaldiffae.training.devices import use_device
 from causaldiffae.training.fitting import fit, split_validation
 from causaldiffae.training.preflight import check_platform
 
 _CLASS_WEIGHT: Final = 0.5
+NOT_RECORDED: Final = ("data_dir", "cache_dir", "device")
+"""Options that do not belong in the figures of a predictor."""
 
 
 @with_help
@@ -73,6 +77,7 @@ class PredictorTraining:
     seed: int = flag(0, "random seed")
     init: str = flag("", "predictor folder with initial weights, including those of the VAE")
     graph: str = flag("", "causal graph file of a folder data set; default: graph.yaml in data_dir")
+    device: str = flag("auto", DEVICE_HELP)
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
@@ -149,18 +154,20 @@ def _inputs_and_targets(data: ImageData, predictor: Predictor) -> tuple[Tensor, 
 def augment(images: Tensor, noise: float, shift: int, generator: torch.Generator) -> Tensor:
     """Adds noise up to `noise` grey levels to images (B, C, H, W) in [-1, 1], and shifts them by up to `shift` pixels.
 
-    Shifted images are padded by replicating their border pixels.
+    Shifted images are padded by replicating their border pixels. Random numbers are drawn on the device of `generator`.
     """
+    device = images.device
     if shift:
         padded = functional.pad(images, (shift,) * 4, mode="replicate")
         size = images.shape[-1]
-        steps = torch.randint(0, 2 * shift + 1, (2, len(images)), generator=generator)
-        rows = (steps[0][:, None] + torch.arange(size))[:, None, :, None]
-        columns = (steps[1][:, None] + torch.arange(size))[:, None, None, :]
-        batch = torch.arange(len(images))[:, None, None, None]
-        images = padded[batch, torch.arange(images.shape[1])[None, :, None, None], rows, columns]
+        steps = torch.randint(0, 2 * shift + 1, (2, len(images)), generator=generator).to(device)
+        rows = (steps[0][:, None] + torch.arange(size, device=device))[:, None, :, None]
+        columns = (steps[1][:, None] + torch.arange(size, device=device))[:, None, None, :]
+        batch = torch.arange(len(images), device=device)[:, None, None, None]
+        channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
+        images = padded[batch, channels, rows, columns]
     level = torch.rand((len(images), 1, 1, 1), generator=generator) * noise / 127.5
-    return (images + level * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+    return (images + (level * torch.randn(images.shape, generator=generator)).to(device)).clamp(-1, 1)
 
 
 def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -186,15 +193,22 @@ def prediction_loss(predictor: Predictor, outputs: Tensor, targets: Tensor) -> T
 
 
 def train_predictor(
-    config: PredictorTraining, prepared: PredictorData, on_step: Callable[[], object] | None = None
+    config: PredictorTraining,
+    prepared: PredictorData,
+    on_step: Callable[[], object] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Predictor, float]:
-    """Trains the heads; returns the predictor with the weights of lowest validation loss, and that loss."""
+    """Trains the heads; returns the predictor with the weights of lowest validation loss, and that loss.
+
+    Random numbers are drawn on the CPU, so that they do not depend on the device.
+    """
     torch.manual_seed(config.seed)
     predictor = Predictor(prepared.train.spec, config_for(prepared.train.spec))
     if config.init:
         earlier = load_predictor(config.init).predictor
         check_fits(earlier, predictor.spec, config.init)
         predictor.load_state_dict(earlier.state_dict())
+    predictor.to(device)
     generator = torch.Generator().manual_seed(config.seed)
     drawn = [] if prepared.interventional_train is None else [prepared.interventional_train]
     pools = [_inputs_and_targets(part, predictor) for part in (prepared.train, *drawn)]
@@ -206,8 +220,8 @@ def train_predictor(
         images, targets = [], []
         for pool_images, pool_targets in pools:
             indices = torch.randint(len(pool_images), (config.batch_size // len(pools),), generator=generator)
-            images.append(to_model_range(pool_images[indices]))
-            targets.append(pool_targets[indices])
+            images.append(to_model_range(pool_images[indices].to(device)))
+            targets.append(pool_targets[indices].to(device))
         augmented = augment(torch.cat(images), config.noise, shift, generator)
         return prediction_loss(predictor, predictor(augmented), torch.cat(targets))
 
@@ -223,8 +237,9 @@ def refit_last_layer(predictor: Predictor, prepared: PredictorData, limit: int =
     """Refits the last layer for continuous variables by ridge regression on up to `limit` training images of each kind.
 
     The new weights of a variable are kept only if they reduce its validation error. The network must be in evaluation
-    mode.
+    mode. The regression runs on the CPU in float64.
     """
+    device = predictor.last.weight.device
 
     def features_and_targets(*parts: ImageData | None) -> tuple[Tensor, Tensor]:
         features, targets = [], []
@@ -233,7 +248,10 @@ def refit_last_layer(predictor: Predictor, prepared: PredictorData, limit: int =
                 images, labels = _inputs_and_targets(
                     part.subset(evenly_spread(min(limit, len(part)), len(part))), predictor
                 )
-                pieces = [torch.cat(predictor.features(piece), dim=1) for piece in to_model_range(images).split(256)]
+                pieces = [
+                    torch.cat(predictor.features(piece.to(device)), dim=1).cpu()
+                    for piece in to_model_range(images).split(256)
+                ]
                 features.append(torch.cat(pieces).double())
                 targets.append(labels.double())
         x = torch.cat(features)
@@ -248,22 +266,23 @@ def refit_last_layer(predictor: Predictor, prepared: PredictorData, limit: int =
         x, y, held_x, held_y = inputs[rows], targets[rows, i], held_out[held_rows], truth[held_rows, i]
         gram = x.T @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype)
         solved = torch.linalg.solve(gram, x.T @ y / len(x))
-        old = torch.cat([predictor.last.weight[head.start], predictor.last.bias[head.start : head.start + 1]]).double()
+        old = torch.cat([predictor.last.weight[head.start], predictor.last.bias[head.start : head.start + 1]])
+        old = old.cpu().double()
         errors = [(held_x @ weights - held_y).abs().mean() for weights in (old, solved)]
         if errors[1] < errors[0]:
-            predictor.last.weight[head.start] = solved[:-1].float()
-            predictor.last.bias[head.start] = solved[-1].float()
+            predictor.last.weight[head.start] = solved[:-1].float().to(device)
+            predictor.last.bias[head.start] = solved[-1].float().to(device)
 
 
 @torch.inference_mode()
 def validation_loss(predictor: Predictor, prepared: PredictorData) -> float:
     """Averages the losses on observational and interventional validation images."""
     predictor.eval()
-    losses = []
+    losses, device = [], predictor.last.weight.device
     for part in (prepared.validation, prepared.interventional_validation):
         if part is not None:
             images, targets = _inputs_and_targets(part, predictor)
-            outputs = torch.cat([predictor(piece) for piece in to_model_range(images).split(256)])
+            outputs = torch.cat([predictor(piece.to(device)).cpu() for piece in to_model_range(images).split(256)])
             losses.append(float(prediction_loss(predictor, outputs, targets)))
     return sum(losses) / len(losses)
 
@@ -274,16 +293,16 @@ def train_vae(config: PredictorTraining, predictor: Predictor, train: ImageData)
     The loss in nats per image is a Gaussian negative log-likelihood, whose standard deviation is a tenth of the image
     range, plus the KL divergence from N(0, 1).
     """
-    spec = predictor.spec
+    spec, device = predictor.spec, predictor.last.weight.device
     torch.manual_seed(config.seed + 1)
-    decoder = ConvDecoder(VAE_LATENTS, spec.image_size, spec.channels, (32, 32, 16))
+    decoder = ConvDecoder(VAE_LATENTS, spec.image_size, spec.channels, (32, 32, 16)).to(device)
     generator = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.Adam([*predictor.vae_encoder.parameters(), *decoder.parameters()], lr=1e-3)
     images, losses = torch.from_numpy(train.images), []
     for _ in range(config.vae_steps):
-        x_start = to_model_range(images[torch.randint(len(images), (64,), generator=generator)])
+        x_start = to_model_range(images[torch.randint(len(images), (64,), generator=generator)].to(device))
         posterior = predictor.vae_encoder(x_start)
-        z = posterior.sample(torch.randn(posterior.mean.shape, generator=generator))
+        z = posterior.sample(torch.randn(posterior.mean.shape, generator=generator).to(device))
         error = ((decoder(z.flatten(1)) - x_start) ** 2).flatten(1).sum(dim=1) / (2 * 0.2**2)
         loss = (error + prior_kl(posterior)).mean()
         optimizer.zero_grad()
@@ -322,11 +341,12 @@ def run_training(argv: list[str], description: str, dataset: str, **defaults: An
     """Runs a classifier script: trains and saves a predictor, and returns the table to print."""
     check_platform()
     config = parse_flags(PredictorTraining, argv, description, defaults=defaults)
+    use_device(config.device)
     start = time.monotonic()
     prepared = prepare(config, dataset)
     drawn = time.monotonic()
     with progress_bar(total=config.steps, desc="predictor", unit="step") as bar:
-        predictor, _ = train_predictor(config, prepared, bar.update)
+        predictor, _ = train_predictor(config, prepared, bar.update, dist_util.dev())
     refit_last_layer(predictor, prepared)
     vae_loss = train_vae(config, predictor, prepared.train)
     figures = {
@@ -336,13 +356,13 @@ def run_training(argv: list[str], description: str, dataset: str, **defaults: An
         "validation_observational": errors_on(predictor, prepared.validation),
         "validation_interventional": errors_on(predictor, prepared.interventional_validation),
         "vae_loss": None if config.vae_steps == 0 else vae_loss,
-        "training": {key: value for key, value in asdict(config).items() if key not in ("data_dir", "cache_dir")},
+        "training": {key: value for key, value in asdict(config).items() if key not in NOT_RECORDED},
         "train_digest": data_digest(prepared.train),
         "test_digest": data_digest(prepared.test),
         "drawing_seconds": round(drawn - start, 1),
         "training_seconds": round(time.monotonic() - drawn, 1),
     }
-    folder = save_predictor(Path(config.out), predictor, figures)
+    folder = save_predictor(Path(config.out), predictor.cpu(), figures)
     return f"{figures_table(figures)}\n\nwritten to {folder}"
 
 

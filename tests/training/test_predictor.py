@@ -40,6 +40,12 @@ def test_augmentation_shifts_and_adds_noise() -> None:
     noisy = training.augment(images, 10.0, 0, generator)
     assert 0 < (noisy - images).abs().max() < 0.5
     torch.testing.assert_close(training.augment(images, 0.0, 0, generator), images)
+    assert training.augment(images.to("meta"), 10.0, 2, generator).device.type == "meta", "draws are on the CPU"
+
+
+def test_the_device_is_a_flag(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device: expected auto, cpu, mps, cuda or cuda:N, got gpu"):
+        training.run_training(["--data_dir=d", f"--out={tmp_path}", "--device=gpu"], "", "morphomnist")
 
 
 def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_path: Path) -> None:
