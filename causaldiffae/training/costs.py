@@ -55,12 +55,14 @@ def training_costs(
     zeros = torch.zeros(IMAGES, dtype=torch.long, device=device)
     draws = trial_draws(x_start, zeros, model.latent_shape)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
+    shapes = {tuple(parameter.shape) for parameter in model.parameters()} if dtype else set()
+    casts = shapes | {shape[::-1] for shape in shapes if len(shape) == 2}  # copies of weights in the dtype of autocast
     kept: dict[int, int] = {}
     alive = []  # so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in weights and tuple(tensor.shape) not in casts:
             kept[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor

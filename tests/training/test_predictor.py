@@ -44,7 +44,7 @@ def test_augmentation_shifts_and_adds_noise() -> None:
 
 
 def test_the_device_is_a_flag(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="device: expected auto, cpu, mps, cuda or cuda:N, got gpu"):
+    with pytest.raises(InputError, match="device: expected auto, cpu, mps, cuda or cuda:N, got 'gpu'"):
         training.run_training(["--data_dir=d", f"--out={tmp_path}", "--device=gpu"], "", "morphomnist")
 
 
