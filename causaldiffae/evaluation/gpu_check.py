@@ -25,7 +25,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation.check_list import Check, Outcome
 from causaldiffae.model import TrainingStep
 from causaldiffae.script_util import (
-    GRIDS,
+    FEW_STEP,
     LoadedModel,
     create_model_and_diffusion,
     create_solver,
@@ -48,7 +48,6 @@ LABEL_BOUND: Final = 0.02
 """Relative change of the mean of a measured label."""
 COMPILE_MODES: Final = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 """reduce-overhead uses CUDA graphs."""
-STUDENT_SOLVER: Final = "few_step"
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ class GpuChecks:
         """Counterfactuals of a few-step student on CPU and device, if there is one in `weights/`."""
         name = "few-step student, CPU and device"
         folders = sorted((self.plan.root / "weights").glob("*step*/model.safetensors"))
-        if STUDENT_SOLVER not in GRIDS or not folders:
+        if not folders:
             yield Outcome(name, None, note="no student in weights/")
             return
         images, classes = self.digits()
@@ -269,7 +268,7 @@ class GpuChecks:
             if loaded.spec.name != "morphomnist":
                 raise InputError(f"{folders[0].parent.name}: expected a student of morphomnist, got {loaded.spec.name}")
             known = classes.to(device) if loaded.config.model.class_cond else None
-            engine = loaded.engine(4, STUDENT_SOLVER)
+            engine = loaded.engine(solver=FEW_STEP)
             with exact():
                 found.append(engine.predict(engine.abduct(images.to(device), known), [DO])[0].images.float().cpu())
         yield Outcome(name, float((found[0] - found[1]).abs().mean()) * 127.5, "grey levels", SAMPLE_BOUND)
