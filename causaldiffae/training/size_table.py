@@ -102,7 +102,7 @@ def _row(size: str, side: int, config: Config, device: torch.device) -> Row:
         train.dataset, train.image_size or None, channels, data_dir=folder, graph=train.graph or None
     )
     if size == "latent" and not train.vae_path:
-        return Row(size, side or spec.image_size, None, "set --vae_path, an autoencoder (see docs/own_images.md)")
+        return Row(size, side or spec.image_size, None, "set --vae_path, an autoencoder (see docs/training.md)")
     try:
         found = estimate(config, network_spec(spec, open_codec(train, spec)), device)
     except InputError as error:
