@@ -21,16 +21,13 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, write_card
-from causaldiffae.checkpoints.model_folders import (
-    NOISED_PREDICTOR_FOLDER,
-    PREDICTOR_FOLDER,
-    copy_beside,
-    find_model,
-    push_folder,
-)
+from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER as NOISED_PREDICTOR
+from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER, copy_beside, find_model, push_folder
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
 from causaldiffae.datasets.image_input import Images, as_model_images
 from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
+from causaldiffae.datasets.reference import FILE as REFERENCE
+from causaldiffae.datasets.reference import reference_of_model
 from causaldiffae.datasets.registry import (
     DATASETS,
     can_measure,
@@ -41,6 +38,7 @@ from causaldiffae.datasets.registry import (
 )
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.checks import check
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.evaluation.inputs import by_name, prepare_inputs
 from causaldiffae.evaluation.sampling import check_samples, draw_from_prior, spread
@@ -78,6 +76,9 @@ class CounterfactualModel:
         solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
 
+    Attributes:
+        reference: the sample of the training data that images and labels are compared with; None if there is none.
+
     Raises:
         InputError: for a model of another type than the class, an unknown solver or a bad number of steps.
     """
@@ -93,7 +94,7 @@ class CounterfactualModel:
             raise InputError(f"{loaded.path}: expected a {self.model_type!r} model for {name}, got a {found!r} model; "
                              "CounterfactualModel opens every type")  # fmt: skip
         self.loaded, self._steps, self._solver = loaded, steps, solver
-        self._predictor_path = predictor
+        self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
     @classmethod
@@ -253,8 +254,7 @@ class CounterfactualModel:
         known = isinstance(images, ImageData) and truth_is_known(images, checked)
         factual, reader = to_uint8(x_start).cpu().numpy(), self._reader
         return replace(
-            self._result(parts, do),
-            factual=factual,
+            self._result(parts, do, factual),
             read_factual=None if reader is None else by_name(self.spec, reader.read(factual)),
             factual_labels=by_name(self.spec, torch.cat(encoded).cpu().numpy()),
             pixel_std=np.concatenate([each.pixel_std for each in spreads]) if spreads else None,
@@ -310,13 +310,13 @@ class CounterfactualModel:
         described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
         keep_with_model(self.loaded.codec, target)
-        for log in ("progress.csv", responses.FILE):
+        for log in ("progress.csv", responses.FILE, REFERENCE):
             copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             save_predictor(target / PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
         if getattr(self.network, "predictor", None) is not None:
             for file in (CONFIG, MODEL):
-                copy_beside(source, Path(NOISED_PREDICTOR_FOLDER, file), target)
+                copy_beside(source, Path(NOISED_PREDICTOR, file), target)
         trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
         write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)
         return target
@@ -372,14 +372,18 @@ class CounterfactualModel:
             message = f"{name}: this model needs them, and they cannot be read from the images: {error}"
             raise InputError(message) from None
 
-    def _result(self, parts: Sequence[Counterfactual], do: Mapping[str, Any]) -> Counterfactuals:
+    def _result(
+        self, parts: Sequence[Counterfactual], do: Mapping[str, Any], factual: np.ndarray | None = None
+    ) -> Counterfactuals:
         text = ", ".join(f"{name}={value}" for name, value in do.items() if not np.ndim(value))
         decoded = finite_images(torch.cat([part.images for part in parts]), f"do({text:.200})" if do else "images")
         images = to_uint8(decoded).cpu().numpy()
-        labels, reader = by_name(self.spec, torch.cat([part.labels for part in parts]).cpu().numpy()), self._reader
+        table, reader = torch.cat([part.labels for part in parts]).cpu().numpy(), self._reader
         read = None if reader is None else by_name(self.spec, reader.read(images))
-        name = "" if reader is None else reader.name
-        return Counterfactuals(images, labels, dict(do), None, None, None, self.spec, read, name)
+        checks = check(self.reference, self.spec, do, table, factual)
+        checks.warn(stacklevel=4 if factual is None else 5)  # inference_mode adds a frame
+        given = (factual, None, None, self.spec, read, "" if reader is None else reader.name)
+        return Counterfactuals(images, by_name(self.spec, table), dict(do), *given, checks=checks)
 
 
 class CausalDiffAE(CounterfactualModel):

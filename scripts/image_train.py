@@ -26,6 +26,7 @@ from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.folder.image_folder import has_split
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import with_labels_of
+from causaldiffae.datasets.reference import TrainingReference
 from causaldiffae.datasets.registry import dataset_spec, find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_given
@@ -120,6 +121,7 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             text = describe(loop.config, spec, loop.model)
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
+            TrainingReference.fit(data).write(run_dir)
             for sentence in training_warnings(train, data, dist_util.world_size(), isinstance(loop.model, LabelModel)):
                 warnings.warn(sentence, stacklevel=1)
         loop.run()

@@ -32,6 +32,7 @@ DATASETS_ORDER = [
     {"variables"},
     {"spec"},
     {"images", "prefetch", "do_text", "captions", "independence"},
+    {"image_features", "reference"},
     {"dataset", "label_subsets"},
     {"circuit", "mnist", "morphomnist", "pendulum", "folder"},
     {"registry"},

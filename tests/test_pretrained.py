@@ -357,3 +357,48 @@ def test_interventions_that_pictures_do_not_follow_are_a_warning(tmp_path: Path)
         model.counterfactual(images, do={"light": 100.0})
     again = model.save_pretrained(tmp_path / "again")
     assert (again / "responses.json").read_text() == (folder / "responses.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["morphomnist-mini", "pendulum-mini"])
+def test_noise_and_negatives_are_named_and_test_images_are_not(name: str) -> None:
+    """By the reference of the shipped models, and in the result."""
+    model = CounterfactualModel.from_pretrained(name, steps=2)
+    images = model.examples(16).images
+    do = {model.graph.roots[0]: model.spec.shift[0]}
+    plain = model.counterfactual(images, do).checks
+    assert plain is not None and plain.images is not None and (plain.images <= 1).all()
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    for unusual in (noise, 255 - images):
+        with pytest.warns(UserWarning, match="images: 16 of 16 images are far from the training images"):
+            checks = model.counterfactual(unusual, do).checks
+        assert checks is not None and checks.images is not None and (checks.images > 1).all()
+
+
+def test_thick_and_dark_is_named_and_thick_is_not() -> None:
+    model = CausalDiffAE.from_pretrained("morphomnist-mini", steps=2)
+    images = model.examples(4)
+    with pytest.warns(UserWarning, match=r"no training image is like thickness 5, intensity 70; the nearest has"):
+        cf = model.counterfactual(images, {"thickness": 5.0, "intensity": 70.0})
+    assert cf.checks is not None and cf.checks.labels is not None and (cf.checks.labels > 2).all()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cf = model.counterfactual(images, {"thickness": 4.5})
+    assert cf.checks is not None and cf.checks.labels is not None and (cf.checks.labels < 1).all()
+    beyond = [str(each.message) for each in caught]
+    assert all(text.startswith("intensity:") and "beyond the training data" in text for text in beyond), beyond
+    assert bool(beyond) is ("intensity" in cf.checks.beyond)
+
+
+def test_distances_are_columns_and_a_saved_model_keeps_its_reference(tmp_path: Path) -> None:
+    model = CausalDiffAE.from_pretrained("pendulum-mini", steps=2)
+    again = CausalDiffAE.from_pretrained(model.save_pretrained(tmp_path / "mine"), steps=2)
+    assert model.reference is not None and again.reference is not None
+    table = again.counterfactual(again.examples(2), {"angle": 10.0}).to_dataframe()
+    assert (table[["image_distance", "label_distance"]] < 1).all(axis=None)
+    sampled = again.sample(2)
+    assert sampled.checks is not None and sampled.checks.images is None
+    (tmp_path / "mine" / "reference.safetensors").unlink()
+    unknown = CausalDiffAE.from_pretrained(tmp_path / "mine", steps=2)
+    cf = unknown.counterfactual(np.zeros((1, 3, 32, 32), np.uint8), {"angle": 10.0})
+    assert cf.checks is not None and cf.checks.images is None, "no claim without a reference"
+    assert "image_distance" not in cf.to_dataframe()

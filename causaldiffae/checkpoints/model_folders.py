@@ -31,6 +31,8 @@ HUB_FILES: Final = (
     *(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES),
     "progress.csv",
     "README.md",
+    "responses.json",
+    "reference.safetensors",
 )
 PREDICTOR_TYPE: Final = "predictor"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -15,6 +15,7 @@ from PIL import Image
 from causaldiffae.datasets.captions import caption_note, caption_texts, join_captions
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.checks import Checks
 from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.evaluation.verdict import response_of
 from causaldiffae.files.reading import file_stem
@@ -56,6 +57,7 @@ class Counterfactuals:
         read_factual: what it reads from the factual images.
         pixel_std: (N, 1, S, S) standard deviation over several abductions, in grey levels; None if none were drawn.
         label_std: variable -> (N,) that of the predicted labels; for a category, see `sampling.Spread`.
+        checks: distances from the training data, and what is to be doubted; None if nothing was checked.
     """
 
     images: np.ndarray
@@ -70,6 +72,7 @@ class Counterfactuals:
     read_factual: dict[str, np.ndarray] | None = None
     pixel_std: np.ndarray | None = None
     label_std: dict[str, np.ndarray] | None = None
+    checks: Checks | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -110,8 +113,9 @@ class Counterfactuals:
     def to_dataframe(self) -> pd.DataFrame:
         """One row per image, with columns `factual_NAME` and `counterfactual_NAME` of every variable.
 
-        Samples have columns `NAME`. What is read from the images is in `read_NAME`, and a spread in `std_NAME`.
-        Categories are given by name, other labels in label units.
+        Samples have columns `NAME`. What is read from the images is in `read_NAME`, a spread in `std_NAME`, and
+        distances from the training data in `image_distance` and `label_distance`. Categories are given by name, other
+        labels in label units.
 
         Raises:
             InputError: if pandas is not installed.
@@ -236,6 +240,9 @@ class Counterfactuals:
                 columns[column] = [self.spec.format_value(name, v) for v in values] if named else values
             if self.label_std is not None:
                 columns[f"std_{name}"] = self.label_std[name]
+        if self.checks is not None:
+            known = {"image_distance": self.checks.images, "label_distance": self.checks.labels}
+            columns |= {name: values for name, values in known.items() if values is not None}
         return columns
 
 

@@ -24,6 +24,7 @@ from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.reference import TrainingReference, reference_of_model
 from causaldiffae.datasets.registry import can_measure, read_split
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
@@ -35,6 +36,7 @@ from causaldiffae.evaluation.batched_test import (
     format_duration,
     run_batches,
 )
+from causaldiffae.evaluation.checks import checks_of_test, with_distances
 from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.grids import draw_grid, draw_traversal
 from causaldiffae.evaluation.interventions import (
@@ -114,12 +116,13 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     sets_class = any(spec.class_name in do for do in every)
     read_classes = find_class_reader(spec, config.label_predictor, device) if sets_class else None
     accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
-    test = PlannedTest(loaded, config, data, every, guidances, device, reader, read_classes, len(dos))
+    reference = reference_of_model(loaded.path, spec)
+    test = PlannedTest(loaded, config, data, every, guidances, device, reader, read_classes, len(dos), reference)
     finished = FinishedBatches(Path(config.out_dir), test.digest())
     engine = make_engine(loaded, config)
     results = run_batches(
         finished,
-        lambda part, seed: test.evaluate(engine, part, seed),
+        lambda part, seed: with_distances(test.evaluate(engine, part, seed), reference),
         data,
         every,
         config.batch_size,
@@ -129,7 +132,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     )
     rest = iter(results)
     grouped = {name: list(islice(rest, len(group))) for name, group in groups.items()}
-    text = write_outputs(grouped, weights, data, config, loaded, "" if reader is None else reader.name)
+    text = write_outputs(grouped, weights, data, config, loaded, "" if reader is None else reader.name, reference)
     finished.remove()
     return text
 
@@ -150,6 +153,7 @@ class PlannedTest:
     reader: Reader | None
     read_classes: ClassReader | None
     sampled: int = 0
+    reference: TrainingReference | None = None
 
     def evaluate(self, engine: CounterfactualEngine, part: ImageData, seed: int) -> list[InterventionResult]:
         """Applies all interventions to a part of the images."""
@@ -169,7 +173,7 @@ class PlannedTest:
         """Identifies everything that the results depend on."""
         settings = {name: value for name, value in asdict(self.config).items() if name not in _NOT_IN_DIGEST}
         model, interventions = state_digest(self.loaded.model), [sorted(do.items()) for do in self.dos]
-        return json_digest([model, data_digest(self.data), interventions, settings])
+        return json_digest([model, data_digest(self.data), interventions, settings, self.reference is not None])
 
     def estimate(self, left: int) -> str:
         """Describes the test and the time that `left` images take, measured on a few images with few steps."""
@@ -231,6 +235,7 @@ def write_outputs(
     config: TestConfig,
     loaded: LoadedModel,
     reader: str = MEASURED,
+    reference: TrainingReference | None = None,
 ) -> str:
     """Writes all files and returns the tables and the verdict.
 
@@ -260,9 +265,10 @@ def write_outputs(
         report[key] = write_traversal(results[key], name, spec, out, config.grid_images, reader)
         tables.append(traversal_table(report[key], name))
     verdict, report["responses"] = verdict_of_test(main, spec, reader, images_seen(Path(loaded.path)))
+    doubts, report["compared_with_training"] = checks_of_test(main, spec, reference)
     report["verdict"] = verdict
     (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return "\n\n".join([*tables, "\n".join(verdict), f"written to {out}"])
+    return "\n\n".join([*tables, "\n".join([*verdict, *doubts]), f"written to {out}"])
 
 
 def write_traversal(

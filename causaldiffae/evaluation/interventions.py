@@ -31,7 +31,7 @@ Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""
 ClassReader = Callable[[np.ndarray], np.ndarray | None]
 """Images (N, C, H, W) uint8 -> classes (N,) int64, or None where the predictor has no classes."""
-PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1")
+PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1", "image_distance", "label_distance")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class InterventionResult:
     the image is unknown. Classes (N,) are None if they are unknown or not set. `measured_factual` are the labels that
     the same measurement as that of `measured_labels` reads off the factual images; `read_labels` and `read_factual` are
     what the model's own encoder reads where there is no measurement. `pixel_std` (N, 1, H, W) and `label_std` (N, n)
-    are the spread over several abductions, see `sampling.Spread`.
+    are the spread over several abductions, see `sampling.Spread`. Distances (N,) are those of factual images and
+    predicted labels from the training data, see `checks.with_distances`.
     """
 
     do: Mapping[str, float]
@@ -61,6 +62,8 @@ class InterventionResult:
     read_factual: np.ndarray | None = None
     pixel_std: np.ndarray | None = None
     label_std: np.ndarray | None = None
+    image_distance: np.ndarray | None = None
+    label_distance: np.ndarray | None = None
 
     @cached_property
     def counterfactual_l1(self) -> np.ndarray | None:
@@ -290,7 +293,7 @@ def write_csv(path: Path, results: Sequence[InterventionResult], data: ImageData
             ["image", "do", "variable", "requested", "factual", "predicted", "measured", "true", *PIXEL_COLUMNS]
         )
         for result in results:
-            do, pixel_errors = describe_do(result.do, spec), (result.counterfactual_l1, result.do_nothing_l1)
+            do, pixel_errors = describe_do(result.do, spec), [getattr(result, name) for name in PIXEL_COLUMNS]
             for i, image in enumerate(data.ids):
                 errors = ["" if column is None else f"{column[i]:.4f}" for column in pixel_errors]
                 for j, name in enumerate(spec.graph.names):

@@ -22,10 +22,12 @@ from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, finite_images, to_model_range, to_uint8
+from causaldiffae.datasets.reference import reference_of_model
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
@@ -116,6 +118,7 @@ class Result:
         read: labels that `reader` reads from the counterfactual image: measured, or read by a predictor or the model's
             encoder; NaN where nothing can.
         unfollowed: a sentence about interventions that the pictures of this model do not follow, or "".
+        checks: distances from the training data, and sentences about what is to be doubted.
     """
 
     request: Request
@@ -136,6 +139,7 @@ class Result:
     unfollowed: str = ""
     read: np.ndarray | None = None
     reader: str = ""
+    checks: Checks | None = None
 
 
 class Session:
@@ -153,6 +157,7 @@ class Session:
         predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
         self.first_w, self.max_w = _WEIGHTS[predictor if self.is_diff_scm else "latents"]
         self._lock, self._responses = threading.Lock(), responses_of_model(loaded.path)
+        self._reference = reference_of_model(loaded.path, self.spec)
         self._cached_abduction = lru_cache(_CACHE_SIZE)(self._abduct)
         self._cached_readings = lru_cache(_CACHE_SIZE)(self._read)
 
@@ -178,11 +183,12 @@ class Session:
             image = to_uint8(finite_images(prediction.images, "counterfactual"))[0].cpu().numpy()
             seconds, reader = time.perf_counter() - started, self._reader
             true_labels, truth = _truth(factual, do)
+            predicted = prediction.labels.cpu().numpy()
         return Result(
             request=request,
             spec=self.spec,
             counterfactual=image,
-            predicted=prediction.labels[0].cpu().numpy(),
+            predicted=predicted[0],
             encoded=encoded,
             measured=measure(self.spec, image[None])[0],
             truth=truth,
@@ -197,6 +203,7 @@ class Session:
             unfollowed=unfollowed(self._responses, do),
             read=None if reader is None else reader.read(image[None])[0],
             reader="" if reader is None else reader.name,
+            checks=check(self._reference, self.spec, do, predicted, factual.image[None]),
         )
 
     @cached_property

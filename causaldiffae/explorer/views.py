@@ -19,9 +19,10 @@ from PIL import Image
 
 from causaldiffae.datasets.captions import MARK, caption_text, notable_differences
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.evaluation.checks import beyond_range
 from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.explorer.graph_drawing import draw, roles
-from causaldiffae.explorer.session import Result, decimals_of, slider_range
+from causaldiffae.explorer.session import Result, decimals_of
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.training.responses import MEASURED
 from causaldiffae.visualization.image_grids import tile
@@ -136,14 +137,6 @@ def control_info(spec: DatasetSpec, name: str, do: Iterable[str]) -> str:
     role, causes = roles(spec.graph, do)[name], spec.graph.parents[name]
     parts = [] if role == "stays" else [role]
     return " · ".join([*parts, f"caused by {', '.join(causes)}" if causes else "no causes"])
-
-
-def beyond_range(spec: DatasetSpec, i: int, value: float) -> bool:
-    """Whether a value of a continuous variable is outside the range of the training data, and of its slider."""
-    ends = slider_range(spec, i)
-    rounding = ends.step / 2
-    is_inside = ends.low - rounding <= value <= ends.high + rounding
-    return bool(not spec.category_values(i) and np.isfinite(value) and not is_inside)
 
 
 def prediction_info(spec: DatasetSpec, i: int, value: float) -> str:
@@ -319,6 +312,7 @@ def report(result: Result, model: str) -> dict[str, Any]:
         "true": named(result.true_labels),
         "l1_to_truth": result.l1,
         "l1_of_doing_nothing": result.do_nothing_l1,
+        "notes": [] if result.checks is None else list(result.checks.notes),
         "seconds": round(result.seconds, 3),
     }
 
@@ -329,14 +323,8 @@ def status_html(result: Result, note: str = "") -> str:
     digit = "" if result.digit is None else f", {spec.class_name} {result.digit}"
     digit += f" → {result.target_digit}" if result.target_digit != result.digit else ""
     sentences = [f"{digit}.", note or result.request.image.note]
-    for i, name in enumerate(spec.graph.names):
-        value = float(result.predicted[i])
-        if beyond_range(spec, i, value):
-            ends, text = slider_range(spec, i), value_text(spec, i, value)
-            sentences.append(
-                f"{name}: the prediction {text} is beyond the training data, {ends.low:g} to {ends.high:g}: an "
-                "extrapolation."
-            )
+    notes = () if result.checks is None else result.checks.notes
+    sentences += [f"{note[:1].upper()}{note[1:]}." for note in notes]
     if result.unfollowed:
         sentences.append(f"{result.unfollowed[:1].upper()}{result.unfollowed[1:]}.")
     rest = " ".join(sentence for sentence in sentences if sentence)

@@ -20,9 +20,10 @@ from torch import Tensor
 from causaldiffae.checkpoints.remote import RemoteRun
 from causaldiffae.checkpoints.writer import CheckpointWriter
 from causaldiffae.config import TrainConfig
+from causaldiffae.datasets.reference import FILE as REFERENCE
 from causaldiffae.files.storage import is_remote
 
-LOGS: Final = ("progress.csv", "config.yaml")
+LOGS: Final = ("progress.csv", "config.yaml", REFERENCE)
 RETRY_SECONDS: Final = 30.0
 
 

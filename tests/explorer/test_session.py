@@ -13,6 +13,7 @@ from tiny_models import tiny_model
 from causaldiffae.datasets.registry import dataset_spec, example_images
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.session import Request, Result, Session, SourceImage, first_intervention, images_of
+from causaldiffae.explorer.views import status_html
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, load_model
 
 
@@ -113,6 +114,20 @@ def test_the_digit_of_an_upload_is_read() -> None:
     image = SourceImage(example_images(session.spec, 8).images[7], "mine.png")
     result = session.run(Request(image, {"thickness": 3.0}, steps=4))
     assert result.digit == 7 and result.truth is None and np.isfinite(result.measured).all()
+
+
+def test_the_status_names_what_is_unlike_the_training_data() -> None:
+    """With the sentences of the Python interface."""
+    session = Session(load_model(str(REPO / "weights" / "morphomnist_causaldae_mini")))
+    image = images_of(example_images(session.spec, 1))[0]
+    plain = session.run(Request(image, {"thickness": 2.5}, steps=4))
+    assert plain.checks is not None and plain.checks.notes == ()
+    dark = session.run(Request(image, {"thickness": 5.0, "intensity": 70.0}, steps=4))
+    assert "Labels: no training image is like thickness 5, intensity 70; the nearest has" in status_html(dark)
+    noise = np.random.default_rng(0).integers(0, 256, image.image.shape, np.uint8)
+    for unusual in (noise, 255 - image.image):
+        result = session.run(Request(SourceImage(unusual, "mine.png"), {}, steps=4, digit=3))
+        assert "Images: the image is far from the training images" in status_html(result)
 
 
 def test_the_class_of_the_counterfactual_is_set_like_a_variable() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import squares_spec
 
 from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.evaluation.checks import check
 from causaldiffae.explorer import views
 from causaldiffae.explorer.graph_drawing import roles
 from causaldiffae.explorer.session import Result, slider_range
@@ -157,8 +158,10 @@ def test_predictions_beyond_the_slider_are_named(pendulum_result: Result) -> Non
     assert views.prediction_info(PENDULUM, i, float("nan")) == views.prediction_info(HATS, 0, 99.0) == ""
     predicted = pendulum_result.predicted.copy()
     predicted[0] = high + 3
-    status = views.status_html(replace(pendulum_result, predicted=predicted, abduction_cached=True))
-    assert f"angle: the prediction {high + 3:.1f} is beyond the training data, {low:g} to {high:g}" in status
+    beyond = check(None, PENDULUM, ["light"], predicted[None])
+    status = views.status_html(replace(pendulum_result, checks=beyond, abduction_cached=True))
+    assert f"Angle: the prediction {high + 3:g} is beyond the training data, {low:g} to {high:g}" in status
+    assert views.report(replace(pendulum_result, checks=beyond), "m")["notes"] == list(beyond.notes)
     assert "<abbr title=" in status and ">abduction cached</abbr>" in status
     doubt = views.status_html(replace(pendulum_result, unfollowed="the pictures showed 12% of it"))
     assert "The pictures showed 12% of it." in doubt

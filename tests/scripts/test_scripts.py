@@ -19,6 +19,7 @@ from running import Outcome, assert_refused, run
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
+from causaldiffae.datasets import reference
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.evaluation import image_test
 from causaldiffae.generators import morphomnist
@@ -200,6 +201,31 @@ def test_every_type_of_model_has_its_script(name: str, digits: Path, tmp_path: P
     assert process.returncode == 0, process.stderr
     assert "do(thickness=1.5)" in process.stdout and (tmp_path / "out" / "counterfactuals.png").is_file()
     assert_refused(run_test(folder, digits, tmp_path / "no"), name, f"scripts/image_{name}_test.py")
+
+
+def test_inputs_unlike_the_training_data_are_named(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training writes the reference, the export copies it, or writes it for an older model, and a test uses it."""
+    monkeypatch.setattr(reference, "MIN_IMAGES", 8)
+    monkeypatch.setattr(reference, "MIN_ROWS", 8)
+    run_dir, exported, old = tmp_path / "run", tmp_path / "exported", write_model(tmp_path / "old", class_cond=True)
+    assert train(digits, run_dir, "--class_cond=True").returncode == 0
+    export = REPO / "scripts" / "export_weights.py"
+    assert run(export, "--model_path", run_dir, "--out", exported).returncode == 0
+    written = run(export, "--model_path", old, "--data_dir", digits)
+    assert f"{old / reference.FILE}: from 8 training images of {digits}" in written.stdout, written.stderr
+    assert (exported / reference.FILE).read_bytes() == (run_dir / reference.FILE).read_bytes()
+    assert (old / reference.FILE).read_bytes() == (run_dir / reference.FILE).read_bytes()
+    assert_refused(run(export, "--model_path", old), "out")
+    out, dark = tmp_path / "out", "thickness=5,intensity=70"
+    tested = run_test(old, digits, out, "--num_images", 2, "--do", dark, "--do", "thickness=2.5")
+    assert "do(thickness=5, intensity=70): labels of 2 of 2 counterfactuals: no training image is like" in tested.stdout
+    shares = json.loads((out / "summary.json").read_text())["compared_with_training"]
+    assert shares["do(thickness=5, intensity=70)"]["labels_far"] == 1.0
+    rows = read_csv(out / "counterfactuals.csv")
+    assert all(float(row["label_distance"]) > 1 for row in rows if row["do"] == "do(thickness=5, intensity=70)")
+    assert all(float(row["image_distance"]) > 0 for row in rows)
 
 
 # ---------------------------------------------------------------------- what the test scripts refuse
