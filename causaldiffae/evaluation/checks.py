@@ -103,7 +103,9 @@ def _range_note(spec: DatasetSpec, i: int, outside: np.ndarray, count: int) -> s
     name, low, high = spec.graph.names[i], spec.low[i], spec.high[i]
     farthest = outside[np.maximum(low - outside, outside - high).argmax()]
     text = spec.format_value(name, float(farthest))
-    which = f"the prediction {text} is" if count == 1 else f"{len(outside)} of {count} predictions, such as {text}, are"
+    which = f"{len(outside)} of {count} predictions, such as {text}, are"
+    if len(outside) == 1:
+        which = f"the prediction {text} is" if count == 1 else f"1 of {count} predictions, {text}, is"
     return f"{name}: {which} beyond the training data, {low:g} to {high:g}; the value is an extrapolation"
 
 

@@ -29,7 +29,9 @@ def test_predictions_beyond_the_data_are_named_and_kept() -> None:
     labels = np.array([[2.0, HIGH + 60], [2.0, HIGH]])
     found = check(None, SPEC, ["size"], labels)
     end = f"beyond the training data, {LOW:g} to {HIGH:g}; the value is an extrapolation"
-    assert found.notes == (f"grey: 1 of 2 predictions, such as {HIGH + 60:g}, are {end}",)
+    assert found.notes == (f"grey: 1 of 2 predictions, {HIGH + 60:g}, is {end}",)
+    both = np.array([[2.0, HIGH + 60], [2.0, HIGH + 20]])
+    assert check(None, SPEC, ["size"], both).notes == (f"grey: 2 of 2 predictions, such as {HIGH + 60:g}, are {end}",)
     np.testing.assert_array_equal(found.beyond["grey"], [True, False])
     assert check(None, SPEC, ["size"], labels[:1]).notes == (f"grey: the prediction {HIGH + 60:g} is {end}",)
     assert check(None, SPEC, ["grey"], labels).notes == (), "a value that is set has a warning of its own"
