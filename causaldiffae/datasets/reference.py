@@ -241,13 +241,14 @@ class TrainingReference:
                 raise DataError(f"{file}: {key}.threshold: expected a positive number, got {value:g}")
             return value
 
-        scale, images, found = array("labels.scale", "n"), None, []
+        scale, found = array("labels.scale", "n"), []
+        images: ImageReference | None = None
         if not (scale > 0).all():
             raise DataError(f"{file}: labels.scale: expected positive numbers")
         if "images.rows" in state:
             blank = np.zeros((1, spec.channels, spec.image_size, spec.image_size), np.uint8)
             sizes |= {"D": layout(blank).shape[1], "S": statistics(blank).shape[1]}
-            shapes = (("D",), ("K", "D"), ("K",), (2,), ("S",), ("J", "S"))
+            shapes: tuple[tuple[str | int, ...], ...] = (("D",), ("K", "D"), ("K",), (2,), ("S",), ("J", "S"))
             names = zip(ImageFeatures._fields, shapes, strict=True)
             features = ImageFeatures(*(array(f"images.{name}", *shape) for name, shape in names))
             width = len(features.spread) + 1 + len(features.whitening)
