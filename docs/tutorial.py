@@ -9,6 +9,7 @@
 # ## A model and its causal graph
 
 # %%
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,14 @@ for light in (80.0, 125.0):
 # %% [markdown]
 # ## An intervention on an effect leaves its causes unchanged
 #
-# This is exact for the labels of the structural model; for the image see "Weak spots" in `docs/results.md`.
+# This is exact for the labels of the structural model; for the image see "Weak spots" in `docs/results.md`. A warning
+# says that no training image has such a shadow at such angles.
 
 # %%
-shadow = model.predict(noise, do={"shadow_length": 6.0})
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    shadow = model.predict(noise, do={"shadow_length": 6.0})
+print(*(warning.message for warning in caught))
 assert np.array_equal(shadow.labels["angle"], reconstruction.labels["angle"])
 
 # %% [markdown]
