@@ -15,9 +15,10 @@ from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import get_named_beta_schedule
 from causaldiffae.guidance import Guidance
+from causaldiffae.noise_schedule import NoiseSchedule
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import Do
-from causaldiffae.solvers import NoiseSchedule, OdeSolver
+from causaldiffae.solvers import OdeSolver
 
 STD, GAIN, SLOPE = 0.2, 0.2, 0.5
 BETAS = get_named_beta_schedule("linear", 1000)

@@ -19,9 +19,10 @@ from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, get_named_beta_schedule
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
+from causaldiffae.noise_schedule import NoiseSchedule
 from causaldiffae.scm import LatentSCM
 from causaldiffae.script_util import create_model_and_diffusion
-from causaldiffae.solvers import NoiseSchedule, OdeSolver
+from causaldiffae.solvers import OdeSolver
 from causaldiffae.unet import UNetModel
 
 BETAS = get_named_beta_schedule("linear", 1000)

@@ -70,6 +70,12 @@ ELSEWHERE = {
     "pytest tests/test_scm.py tests/mechanisms": CI,
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
     "python tools/compare_mechanisms.py": MEASURES,
+    "python tools/unusual_inputs.py --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist": (
+        MEASURES
+    ),
+    "python scripts/export_weights.py --model_path weights/pendulum_causaldae_mini --data_dir data/pendulum": (
+        SUITE + "tests/scripts/test_scripts.py"
+    ),
     "python tools/model_costs.py": SUITE + "tests/training/test_costs.py",
     "causaldiffae train --config pendulum_causaldae_mini --mechanism affine "
     "--num_channels 64 --channel_mult 1,2,2 --block_null True --init_weights "

@@ -51,7 +51,7 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
         f"{folder}/labels.csv: 20 images",
         "size in training: 8x8 pixels, RGB (crop: centre square, resized)",
         "  some configurations set another: folder_causaldae_mini 32x32, folder_causaldae_fast 64x64, "
-        "folder_causaldae_paper 128x128; --config NAME checks the folder for one of them",
+        "folder_causaldae_latent 128x128, folder_causaldae_paper 128x128; --config NAME checks the folder for one of them",
         "  train: 12 images; labels: age 91.7 %, others 100 %; all: 91.7 %",
         "  val: 4 images, all labelled",
         "  test: 4 images, all labelled",
@@ -256,8 +256,9 @@ def test_the_size_is_that_of_the_configuration(check: Run, tmp_path: Path) -> No
 def test_more_categories_than_latents_are_reported(check: Run, tmp_path: Path) -> None:
     rows = [{**row, "hat": f"h{i % 10}"} for i, row in enumerate(table_rows())]
     _, _, err = check(make_folder(tmp_path / "set", rows))
-    needed = "10 categories need as many latents per variable, got 8 in folder_causaldae_mini; train with --block_size"
-    assert err == [f"warning: hat: {needed} 10"]
+    found = "8 in folder_causaldae_mini, 8 in folder_causaldae_latent"
+    needed = f"10 categories need as many latents per variable, got {found}; train with --block_size 10"
+    assert err == [f"warning: hat: {needed}"]
 
 
 def test_mixed_columns_are_reported(check: Run, tmp_path: Path) -> None:
