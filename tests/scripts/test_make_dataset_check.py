@@ -51,7 +51,8 @@ def test_a_sound_folder_is_summed_up(check: Run, tmp_path: Path, monkeypatch: py
         f"{folder}/labels.csv: 20 images",
         "size in training: 8x8 pixels, RGB (crop: centre square, resized)",
         "  some configurations set another: folder_causaldae_mini 32x32, folder_causaldae_fast 64x64, "
-        "folder_causaldae_latent 128x128, folder_causaldae_paper 128x128; --config NAME checks the folder for one of them",
+        "folder_causaldae_latent 128x128, folder_causaldae_paper 128x128; "
+        "--config NAME checks the folder for one of them",
         "  train: 12 images; labels: age 91.7 %, others 100 %; all: 91.7 %",
         "  val: 4 images, all labelled",
         "  test: 4 images, all labelled",
