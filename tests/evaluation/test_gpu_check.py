@@ -34,6 +34,7 @@ def test_the_short_form_passes_on_a_processor(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # compiles three times
 def test_compiled_gradients_and_modes() -> None:
     plan = short_plan(Plan(CPU, REPO))
     found = [outcome for check in GpuChecks(plan).checks() if "compile" in check.name for outcome in check.run()]
