@@ -198,6 +198,11 @@ class OdeSolver:
         self.steps, self.diffusion = steps, diffusion
         self.schedule = diffusion.noise_schedule
 
+    @property
+    def time_scale(self) -> float:
+        """Time in the units of the network per step t."""
+        return self.schedule.max_timestep / self.schedule.num_timesteps
+
     def path(self, stop: float = 1.0) -> Path:
         """Returns the noise levels between the clean image and the fraction `stop` of the process.
 
@@ -290,8 +295,7 @@ class OdeSolver:
 
     def _times(self, path: Path, steps: Sequence[Step], x: Tensor) -> list[Tensor]:
         """The time (1,) of every step in the units of the network, shared by the batch to embed it once."""
-        scale = self.schedule.max_timestep / self.schedule.num_timesteps
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        scale, dtype = self.time_scale, torch.promote_types(x.dtype, torch.float32)
         return [torch.full((1,), t * scale, dtype=dtype, device=x.device) for t in self._evaluated(path, steps)]
 
     def _evaluated(self, path: Path, steps: Sequence[Step]) -> list[float]:
@@ -348,9 +352,8 @@ class FewStepSolver(OdeSolver):
         return self.times(path, starts, [start + ahead for start in starts])
 
     def _conversion(self, path: Path, step: Step) -> tuple[float, float]:
-        return float(path.noise[step.node]), float(
-            path.signal[step.node]
-        )  # eps = sigma x + a v, also at the clean image
+        # eps = sigma x + a v, also at the clean image
+        return float(path.noise[step.node]), float(path.signal[step.node])
 
 
 def _check_stop(stop: float) -> None:

@@ -86,8 +86,8 @@ class DistillationStep(TrainingStep):
         network.requires_grad_(True)
         self.solver = FewStepSolver(diffusion, few_steps)
         self.exact = OdeSolver(diffusion, Solver.DPMPP2M, Grid.CENTRED, config.teacher_steps)
-        path = self.solver.path()
-        self.turns = torch.from_numpy(np.diff(np.arctan2(path.noise, path.signal)).astype(np.float32))
+        self.path = self.solver.path()
+        self.turns = torch.from_numpy(np.diff(np.arctan2(self.path.noise, self.path.signal)).astype(np.float32))
 
     def forward(
         self,
@@ -129,9 +129,9 @@ class DistillationStep(TrainingStep):
         The batch is divided among the steps, and half of the images of a step start at its upper end, except in the
         first step, where all of them start at the clean image.
         """
-        low, high, path = torch.empty_like(x_start), torch.empty_like(x_start), self.solver.path()
-        nodes = [0] * len(x_start)
-        for node, part in enumerate(torch.arange(len(x_start)).tensor_split(self.solver.steps)):
+        low, high, path = torch.empty_like(x_start), torch.empty_like(x_start), self.path
+        parts = torch.arange(len(x_start)).tensor_split(self.solver.steps)
+        for node, part in enumerate(parts):
             halves = [(node, node + 1, part)]
             if node != CLEAN:
                 halves = [(node, node + 1, part[::2]), (node + 1, node, part[1::2])]
@@ -142,9 +142,7 @@ class DistillationStep(TrainingStep):
                 output = self.teacher_output(z[rows], None if classes is None else classes[rows], keep[rows])
                 reached = self.exact.between(output, x, self.fine(start), self.fine(end)).to(x.dtype)
                 low[rows], high[rows] = (x, reached) if start < end else (reached, x)
-                for row in rows.tolist():
-                    nodes[row] = node
-        return low, high, nodes
+        return low, high, [node for node, part in enumerate(parts) for _ in part]
 
     def fine(self, node: int) -> int:
         """The node of the teacher's path at a node of the student's."""
@@ -167,12 +165,9 @@ class DistillationStep(TrainingStep):
         self, low: Tensor, high: Tensor, nodes: list[int], z: Tensor, classes: Tensor | None, keep: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The student's v (B, C, H, W) for the steps from `low` to `high`, and back, as one batch."""
-        above, scale = (
-            [node + 1 for node in nodes],
-            self.solver.schedule.max_timestep / self.solver.schedule.num_timesteps,
-        )
-        times = self.solver.times(self.solver.path(), [*nodes, *above], [*above, *nodes])
-        t = scale * torch.tensor(times, dtype=torch.float32, device=low.device)
+        above = [node + 1 for node in nodes]
+        times = self.solver.times(self.path, [*nodes, *above], [*above, *nodes])
+        t = self.solver.time_scale * torch.tensor(times, dtype=torch.float32, device=low.device)
         twice = None if classes is None else classes.repeat(2)
         model = cast(Any, self.model)
         v = model.model_output(torch.cat([low, high]), t, z.repeat(2, 1, 1), twice, keep.repeat(2))
