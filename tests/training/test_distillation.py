@@ -111,6 +111,20 @@ def test_an_oracle_in_few_steps_takes_the_images_to_noise_and_back() -> None:
     torch.testing.assert_close(decoded, inputs[0], atol=1e-4, rtol=0)
 
 
+def test_the_time_tells_the_direction_of_a_step() -> None:
+    solver = distillation().solver
+    t, times = solver.path().t.tolist(), list[float]()
+
+    def output(x: Tensor, time: Tensor) -> Tensor:
+        times.append(float(time) / solver.time_scale)
+        return torch.zeros_like(x)
+
+    solver.decode(output, solver.encode(output, torch.zeros(1, 1, 8, 8)))
+    expected = [t[0] + 0.1 * (t[1] - t[0]), t[1] + 0.1 * (t[2] - t[1])]
+    expected += [t[2] - 0.1 * (t[2] - t[1]), t[1] - 0.1 * (t[1] - t[0])]
+    assert times == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_diff_scm_learns_the_free_flow_on_half_of_the_images() -> None:
     step = distillation(model_type="diffscm", label_cond=True, teacher_scale=1.5)
     images, labels, _, labelled, draws, _ = arguments(step)
