@@ -22,6 +22,7 @@ Auto = bool | Literal["auto"]
 
 
 DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
+SOLVER_HELP: Final = "exact_ddim, dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model"
 
 
 def flag(default: T, text: str) -> T:
@@ -131,7 +132,7 @@ class LossConfig:
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")
-    teacher_steps: int = flag(25, "distillation: steps of the teacher in each direction")
+    teacher_steps: int = flag(25, "distillation: steps of the teacher, 1 more than a multiple of few_steps - 1")
     teacher_scale: float = flag(1.0, "distillation of Diff-SCM: guidance scale s of the teacher")
     mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
 

@@ -5,7 +5,7 @@
     prediction   z' = scm(u, do),  x' = ODE decoding of x_T under z'                 `CounterfactualEngine.predict`
 
 (Pearl, Causality, 2009, theorem 7.1.7; CausalDiffAE, algorithm 2.) Everything that the intervention leaves unchanged is
-encoded in u and x_T. One abduction serves any number of interventions.
+encoded in u, in x_T and in the corrections of the solver. One abduction serves any number of interventions.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Abduction(TensorFields):
         state: x_T (B, C, H, W) as returned by the solver; None for a model that generates from the latents alone.
         classes: (B,) or None.
         residual: (B, C, H, W) image minus reconstruction, or None.
+        codec_residual: (B, C, S, S) image minus its decoded code, of a latent model, or None.
         x_start: (B, C, H, W) the images as the network sees them.
     """
 
@@ -102,6 +103,7 @@ class Abduction(TensorFields):
     classes: Tensor | None
     residual: Tensor | None = None
     x_start: Tensor | None = None
+    codec_residual: Tensor | None = None
 
     @property
     def x_T(self) -> Tensor | None:
@@ -112,10 +114,7 @@ class Abduction(TensorFields):
         """Repeats the batch `count` times, once per intervention: all images of the first, then of the second."""
         if count == 1:
             return self
-        state = self.state
-        if state is not None:
-            before = None if state.x_before is None else state.x_before.repeat(count, 1, 1, 1)
-            state = replace(state, x_T=state.x_T.repeat(count, 1, 1, 1), x_before=before)
+        state = None if self.state is None else self.state.repeated(count)
         classes = None if self.classes is None else self.classes.repeat(count)
         return Abduction(self.u.repeat(count, 1, 1), self.z.repeat(count, 1, 1), state, classes)
 
@@ -168,7 +167,8 @@ class CounterfactualEngine:
             0 disables it. Reconstructions are never thresholded.
         autocast: dtype of the activations; None for float32.
         pixel_range: pixel range of the network; images passed in and returned are always in [-1, 1].
-        codec: autoencoder of a latent model, None for pixels; residuals are computed in its latent space.
+        codec: autoencoder of a latent model, None for pixels; `residual` is computed in its latent space.
+        codec_residual: add what the autoencoder loses of an image to every result; only with a codec.
         use_labels: abduct the noise of models with an encoder from the given labels, where they are known.
         most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
             abducted draw of their noise.
@@ -192,6 +192,7 @@ class CounterfactualEngine:
         autocast: torch.dtype | None = None,
         pixel_range: tuple[float, float] = (-1.0, 1.0),
         codec: ImageCodec | None = None,
+        codec_residual: bool = False,
         most_probable: bool = False,
         pixels: int = 2**16,
         use_labels: bool = False,
@@ -210,6 +211,7 @@ class CounterfactualEngine:
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
         self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, keep_causes
+        self.codec_residual = codec_residual and codec is not None
         if keep_causes and getattr(model, "null_blocks", None) is None:
             raise InputError("keep_causes: expected a model with null vectors of single variables, got one without")
         if use_labels and not (model.needs_labels or hasattr(model, "abduct_given")):
@@ -250,11 +252,13 @@ class CounterfactualEngine:
         if labels is not None and (self.model.needs_labels or self.model.unconditional_abduction):
             check_complete(labels.cpu().numpy(), self.spec.graph.names)  # NaN would be read as the first category
         classes = classes if self.model.class_cond else None
-        x_start = self._to_network(x_start)
+        images, x_start = x_start, self._to_network(x_start)
         given = None if labels is None else self.spec.normalise(labels)
         from_labels = self.use_labels and not self.model.needs_labels
         abduct = cast(Any, self.model).abduct_given if from_labels else self.model.abduct
-        return self.encoded(x_start, abduct(x_start, given, generator), classes, generator)
+        abducted = self.encoded(x_start, abduct(x_start, given, generator), classes, generator)
+        lost = images - self._from_network(x_start) if self.codec_residual else None
+        return replace(abducted, codec_residual=lost)
 
     @torch.inference_mode()
     def encoded(
@@ -322,13 +326,11 @@ class CounterfactualEngine:
                 decoded = decoded + abducted.residual
             if settings.causes:
                 decoded = torch.where(kept[settings.causes], cast(Tensor, abducted.x_start), decoded)
-            images = self._from_network(decoded.float())
+            images = self._from_network(decoded.float(), abducted.codec_residual)
             # NaN stays NaN under clamp; infinity must not become white.
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
             results.append(Counterfactual(images, self.read_labels(z), z))
         return results
-
-    # ------------------------------------------------------------------ encoding and decoding
 
     def _encode(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
@@ -391,7 +393,8 @@ class CounterfactualEngine:
         images = images if (low, high) == (-1.0, 1.0) else low + (high - low) * (images + 1.0) / 2.0
         return images if self.codec is None else self.codec.encode(images)
 
-    def _from_network(self, images: Tensor) -> Tensor:
+    def _from_network(self, images: Tensor, residual: Tensor | None = None) -> Tensor:
         low, high = self.pixel_range
         images = images if self.codec is None else self.codec.decode(images)
-        return images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
+        images = images if (low, high) == (-1.0, 1.0) else 2.0 * (images - low) / (high - low) - 1.0
+        return images if residual is None else images + residual

@@ -272,20 +272,28 @@ class Path:
         return float(self.noise[node] / self.signal[node])
 
 
-def noise_path(schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.0) -> Path:
+def noise_path(
+    schedule: NoiseSchedule, grid: Grid, steps: int, stop: float = 1.0, cleanest: float | None = None
+) -> Path:
     """Returns the clean image and `steps` >= 2 noise levels, from step 0 to step stop * T - 1, spaced by `grid`.
 
-    The path ends where log(a / sigma) falls below MIN_HALF_LOGSNR, as it does at the end of a cosine schedule.
+    With `cleanest`, the first level is that of this log(a / sigma), if it lies between the two. The path ends where
+    log(a / sigma) falls below MIN_HALF_LOGSNR, as it does at the end of a cosine schedule.
     """
     end = stop * schedule.num_timesteps - 1.0
-    cleanest, noisiest = schedule.half_logsnr(np.array([0.0, end])).tolist()
+    highest, noisiest = schedule.half_logsnr(np.array([0.0, end])).tolist()
     if noisiest < MIN_HALF_LOGSNR:
         noisiest, end = MIN_HALF_LOGSNR, float(schedule.step_of(np.array(MIN_HALF_LOGSNR)))
+    start = 0.0
+    if cleanest is None or not noisiest < cleanest < highest:
+        cleanest = highest
+    else:
+        start = float(schedule.step_of(np.array(cleanest)))
     if grid is Grid.UNIFORM:
-        t = np.linspace(0.0, end, steps)
+        t = np.linspace(start, end, steps)
     else:
         spacing, inverse = SPACINGS[grid]
         t = schedule.step_of(inverse(np.linspace(spacing(cleanest), spacing(noisiest), steps)))
-    t[[0, -1]] = 0.0, end
+    t[[0, -1]] = start, end
     signal, noise = schedule.signal_and_noise(t)
     return Path(np.append(0.0, t), np.append(1.0, signal), np.append(0.0, noise))

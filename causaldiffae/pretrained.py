@@ -73,7 +73,7 @@ class CounterfactualModel:
     Args:
         loaded: result of `script_util.load_model`.
         steps: network evaluations in each direction.
-        solver: "dpmpp2m", "obelm", or "ddim" for the published loops.
+        solver: "exact_ddim", "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
 
     Attributes:
@@ -200,7 +200,8 @@ class CounterfactualModel:
         """Inverts `encode`, exactly up to the solver's error; or decodes other noise or latents.
 
         Args:
-            x_T: (N, C, S, S) in place of the encoded noise, such as an interpolation.
+            x_T: (N, C, S, S) in place of the encoded noise, such as an interpolation; decoded without the corrections
+                of exact DDIM, which belong to the encoded noise.
             z: (N, n, d) in place of the encoded latents, not for a model that is inverted without them (Diff-SCM).
         """
         state = encoded.state

@@ -46,7 +46,7 @@ from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
-from causaldiffae.solvers import DdimLoops, FewStepSolver, OdeSolver
+from causaldiffae.solvers import DdimLoops, ExactDdim, OdeSolver, Solver
 
 SettingsT = TypeVar("SettingsT")
 
@@ -224,8 +224,8 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
     return model, create_gaussian_diffusion(config.diffusion)
 
 
-STEPS, SOLVER, FEW_STEP = 25, "dpmpp2m", "few_step"
-GRIDS: Final = {"ddim": "", "dpmpp2m": "centred", "obelm": "rho"}
+STEPS, SOLVER, FEW_STEP = 15, "exact_ddim", "few_step"
+GRIDS: Final = {"exact_ddim": "logsnr", "dpmpp2m": "centred", "obelm": "rho", "ddim": ""}
 
 
 def create_solver(
@@ -236,7 +236,7 @@ def create_solver(
     A distilled model has a solver and a number of steps of its own; `steps` and `grid` have no effect on it.
     """
     if config.few_steps and not timestep_respacing and solver in (SOLVER, FEW_STEP):
-        return FewStepSolver(create_gaussian_diffusion(config), config.few_steps)
+        return ExactDdim(create_gaussian_diffusion(config), config.few_steps, kind=Solver.DDIM)
     if config.few_steps:
         raise InputError(f"solver: expected {FEW_STEP} for a distilled model, got {timestep_respacing or solver!r}")
     if solver == FEW_STEP:
@@ -248,6 +248,8 @@ def create_solver(
     chosen = grid or GRIDS[solver]
     if not chosen:
         return DdimLoops(create_gaussian_diffusion(config, str(steps)))
+    if solver == SOLVER:
+        return ExactDdim(create_gaussian_diffusion(config), steps, chosen)
     return OdeSolver(create_gaussian_diffusion(config), solver, chosen, steps)
 
 
@@ -284,7 +286,7 @@ class LoadedModel:
 
         Args:
             steps: number of network evaluations per direction (encoding and decoding).
-            solver: "dpmpp2m", "obelm", "ddim" for the published DDIM loops, or "few_step" for a distilled model.
+            solver: see `config.SOLVER_HELP`.
             grid: spacing of the noise levels; default: that of the solver.
             timestep_respacing: timesteps of the published DDIM loops; overrides `solver`.
             options: keyword arguments of `CounterfactualEngine`.
@@ -292,7 +294,7 @@ class LoadedModel:
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         if self.config.diffusion.few_steps and options.get("guidance", Guidance()) != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
-        options = {"pixel_range": self.pixel_range, "codec": self.codec} | options
+        options = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True} | options
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 

@@ -6,7 +6,7 @@ eq. 13) is d(x / sigma) / dl = e^l x_0(x, t), or d(x / a) = eps(x, t) d(sigma / 
 DDIM is an exponential integrator of first order, which keeps the prediction constant over a step. DPM-Solver++(2M) (Lu
 et al., 2022, arXiv 2211.01095, eq. 18) extrapolates x_0 from the previous step: second order with as many evaluations.
 O-BELM (Wang et al., 2024, arXiv 2410.07761) is a leapfrog method in sigma / a, which can be inverted exactly from two
-adjacent states. `FewStepSolver` takes the steps of a network that was distilled for them.
+adjacent states. `ExactDdim` keeps the error of every decoding step, so that DDIM is inverted exactly as well.
 
 The network is evaluated at fractional steps, with alpha-bar from `noise_schedule.py`. A path consists of the clean
 image and `steps` noise levels from step 0 to the noisiest one. log-SNR is infinite at the clean image, so the step
@@ -19,10 +19,10 @@ x += a (image - x_0), using the evaluation made there. Decoding then predicts th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.nn import ModelFn, TensorFields
 from causaldiffae.noise_schedule import CLEAN, Grid, ModelMeanType, Path, conversion, noise_path
 
-DIRECTION = 0.1
-"""Fraction of the way to the end of a few-step solver's step at which its network is evaluated."""
+CLEANEST = 2.5
+"""log(a / sigma) at which exact DDIM starts to encode, sigma = 0.08."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
 
@@ -121,7 +121,7 @@ STEP_RULES: dict[Solver, StepRule] = {
 def plan(kind: Solver, path: Path, nodes: Sequence[int], before: int | None = None) -> list[Step]:
     """Returns the steps through `nodes`, in order; `before` is the node of a known state that precedes them."""
     rule = STEP_RULES[kind]
-    previous = [before, *nodes[:-2]]
+    previous = [before, *nodes][: len(nodes) - 1]
     return [rule(path, last, here, there) for last, (here, there) in zip(previous, pairwise(nodes), strict=True)]
 
 
@@ -137,11 +137,19 @@ class SolverState(TensorFields):
         x_before: (B, C, H, W), the state one level cleaner, which O-BELM needs for an exact inverse; None for other
             solvers, or if x_T was sampled.
         stop: fraction of the process that x_T corresponds to.
+        corrections: (B, K, C, H, W), the errors of the K steps of exact DDIM, cleanest first; None for other solvers.
     """
 
     x_T: Tensor
     x_before: Tensor | None = None
     stop: float = 1.0
+    corrections: Tensor | None = None
+
+    def repeated(self, count: int) -> SolverState:
+        """Repeats the batch `count` times."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        repeated: dict[str, Any] = {name: torch.cat([value] * count) for name, value in tensors.items()}
+        return replace(self, **repeated)
 
 
 class DdimLoops:
@@ -185,6 +193,9 @@ class OdeSolver:
         InputError: for an unknown name, fewer than 2 steps, or a process whose alpha-bar does not decrease.
     """
 
+    cleanest: float | None = None
+    """log(a / sigma) of the cleanest noise level; None for that of step 0."""
+
     def __init__(
         self,
         diffusion: GaussianDiffusion,
@@ -213,7 +224,7 @@ class OdeSolver:
         total = self.schedule.num_timesteps
         if stop * total <= 1:
             raise InputError(f"stop: expected more than 1 of the {total} steps, got {stop}")
-        return noise_path(self.schedule, self.grid, self.steps, stop)
+        return noise_path(self.schedule, self.grid, self.steps, stop, self.cleanest)
 
     @torch.no_grad()
     def encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
@@ -303,57 +314,68 @@ class OdeSolver:
         return [float(path.t[step.node]) for step in steps]
 
 
-class FewStepSolver(OdeSolver):
-    """Takes the few steps of a distilled network (training/distillation.py), in both directions.
+class ExactDdim(OdeSolver):
+    """DDIM whose encoding is inverted exactly by decoding, with any number of steps.
 
-    The noise levels are `steps` + 1 levels of the CENTRED grid, the first of which is replaced by the clean image. The
-    network predicts v such that a DDIM step from one level x_s to the next one, at t,
+    Encoding starts at the scaled image a x_0 of the noise level CLEANEST and takes DDIM steps x_0 = x^(0) -> x^(1) ->
+    ... -> x^(K). The network output at x^(k) is also that of the decoding step D_k back to x^(k-1), whose error is kept
+    as a correction (as the noise maps of Huberman-Spiegelglas et al., 2024, arXiv 2304.06140, for DDPM sampling):
 
-        x_t = cos(phi_t - phi_s) x_s + sin(phi_t - phi_s) v,    phi = arctan(sigma / a),
+        r_k = x^(k-1) - D_k(x^(k), z),    decoding:    y^(k-1) = D_k(y^(k), z') + r_k
 
-    is the solution of the ODE between them; it is the mean of v over this step. To tell it the direction of the step,
-    the network is evaluated at s + DIRECTION (t - s).
+    Under the factual z, decoding returns the image. Under another z', the corrections carry what `steps` evaluations
+    lose of the image: they are abducted like x_T. Without corrections, for random noise, decoding is that of
+    `OdeSolver`.
 
     Args:
-        diffusion: diffusion process of the network, which predicts v.
-        steps: number of evaluations per direction, at least 1.
-
-    Raises:
-        InputError: for a network that does not predict v, or no step.
+        diffusion: diffusion process of the network.
+        steps: number of evaluations in each direction, at least 2.
+        grid: a `Grid` or its name.
+        kind: solver for random noise.
     """
 
-    def __init__(self, diffusion: GaussianDiffusion, steps: int) -> None:
-        if steps < 1:
-            raise InputError(f"few_steps: expected at least 1, got {steps}")
-        super().__init__(diffusion, Solver.DDIM, Grid.CENTRED, steps + 1)
-        if self.schedule.mean_type is not ModelMeanType.VELOCITY:
-            raise InputError(f"few_steps: expected a network that predicts v, got {self.schedule.mean_type.name}")
-        self.steps = steps
+    cleanest = CLEANEST
 
-    def path(self, stop: float = 1.0) -> Path:
-        """Returns the noise levels of the steps, `steps` + 1 nodes; `stop` must be 1."""
-        if stop != 1:
-            raise InputError(f"stop: expected 1 for a distilled model, got {stop}")
-        levels = noise_path(self.schedule, self.grid, self.steps + 1)
-        kept = [CLEAN, *range(CLEAN + 2, levels.last + 1)]
-        return Path(levels.t[kept], levels.signal[kept], levels.noise[kept])
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        steps: int = 15,
+        grid: Grid | str = Grid.LOGSNR,
+        kind: Solver | str = Solver.DPMPP2M,
+    ) -> None:
+        super().__init__(diffusion, kind, grid, steps)
 
-    def times(self, path: Path, starts: Sequence[int], ends: Sequence[int]) -> list[float]:
-        """The steps t at which the network is evaluated to get from nodes `starts` to the adjacent nodes `ends`."""
-        t = path.t.tolist()
-        return [t[start] + DIRECTION * (t[end] - t[start]) for start, end in zip(starts, ends, strict=True)]
+    @torch.no_grad()
+    def encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
+        """As `OdeSolver.encode`; the state has corrections."""
+        path = self.path(stop)
+        x, cleaner, kept = float(path.signal[CLEAN + 1]) * x_start, x_start, []
+        for node in range(CLEAN + 1, path.last + 1):
+            eps = self._eps(model, path, node, x)
+            kept.append(cleaner - _ddim_update(path, node, node - 1, x, eps))
+            if node < path.last:
+                cleaner, x = x, _ddim_update(path, node, node + 1, x, eps)
+        return SolverState(x, stop=stop, corrections=torch.stack(kept, dim=1))
 
-    def _plan(self, path: Path, start: int, end: int) -> list[Step]:
-        return plan(self.kind, path, range(start, end + 1) if start < end else range(start, end - 1, -1))
+    @torch.no_grad()
+    def decode(self, model: ModelFn, state: SolverState) -> Tensor:
+        """As `OdeSolver.decode`, with the corrections of the state."""
+        if state.corrections is None:
+            return super().decode(model, state)
+        path, x = self.path(state.stop), state.x_T
+        for node in range(path.last, CLEAN, -1):
+            x = _ddim_update(path, node, node - 1, x, self._eps(model, path, node, x)) + state.corrections[:, node - 1]
+        return x
 
-    def _evaluated(self, path: Path, steps: Sequence[Step]) -> list[float]:
-        starts = [step.node for step in steps]
-        ahead = 1 if steps[0].x_weight < 1 else -1  # the signal decreases towards the noise
-        return self.times(path, starts, [start + ahead for start in starts])
+    def _eps(self, model: ModelFn, path: Path, node: int, x: Tensor) -> Tensor:
+        step = ddim_step(path, None, node, node - 1)
+        (time,), (of_x, of_output) = self._times(path, [step], x), self._conversion(path, step)
+        return torch.add(model(x, time)[:, : x.shape[1]].to(x.dtype) * of_output, x, alpha=of_x)
 
-    def _conversion(self, path: Path, step: Step) -> tuple[float, float]:
-        # eps = sigma x + a v, also at the clean image
-        return float(path.noise[step.node]), float(path.signal[step.node])
+
+def _ddim_update(path: Path, here: int, there: int, x: Tensor, eps: Tensor) -> Tensor:
+    step = ddim_step(path, None, here, there)
+    return torch.add(x * step.x_weight, eps, alpha=step.weight)
 
 
 def _check_stop(stop: float) -> None:

@@ -125,7 +125,9 @@ class TrainLoop:
         self.optimizer = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay, fused=True)
         self.step, self.emas = 0, {rate: _copy_state(self.model) for rate in config.ema_rates()}
         self._resume(train.run_dir if is_remote(train.run_dir) else logger.run_dir)
-        accelerate(self.model, self.device, compiled=self.config.train.compile is True)
+        for model in (self.model, getattr(self.training_step, "teacher", None)):
+            if model is not None:
+                accelerate(model, self.device, compiled=self.config.train.compile is True)
         dist_util.sync_params(self.model.state_dict().values())
         self.config, choices = choose(self.config, self.training_step, sizes, self.device, self.step)
         self.autocast = activation_dtype(self.config.train.use_bf16, self.device)

@@ -22,8 +22,9 @@ from causaldiffae.script_util import load_model, run_cli
 
 DEFAULTS: Final = {
     "few_steps": 4,
+    "teacher_steps": 13,
     "total_steps": 20000,
-    "batch_size": 64,
+    "batch_size": 32,
     "lr": 5e-4,
     "warmup_steps": 200,
     "lr_anneal_steps": 12000,

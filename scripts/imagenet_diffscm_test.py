@@ -56,7 +56,7 @@ class ImagenetTestConfig:
     out_dir: str = flag("", "output folder")
     w: float = flag(4.0, "guidance scale s; published: 4 (DiT), 10 (U-Net with classifier)")
     stop: float = flag(0.75, "encode and decode only up to this fraction of T; less keeps more of the image")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm or ddim")
+    solver: str = flag(SOLVER, "exact_ddim, dpmpp2m, obelm or ddim")
     steps: int = flag(50, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     residual: bool = flag(False, "add the reconstruction error of the factual image to every counterfactual")

@@ -1,15 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the train_* and test_* launchers: launch train|test DATASET MODEL [arguments for the script]
+# Sourced by the train_*, test_* and distill_* launchers: launch train|test|distill DATASET MODEL [arguments for the script]
 #
 #   SIZE=paper|fast|mini|latent   train: which configs/DATASET_MODEL_SIZE.yaml (default paper); if there is none,
 #                          configs/DATASET_causaldae_SIZE.yaml with configs/baselines/MODEL.yaml over it.
-#                          test: which run (default the only one there is); if there is none, the weights in weights/
+#                          test, distill: which run (default the only one there is); if there is none, the weights in
+#                          weights/
 #                          latent: larger images, in the latent space of the autoencoder --vae_path, or of a small one
 #                          that is trained first, into RUN_DIR/autoencoder (folder and circuit; not causalvae)
 #   DATA_DIR=DIR           the data set (default data/DATASET in the clone; made there if it is missing)
 #   MODEL=causaldae        for train.sh and counterfactual.sh: or diffscm, conditional, diffae, causalvae
 #   MNIST=DIR              IDX files from which MNIST and MorphoMNIST are made (default: downloaded)
-#   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone)
+#   RUN_DIR=DIR            checkpoints and logs (default runs/DATASET_MODEL_SIZE in the clone; of a distilled model,
+#                          runs/DATASET_MODEL_SIZE_4step for --few_steps 4)
 #   OUT_DIR=DIR            output of a test (default RUN_DIR/test)
 #   NPROC=5                train under mpiexec with that many processes (default 1, without MPI)
 #   RESTARTS=3             after a crash, resume from the newest checkpoint at most so often; not if no checkpoint was
@@ -246,6 +248,19 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
     if [ -n "${DRY_RUN:-}$dry_run" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
 }
 
+launch_distill() { # launch_distill DATASET MODEL DATA_DIR NAME ARGUMENTS...
+    local dataset=$1 data_dir=${3:-$REPO_DIR/data/$1} run_dir nproc=${NPROC:-1} few_steps
+    shift 4
+    few_steps=$(launch_flag few_steps "$@")
+    run_dir=${RUN_DIR:-$REPO_DIR/runs/${model_dir##*/}_${few_steps:-4}step}
+    local -a starter=()
+    launch_make_data "$dataset" "$data_dir"
+    [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
+    local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/distill.py" --model_path "$model_dir"
+        --data_dir "$data_dir" --run_dir "$run_dir" "$@")
+    if [ -n "${DRY_RUN:-}" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+}
+
 launch() {
     local task=$1 dataset=$2 model=$3 nproc=${NPROC:-1} name=$2 data_dir model_dir=${RUN_DIR:-}
     shift 3
@@ -258,7 +273,8 @@ launch() {
         [ -n "$data_dir" ] || launch_die "data_dir: expected the folder of your images, got none; set --data_dir"
         name=${data_dir%/} name=${name##*/}
     fi
-    if [ "$task" = test ]; then
+    [ "$task" != distill ] || model_dir= # RUN_DIR is that of the student
+    if [ "$task" != train ]; then
         model_dir=${model_dir:-$(launch_flag model_path "$@")}
         [ -n "$model_dir" ] || launch_find_model "${name}_$model" "${SIZE:-}"
     fi

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from causaldiffae import dist_util
-from causaldiffae.config import DEVICE_HELP, flag, with_help
+from causaldiffae.config import DEVICE_HELP, SOLVER_HELP, flag, with_help
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
@@ -66,7 +66,7 @@ class SweepConfig:
     autoencoders: str = flag("", "class autoencoders of IM1 and IM2; default: from weights/")
     target_accuracy: float = flag(TARGET_ACCURACY, "minimum accuracy at the recommended scale")
     wanted_accuracy: float = flag(0.0, "deprecated alias of target_accuracy")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
+    solver: str = flag(SOLVER, SOLVER_HELP)
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     timestep_respacing: str = flag("", "steps of the published DDIM loops; overrides solver")

@@ -21,7 +21,7 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion, ModelMeanType, Mo
 from causaldiffae.nn import ModelFn
 from causaldiffae.noise_schedule import MIN_HALF_LOGSNR, betas_for_alpha_bar, enforce_zero_terminal_snr, noise_path
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
-from causaldiffae.solvers import Grid, OdeSolver, Solver, SolverState
+from causaldiffae.solvers import CLEANEST, ExactDdim, Grid, OdeSolver, Solver, SolverState
 
 pytestmark = pytest.mark.filterwarnings("error")  # no 0 / 0 at the infinite log-SNR of the clean image
 T = 1000
@@ -399,6 +399,104 @@ def test_nothing_is_read_back_from_the_device(kind: Solver) -> None:
     network = lambda x, t: x * t.reshape(-1, 1, 1, 1)  # noqa: E731
     for state in (solver.encode(network, x), SolverState(x)):
         assert solver.decode(network, state).device.type == "meta"
+
+
+# ---------------------------------------------------------------------- exact DDIM
+
+
+@pytest.mark.parametrize("mean_type", ModelMeanType)
+@pytest.mark.parametrize(("steps", "stop"), [(2, 1.0), (5, 1.0), (15, 0.5), (3, 0.02)])
+def test_exact_ddim_inverts_encoding_and_takes_as_many_evaluations_each_way(
+    mean_type: ModelMeanType, steps: int, stop: float
+) -> None:
+    solver, x_start = ExactDdim(process(model_mean_type=mean_type), steps), mixture_images(8)
+    network = network_of(solver, mixture)
+    state = solver.encode(network, x_start, stop)
+    assert state.corrections is not None and state.corrections.shape == (8, steps, *x_start.shape[1:])
+    torch.testing.assert_close(solver.decode(network, state), x_start, rtol=0, atol=1e-12)
+    levels = solver.path(stop).t.tolist()
+    assert times_seen(solver, stop=stop) == levels[1:] and len(levels) == steps + 1
+    assert times_seen(solver, solver.encode(lambda x, t: 0.1 * x, normal(3, 1, 2, 2), stop)) == levels[:0:-1]
+
+
+def test_exact_ddim_is_exact_in_single_precision_and_for_random_networks() -> None:
+    solver, x_start, weight = ExactDdim(process(), 4), mixture_images(4).float(), normal(4, 4, seed=5).float()
+    for network in (lambda x, t: mixture(x.double(), t).float(), lambda x, t: torch.sin(x @ weight).bfloat16()):
+        torch.testing.assert_close(solver.decode(network, solver.encode(network, x_start)), x_start, rtol=0, atol=1e-5)
+
+
+def test_exact_ddim_starts_at_the_scaled_image_of_its_cleanest_level() -> None:
+    solver, x_start, seen = ExactDdim(process(), 6), mixture_images(2), list[Tensor]()
+    assert half_logsnr(solver.path().t[1]) == pytest.approx(CLEANEST) and solver.path().t[-1] == T - 1
+    solver.encode(lambda x, t: seen.append(x) or mixture(x, t), x_start)
+    torch.testing.assert_close(seen[0], level(solver.path().t[1])[0] * x_start)
+    with_fewer = ExactDdim(process(), 6).path(0.01)  # ends at a cleaner level than CLEANEST
+    assert with_fewer.t[1] == 0 and with_fewer.t[-1] == 9
+
+
+def test_exact_ddim_follows_the_flow_to_first_order() -> None:
+    """From the level where it starts, x_T converges to the flow, and so does decoding under another network."""
+    x_start, ends = mixture_images(8), []
+    shifted = lambda x, t: mixture(x - 0.2 * level(float(t[0]))[0], t)  # noqa: E731  # the centres moved by 0.2
+    for steps in (20, 40, 80, 160):
+        solver = ExactDdim(process(), steps)
+        state = solver.encode(mixture, x_start)
+        start = level(solver.path().t[1])[0] * x_start
+        flow = mixture_flow(start, solver.path().t[1], T - 1)
+        assert state.corrections is not None
+        ends.append((rms(state.x_T - flow), rms(state.corrections[:, 1:].sum(1)), solver.decode(shifted, state)))
+    errors = [error for error, _, _ in ends]
+    assert all(coarse / fine == pytest.approx(2, rel=0.25) for coarse, fine in pairwise(errors))
+    assert all(coarse > 1.7 * fine for coarse, fine in pairwise(size for _, size, _ in ends))
+    changes = [rms(finer - coarser) for (_, _, coarser), (_, _, finer) in pairwise(ends)]
+    assert all(coarse > 1.6 * fine for coarse, fine in pairwise(changes))
+
+
+def test_corrections_are_added_under_another_network() -> None:
+    """A network of constant x_0 = c decodes every noise to c; its correction adds what c lacks of the image."""
+    solver, x_start = ExactDdim(process(model_mean_type=ModelMeanType.START_X), 5), normal(2, 1, 3, 3)
+    constants = [torch.full_like(x_start, value) for value in (0.25, 0.75)]
+    state = solver.encode(lambda x, t: constants[0], x_start)
+    torch.testing.assert_close(solver.decode(lambda x, t: constants[1], state), x_start + 0.5)
+    plain = solver.decode(lambda x, t: constants[1], SolverState(state.x_T))
+    torch.testing.assert_close(plain, constants[1])
+
+
+def test_exact_ddim_decodes_random_noise_by_the_second_order_method() -> None:
+    x_T, mean = normal(6, 1, 4, 4, seed=9), rms
+    solver = ExactDdim(process(), 15)
+    start = mixture_flow(x_T, T - 1, solver.path().t[1])
+    expected = (start - level(solver.path().t[1])[1] * mixture(start, torch.tensor([solver.path().t[1]]))) / level(
+        solver.path().t[1]
+    )[0]
+    second, first = (
+        mean(each.decode(mixture, SolverState(x_T)) - expected)
+        for each in (solver, ExactDdim(process(), 15, kind="ddim"))
+    )
+    assert second < 0.3 * first
+
+
+@pytest.mark.parametrize("what", ["buffer", "meta"])
+def test_exact_ddim_copies_outputs_and_reads_nothing_back(what: str) -> None:
+    solver, x = ExactDdim(process(), 6), mixture_images(4)
+    if what == "meta":
+        network, x = (lambda x, t: x * t.reshape(-1, 1, 1, 1)), x.to("meta")
+        assert solver.decode(network, solver.encode(network, x)).device.type == "meta"
+        return
+    buffer = torch.empty_like(x)
+    reused = lambda x, t: buffer.copy_(mixture(x, t))  # noqa: E731
+    fresh, again = solver.encode(mixture, x), solver.encode(reused, x)
+    assert torch.equal(again.x_T, fresh.x_T)
+    assert torch.equal(solver.decode(reused, again), solver.decode(mixture, fresh))
+
+
+def test_a_state_is_repeated_with_all_its_tensors() -> None:
+    state = SolverState(normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1), 0.5, normal(2, 4, 1, 3, 3, seed=2))
+    twice = state.repeated(2)
+    assert twice.stop == 0.5
+    for name in ("x_T", "x_before", "corrections"):
+        assert torch.equal(getattr(twice, name), torch.cat([getattr(state, name)] * 2))
+    assert SolverState(state.x_T).repeated(3).corrections is None
 
 
 # ---------------------------------------------------------------------- refusals

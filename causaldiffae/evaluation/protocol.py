@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.config import flag, with_help
+from causaldiffae.config import SOLVER_HELP, flag, with_help
 from causaldiffae.counterfactual import AbductionKind, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
@@ -42,7 +42,7 @@ class ProtocolSettings:
 
     num_images: int = flag(0, "test images, evenly spread over the split; 0 for all")
     variables: tuple[str, ...] = flag((), "variables to intervene on; empty for all")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
+    solver: str = flag(SOLVER, SOLVER_HELP)
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")

@@ -169,7 +169,12 @@ def steps_table(results: Results) -> str:
 
 
 _ENDS: Final = {"mean": "", "low": "_low", "high": "_high"}
-_SOLVERS: Final = {"ddim": "DDIM loops (published)", "dpmpp2m": "DPM-Solver++(2M)", "obelm": "O-BELM with both states"}
+_SOLVERS: Final = {
+    "ddim": "DDIM loops (published)",
+    "dpmpp2m": "DPM-Solver++(2M)",
+    "obelm": "O-BELM with both states",
+    "exact_ddim": "exact DDIM",
+}
 
 
 def interventions_table(results: Results) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from causaldiffae.config import DEVICE_HELP, DiffusionConfig, flag, with_help
+from causaldiffae.config import DEVICE_HELP, SOLVER_HELP, DiffusionConfig, flag, with_help
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scripts' name for it
 from causaldiffae.datasets.do_text import take_name
@@ -42,7 +42,7 @@ class TestConfig:
     )
     num_images: int | Literal["all"] = flag(NUM_IMAGES, "number of test images, or 'all'")
     batch_size: int = flag(100, "images per batch")
-    solver: str = flag(SOLVER, "dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model")
+    solver: str = flag(SOLVER, SOLVER_HELP)
     steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     timestep_respacing: str = flag("", "steps of the published DDIM loops, see space_timesteps; overrides solver")

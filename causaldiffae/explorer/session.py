@@ -1,7 +1,7 @@
 """Counterfactuals of one image by one model, as the page requests them.
 
 Abduction (u and x_T of an image) does not depend on the intervention, so it is cached for every image, class and number
-of steps, and moving a slider costs only the prediction: 12 network evaluations with the default DPM-Solver++(2M).
+of steps, and moving a slider costs only the prediction: 12 network evaluations by default.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Distillation: a network that encodes and decodes images in a few steps.
+"""Distillation: a network that decodes images in a few steps.
 
-The solution of the probability-flow ODE between two noise levels is a deterministic map, and the same one in both
-directions but for its sign. For each step of `FewStepSolver`, the teacher solves the ODE from one end to the other with
-several evaluations, which gives a pair of states (x_low, x_high). The student learns to take this step at once, in both
-directions:
+The solution of the probability-flow ODE from one noise level to the next cleaner one is a deterministic map. For each
+step of `ExactDdim` from x_high to x_low, the teacher solves the ODE with several evaluations, and the student learns to
+take this step at once:
 
-    loss = || step(x_low -> x_high) - x_high ||^2 + || step(x_high -> x_low) - x_low ||^2
+    x_high = a x_0 + sigma eps,    loss = || step(x_high -> x_low) - x_low ||^2
 
-The teacher starts from x_t = a x_0 + sigma eps with fresh noise, whose distribution is that of the states of the ODE
-(Song et al., 2021, arXiv 2011.13456, section 4.3), or from a clean image. Both directions learn from the same pair, so
-that decoding inverts encoding. The preservation losses of invertible consistency distillation (Starodubcev et al.,
-2024, arXiv 2406.14539) have the same purpose; their targets are the student's own outputs.
+The noised image has the distribution of the states of the ODE (Song et al., 2021, arXiv 2011.13456, section 4.3). The
+last step, to the image, is that of the teacher. Encoding needs no loss of its own: `ExactDdim` inverts decoding
+exactly, with any network. Invertible consistency distillation (Starodubcev et al., 2024, arXiv 2406.14539) trains a
+network for each direction, and both to preserve the image.
 
 A Diff-SCM encodes without labels and decodes under guidance: half of its images are on the flow without labels, and the
 others on that of out(null) + s [out(y) - out(null)].
@@ -32,9 +31,9 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.losses import Observed
 from causaldiffae.model import LabelModel, TrainingDraws, TrainingStep
 from causaldiffae.nn import ModelFn, mean_flat
-from causaldiffae.noise_schedule import CLEAN
+from causaldiffae.noise_schedule import CLEAN, ModelMeanType
 from causaldiffae.script_util import Model, model_entry
-from causaldiffae.solvers import FewStepSolver, Grid, OdeSolver, Solver
+from causaldiffae.solvers import ExactDdim
 from causaldiffae.training.acceleration import score_network
 
 
@@ -62,8 +61,8 @@ class DistillationStep(TrainingStep):
         few_steps: steps of the student in each direction.
 
     Raises:
-        InputError: for a model without a score network or without an implicit predictor, or if the number of steps does
-            not fit that of the teacher.
+        InputError: for a model without a score network, without an implicit predictor or that does not predict v, or if
+            the number of steps does not fit that of the teacher.
     """
 
     def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig, few_steps: int) -> None:
@@ -74,8 +73,12 @@ class DistillationStep(TrainingStep):
             raise InputError(
                 "model_path: expected a Diff-SCM with an implicit predictor, got one trained without labels"
             )
-        if config.teacher_steps < 3 or (config.teacher_steps - 1) % few_steps:
-            expected = f"1 more than a multiple of few_steps ({few_steps})"
+        if diffusion.model_mean_type is not ModelMeanType.VELOCITY:
+            raise InputError(f"few_steps: expected a network that predicts v, got {diffusion.model_mean_type.name}")
+        if few_steps < 2:
+            raise InputError(f"few_steps: expected at least 2, got {few_steps}")
+        if config.teacher_steps <= few_steps or (config.teacher_steps - 1) % (few_steps - 1):
+            expected = f"1 more than a multiple of few_steps - 1 ({few_steps - 1})"
             raise InputError(f"teacher_steps: expected {expected}, got {config.teacher_steps}")
         super().__init__(model, diffusion, replace(config, block_drop_prob=0.0))
         self.of_labels = isinstance(model, LabelModel)
@@ -84,10 +87,10 @@ class DistillationStep(TrainingStep):
         model.requires_grad_(False)
         self.teacher = copy.deepcopy(model)
         network.requires_grad_(True)
-        self.solver = FewStepSolver(diffusion, few_steps)
-        self.exact = OdeSolver(diffusion, Solver.DPMPP2M, Grid.CENTRED, config.teacher_steps)
+        self.solver = ExactDdim(diffusion, few_steps)
+        self.exact = ExactDdim(diffusion, config.teacher_steps)
         self.path = self.solver.path()
-        self.turns = torch.from_numpy(np.diff(np.arctan2(self.path.noise, self.path.signal)).astype(np.float32))
+        self.angles = torch.from_numpy(np.arctan2(self.path.noise, self.path.signal).astype(np.float32))
 
     def forward(
         self,
@@ -99,20 +102,17 @@ class DistillationStep(TrainingStep):
         kl_weight: float,
         labelled_of_batch: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TrainingStep.forward`; the terms are `encoding` and `decoding`, squared errors per image, and `loss`."""
+        """As `TrainingStep.forward`; the terms are `mse`, the squared error of the step per image, and `loss`."""
         model = cast(Any, self.model)
         with torch.no_grad():
             z = model.predict(model.abduct(x_start, labels))
             keep = self.conditional(Observed.of(labelled, labelled_of_batch))
-            low, high, nodes = self.pairs(x_start, z, classes, keep, draws.noise)
-        v_low, v_high = self.both_directions(low, high, nodes, z, classes, keep)
-        turn = self.turns[nodes].to(low.device)[:, None, None, None]
-        terms = {
-            "encoding": mean_flat((turn.cos() * low + turn.sin() * v_low - high) ** 2),
-            "decoding": mean_flat((turn.cos() * high - turn.sin() * v_high - low) ** 2),
-        }
-        terms["loss"] = terms["encoding"] + terms["decoding"]
-        return terms["loss"].mean(), terms
+            high, low, nodes = self.pairs(x_start, z, classes, keep, draws.noise)
+        t = self.solver.time_scale * torch.from_numpy(self.path.t.astype(np.float32)).to(high.device)[nodes]
+        v = model.model_output(high, t, z, classes, keep)[:, : high.shape[1]].to(high.dtype)
+        turn = (self.angles[nodes] - self.angles[nodes - 1]).to(high.device)[:, None, None, None]
+        error = mean_flat((turn.cos() * high - turn.sin() * v - low) ** 2)
+        return error.mean(), {"mse": error, "loss": error}
 
     def conditional(self, observed: Observed) -> Tensor:
         """Which images are on the flow under their latents, (B,) bool; the others are on that under the null token."""
@@ -123,30 +123,27 @@ class DistillationStep(TrainingStep):
 
     def pairs(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """States (B, C, H, W) at the lower and the upper end of a step, and the node of the lower end per image.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States (B, C, H, W) at the upper and the lower end of a step, and the node (B,) of the upper end.
 
-        The batch is divided among the steps, and half of the images of a step start at its upper end, except in the
-        first step, where all of them start at the clean image.
+        The batch is divided evenly among the steps.
         """
-        low, high, path = torch.empty_like(x_start), torch.empty_like(x_start), self.path
-        parts = torch.arange(len(x_start)).tensor_split(self.solver.steps)
-        for node, part in enumerate(parts):
-            halves = [(node, node + 1, part)]
-            if node != CLEAN:
-                halves = [(node, node + 1, part[::2]), (node + 1, node, part[1::2])]
-            for start, end, rows in halves:
-                if not len(rows):
-                    continue
-                x = float(path.signal[start]) * x_start[rows] + float(path.noise[start]) * noise[rows]
-                output = self.teacher_output(z[rows], None if classes is None else classes[rows], keep[rows])
-                reached = self.exact.between(output, x, self.fine(start), self.fine(end)).to(x.dtype)
-                low[rows], high[rows] = (x, reached) if start < end else (reached, x)
-        return low, high, [node for node, part in enumerate(parts) for _ in part]
+        high, low, path = torch.empty_like(x_start), torch.empty_like(x_start), self.path
+        nodes = torch.empty(len(x_start), dtype=torch.long)
+        for step, rows in enumerate(torch.arange(len(x_start)).tensor_split(self.solver.steps)):
+            node = CLEAN + 1 + step
+            nodes[rows] = node
+            if not len(rows):
+                continue
+            x = float(path.signal[node]) * x_start[rows] + float(path.noise[node]) * noise[rows]
+            output = self.teacher_output(z[rows], None if classes is None else classes[rows], keep[rows])
+            reached = self.exact.between(output, x, self.fine(node), self.fine(node - 1))
+            high[rows], low[rows] = x, reached.to(x.dtype)
+        return high, low, nodes
 
     def fine(self, node: int) -> int:
         """The node of the teacher's path at a node of the student's."""
-        return node if node == CLEAN else 1 + node * (self.config.teacher_steps - 1) // self.solver.steps
+        return node if node == CLEAN else 1 + (node - 1) * (self.config.teacher_steps - 1) // (self.solver.steps - 1)
 
     def teacher_output(self, z: Tensor, classes: Tensor | None, keep: Tensor) -> ModelFn:
         """The teacher under the latents where `keep`, with its guidance scale."""
@@ -160,15 +157,3 @@ class DistillationStep(TrainingStep):
             return torch.lerp(null.float(), conditional.float(), scale)
 
         return output
-
-    def both_directions(
-        self, low: Tensor, high: Tensor, nodes: list[int], z: Tensor, classes: Tensor | None, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The student's v (B, C, H, W) for the steps from `low` to `high`, and back, as one batch."""
-        above = [node + 1 for node in nodes]
-        times = self.solver.times(self.path, [*nodes, *above], [*above, *nodes])
-        t = self.solver.time_scale * torch.tensor(times, dtype=torch.float32, device=low.device)
-        twice = None if classes is None else classes.repeat(2)
-        model = cast(Any, self.model)
-        v = model.model_output(torch.cat([low, high]), t, z.repeat(2, 1, 1), twice, keep.repeat(2))
-        return v[:, : low.shape[1]].to(low.dtype).chunk(2)

@@ -57,6 +57,7 @@ def test_from_images_to_counterfactuals(data: Path, tmp_path: Path, layout: str)
     assert found.images.shape == (4, 3, 16, 16) and found.images.dtype == np.uint8
     assert model.encode(images).x_T is not None and model.encode(images).x_T.shape == (4, 4, 8, 8)  # type: ignore[union-attr]
     assert model.sample(2).images.shape == (2, 3, 16, 16)
+    np.testing.assert_array_equal(model.decode(model.encode(images)).images, images.images)
 
     model.save_pretrained(tmp_path / "saved")
     shutil.rmtree(tmp_path / "run")

@@ -11,7 +11,7 @@ from launchers import SCRIPTS, dry_run, environment, launch, record
 from paths import REPO
 
 OTHERS = ["train.sh", "counterfactual.sh", "demo.sh", "explore.sh", "test.sh"]
-LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_"))] + OTHERS
+LAUNCHERS = [p.name for p in SCRIPTS if p.name.startswith(("train_", "test_", "distill_"))] + OTHERS
 # ---------------------------------------------------------------------- the scripts' text
 
 
@@ -57,6 +57,19 @@ def test_variables_override_defaults(clone: Path) -> None:
     config = str(clone / "configs" / "morphomnist_causaldae_mini.yaml")
     assert train[2:] == ["--config", config, "--data_dir", str(data), "--run_dir", "my run"]
     assert "--download" in dry_run(clone, "train_morphomnist_causaldae.sh", **given)[0]
+
+
+def test_distillation_takes_the_only_run_and_trains_a_student_beside_it(clone: Path) -> None:
+    given = ["--few_steps", "2", "--minutes=30"]
+    teacher = clone / "runs" / "pendulum_causaldae_fast" / "step_0000001"
+    teacher.mkdir(parents=True)
+    command = dry_run(clone, "distill_pendulum.sh", *given)[-1]
+    run_dir = str(clone / "runs" / "pendulum_causaldae_fast_2step")
+    assert command[1:4] == [str(clone / "scripts" / "distill.py"), "--model_path", str(teacher.parent)]
+    assert command[6:] == ["--run_dir", run_dir, *given]
+    chosen = dry_run(clone, "distill_pendulum.sh", "--model_path", "mine", RUN_DIR="my run")[-1]
+    assert chosen[2:4] == ["--model_path", "mine"] and chosen[6:8] == ["--run_dir", "my run"]
+    assert dry_run(clone, "distill_circuit.sh", NPROC="3", MPIEXEC="srun")[-1][:3] == ["srun", "-n", "3"]
 
 
 @pytest.mark.parametrize("dataset", ["morphomnist", "pendulum", "circuit"])
