@@ -45,13 +45,13 @@ class Demo:
     Attributes:
         interventions: two interventions on roots, whose descendants must follow.
         images: number of test images.
-        steps: network evaluations in each direction, with DPM-Solver++(2M).
+        steps: network evaluations in each direction, with exact DDIM.
     """
 
     dataset: str
     interventions: tuple[dict[str, float], dict[str, float]]
     images: int = 96
-    steps: int = 25
+    steps: int = 15
 
 
 DEMOS = (

@@ -99,7 +99,7 @@ def test_large_batches_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     ("solver", "tolerance"), [("exact_ddim", 0.0), ("obelm", 0.0), ("dpmpp2m", 0.2), ("ddim", 4.0)]
 )
 def test_decoding_inverts_encoding(solver: str, tolerance: float) -> None:
-    """Exact DDIM and O-BELM up to rounding to 8 bits; mean error in grey levels, with twelve steps of a trained model."""
+    """Exact DDIM and O-BELM up to rounding to 8 bits; mean error in grey levels, twelve steps of a trained model."""
     model = CausalDiffAE.from_pretrained("pendulum-mini", steps=12, solver=solver)
     images = model.examples(3)
     encoded = model.encode(images)

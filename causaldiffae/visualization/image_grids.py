@@ -119,9 +119,7 @@ def labelled_grid(
     title = "\n".join(textwrap.wrap(title, int(width * _TITLE)))
     row = max(1.5, 0.9 * width / len(columns) + 0.05 + 0.115 * lines)  # an image and its caption, in inches
     size = (width, row * count + 0.6 + 0.15 * title.count("\n"))
-    figure = Figure(figsize=size, dpi=110)
-    above = 0.1 + 0.16 * (title.count("\n") + 1) if title else 0.0  # of the title, in inches, which the layout ignores
-    figure.set_layout_engine("tight", rect=(0.0, 0.0, 1.0, 1.0 - above / size[1]))
+    figure = Figure(figsize=size, dpi=110, layout="tight")
     axes = figure.subplots(count, len(columns), squeeze=False)
     for j, (heading, images) in enumerate(columns):
         axes[0][j].set_title(heading, fontsize=8, parse_math=False)
