@@ -4,8 +4,8 @@
     python scripts/image_train.py --config configs/folder_causaldae_latent.yaml --data_dir my_images \\
         --vae_path my_autoencoder --run_dir RUN
 
-Prints the error of reconstructions of test images: no counterfactual can be closer to the truth. The folder has the
-layout of diffusers' AutoencoderTiny. The launchers run both commands with SIZE=latent.
+Prints the error of reconstructions of test images, which is that of all that changes in a counterfactual. The folder
+has the layout of diffusers' AutoencoderTiny. The launchers run both commands with SIZE=latent.
 """
 
 from causaldiffae.script_util import parse_flags, run_cli

@@ -57,6 +57,14 @@ ELSEWHERE = {
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
+    "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE
+    + "tests/generators/test_circuit_writer.py",
+    "python scripts/train_autoencoder.py --dataset circuit --data_dir DATA --image_size 128 --out RUN/autoencoder "
+    "--iterations 5000": LATENT,
+    "python scripts/image_train.py --config configs/circuit_causaldae_latent.yaml --data_dir DATA "
+    "--vae_path RUN/autoencoder --run_dir RUN --minutes 60": LATENT,
+    "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 "
+    "--do arm=0.5 --do blue=0.9 --do green=0.9 --do red=0.2": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images --image_size 256": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images --vae_path weights/sd-vae-ft-mse": LATENT,
