@@ -14,7 +14,7 @@ from paths import REPO
 from tiny import randomise, small_config, squares_spec
 
 from causaldiffae.checkpoints.checkpoint import save_checkpoint
-from causaldiffae.config import RECIPES, Config
+from causaldiffae.config import RECIPES, Config, DiffusionConfig
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import DataError, InputError
@@ -22,11 +22,13 @@ from causaldiffae.gaussian_diffusion import LossType, ModelMeanType, ModelVarTyp
 from causaldiffae.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,
+    create_solver,
     describe_checkpoint,
     load_model,
     parse_config,
     run_cli,
 )
+from causaldiffae.solvers import ExactDdim, Grid, Solver
 
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("noised_"))
 
@@ -252,3 +254,15 @@ def test_missing_checkpoints_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=str(path)):
             load_model(str(path))
+
+
+def test_solvers_by_name_and_that_of_a_distilled_model() -> None:
+    config = DiffusionConfig(predict_v=True)
+    default = create_solver(config)
+    assert isinstance(default, ExactDdim) and (default.steps, default.grid) == (15, Grid.LOGSNR)
+    assert create_solver(config, grid="rho").grid is Grid.RHO  # type: ignore[union-attr]
+    second = create_solver(config, "dpmpp2m", 7)
+    assert not isinstance(second, ExactDdim) and (second.kind, second.steps) == (Solver.DPMPP2M, 7)  # type: ignore[union-attr]
+    for name in ("exact_ddim", "few_step"):
+        few = create_solver(DiffusionConfig(predict_v=True, few_steps=3), name, 25)
+        assert isinstance(few, ExactDdim) and (few.steps, few.kind) == (3, Solver.DDIM)
