@@ -250,9 +250,10 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
 def _measure(run: Callable[[int], float], images: int, device: torch.device) -> tuple[int, float, float]:
     """Images and seconds of a trial step, and MiB of activations per image on a GPU, else 0."""
     if device.type != "cuda":
-        alone = run(1)
-        count = max(1, min(images, MAX_TRIAL_IMAGES, int(MAX_TRIAL_SECONDS / alone)))
-        return (count, run(count), 0.0) if count > 1 else (1, alone, 0.0)
+        few = min(2, images)  # batch normalisation needs two, as training does
+        seconds = run(few)
+        count = max(few, min(images, MAX_TRIAL_IMAGES, int(few * MAX_TRIAL_SECONDS / seconds)))
+        return (count, run(count), 0.0) if count > few else (few, seconds, 0.0)
     before = torch.cuda.memory_allocated(device)
     count = images
     while True:

@@ -11,7 +11,7 @@ from causaldiffae.model import TrainingStep
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import MODELS, create_model_and_diffusion
 from causaldiffae.training import estimate as module
-from causaldiffae.training.estimate import Estimate, Trial, duration, estimate, estimated_hours, idle_clock
+from causaldiffae.training.estimate import Estimate, Trial, _measure, duration, estimate, estimated_hours, idle_clock
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -108,3 +108,11 @@ def test_a_budget_in_minutes_is_the_time_of_the_run() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(3.21, "3.2 s"), (90, "1.5 min"), (5400, "1.5 hours")])
 def test_durations_have_a_readable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_slow_model_is_measured_on_two_images_as_batch_normalisation_requires() -> None:
+    asked: list[int] = []
+    assert _measure(lambda count: asked.append(count) or 100.0, 8, torch.device("cpu")) == (2, 100.0, 0.0)  # type: ignore[func-returns-value]
+    assert _measure(lambda count: asked.append(count) or 0.001, 8, torch.device("cpu"))[0] == 8  # type: ignore[func-returns-value]
+    assert _measure(lambda count: asked.append(count) or 100.0, 1, torch.device("cpu"))[0] == 1  # type: ignore[func-returns-value]
+    assert asked == [2, 2, 8, 1]
