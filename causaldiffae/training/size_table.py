@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -155,9 +156,10 @@ def write_table(path: Path, rows: Sequence[Row], command: Sequence[str], device:
     if not re.search(f"{START}.*{END}", text, re.DOTALL):
         raise DataError(f"{path}: expected the lines {START} and {END}, between which the table is written")
     counted = "measured" if device.type == "cuda" else "counted"
-    note = (
-        f"Written {date.today()} on {machine(device)}. Times are measured on trial steps, in the precision that\n"
-        f"training chooses, not compiled, without waiting for other processes; memory is {counted}."
+    note = textwrap.fill(
+        f"Written {date.today()} on {machine(device)}. Times are measured on trial steps, in the precision that "
+        f"training chooses, not compiled, without waiting for other processes; memory is {counted}.",
+        100,
     )
     block = f"{START}\n```bash\n{shlex.join(command)}\n```\n\n{note}\n\n{as_markdown(rows)}\n{END}"
     path.write_text(re.sub(f"{START}.*{END}", lambda _: block, text, flags=re.DOTALL), encoding="utf-8")

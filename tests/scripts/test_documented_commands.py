@@ -65,6 +65,8 @@ ELSEWHERE = {
     "--vae_path RUN/autoencoder --run_dir RUN --minutes 60": LATENT,
     "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 "
     "--do arm=0.5 --do blue=0.9 --do green=0.9 --do red=0.2": LATENT,
+    "causaldiffae estimate --dataset pendulum --sides 32,64,128 --table docs/training.md": SUITE
+    + "tests/training/test_size_table.py",
     "SIZE=latent ./scripts/train.sh --data_dir my_images": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images --image_size 256": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images --vae_path weights/sd-vae-ft-mse": LATENT,
