@@ -224,8 +224,9 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
     return model, create_gaussian_diffusion(config.diffusion)
 
 
-STEPS, SOLVER, FEW_STEP = 15, "exact_ddim", "few_step"
-GRIDS: Final = {"exact_ddim": "logsnr", "dpmpp2m": "centred", "obelm": "rho", "ddim": ""}
+EXACT, FEW_STEP = "exact_ddim", "few_step"
+STEPS, SOLVER = 15, EXACT
+GRIDS: Final = {EXACT: "logsnr", "dpmpp2m": "centred", "obelm": "rho", "ddim": ""}
 
 
 def create_solver(
@@ -235,7 +236,7 @@ def create_solver(
 
     A distilled model has a solver and a number of steps of its own; `steps` and `grid` have no effect on it.
     """
-    if config.few_steps and not timestep_respacing and solver in (SOLVER, FEW_STEP):
+    if config.few_steps and not timestep_respacing and solver in (EXACT, FEW_STEP):
         return ExactDdim(create_gaussian_diffusion(config), config.few_steps, kind=Solver.DDIM)
     if config.few_steps:
         raise InputError(f"solver: expected {FEW_STEP} for a distilled model, got {timestep_respacing or solver!r}")
@@ -248,7 +249,7 @@ def create_solver(
     chosen = grid or GRIDS[solver]
     if not chosen:
         return DdimLoops(create_gaussian_diffusion(config, str(steps)))
-    if solver == SOLVER:
+    if solver == EXACT:
         return ExactDdim(create_gaussian_diffusion(config), steps, chosen)
     return OdeSolver(create_gaussian_diffusion(config), solver, chosen, steps)
 

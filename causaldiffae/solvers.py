@@ -65,6 +65,10 @@ class Step:
     weight: float
     older_weight: float = 0.0
 
+    def update(self, x: Tensor, prediction: Tensor) -> Tensor:
+        """The next state, without the older one."""
+        return torch.add(x * self.x_weight, prediction, alpha=self.weight)
+
 
 StepRule = Callable[[Path, "int | None", int, int], Step]
 """(path, previous node or None, current node, next node) -> the step from the current to the next node."""
@@ -280,38 +284,34 @@ class OdeSolver:
 
         Coefficients are Python floats and times are created on the device, to avoid synchronisation.
         """
-        channels, times = x.shape[1], self._times(path, steps, x)
+        times = self._times(path, steps, x)
         image = x if self.kind is Solver.DPMPP2M and steps[0].node == CLEAN else None
         for step, time in zip(steps, times, strict=True):
-            of_x, of_output = self._conversion(path, step)
-            output = model(x, time)[:, :channels].to(x.dtype)
-            # Not in place: CUDA graphs overwrite the output of a network at its next call.
-            prediction = output * of_output
-            if of_x:
-                prediction.add_(x, alpha=of_x)
+            prediction = self._prediction(model, path, step, time, x)
             if image is not None and step.node == CLEAN + 1:  # the correction at step 0, see the module docstring
                 x = torch.add(x, image - prediction, alpha=float(path.signal[step.node]))
                 prediction = image
-            x_next = torch.add(x * step.x_weight, prediction, alpha=step.weight)
+            x_next = step.update(x, prediction)
             if step.older_weight:
                 assert older is not None
                 x_next.add_(older, alpha=step.older_weight)
             x, older = x_next, x if self.kind is Solver.OBELM else prediction
         return x, older
 
-    def _conversion(self, path: Path, step: Step) -> tuple[float, float]:
+    def _prediction(self, model: ModelFn, path: Path, step: Step, time: Tensor, x: Tensor) -> Tensor:
+        """What the step needs, eps or x_0, from the output of the network at x."""
         level = max(step.node, CLEAN + 1)  # at the clean image the network is evaluated at step 0
         signal, noise = float(path.signal[level]), float(path.noise[level])
-        return conversion(self.schedule.mean_type, step.predicts, signal, noise)
+        of_x, of_output = conversion(self.schedule.mean_type, step.predicts, signal, noise)
+        # Not in place: CUDA graphs overwrite the output of a network at its next call.
+        prediction = model(x, time)[:, : x.shape[1]].to(x.dtype) * of_output
+        return prediction.add_(x, alpha=of_x) if of_x else prediction
 
     def _times(self, path: Path, steps: Sequence[Step], x: Tensor) -> list[Tensor]:
         """The time (1,) of every step in the units of the network, shared by the batch to embed it once."""
         scale, dtype = self.time_scale, torch.promote_types(x.dtype, torch.float32)
-        return [torch.full((1,), t * scale, dtype=dtype, device=x.device) for t in self._evaluated(path, steps)]
-
-    def _evaluated(self, path: Path, steps: Sequence[Step]) -> list[float]:
-        """The steps t at which the network is evaluated."""
-        return [float(path.t[step.node]) for step in steps]
+        times = [float(path.t[step.node]) * scale for step in steps]
+        return [torch.full((1,), time, dtype=dtype, device=x.device) for time in times]
 
 
 class ExactDdim(OdeSolver):
@@ -339,7 +339,7 @@ class ExactDdim(OdeSolver):
     def __init__(
         self,
         diffusion: GaussianDiffusion,
-        steps: int = 15,
+        steps: int,
         grid: Grid | str = Grid.LOGSNR,
         kind: Solver | str = Solver.DPMPP2M,
     ) -> None:
@@ -351,10 +351,11 @@ class ExactDdim(OdeSolver):
         path = self.path(stop)
         x, cleaner, kept = float(path.signal[CLEAN + 1]) * x_start, x_start, []
         for node in range(CLEAN + 1, path.last + 1):
-            eps = self._eps(model, path, node, x)
-            kept.append(cleaner - _ddim_update(path, node, node - 1, x, eps))
+            back = ddim_step(path, None, node, node - 1)
+            eps = self._eps(model, path, back, x)
+            kept.append(cleaner - back.update(x, eps))
             if node < path.last:
-                cleaner, x = x, _ddim_update(path, node, node + 1, x, eps)
+                cleaner, x = x, ddim_step(path, None, node, node + 1).update(x, eps)
         return SolverState(x, stop=stop, corrections=torch.stack(kept, dim=1))
 
     @torch.no_grad()
@@ -364,18 +365,12 @@ class ExactDdim(OdeSolver):
             return super().decode(model, state)
         path, x = self.path(state.stop), state.x_T
         for node in range(path.last, CLEAN, -1):
-            x = _ddim_update(path, node, node - 1, x, self._eps(model, path, node, x)) + state.corrections[:, node - 1]
+            back = ddim_step(path, None, node, node - 1)
+            x = back.update(x, self._eps(model, path, back, x)) + state.corrections[:, node - 1]
         return x
 
-    def _eps(self, model: ModelFn, path: Path, node: int, x: Tensor) -> Tensor:
-        step = ddim_step(path, None, node, node - 1)
-        (time,), (of_x, of_output) = self._times(path, [step], x), self._conversion(path, step)
-        return torch.add(model(x, time)[:, : x.shape[1]].to(x.dtype) * of_output, x, alpha=of_x)
-
-
-def _ddim_update(path: Path, here: int, there: int, x: Tensor, eps: Tensor) -> Tensor:
-    step = ddim_step(path, None, here, there)
-    return torch.add(x * step.x_weight, eps, alpha=step.weight)
+    def _eps(self, model: ModelFn, path: Path, step: Step, x: Tensor) -> Tensor:
+        return self._prediction(model, path, step, self._times(path, [step], x)[0], x)
 
 
 def _check_stop(stop: float) -> None:

@@ -27,6 +27,8 @@ from causaldiffae.datasets.images import to_model_range, to_uint8
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.imagenet import (
     CLASS,
+    SOLVER,
+    STEPS,
     ImagenetModel,
     class_names,
     find_class,
@@ -37,7 +39,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.published.guided_diffusion import AdmSizes
-from causaldiffae.script_util import SOLVER, parse_flags, run_cli
+from causaldiffae.script_util import parse_flags, run_cli
 from causaldiffae.training.acceleration import activation_dtype
 from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import save_png, tile
@@ -57,7 +59,7 @@ class ImagenetTestConfig:
     w: float = flag(4.0, "guidance scale s; published: 4 (DiT), 10 (U-Net with classifier)")
     stop: float = flag(0.75, "encode and decode only up to this fraction of T; less keeps more of the image")
     solver: str = flag(SOLVER, "exact_ddim, dpmpp2m, obelm or ddim")
-    steps: int = flag(50, "network evaluations in each direction")
+    steps: int = flag(STEPS, "network evaluations in each direction")
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     residual: bool = flag(False, "add the reconstruction error of the factual image to every counterfactual")
     batch_size: int = flag(8, "images per batch")

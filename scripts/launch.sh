@@ -221,15 +221,29 @@ launch_test() { # launch_test DATASET MODEL DATA_DIR NAME ARGUMENTS...
         --out_dir "${OUT_DIR:-$out}" "$@"
 }
 
-launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
-    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} nproc=${NPROC:-1} dry_run run_dir vae_path
-    shift 4
+launch_dry_run() { # launch_dry_run ARGUMENTS...: prints True if --dry_run is set
+    local dry_run
     dry_run=$(launch_flag dry_run "$@")
-    vae_path=$(launch_flag vae_path "$@")
     case " $* " in *" --dry_run "--* | *" --dry_run ") dry_run=True ;; esac # without a value
-    case $dry_run in [Tt]rue | TRUE) ;; *) dry_run='' ;; esac
+    case $dry_run in [Tt]rue | TRUE) echo True ;; esac
+}
+
+launch_script() { # launch_script RUN_DIR DRY_RUN SCRIPT ARGUMENTS...: trains in NPROC processes, or shows what it would do
+    local run_dir=$1 dry_run=$2 script=$3 nproc=${NPROC:-1}
+    local -a starter=()
+    shift 3
+    [ -n "$dry_run" ] || [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
+    local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/$script" "$@")
+    if [ -n "${DRY_RUN:-}$dry_run" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+}
+
+launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
+    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} dry_run run_dir vae_path
+    shift 4
+    dry_run=$(launch_dry_run "$@")
+    vae_path=$(launch_flag vae_path "$@")
     run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_$size}
-    local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml") starter=()
+    local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml")
     if [ ! -f "${configs[1]}" ]; then
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
     fi
@@ -241,24 +255,18 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
         elif [ "$model" = diffscm ]; then
             launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
         fi
-        [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
     fi
-    local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/image_train.py" "${configs[@]}"
-        --data_dir "$data_dir" --run_dir "$run_dir" "$@")
-    if [ -n "${DRY_RUN:-}$dry_run" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+    launch_script "$run_dir" "$dry_run" image_train.py "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
 }
 
 launch_distill() { # launch_distill DATASET MODEL DATA_DIR NAME ARGUMENTS...
-    local dataset=$1 data_dir=${3:-$REPO_DIR/data/$1} run_dir nproc=${NPROC:-1} few_steps
+    local dataset=$1 data_dir=${3:-$REPO_DIR/data/$1} run_dir dry_run few_steps
     shift 4
+    dry_run=$(launch_dry_run "$@")
     few_steps=$(launch_flag few_steps "$@")
     run_dir=${RUN_DIR:-$REPO_DIR/runs/${model_dir##*/}_${few_steps:-4}step}
-    local -a starter=()
-    launch_make_data "$dataset" "$data_dir"
-    [ "$nproc" -eq 1 ] || launch_find_mpiexec "$nproc"
-    local -a command=(${starter[@]+"${starter[@]}"} "$PYTHON" "$REPO_DIR/scripts/distill.py" --model_path "$model_dir"
-        --data_dir "$data_dir" --run_dir "$run_dir" "$@")
-    if [ -n "${DRY_RUN:-}" ]; then launch_run "${command[@]}"; else launch_training "$run_dir" "${command[@]}"; fi
+    [ -n "$dry_run" ] || launch_make_data "$dataset" "$data_dir"
+    launch_script "$run_dir" "$dry_run" distill.py --model_path "$model_dir" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
 }
 
 launch() {

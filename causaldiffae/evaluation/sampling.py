@@ -104,7 +104,7 @@ def draw_abduction(
         u = u if given is None or not engine.use_labels else model.with_labels(u, given, generator)
     else:
         u = model.abduct(x_start, given, generator)
-    drawn = engine.encoded(x_start, u, abducted.classes, generator)
+    drawn = replace(engine.encoded(x_start, u, abducted.classes, generator), codec_residual=abducted.codec_residual)
     if not x_T_noise or drawn.state is None:
         return drawn
     x_T, before = drawn.state.x_T, drawn.state.x_before
