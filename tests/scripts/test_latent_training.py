@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from autoencoders import save_tiny, save_vae
 from folders import make_folder
 from paths import REPO
@@ -13,6 +14,7 @@ from running import Outcome, assert_refused, run
 from causaldiffae import CounterfactualModel
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import DataError
+from causaldiffae.evaluation.sampling import draw_abduction
 from causaldiffae.files.reading import read_json
 
 SIZES = ["--image_size=16", "--channel_mult=1", "--attention_resolutions=", "--num_channels=32", "--encoder_channels=8"]
@@ -57,7 +59,11 @@ def test_from_images_to_counterfactuals(data: Path, tmp_path: Path, layout: str)
     assert found.images.shape == (4, 3, 16, 16) and found.images.dtype == np.uint8
     assert model.encode(images).x_T is not None and model.encode(images).x_T.shape == (4, 4, 8, 8)  # type: ignore[union-attr]
     assert model.sample(2).images.shape == (2, 3, 16, 16)
-    np.testing.assert_array_equal(model.decode(model.encode(images)).images, images.images)
+    encoded = model.encode(images)
+    np.testing.assert_array_equal(model.decode(encoded).images, images.images)
+    with torch.inference_mode():
+        drawn = draw_abduction(model.engine(), encoded, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(model.decode(drawn).images, images.images)
 
     model.save_pretrained(tmp_path / "saved")
     shutil.rmtree(tmp_path / "run")

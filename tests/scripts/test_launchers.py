@@ -70,6 +70,8 @@ def test_distillation_takes_the_only_run_and_trains_a_student_beside_it(clone: P
     chosen = dry_run(clone, "distill_pendulum.sh", "--model_path", "mine", RUN_DIR="my run")[-1]
     assert chosen[2:4] == ["--model_path", "mine"] and chosen[6:8] == ["--run_dir", "my run"]
     assert dry_run(clone, "distill_circuit.sh", NPROC="3", MPIEXEC="srun")[-1][:3] == ["srun", "-n", "3"]
+    (alone,) = dry_run(clone, "distill_pendulum.sh", "--dry_run", "True", DATA_DIR="")
+    assert alone[-2:] == ["--dry_run", "True"], "no data set is made"
 
 
 @pytest.mark.parametrize("dataset", ["morphomnist", "pendulum", "circuit"])
