@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,17 +87,19 @@ def main(argv: list[str]) -> None:
     bench = make_bench(config, spec, settings)
     print(f"{path.name}: {count_parameters(bench.ours):,} parameters, batches of {settings.batch_size}, "
           f"{torch.get_num_threads()} threads, {settings.device}, torch {torch.__version__}")  # fmt: skip
-    timings = {
-        "forward, images/s": time_forward(bench),
-        "training, images/s": time_training(bench),
-        "counterfactuals/s": time_counterfactuals(bench, 1),
-        "counterfactuals/s, 4 interventions": time_counterfactuals(bench, 4),
-    }
+    measurements: list[tuple[str, Callable[[], Timing], int]] = [
+        ("forward, images/s", lambda: time_forward(bench), 1),
+        ("training, images/s", lambda: time_training(bench), 1),
+        ("counterfactuals/s", lambda: time_counterfactuals(bench, 1), 1),
+        ("counterfactuals/s, 4 interventions", lambda: time_counterfactuals(bench, 4), 4),
+    ]
+    print(f"{'':36s}{'reference':>14s}{'ours':>14s}{'ratio':>10s}   95 % interval", flush=True)
+    timings = []
+    for name, measure, interventions in measurements:
+        timings.append(measure())
+        print(timing_row(name, timings[-1], settings.batch_size * interventions, settings.max_spread), flush=True)
     memory = [peak_memory(config, spec, settings, reference) for reference in (True, False)]
     null, null_8bit = measure_composition(settings)
-    print(f"{'':36s}{'reference':>14s}{'ours':>14s}{'ratio':>10s}   95 % interval")
-    for (name, timing), interventions in zip(timings.items(), (1, 1, 1, 4), strict=True):
-        print(timing_row(name, timing, settings.batch_size * interventions, settings.max_spread))
     rows = [("training memory, MiB", *memory)]
     rows += [(f"evaluations, {count} intervention(s)", *evaluations(count, settings.steps)) for count in (1, 4)]
     for name, before, after in rows:
@@ -104,11 +107,11 @@ def main(argv: list[str]) -> None:
     print(f"null intervention, shipped mini weights, {settings.steps} steps: L1 {null:.3f} on 0..255, "
           f"{null_8bit:.3f} between 8-bit images\n"
           f"reference counterfactuals: {settings.reference_steps} of its 250 steps timed, and scaled")  # fmt: skip
-    reasons = {timing.name: reason for timing in timings.values() if (reason := timing.withheld(settings.max_spread))}
+    reasons = {timing.name: reason for timing in timings if (reason := timing.withheld(settings.max_spread))}
     for name, reason in reasons.items():
         print(f"withheld: {name}: {reason}; the machine is busy: repeat later, or with a larger --max_seconds")
     if settings.json:
-        forward, training, one, four = (None if timing.name in reasons else timing.ratio for timing in timings.values())
+        forward, training, one, four = (None if timing.name in reasons else timing.ratio for timing in timings)
         report = {
             "forward_ratio": forward,
             "train_ratio": training,
@@ -118,8 +121,8 @@ def main(argv: list[str]) -> None:
             "composition_l1": null,
             "composition_l1_8bit": null_8bit,
             "withheld": reasons,
-            "pairs": {timing.name: len(timing.ours) for timing in timings.values()},
-            "spread": {timing.name: finite(timing.spread) for timing in timings.values()},
+            "pairs": {timing.name: len(timing.ours) for timing in timings},
+            "spread": {timing.name: finite(timing.spread) for timing in timings},
             "settings": asdict(settings),
             "torch": torch.__version__,
         }

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from causaldiffae import dist_util
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.check_list import hardware, run_checks, write_report
+from causaldiffae.evaluation.check_list import Outcome, hardware, run_checks, write_report
 from causaldiffae.evaluation.gpu_check import GpuChecks, Plan, short_plan
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.devices import add_device_flag, describe_device, use_device
@@ -40,9 +41,13 @@ def main(argv: list[str]) -> None:
     if options.short or device.type == "cpu":
         plan = short_plan(plan)
     print(describe_device(), flush=True)
-    outcomes = run_checks(GpuChecks(plan).checks(), options.minutes, lambda line: print(line, flush=True))
-    if options.json:
-        write_report(options.json, outcomes, ["./scripts/gpu_check.sh", *argv], hardware(device))
+    machine, command = hardware(device), ["./scripts/gpu_check.sh", *argv]
+
+    def save(outcomes: Sequence[Outcome]) -> None:
+        if options.json:
+            write_report(options.json, outcomes, command, machine)
+
+    outcomes = run_checks(GpuChecks(plan).checks(), options.minutes, lambda line: print(line, flush=True), save=save)
     failed = [each.name for each in outcomes if each.verdict == "failed"]
     print(f"{len(outcomes)} results, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")
     if failed:

@@ -53,7 +53,7 @@ class Outcome:
         """The outcome as a line of text."""
         value = "" if self.value is None else f"{self.value:,.4g} {self.unit}".rstrip()
         bound = "" if self.bound is None else f"<= {self.bound:g}"
-        return f"{self.verdict:9s}{self.name:48s}{value:>20s}  {bound:10s}{self.note}".rstrip()
+        return f"{self.verdict:9s}{self.name:44s} {value:>24s}  {bound:10s} {self.note}".rstrip()
 
 
 class Check(NamedTuple):
@@ -68,8 +68,14 @@ def run_checks(
     minutes: float,
     show: Callable[[str], object],
     clock: Callable[[], float] = time.perf_counter,
+    save: Callable[[Sequence[Outcome]], object] = lambda outcomes: None,
 ) -> list[Outcome]:
-    """Runs checks in order; a check that would start after `minutes` is skipped, one that raises has failed."""
+    """Runs checks in order; a check that would start after `minutes` is skipped, one that raises has failed.
+
+    Args:
+        show: is called with a line for each outcome.
+        save: is called with all outcomes so far after each check, so that a run that is killed leaves them.
+    """
     start, outcomes = clock(), []
     for check in checks:
         if clock() - start >= 60 * minutes:
@@ -83,6 +89,7 @@ def run_checks(
         outcomes += found
         for each in found:
             show(each.line())
+        save(outcomes)
     return outcomes
 
 

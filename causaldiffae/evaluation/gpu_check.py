@@ -96,16 +96,16 @@ class GpuChecks:
             Check("peak", self.peak),
         ]
         for name in plan.sizes:
-            found.append(Check(f"training, {name}", lambda name=name: self.training(name)))  # type: ignore[misc]
-            found.append(Check(f"sampling, {name}", lambda name=name: self.sampling(name)))  # type: ignore[misc]
+            found.append(Check(f"training, {short(name)}", lambda name=name: self.training(name)))  # type: ignore[misc]
+            found.append(Check(f"sampling, {short(name)}", lambda name=name: self.sampling(name)))  # type: ignore[misc]
         found.append(Check("few-step student", self.student))
         if plan.compiled:
             found.append(Check("gradient, compiled and eager", self.compiled_gradient))
             modes = COMPILE_MODES if plan.device.type == "cuda" else COMPILE_MODES[:1]
             found += [
-                Check(f"compile mode {mode}, {name}", lambda name=name, mode=mode: self.mode(name, mode))  # type: ignore[misc]
+                Check(f"compile mode {mode}, {short(name)}", lambda name=name, mode=mode: self.mode(name, mode))  # type: ignore[misc]
+                for mode in modes  # autotuning takes longest, and is the last
                 for name in plan.sizes
-                for mode in modes
             ]
         return found
 
@@ -148,6 +148,7 @@ class GpuChecks:
         known = classes.to(device) if loaded.config.model.class_cond else None
         loss, _ = step(images.to(device), labels, known, draws.keep, draws, 1.0)
         loss.backward()
+        loss = loss.detach()
         parameters = [p.grad for p in loaded.model.parameters() if p.grad is not None]
         return float(loss), torch.cat([grad.detach().cpu().double().flatten() for grad in parameters])
 
@@ -210,7 +211,7 @@ class GpuChecks:
         config, spec = self.settings(name)
         found = estimate(config, spec, self.plan.device)
         costs = training_costs(config, spec, self.plan.device, activation_dtype("auto", self.plan.device))
-        title, batch = f"training, {name}", f"batches of {found.trial_images}, eager"
+        title, batch = f"training, {short(name)}", f"batches of {found.trial_images}, eager"
         yield Outcome(title, found.images_per_second, "images/s", None, batch)
         if self._peak:
             used = costs.gflop * 1e9 * found.images_per_second / self._peak
@@ -222,7 +223,10 @@ class GpuChecks:
         config, spec = self.settings(name)
         model, _ = create_model_and_diffusion(config, spec)
         model.to(self.plan.device).eval()
-        dtype, title = activation_dtype("auto", self.plan.device), f"sampling, {name}{f', {mode}' if mode else ''}"
+        dtype, title = (
+            activation_dtype("auto", self.plan.device),
+            f"sampling, {short(name)}{f', {mode}' if mode else ''}",
+        )
         if mode:
             compile_with(model, mode)
         solver = create_solver(config.diffusion, steps=self.plan.steps)
@@ -248,7 +252,7 @@ class GpuChecks:
         compile_with(model, mode)
         compiled = trial.run(dtype, 3)
         note = f"{eager:.3g} s eager, {compiled:.3g} s compiled, ready after {time.perf_counter() - start:.0f} s"
-        yield Outcome(f"training step, {mode}, {name}", compiled / eager, "of the eager time", None, note)
+        yield Outcome(f"training step, {mode}, {short(name)}", compiled / eager, "of the eager time", None, note)
         network = score_network(model)
         if network is not None:
             undo_compile(network)
@@ -295,6 +299,11 @@ def exact() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def short(name: str) -> str:
+    """The size that a configuration is for, such as "mini" of "morphomnist_causaldae_mini"."""
+    return name.rpartition("_")[2]
 
 
 def relative(a: Tensor, b: Tensor) -> float:

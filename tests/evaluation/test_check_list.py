@@ -28,6 +28,12 @@ def test_verdicts(value: float | None, bound: float | None, verdict: str) -> Non
     assert outcome.line().startswith(verdict) and outcome.line().endswith("a note")
 
 
+def test_columns_of_a_line_are_apart() -> None:
+    name = "training step, max-autotune-no-cudagraphs, mini"
+    line = Outcome(name, 79434.2, "counterfactuals/s", 79434.2, "32 images").line()
+    assert f"{name} " in line and "counterfactuals/s  <= 79434.2 32" in line
+
+
 def test_what_would_start_after_the_budget_is_skipped_and_a_failure_stops_nothing() -> None:
     now = 0.0
 
@@ -43,7 +49,9 @@ def test_what_would_start_after_the_budget_is_skipped_and_a_failure_stops_nothin
         Check("third", lambda: take(1)),
     ]
     shown: list[str] = []
-    outcomes = run_checks(checks, 5, shown.append, lambda: now)
+    saved: list[int] = []
+    outcomes = run_checks(checks, 5, shown.append, lambda: now, lambda found: saved.append(len(found)))
+    assert saved == [1, 2, 3, 4], "after each check, for a run that is killed"
     assert [each.verdict for each in outcomes] == ["failed", "passed", "passed", "skipped"]
     assert outcomes[0].name == "fails" and outcomes[0].note == "ZeroDivisionError: division by zero"
     assert outcomes[3].name == "third" and outcomes[3].note == "the budget of 5 minutes is spent"
