@@ -2,23 +2,29 @@
 
 python scripts/export_weights.py --model_path runs/pendulum_causaldae_mini --out weights/pendulum_causaldae_mini
 python scripts/export_weights.py --model_path weights/pendulum_causaldae_mini --data_dir data/pendulum
+python scripts/export_weights.py --model_path runs/fine_tuned --average weights/start --share 0.7 --out weights/average
 
 The second command adds to a run or model folder the reference with which images and labels are compared
-(docs/counterfactuals.md); training has written it since it exists.
+(docs/counterfactuals.md); training has written it since it exists. The third one averages a fine-tuned model and the
+model that it started from, which keeps much of the accuracy of the first and of the robustness of the second (Wortsman
+et al., 2022, arXiv 2109.01903).
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, export_weights
 from causaldiffae.datasets.reference import FILE, TrainingReference
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
+from causaldiffae.files.reading import read_json
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import LoadedModel, describe_checkpoint, load_model, run_cli
 
@@ -33,6 +39,19 @@ def write_reference(loaded: LoadedModel, folder: Path, data_dir: str) -> None:
     print(f"{folder / FILE}: from {len(data):,} training images of {data_dir}")
 
 
+def average(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float, where: str) -> dict[str, Tensor]:
+    """Weights share * state + (1 - share) * other, tensor by tensor; other tensors than floating-point are `state`'s.
+
+    Raises:
+        InputError: for a share outside [0, 1], or models of different tensors.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"share: expected a number between 0 and 1, got {share:g}")
+    if {name: tensor.shape for name, tensor in state.items()} != {name: each.shape for name, each in other.items()}:
+        raise InputError(f"average: expected a model with the same tensors, got another one in {where}")
+    return {k: torch.lerp(other[k], v, share) if v.is_floating_point() else v for k, v in state.items()}
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", type=Path, required=True, help="run directory or step folder")
@@ -41,6 +60,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--ema", help="rate of the moving average; default: the first; 'none' exports the trained weights"
     )
+    parser.add_argument("--average", default="", help="run or model folder whose weights are averaged with these")
+    parser.add_argument("--share", type=float, default=0.5, help="share of --model_path in the average")
     args = parser.parse_args(argv)
     if args.out is None and not args.data_dir:
         raise InputError("out: expected a folder to write, got none")
@@ -49,10 +70,16 @@ def main(argv: list[str]) -> None:
     if args.out is None:
         write_reference(loaded, own, args.data_dir)
         return
-    if loaded.step is None:
+    if loaded.step is None and not args.average:
         raise InputError(f"model_path: expected a run, got {args.model_path}, which is already a model folder")
-    description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": loaded.step}
-    folder = export_weights(args.out, loaded.model.state_dict(), description, torch.float16)
+    steps = loaded.step if loaded.step is not None else read_json(own / CONFIG).get("trained_steps")
+    description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": steps}
+    state = loaded.model.state_dict()
+    if args.average:
+        other = load_model(args.average, ema=args.ema)
+        state = average(state, other.model.state_dict(), args.share, other.path)
+        description["averaged_share"] = args.share
+    folder = export_weights(args.out, state, description, torch.float16)
     keep_with_model(loaded.codec, folder)
     for name in LOG_FILES:
         if (own / name).is_file():
@@ -60,7 +87,7 @@ def main(argv: list[str]) -> None:
     if args.data_dir:
         write_reference(loaded, folder, args.data_dir)
     size = (folder / "model.safetensors").stat().st_size
-    print(f"{folder}: step {loaded.step}, {size / 1e6:.1f} MB")
+    print(f"{folder}: step {steps}, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

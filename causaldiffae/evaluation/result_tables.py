@@ -16,7 +16,7 @@ _WIDTH: Final = 100
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, one line per row."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("|  |", "| |")
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in lines)
 
 
 def rounded(value: float | str | None, decimals: int = 2) -> str:
@@ -254,6 +254,20 @@ def _seeds(figure: Mapping[str, Any] | None, decimals: int, interval: bool = Tru
     return text
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def gpu_check_table(results: Results) -> str:
+    """A report of scripts/gpu_check.py: name, value, bound and note of every measured check."""
+    rows = []
+    for check in (each for each in results["checks"] if each["verdict"] != "skipped"):
+        value, bound = (None if check[key] is None else _short(check[key]) for key in ("value", "bound"))
+        measured = check["verdict"] if value is None else f"{value} {check['unit']}".strip()
+        rows.append([check["name"], measured, bound or "", check["note"]])
+    return markdown_table(["check", "value", "bound", ""], rows)
+
+
 KINDS: Final[dict[str, Callable[[Results], str]]] = {
     "demo": demo_table,
     "demo_reconstruction": demo_reconstruction,
@@ -263,6 +277,7 @@ KINDS: Final[dict[str, Callable[[Results], str]]] = {
     "peers_summary": peers_summary,
     "steps": steps_table,
     "interventions": interventions_table,
+    "gpu_check": gpu_check_table,
     "reproduction": reproduction_table,
     "reproduction_errors": reproduction_errors,
     "reproduction_labels": reproduction_labels,

@@ -9,9 +9,10 @@ from running import assert_refused, run
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.markdown_tables import add_results, fill_tables, write_tables
+from causaldiffae.evaluation.result_tables import KINDS
 
 SCRIPT = REPO / "scripts" / "write_tables.py"
-PAGES = [REPO / "README.md", REPO / "docs" / "results.md"]
+PAGES = [REPO / "README.md", REPO / "docs" / "results.md", REPO / "docs" / "performance.md"]
 END = "<!-- end of table -->"
 
 
@@ -42,14 +43,14 @@ def clone(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_figures_of_this_repository_are_those_of_its_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert "<!-- table: demo -->" in text
+    assert "<!-- table: " in text
     assert fill_tables(text, REPO / "docs" / "results", page.name) == text, "run python scripts/write_tables.py"
 
 
 def test_results_of_this_repository_are_shown_and_small() -> None:
     marked = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for path in (REPO / "docs" / "results").iterdir():
-        assert path.stat().st_size < 1 << 16
+        assert path.stat().st_size < 80 << 10
         assert f" {path.stem} -->" in marked, f"no page shows {path.name}"
 
 
@@ -115,3 +116,19 @@ def test_missing_and_other_results_are_refused(clone: Path) -> None:
     named = f"../demo={folder / 'demo.json'}"
     assert_refused(run(SCRIPT, "--root", clone, "--add", named), "add: expected a name of letters")
     assert_refused(run(SCRIPT, "--root", folder), "root: expected a folder with README.md or docs/")
+
+
+def test_a_gpu_check_shows_what_was_measured() -> None:
+    """Skipped checks are left out, failed ones are named."""
+    row = {"unit": "", "bound": None, "note": "", "verdict": "measured"}
+    checks = [
+        row | {"name": "memory", "value": 4941.2, "unit": "MiB", "bound": 79374.2, "verdict": "passed"},
+        row | {"name": "loss", "value": 2.049e-07},
+        row | {"name": "student", "value": None, "verdict": "skipped"},
+        row | {"name": "mode", "value": None, "verdict": "failed", "note": "out of memory"},
+    ]
+    assert KINDS["gpu_check"]({"checks": checks}).splitlines()[2:] == [
+        "| memory | 4,941 MiB | 79,374 | |",
+        "| loss | 2.05e-07 | | |",
+        "| mode | failed | | out of memory |",
+    ]

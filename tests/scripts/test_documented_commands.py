@@ -55,6 +55,8 @@ ELSEWHERE = {
     "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
     "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
+    "python scripts/export_weights.py --model_path RUN --average FORMER --share 0.7 --out weights/NAME": SUITE
+    + "tests/scripts/test_export_weights.py",
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
     "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE

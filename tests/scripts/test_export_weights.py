@@ -1,0 +1,49 @@
+"""scripts/export_weights.py --average: the average of two models of the same networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from paths import REPO
+from running import assert_refused, run
+from safetensors.torch import load_file
+
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.config import Config, ModelConfig
+from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.files.reading import read_json
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
+
+SMALL = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "attention_resolutions": "", "rep_dim": 4}
+SPEC = dataset_spec("morphomnist")
+SCRIPT = REPO / "scripts" / "export_weights.py"
+
+
+def write_model(folder: Path, value: float, **options: object) -> Path:
+    """A model folder whose floating-point weights all have one value."""
+    config = Config(model=ModelConfig(**{**SMALL, **options}))  # type: ignore[arg-type]
+    model, _ = create_model_and_diffusion(config, SPEC)
+    state = {
+        name: torch.full_like(each, value) if each.is_floating_point() else each
+        for name, each in model.state_dict().items()
+    }
+    return export_weights(folder, state, {**describe_checkpoint(config, SPEC), "trained_steps": 7})
+
+
+def test_weights_are_averaged_by_share(tmp_path: Path) -> None:
+    tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 0.0)
+    options = ["--model_path", str(tuned), "--average", str(start), "--share", "0.75", "--out", str(tmp_path / "out")]
+    assert run(SCRIPT, *options).returncode == 0
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == load_file(tuned / "model.safetensors").keys()
+    assert all((each == 0.75).all() for each in written.values() if each.is_floating_point())
+    described = read_json(tmp_path / "out" / "config.json")
+    assert (described["trained_steps"], described["averaged_share"]) == (7, 0.75)
+
+
+@pytest.mark.parametrize(("share", "options", "word"), [("1.5", {}, "share"), ("0.5", {"num_channels": 64}, "average")])
+def test_refusals_write_nothing(tmp_path: Path, share: str, options: dict[str, object], word: str) -> None:
+    tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 0.0, **options)
+    command = ["--model_path", str(tuned), "--average", str(start), "--share", share, "--out", str(tmp_path / "out")]
+    assert_refused(run(SCRIPT, *command), f"{word}: expected")
+    assert not (tmp_path / "out").exists()
