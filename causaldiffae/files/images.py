@@ -122,7 +122,7 @@ def _describe_refused(content: bytes, titles: Sequence[str], error: Exception) -
     if title in _NO_IMAGES:
         return f"a file of format {title}"
     if title:
-        return f"{title}; convert it to PNG"
+        return f"{title}; convert it to {'PNG' if 'PNG' in titles else titles[0]}"
     return "another format or a damaged file"
 
 

@@ -49,6 +49,7 @@ def test_an_image_is_opened() -> None:
             {"where": "a.png"},
             "a.png: expected a PNG image, got JPEG; convert it to PNG",
         ),
+        (encoded("PNG"), ("JPEG",), {}, "expected a JPEG image, got PNG; convert it to JPEG"),
         (encoded()[:45], ("PNG",), {}, "expected a PNG image, got a truncated PNG file of 45 bytes"),
         (
             encoded()[:40] + b"?" + encoded()[41:],

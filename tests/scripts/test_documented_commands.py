@@ -55,6 +55,10 @@ ELSEWHERE = {
     "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
     "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
+    "OMP_NUM_THREADS=1 python tools/step_parts.py --size paper --batch_size 8": SUITE
+    + "tests/training/test_step_parts.py",
+    "OMP_NUM_THREADS=1 python tools/step_parts.py --size mini --batch_size 16": SUITE
+    + "tests/training/test_step_parts.py",
     "python scripts/export_weights.py --model_path RUN --average FORMER --share 0.7 --out weights/NAME": SUITE
     + "tests/scripts/test_export_weights.py",
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
