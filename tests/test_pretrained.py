@@ -275,12 +275,14 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.sample(2).images, model.sample(2).images)
     assert "thickness -> intensity" in repr(again)
     card = (folder / "README.md").read_text()
-    size, steps = (
+    shipped = read_json(WEIGHTS / "morphomnist_causaldae_mini" / "config.json")
+    size, steps, batch = (
         count_parameters(model.network),
-        read_json(WEIGHTS / "morphomnist_causaldae_mini" / "config.json")["trained_steps"],
+        shipped["trained_steps"],
+        shipped["config"]["train"]["batch_size"],
     )
     assert card.startswith("---\nlicense: mit\n")
-    assert steps > 1000 and f"{steps} steps of 32" in card and f"{size:,} parameters" in card
+    assert steps > 1000 and f"{steps} steps of {batch}" in card and f"{size:,} parameters" in card
     assert (
         "| intensity | grey levels | 66.6 .. 254.91 | thickness |" in card and "| effectiveness \\| thickness" in card
     )
