@@ -54,6 +54,7 @@ ELSEWHERE = {
     + "tests/test_examples.py",
     "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
     "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
+    "./scripts/reproduce.sh pendulum mini --total_steps 700 --num_images 100 --steps 15 --cycle_images 10": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "OMP_NUM_THREADS=1 python tools/step_parts.py --size paper --batch_size 8": SUITE
     + "tests/training/test_step_parts.py",
