@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,8 +26,9 @@ from causaldiffae.errors import InputError
 from causaldiffae.files.reading import read_json
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import LoadedModel, describe_checkpoint, load_model, run_cli
+from causaldiffae.training.responses import FILE as RESPONSES
 
-LOG_FILES = ("progress.csv", "config.yaml", "responses.json", FILE)
+LOG_FILES = ("progress.csv", "config.yaml", RESPONSES, FILE)
 
 
 def write_reference(loaded: LoadedModel, folder: Path, data_dir: str) -> None:
@@ -39,22 +39,31 @@ def write_reference(loaded: LoadedModel, folder: Path, data_dir: str) -> None:
     print(f"{folder / FILE}: from {len(data):,} training images of {data_dir}")
 
 
-def average(state: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float, where: str) -> dict[str, Tensor]:
-    """Weights share * state + (1 - share) * other, tensor by tensor; other tensors than floating-point are `state`'s.
+def averaged(loaded: LoadedModel, other: LoadedModel, share: float) -> dict[str, Tensor]:
+    """Weights share * loaded + (1 - share) * other, tensor by tensor; other tensors than floating-point are `loaded`'s.
 
     Raises:
-        InputError: for a share outside [0, 1], or models of different tensors.
+        InputError: for a share outside [0, 1], or models of different data sets, networks or diffusion processes.
     """
     if not 0.0 <= share <= 1.0:
         raise InputError(f"share: expected a number between 0 and 1, got {share:g}")
-    if {name: tensor.shape for name, tensor in state.items()} != {name: each.shape for name, each in other.items()}:
-        raise InputError(f"average: expected a model with the same tensors, got another one in {where}")
-    return {k: torch.lerp(other[k], v, share) if v.is_floating_point() else v for k, v in state.items()}
+    ours, theirs = ((each.spec, each.config.model, each.config.diffusion) for each in (loaded, other))
+    if ours != theirs:
+        raise InputError(
+            f"average: expected a model of the same data set, networks and diffusion, got another one in {other.path}"
+        )
+    state, start = loaded.model.state_dict(), other.model.state_dict()
+    return {k: torch.lerp(start[k], v, share) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", type=Path, required=True, help="run directory or step folder")
+    parser.add_argument(
+        "--model_path",
+        type=Path,
+        required=True,
+        help="run directory or step folder; with --average also a model folder",
+    )
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--data_dir", default="", help="training data, to write the reference of a model without one")
     parser.add_argument(
@@ -72,16 +81,18 @@ def main(argv: list[str]) -> None:
         return
     if loaded.step is None and not args.average:
         raise InputError(f"model_path: expected a run, got {args.model_path}, which is already a model folder")
+    if args.out.resolve() == own.resolve():
+        raise InputError(f"out: expected another folder than that of the model, got {args.out}")
     steps = loaded.step if loaded.step is not None else read_json(own / CONFIG).get("trained_steps")
     description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": steps}
-    state = loaded.model.state_dict()
+    state, logs = loaded.model.state_dict(), LOG_FILES
     if args.average:
-        other = load_model(args.average, ema=args.ema)
-        state = average(state, other.model.state_dict(), args.share, other.path)
+        state = averaged(loaded, load_model(args.average, ema=args.ema), args.share)
         description["averaged_share"] = args.share
+        logs = tuple(name for name in LOG_FILES if name != RESPONSES)  # those of the run are of other weights
     folder = export_weights(args.out, state, description, torch.float16)
     keep_with_model(loaded.codec, folder)
-    for name in LOG_FILES:
+    for name in logs:
         if (own / name).is_file():
             shutil.copyfile(own / name, folder / name)
     if args.data_dir:

@@ -124,6 +124,8 @@ def write_report(path: Path, outcomes: Sequence[Outcome], command: Sequence[str]
     report = {"command": shlex.join(command), "hardware": machine, "checks": checks}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.tmp")  # a kill while writing leaves the former report
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"json: {path}: {error.strerror}") from error

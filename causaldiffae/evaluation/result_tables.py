@@ -255,7 +255,7 @@ def _seeds(figure: Mapping[str, Any] | None, decimals: int, interval: bool = Tru
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def gpu_check_table(results: Results) -> str:
@@ -264,7 +264,7 @@ def gpu_check_table(results: Results) -> str:
     for check in (each for each in results["checks"] if each["verdict"] != "skipped"):
         value, bound = (None if check[key] is None else _short(check[key]) for key in ("value", "bound"))
         measured = check["verdict"] if value is None else f"{value} {check['unit']}".strip()
-        rows.append([check["name"], measured, bound or "", check["note"]])
+        rows.append([check["name"], measured, bound or "", check["note"].replace("|", "\\|")])
     return markdown_table(["check", "value", "bound", ""], rows)
 
 

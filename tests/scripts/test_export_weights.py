@@ -31,19 +31,38 @@ def write_model(folder: Path, value: float, **options: object) -> Path:
 
 
 def test_weights_are_averaged_by_share(tmp_path: Path) -> None:
-    tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 0.0)
+    tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 3.0)
+    (tuned / "responses.json").write_text("{}")
+    (tuned / "progress.csv").write_text("step\n")
     options = ["--model_path", str(tuned), "--average", str(start), "--share", "0.75", "--out", str(tmp_path / "out")]
     assert run(SCRIPT, *options).returncode == 0
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == load_file(tuned / "model.safetensors").keys()
-    assert all((each == 0.75).all() for each in written.values() if each.is_floating_point())
+    assert all((each == 1.5).all() for each in written.values() if each.is_floating_point())
     described = read_json(tmp_path / "out" / "config.json")
+    assert (tmp_path / "out" / "progress.csv").is_file()
+    assert not (tmp_path / "out" / "responses.json").exists(), "measured on other weights"
     assert (described["trained_steps"], described["averaged_share"]) == (7, 0.75)
 
 
-@pytest.mark.parametrize(("share", "options", "word"), [("1.5", {}, "share"), ("0.5", {"num_channels": 64}, "average")])
+@pytest.mark.parametrize(
+    ("share", "options", "word"),
+    [
+        ("1.5", {}, "share"),
+        ("0.5", {"num_channels": 64}, "average"),
+        ("0.5", {"mechanism": "affine"}, "average"),
+    ],
+)
 def test_refusals_write_nothing(tmp_path: Path, share: str, options: dict[str, object], word: str) -> None:
     tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 0.0, **options)
     command = ["--model_path", str(tuned), "--average", str(start), "--share", share, "--out", str(tmp_path / "out")]
     assert_refused(run(SCRIPT, *command), f"{word}: expected")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_itself_is_not_overwritten(tmp_path: Path) -> None:
+    tuned = write_model(tmp_path / "tuned", 1.0)
+    before = (tuned / "model.safetensors").read_bytes()
+    done = run(SCRIPT, "--model_path", tuned, "--average", tuned, "--out", tuned)
+    assert_refused(done, "out: expected another folder than that of the model")
+    assert (tuned / "model.safetensors").read_bytes() == before
