@@ -27,10 +27,8 @@ PARTS = ("forward", "backward", "norm and clipping", "AdamW", "moving average")
 
 def measure(size: str, count: int, steps: int, compiled: bool) -> list[float]:
     """Median seconds of the parts of a step of MorphoMNIST's configuration on `count` images, without the first two."""
-    config, spec = (
-        parse_config([f"--config={REPO}/configs/morphomnist_causaldae_{size}.yaml"]),
-        dataset_spec("morphomnist"),
-    )
+    config = parse_config([f"--config={REPO}/configs/morphomnist_causaldae_{size}.yaml"])
+    spec = dataset_spec("morphomnist")
     model, diffusion = create_model_and_diffusion(config, spec)
     step = model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
     accelerate(model, "cpu", compiled=compiled)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from causaldiffae.errors import InputError, one_line
+from causaldiffae.files.reading import replace_file
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,6 @@ def write_report(path: Path, outcomes: Sequence[Outcome], command: Sequence[str]
     report = {"command": shlex.join(command), "hardware": machine, "checks": checks}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")  # a kill while writing leaves the former report
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_file(path, (json.dumps(report, indent=2) + "\n").encode())  # atomic: a kill leaves the former report
     except OSError as error:
         raise InputError(f"json: {path}: {error.strerror}") from error

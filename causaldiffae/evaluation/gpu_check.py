@@ -59,7 +59,7 @@ class Plan:
         root: the repository, with `weights/`, `assets/` and `configs/`.
         images: images of the comparisons.
         steps: evaluations in each direction of a counterfactual.
-        sizes: configurations whose speed is measured, by name in `configs/`.
+        sizes: sizes of MorphoMNIST's configuration whose speed is measured.
         changes: flags over these configurations.
         compiled: whether to compile.
     """
@@ -68,7 +68,7 @@ class Plan:
     root: Path
     images: int = 64
     steps: int = 25
-    sizes: tuple[str, ...] = ("morphomnist_causaldae_mini", "morphomnist_causaldae_fast", "morphomnist_causaldae_paper")
+    sizes: tuple[str, ...] = ("mini", "fast", "paper")
     changes: tuple[str, ...] = ()
     compiled: bool = True
 
@@ -96,14 +96,14 @@ class GpuChecks:
             Check("peak", self.peak),
         ]
         for name in plan.sizes:
-            found.append(Check(f"training, {short(name)}", lambda name=name: self.training(name)))  # type: ignore[misc]
-            found.append(Check(f"sampling, {short(name)}", lambda name=name: self.sampling(name)))  # type: ignore[misc]
+            found.append(Check(f"training, {name}", lambda name=name: self.training(name)))  # type: ignore[misc]
+            found.append(Check(f"sampling, {name}", lambda name=name: self.sampling(name)))  # type: ignore[misc]
         found.append(Check("few-step student", self.student))
         if plan.compiled:
             found.append(Check("gradient, compiled and eager", self.compiled_gradient))
             modes = COMPILE_MODES if plan.device.type == "cuda" else COMPILE_MODES[:1]
             found += [
-                Check(f"compile mode {mode}, {short(name)}", lambda name=name, mode=mode: self.mode(name, mode))  # type: ignore[misc]
+                Check(f"compile mode {mode}, {name}", lambda name=name, mode=mode: self.mode(name, mode))  # type: ignore[misc]
                 for mode in modes  # autotuning takes longest, and is the last
                 for name in plan.sizes
             ]
@@ -148,9 +148,8 @@ class GpuChecks:
         known = classes.to(device) if loaded.config.model.class_cond else None
         loss, _ = step(images.to(device), labels, known, draws.keep, draws, 1.0)
         loss.backward()
-        loss = loss.detach()
         parameters = [p.grad for p in loaded.model.parameters() if p.grad is not None]
-        return float(loss), torch.cat([grad.detach().cpu().double().flatten() for grad in parameters])
+        return float(loss.detach()), torch.cat([grad.detach().cpu().double().flatten() for grad in parameters])
 
     def counterfactuals(self) -> Iterator[Outcome]:
         """Null intervention and an intervention: images in grey levels, and the measured label."""
@@ -200,7 +199,7 @@ class GpuChecks:
 
     def settings(self, name: str) -> tuple[Config, DatasetSpec]:
         """Configuration and data set of a size."""
-        path = self.plan.root / "configs" / f"{name}.yaml"
+        path = self.plan.root / "configs" / f"morphomnist_causaldae_{name}.yaml"
         config = parse_config([f"--config={path}", *self.plan.changes])
         return config, dataset_spec(
             config.train.dataset, config.train.image_size or None, config.train.channels or None
@@ -211,7 +210,7 @@ class GpuChecks:
         config, spec = self.settings(name)
         found = estimate(config, spec, self.plan.device)
         costs = training_costs(config, spec, self.plan.device, activation_dtype("auto", self.plan.device))
-        title, batch = f"training, {short(name)}", f"batches of {found.trial_images}, eager"
+        title, batch = f"training, {name}", f"batches of {found.trial_images}, eager"
         yield Outcome(title, found.images_per_second, "images/s", None, batch)
         if self._peak:
             used = costs.gflop * 1e9 * found.images_per_second / self._peak
@@ -223,10 +222,7 @@ class GpuChecks:
         config, spec = self.settings(name)
         model, _ = create_model_and_diffusion(config, spec)
         model.to(self.plan.device).eval()
-        dtype, title = (
-            activation_dtype("auto", self.plan.device),
-            f"sampling, {short(name)}{f', {mode}' if mode else ''}",
-        )
+        dtype, title = activation_dtype("auto", self.plan.device), f"sampling, {name}{f', {mode}' if mode else ''}"
         if mode:
             compile_with(model, mode)
         solver = create_solver(config.diffusion, steps=self.plan.steps)
@@ -252,7 +248,7 @@ class GpuChecks:
         compile_with(model, mode)
         compiled = trial.run(dtype, 3)
         note = f"{eager:.3g} s eager, {compiled:.3g} s compiled, ready after {time.perf_counter() - start:.0f} s"
-        yield Outcome(f"training step, {mode}, {short(name)}", compiled / eager, "of the eager time", None, note)
+        yield Outcome(f"training step, {mode}, {name}", compiled / eager, "of the eager time", None, note)
         network = score_network(model)
         if network is not None:
             undo_compile(network)
@@ -299,11 +295,6 @@ def exact() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def short(name: str) -> str:
-    """The size that a configuration is for, such as "mini" of "morphomnist_causaldae_mini"."""
-    return name.rpartition("_")[2]
 
 
 def relative(a: Tensor, b: Tensor) -> float:
