@@ -70,7 +70,7 @@ class PredictorTraining:
     lr: float = flag(2e-3, "peak learning rate of the one-cycle policy")
     noise: float = flag(6.0, "maximum standard deviation of the noise added to training images, in grey levels")
     base_images: int = flag(6000, "training images from which interventional images are generated; 0 for all")
-    repeats: int = flag(3, "interventional images per training image")
+    repeats: int = flag(3, "interventional images per training image; 0 trains on observational images only")
     cache_dir: str = flag("", "cache folder of the interventional images; default: data_dir")
     vae_steps: int = flag(1500, "training steps of the VAE")
     workers: int = flag(1, "processes that generate interventional images")
@@ -81,7 +81,7 @@ class PredictorTraining:
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
-        check_least(self, steps=1, batch_size=2, repeats=1, base_images=0, vae_steps=0)
+        check_least(self, steps=1, batch_size=2, repeats=0, base_images=0, vae_steps=0)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def prepare(config: PredictorTraining, dataset: str, progress: bool = True) -> P
         parts = [(bases, config.repeats, 1, True), (few, 1, 2, False), (test, 1, 3, False)]
         drawn = [
             cached_interventional(part, folder, repeats, config.seed + stream, bend, config.workers, progress)
+            if config.repeats or part is test
+            else None
             for part, repeats, stream, bend in parts
         ]
     return PredictorData(train, validation, test, *drawn)

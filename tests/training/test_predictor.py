@@ -69,6 +69,17 @@ def test_a_short_training_lowers_the_loss_without_test_images(digits: Path, tmp_
     assert figures is not None and set(figures) == {"images", "thickness", "intensity", "class_accuracy"}
 
 
+def test_without_repeats_only_observational_images_are_trained_on(digits: Path, tmp_path: Path) -> None:
+    config = training.PredictorTraining(
+        str(digits), str(tmp_path / "predictor"), steps=2, batch_size=16, repeats=0, cache_dir=str(tmp_path)
+    )
+    prepared = training.prepare(config, "morphomnist", progress=False)
+    assert prepared.interventional_train is None and prepared.interventional_validation is None
+    assert prepared.interventional_test is not None  # its errors are still reported
+    trained, best = training.train_predictor(config, prepared)
+    assert best == pytest.approx(training.validation_loss(trained, prepared))
+
+
 def test_missing_labels_are_left_out_by_variable(tmp_path: Path) -> None:
     rows = [{**row, "hat": "" if i % 3 else row["hat"], "age": "" if i % 2 else row["age"]}
             for i, row in enumerate(table_rows(60))]  # fmt: skip
