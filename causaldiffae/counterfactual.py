@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.guidance import Guidance, effect_model_output, explained_pixels, guided_model_output, thresholded
-from causaldiffae.nn import TensorFields, in_low_precision
-from causaldiffae.scm import Do
+from causaldiffae.nn import DiffusionModel, DirectModel, ImageCodec, TensorFields, in_low_precision
+from causaldiffae.predictors.correction import LabelCorrection
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
 
 
@@ -35,52 +35,6 @@ class AbductionKind(Enum):
     DDIM = "ddim"
     NOISE = "noise"
     NONE = "none"
-
-
-class CausalModel(Protocol):
-    """The causal part of a generative model.
-
-    Attributes:
-        needs_labels: whether `abduct` requires the normalised labels (B, n) of the images.
-        discrete: whether some variables are discrete; `abduct` then draws their noise from its posterior, and
-            `read_labels` returns labels of categories.
-        unconditional_abduction: whether x_T is encoded without the latents, which then only guide decoding (Diff-SCM).
-    """
-
-    needs_labels: bool
-    unconditional_abduction: bool
-
-    @property
-    def class_cond(self) -> bool: ...
-    @property
-    def discrete(self) -> bool: ...
-    def abduct(
-        self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor: ...
-    def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor: ...
-    def read_labels(self, z: Tensor) -> Tensor: ...
-
-
-class DiffusionModel(CausalModel, Protocol):
-    """Generates images by diffusion; x_T encodes what the latents do not determine."""
-
-    def model_outputs(
-        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
-    ) -> list[Tensor]: ...
-
-
-@runtime_checkable
-class DirectModel(CausalModel, Protocol):
-    """Generates images from the latents alone, in one forward pass."""
-
-    def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor: ...
-
-
-class ImageCodec(Protocol):
-    """Encodes images into the latent space of the network and decodes them (`published/autoencoder.py`)."""
-
-    def encode(self, images: Tensor) -> Tensor: ...
-    def decode(self, codes: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,14 +64,6 @@ class Abduction(TensorFields):
         """The encoded noise."""
         return None if self.state is None else self.state.x_T
 
-    def repeated(self, count: int) -> Abduction:
-        """Repeats the batch `count` times, once per intervention: all images of the first, then of the second."""
-        if count == 1:
-            return self
-        state = None if self.state is None else self.state.repeated(count)
-        classes = None if self.classes is None else self.classes.repeat(count)
-        return Abduction(self.u.repeat(count, 1, 1), self.z.repeat(count, 1, 1), state, classes)
-
 
 @dataclass(frozen=True, repr=False)
 class Counterfactual(TensorFields):
@@ -140,14 +86,20 @@ class _Settings(NamedTuple):
     intervenes: bool
     guidance: Guidance
     causes: tuple[bool, ...] = ()
+    sets_class: bool = False
 
 
-class _Target(NamedTuple):
-    """Causal variables (B, n, d) and classes (B,) of one intervention, and how it is decoded."""
+@dataclass(frozen=True, repr=False)
+class _Target(TensorFields):
+    """Causal variables (B, n, d) and classes (B,) of one intervention, how it is decoded, and the pixels that it keeps.
+
+    `kept` is a mask (B, 1, H, W), None if the intervention may change every pixel.
+    """
 
     z: Tensor
     classes: Tensor | None
     settings: _Settings
+    kept: Tensor | None = None
 
 
 class CounterfactualEngine:
@@ -175,6 +127,8 @@ class CounterfactualEngine:
         keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
             see `guidance.explained_pixels`; for effects that their causes determine. Their weight is
             `guidance.EFFECT_WEIGHT`, not that of `guidance`. Not where the class is set.
+        correction: draws images again whose labels, as read by a predictor, are not those that the structural model
+            predicts, see `predictors/correction.py`; None for no correction.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
             input); a batch of images is never split.
     """
@@ -197,6 +151,7 @@ class CounterfactualEngine:
         pixels: int = 2**16,
         use_labels: bool = False,
         keep_causes: bool = False,
+        correction: LabelCorrection | None = None,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
@@ -211,7 +166,7 @@ class CounterfactualEngine:
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
         self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, keep_causes
-        self.codec_residual = codec_residual and codec is not None
+        self.codec_residual, self.correction = codec_residual and codec is not None, correction
         if keep_causes and getattr(model, "null_blocks", None) is None:
             raise InputError("keep_causes: expected a model with null vectors of single variables, got one without")
         if use_labels and not (model.needs_labels or hasattr(model, "abduct_given")):
@@ -269,7 +224,9 @@ class CounterfactualEngine:
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
         if not self.residual:
             return abducted
-        return replace(abducted, residual=x_start - self._decode(z, abducted, _Settings(False, self._inverting)))
+        return replace(
+            abducted, residual=x_start - self._decode(z, classes, abducted, _Settings(False, self._inverting))
+        )
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor) -> Tensor:
@@ -309,28 +266,61 @@ class CounterfactualEngine:
                 class, which is no variable of the graph, replaces the factual one that x_T was encoded under.
             guidances: one per intervention; by default the guidance of the engine.
         """
-        count, device, targets = len(abducted.u), abducted.u.device, []
-        for do, guidance in zip(interventions, guidances or [self.guidance] * len(interventions), strict=True):
-            z = self.model.predict(abducted.u, self.act(do, count), self.most_probable) if do else abducted.z
-            chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
-            keeps = self.keep_causes and self.spec.class_name not in do  # another class changes every pixel
-            dropped = self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else frozenset()
-            causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
-            settings = _Settings(bool(do), guidance if do else self._inverting, causes)
-            targets.append(_Target(z, abducted.classes if chosen is None else chosen.to(device), settings))
-        dropped_sets = {target.settings.causes for target in targets} - {()}
-        kept = {causes: self._explained(abducted, causes) for causes in dropped_sets}
+        targets = [
+            self._target(abducted, do, guidance)
+            for do, guidance in zip(interventions, guidances or [self.guidance] * len(interventions), strict=True)
+        ]
+        images = self._images(targets, abducted)
+        if self.correction is not None:
+            images = [self._corrected(*each, abducted) for each in zip(targets, images, strict=True)]
+        return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
+
+    def _target(self, abducted: Abduction, do: Mapping[str, Any], guidance: Guidance) -> _Target:
+        """The causal variables under an intervention, and how it is decoded."""
+        if not do:
+            return _Target(abducted.z, abducted.classes, _Settings(False, self._inverting))
+        count, keeps = (
+            len(abducted.u),
+            self.keep_causes and self.spec.class_name not in do,
+        )  # a class changes all pixels
+        z = self.model.predict(abducted.u, self.act(do, count), self.most_probable)
+        chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
+        classes = abducted.classes if chosen is None else chosen.to(z.device)
+        dropped = self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else frozenset()
+        if not dropped:
+            return _Target(z, classes, _Settings(True, guidance, sets_class=chosen is not None))
+        causes = tuple(name in dropped for name in self.spec.graph.names)
+        shown = (self.solver.diffusion.noise_schedule, cast(Tensor, abducted.x_start), abducted.z, causes)
+        kept = explained_pixels(cast(Any, self.model), *shown, abducted.classes)
+        return _Target(z, classes, _Settings(True, guidance, causes), kept)
+
+    def _images(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
+        """The images (B, C, H, W) of every target, in [-1, 1] or NaN."""
         results = []
-        for (z, _, settings), decoded in zip(targets, self._decode_all(targets, abducted), strict=True):
+        for target, decoded in zip(targets, self._decode_all(targets, abducted), strict=True):
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
-            if settings.causes:
-                decoded = torch.where(kept[settings.causes], cast(Tensor, abducted.x_start), decoded)
+            if target.kept is not None:
+                decoded = torch.where(target.kept, cast(Tensor, abducted.x_start), decoded)
             images = self._from_network(decoded.float(), abducted.codec_residual)
             # NaN stays NaN under clamp; infinity must not become white.
-            images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
-            results.append(Counterfactual(images, self.read_labels(z), z))
+            results.append(torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan))
         return results
+
+    def _corrected(self, target: _Target, images: Tensor, abducted: Abduction) -> Tensor:
+        """The images of an intervention, some of them drawn again with other latents; see `LabelCorrection`."""
+        if self.correction is None or abducted.x_start is None or not target.settings.intervenes:
+            return images
+        changed = (target.z != abducted.z).any(dim=2)
+        factual = self._from_network(abducted.x_start, abducted.codec_residual)
+
+        def redraw(rows: Tensor, change: Tensor) -> Tensor:
+            chosen = target.select(rows)
+            shift = self.spec.normalise(change) - self.spec.normalise(torch.zeros_like(change))
+            return self._images([replace(chosen, z=chosen.z + shift[:, :, None])], abducted.select(rows))[0]
+
+        wanted = (self.read_labels(target.z), changed, target.classes, target.settings.sets_class)
+        return self.correction.apply(images, factual, *wanted, redraw)
 
     def _encode(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
@@ -360,33 +350,30 @@ class CounterfactualEngine:
         for settings, group in groupby(targets, key=lambda target: target.settings):
             alike = list(group)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
-                repeated = abducted.repeated(len(batch))
-                if batch[0].classes is not None:
-                    classes = [cast(Tensor, each.classes) for each in batch]
-                    repeated = replace(repeated, classes=torch.cat(classes) if len(batch) > 1 else classes[0])
-                images = self._decode(torch.cat([each.z for each in batch]), repeated, settings)
+                if len(batch) == 1:
+                    decoded.append(self._decode(batch[0].z, batch[0].classes, abducted, settings))
+                    continue
+                rows = torch.arange(len(abducted.u), device=abducted.u.device).repeat(len(batch))
+                classes = [each.classes for each in batch if each.classes is not None]
+                z, repeated = torch.cat([each.z for each in batch]), abducted.select(rows)
+                images = self._decode(z, torch.cat(classes) if classes else None, repeated, settings)
                 decoded += images.chunk(len(batch))
         return decoded
 
-    def _decode(self, z: Tensor, abducted: Abduction, settings: _Settings) -> Tensor:
+    def _decode(self, z: Tensor, classes: Tensor | None, abducted: Abduction, settings: _Settings) -> Tensor:
         if isinstance(self.model, DirectModel):
-            return self.model.decode(z, abducted.classes)
+            return self.model.decode(z, classes)
         assert abducted.state is not None
-        process, classes, causes = self.solver.diffusion, abducted.classes, settings.causes
+        process, causes = self.solver.diffusion, settings.causes
         if causes:
-            output = effect_model_output(cast(Any, self.model), z, torch.tensor(causes, device=z.device), classes)
+            output = effect_model_output(cast(Any, self.model), z, causes, classes)
         else:
-            output = guided_model_output(self.model, z, classes, settings.guidance, abducted.z, process.max_timestep)
+            factual = (abducted.z, process.max_timestep, abducted.classes)
+            output = guided_model_output(self.model, z, classes, settings.guidance, *factual)
         model = in_low_precision(output, self.autocast)
         if self.rescale_quantile and settings.intervenes and not causes:
             model = thresholded(model, process.noise_schedule, self.rescale_quantile)
         return self.solver.decode(model, abducted.state)
-
-    def _explained(self, abducted: Abduction, causes: tuple[bool, ...]) -> Tensor:
-        """Mask (B, 1, H, W) of the pixels that an intervention on effects of `causes` keeps."""
-        model, schedule = cast(Any, self.model), self.solver.diffusion.noise_schedule
-        x_start, mask = cast(Tensor, abducted.x_start), torch.tensor(causes, device=abducted.z.device)
-        return explained_pixels(model, schedule, x_start, abducted.z, mask, abducted.classes)
 
     def _to_network(self, images: Tensor) -> Tensor:
         low, high = self.pixel_range

@@ -12,6 +12,8 @@ give exactly out(z)) is used for models trained with dropped blocks (`block_null
 others: w_affected scales the change from the factual (0) to the counterfactual image (1) and beyond, and w_invariant
 also weights the *factual* values of affected blocks. If all blocks are affected, w_invariant is ignored.
 
+A class that is set is weighted by `w_class` in the change form, out(c) + (w_class - 1) [out(c) - out(c_factual)].
+
 An intervention on effects whose causes determine them is decoded without the blocks of the causes, and keeps the pixels
 that these explain (`effect_model_output`, `explained_pixels`).
 
@@ -24,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -47,6 +49,11 @@ class ConditionalModel(Protocol):
         ...
 
 
+CLASS_WEIGHT: Final = 1.5
+"""Weight of a class that is set: with 1, noise that was encoded under another class keeps parts of its shape."""
+CLASS_WEIGHT_HELP: Final = "guidance weight of a class that is set; 1 for no guidance"
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Guidance weights.
@@ -55,6 +62,7 @@ class Guidance:
         w: weight of all variables; 1 is no guidance, 0 ignores the latents. For Diff-SCM the scale s: 0 is no guidance.
         w_affected: weight of the intervened variables and their descendants; None for `w`.
         w_invariant: weight of all other variables; None for `w`.
+        w_class: weight of the change from the factual class to the one that is set; 1 is no guidance.
         low, high: guidance is applied where t / T is in [low, high].
     """
 
@@ -63,9 +71,10 @@ class Guidance:
     w_invariant: float | None = None
     low: float = 0.0
     high: float = 1.0
+    w_class: float = CLASS_WEIGHT
 
     def __post_init__(self) -> None:
-        for name in ("w", "w_affected", "w_invariant"):
+        for name in ("w", "w_affected", "w_invariant", "w_class"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(f"{name}: expected a finite number, got {value}")
@@ -93,6 +102,7 @@ def guided_model_output(
     guidance: Guidance | None = None,
     z_factual: Tensor | None = None,
     max_timestep: float = 1000.0,
+    classes_factual: Tensor | None = None,
 ) -> ModelFn:
     """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
@@ -103,8 +113,13 @@ def guided_model_output(
         z: (B, n, d) latents, None for the null token.
         z_factual: (B, n, d) latents before the intervention, by default z. Blocks that differ are affected.
         max_timestep: T in the time units of the network.
+        classes_factual: (B,) classes before the intervention, by default `classes`.
     """
     guidance = guidance or Guidance()
+    if guidance.w_class != 1.0 and _differ(classes, classes_factual):
+        shared = (guidance, z_factual, max_timestep)
+        before = guided_model_output(model, z, classes_factual, *shared)
+        return _extrapolated(guided_model_output(model, z, classes, *shared), before, guidance, max_timestep)
     everywhere = guidance.low == 0.0 and guidance.high == 1.0
     terms = _terms(model, z, guidance, z_factual)
     # The unguided output, of the first or the last condition, is required outside the interval.
@@ -124,6 +139,23 @@ def guided_model_output(
         level = t.to(mixed.dtype) / max_timestep
         inside = (level >= guidance.low) & (level <= guidance.high)
         return torch.where(inside.reshape(-1, *[1] * (x_t.dim() - 1)), mixed, outputs[-1 if unguided else 0])
+
+    return guided
+
+
+def _differ(classes: Tensor | None, classes_factual: Tensor | None) -> bool:
+    return classes is not None and classes_factual is not None and not torch.equal(classes, classes_factual)
+
+
+def _extrapolated(counterfactual: ModelFn, factual: ModelFn, guidance: Guidance, max_timestep: float) -> ModelFn:
+    """Weights the change of the class by `w_class`, in the interval of the guidance."""
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        output = counterfactual(x_t, t)
+        level = t.reshape(-1, *[1] * (x_t.dim() - 1)) / max_timestep
+        inside = (level >= guidance.low) & (level <= guidance.high)
+        change = output.float() - factual(x_t, t).float()
+        return output + torch.where(inside, (guidance.w_class - 1.0) * change, 0.0).to(output.dtype)
 
     return guided
 
@@ -188,7 +220,7 @@ class BlockModel(ConditionalModel, Protocol):
 
 
 def effect_model_output(
-    model: BlockModel, z: Tensor, causes: Tensor, classes: Tensor | None = None, weight: float = EFFECT_WEIGHT
+    model: BlockModel, z: Tensor, causes: Sequence[bool], classes: Tensor | None = None, weight: float = EFFECT_WEIGHT
 ) -> ModelFn:
     """The guided output for an intervention on effects of `causes`, whose blocks are dropped; (x_t, t) -> model output.
 
@@ -197,9 +229,10 @@ def effect_model_output(
 
     Args:
         z: (B, n, d) latents after the intervention.
-        causes: (n,) bool, the ancestors of the intervened variables.
+        causes: n values, whether a variable is an ancestor of the intervened ones.
     """
-    conditions = [model.drop_blocks(z, ~causes), model.drop_blocks(z, torch.zeros_like(causes))]
+    kept = ~torch.tensor(causes, device=z.device)
+    conditions = [model.drop_blocks(z, kept), model.drop_blocks(z, torch.zeros_like(kept))]
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
         output, null = (each.float() for each in model.model_outputs(x_t, t, conditions, classes))
@@ -213,7 +246,7 @@ def explained_pixels(
     schedule: NoiseSchedule,
     x_start: Tensor,
     z: Tensor,
-    causes: Tensor,
+    causes: Sequence[bool],
     classes: Tensor | None = None,
 ) -> Tensor:
     """Pixels of factual images that one of the causes explains alone, (B, 1, H, W) bool.
@@ -225,11 +258,11 @@ def explained_pixels(
     Args:
         x_start: (B, C, H, W) factual images.
         z: (B, n, d) factual latents.
-        causes: (n,) bool.
+        causes: n values, as in `effect_model_output`.
     """
     device, channels = x_start.device, x_start.shape[1]
-    alone = [torch.arange(len(causes), device=device) == i for i in torch.nonzero(causes).flatten()]
-    none = torch.zeros_like(causes)
+    alone = [torch.arange(len(causes), device=device) == i for i, is_cause in enumerate(causes) if is_cause]
+    none = torch.zeros(len(causes), dtype=torch.bool, device=device)
     conditions = [z, *(model.drop_blocks(z, keep) for keep in (none, *alone))]
     generator, differences = torch.Generator().manual_seed(0), []
     for fraction in _LEVELS * _DRAWS:

@@ -1,4 +1,4 @@
-"""Layers and functions shared by the networks.
+"""Layers and functions shared by the networks, and the interfaces of generative models.
 
 Names and shapes follow guided-diffusion (Dhariwal and Nichol, 2021, arXiv 2105.05233), so that its public checkpoints
 load: group normalisation in 32 groups computed in float32, sinusoidal time embeddings with the cosines first, and
@@ -8,9 +8,10 @@ zero-initialised layers, so that residual blocks start as the identity.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from causaldiffae.errors import InputError
 NUM_GROUPS = 32
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+FieldsT = TypeVar("FieldsT", bound="TensorFields")
 
 ModelFn = Callable[..., Tensor]
 """A network with bound conditions: model(x_t, t) returns the model output (B, C, H, W), which is eps, x_0 or v."""
@@ -38,8 +40,65 @@ def table_on(device: torch.device, table: np.ndarray | Tensor) -> Tensor:
     return values.to(float_for_tables(device) if values.is_floating_point() else values.dtype).to(device)
 
 
+class CausalModel(Protocol):
+    """The causal part of a generative model.
+
+    Attributes:
+        needs_labels: whether `abduct` requires the normalised labels (B, n) of the images.
+        discrete: whether some variables are discrete; `abduct` then draws their noise from its posterior, and
+            `read_labels` returns labels of categories.
+        unconditional_abduction: whether x_T is encoded without the latents, which then only guide decoding (Diff-SCM).
+    """
+
+    needs_labels: bool
+    unconditional_abduction: bool
+
+    @property
+    def class_cond(self) -> bool: ...
+    @property
+    def discrete(self) -> bool: ...
+    def abduct(
+        self, x_start: Tensor, labels: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor: ...
+    def predict(
+        self, u: Tensor, do: Mapping[str, Tensor | float] | None = None, most_probable: bool = False
+    ) -> Tensor: ...
+    def read_labels(self, z: Tensor) -> Tensor: ...
+
+
+class DiffusionModel(CausalModel, Protocol):
+    """Generates images by diffusion; x_T encodes what the latents do not determine."""
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]: ...
+
+
+@runtime_checkable
+class DirectModel(CausalModel, Protocol):
+    """Generates images from the latents alone, in one forward pass."""
+
+    def decode(self, z: Tensor, classes: Tensor | None = None) -> Tensor: ...
+
+
+class ImageCodec(Protocol):
+    """Encodes images into the latent space of the network and decodes them (`published/autoencoder.py`)."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
 class TensorFields:
-    """Mixin of dataclasses of tensors whose `repr` has shapes instead of values."""
+    """Mixin of dataclasses of tensors of a batch; `repr` has their shapes instead of values."""
+
+    def select(self: FieldsT, rows: Tensor) -> FieldsT:
+        """Returns the given images of the batch; `rows` are indices, which may repeat, or a mask (B,)."""
+        chosen = {
+            name: value.select(rows) if isinstance(value, TensorFields) else value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | TensorFields)
+        }
+        return replace(self, **chosen)  # type: ignore[type-var]
 
     def __repr__(self) -> str:
         fields = vars(self).items()

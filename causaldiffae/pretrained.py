@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causaldiffae.checkpoints import model_folders as folders
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, write_card
-from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER as NOISED_PREDICTOR
-from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER, copy_beside, find_model, push_folder
-from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine, DirectModel
+from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.image_input import Images, as_model_images
 from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
 from causaldiffae.datasets.reference import FILE as REFERENCE
@@ -45,7 +44,8 @@ from causaldiffae.evaluation.sampling import check_samples, draw_from_prior, spr
 from causaldiffae.files.reading import read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
-from causaldiffae.nn import count_parameters
+from causaldiffae.nn import DirectModel, count_parameters
+from causaldiffae.predictors.correction import ROUNDS, find_correction
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
@@ -53,9 +53,7 @@ from causaldiffae.solvers import SolverState
 from causaldiffae.training import responses
 
 _BATCH: Final = 64
-_PATHS_IN_CONFIG: Final = (
-    *("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor", "vae_path"),
-)
+_PATHS: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor", "vae_path")
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 
@@ -75,9 +73,10 @@ class CounterfactualModel:
         steps: network evaluations in each direction.
         solver: "exact_ddim", "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
+        corrections: largest number of label corrections, see `LoadedModel.engine`; 0 for none.
 
     Attributes:
-        reference: the sample of the training data that images and labels are compared with; None if there is none.
+        reference: sample of the training data, with which images and labels are compared; None if there is none.
 
     Raises:
         InputError: for a model of another type than the class, an unknown solver or a bad number of steps.
@@ -86,14 +85,18 @@ class CounterfactualModel:
     model_type: ClassVar[str | None] = None
 
     def __init__(
-        self, loaded: LoadedModel, steps: int = STEPS, solver: str = SOLVER, predictor: str | Path | None = None
+        self,
+        loaded: LoadedModel,
+        steps: int = STEPS,
+        solver: str = SOLVER,
+        predictor: str | Path | None = None,
+        corrections: int = ROUNDS,
     ) -> None:
         found = loaded.config.model.model_type
         if self.model_type is not None and found != self.model_type:
             name = type(self).__name__
-            raise InputError(f"{loaded.path}: expected a {self.model_type!r} model for {name}, got a {found!r} model; "
-                             "CounterfactualModel opens every type")  # fmt: skip
-        self.loaded, self._steps, self._solver = loaded, steps, solver
+            raise InputError(f"{loaded.path}: expected a {self.model_type!r} model for {name}, got a {found!r} model")
+        self.loaded, self._steps, self._solver, self._corrections = loaded, steps, solver, corrections
         self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
@@ -106,6 +109,7 @@ class CounterfactualModel:
         device: torch.device | str = "auto",
         steps: int = STEPS,
         solver: str = SOLVER,
+        corrections: int = ROUNDS,
     ) -> ModelT:
         """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
@@ -116,9 +120,9 @@ class CounterfactualModel:
             InputError: if there is no such model (the message lists the shipped ones), or it is of another type.
             DataError: if a file is damaged, or the Hub cannot provide it.
         """
-        path = find_model(name, revision)
-        own = path / PREDICTOR_FOLDER
-        return cls(load_model(str(path), device), steps, solver, own if (own / CONFIG).is_file() else None)
+        path = folders.find_model(name, revision)
+        own = path / folders.PREDICTOR_FOLDER if (path / folders.PREDICTOR_FOLDER / CONFIG).is_file() else None
+        return cls(load_model(str(path), device), steps, solver, own, corrections)
 
     @property
     def graph(self) -> CausalGraph:
@@ -142,13 +146,13 @@ class CounterfactualModel:
 
     def __repr__(self) -> str:
         edges = ", ".join(f"{cause} -> {effect}" for cause, effect in self.graph.edges) or "no edges"
-        size = f"{self.spec.channels}x{self.spec.image_size}x{self.spec.image_size}"
+        size = "x".join(map(str, (self.spec.channels, self.spec.image_size, self.spec.image_size)))
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
     def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
         """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
         options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable}
-        return self.loaded.engine(self._steps, self._solver, **options)
+        return self.loaded.engine(self._steps, self._solver, corrections=self._corrections, **options)
 
     def examples(self, count: int = 8) -> ImageData:
         """Test images of the model's data set, with their labels and, where it is known, their truth."""
@@ -306,18 +310,20 @@ class CounterfactualModel:
         source = Path(self.loaded.path)
         steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
         described = describe_checkpoint(self.loaded.config, self.spec, self.loaded.codec)
-        train = described["config"]["train"] | dict.fromkeys(_PATHS_IN_CONFIG, "")
+        train = described["config"]["train"] | dict.fromkeys(_PATHS, "")
         described["config"] = {**described["config"], "train": train}
         described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
         keep_with_model(self.loaded.codec, target)
         for log in ("progress.csv", responses.FILE, REFERENCE):
-            copy_beside(source, Path(log), target)
+            folders.copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
-            save_predictor(target / PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
-        if getattr(self.network, "predictor", None) is not None:
-            for file in (CONFIG, MODEL):
-                copy_beside(source, Path(NOISED_PREDICTOR, file), target)
+            save_predictor(target / folders.PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
+        for file in (CONFIG, MODEL):
+            if corrects := find_correction(self.spec, self.loaded.path):
+                folders.copy_beside(Path(corrects), Path(file), target / folders.CORRECTION_FOLDER)
+            if getattr(self.network, "predictor", None) is not None:
+                folders.copy_beside(source, Path(folders.NOISED_PREDICTOR_FOLDER, file), target)
         trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
         write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)
         return target
@@ -345,7 +351,7 @@ class CounterfactualModel:
         """
         with tempfile.TemporaryDirectory(prefix="causaldiffae-") as temporary:
             folder = self.save_pretrained(Path(temporary, "model"), dtype=dtype, metrics=metrics, name=name)
-            return push_folder(folder, name, private=private, token=token, message=message)
+            return folders.push_folder(folder, name, private=private, token=token, message=message)
 
     # ------------------------------------------------------------------ inputs and results
 

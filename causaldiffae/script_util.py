@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -25,12 +24,10 @@ from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.registry import DATASETS, dataset_spec, find_dataset
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
 from causaldiffae.files.storage import follow_links, is_remote
-from causaldiffae.files.weights import Weights
 from causaldiffae.files.yaml import check_config_file, config_files
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
@@ -42,6 +39,7 @@ from causaldiffae.gaussian_diffusion import (
 )
 from causaldiffae.guidance import Guidance
 from causaldiffae.model import CausalDiffAE, TrainingStep
+from causaldiffae.predictors.correction import ROUNDS, find_correction, load_correction
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
@@ -281,7 +279,14 @@ class LoadedModel:
         return create_gaussian_diffusion(self.config.diffusion, timestep_respacing)
 
     def engine(
-        self, steps: int = STEPS, solver: str = SOLVER, grid: str = "", timestep_respacing: str = "", **options: Any
+        self,
+        steps: int = STEPS,
+        solver: str = SOLVER,
+        grid: str = "",
+        timestep_respacing: str = "",
+        corrections: int = ROUNDS,
+        correction_predictor: str = "",
+        **options: Any,
     ) -> CounterfactualEngine:
         """Creates a counterfactual engine.
 
@@ -290,12 +295,21 @@ class LoadedModel:
             solver: see `config.SOLVER_HELP`.
             grid: spacing of the noise levels; default: that of the solver.
             timestep_respacing: timesteps of the published DDIM loops; overrides `solver`.
+            corrections: largest number of label corrections (`predictors/correction.py`); 0 for none.
+            correction_predictor: folder of the predictor that reads labels for them, or "none"; default: see
+                `find_correction`. Without one, and for a model whose latents are not aligned with the labels, nothing
+                is corrected.
             options: keyword arguments of `CounterfactualEngine`.
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         if self.config.diffusion.few_steps and options.get("guidance", Guidance()) != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
+        aligned = getattr(self.model, "probe", None) is None
+        found = find_correction(self.spec, self.path, correction_predictor) if corrections and aligned else ""
+        device = next(self.model.parameters()).device
+        correction = load_correction(found, self.spec, corrections, device) if found else None
         options = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True} | options
+        options.setdefault("correction", correction)
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 
@@ -333,7 +347,8 @@ def load_model(
     if Path(path).name == MODEL and Path(path).with_name(CONFIG).is_file():
         path = str(Path(path).parent)
     if Path(path).is_file():
-        return _load_published(path, device, dataset)
+        published = reference.open_weights(path, dataset)
+        return LoadedModel(published[0].to(device).eval(), *published[1:], None, path, pixel_range=(0.0, 1.0))
     checkpoint = load_checkpoint(path)
     model_type = checkpoint.config.get("model_type")
     if model_type not in (*MODELS, "causaldiffae"):  # the name of causaldae in early checkpoints
@@ -363,38 +378,3 @@ def load_model(
             f"predictor_path: expected none for a model of type {config.model.model_type}, got {predictor}"
         )
     return LoadedModel(model, config, spec, checkpoint.step, str(checkpoint.path), codec=codec)
-
-
-def _load_published(path: str, device: torch.device | str, dataset: str) -> LoadedModel:
-    """Loads a published CausalDiffAE state dict: images in 0..1, raw labels, eps-prediction, linear schedule."""
-    weights = Weights(path)
-    if weights.has(("unet.input_blocks.0.0.weight", "encoder.fc_mu.weight")):
-        raise DataError(f"{path}: expected {CONFIG} beside the weights of a model of this package; open its folder")
-    state = weights.state(reference.KEYS, "the published CausalDiffAE network, or a run directory or model folder")
-    variables, weight = reference.count_variables(state), state.get("input_blocks.0.0.weight")
-    channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
-    matching = [
-        name
-        for name, entry in DATASETS.items()
-        if channels is not None and entry.published_channels == channels and len(dataset_spec(name).graph) == variables
-    ]
-    if not dataset and not matching:
-        raise InputError(
-            f"{path}: expected the network of a published data set, got {variables} mechanisms and {channels} "
-            "channels; set --dataset"
-        )
-    name = dataset or matching[0]
-    try:
-        spec = dataset_spec(name)
-        model = reference.load_model(state, spec.graph)
-    except InputError as error:
-        raise type(error)(f"{path}: {error}") from error
-    unet, n = model.unet, len(spec.graph)
-    config = Config(
-        model=ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape)),
-        diffusion=DiffusionConfig(
-            diffusion_steps=find_dataset(name).published_steps, learn_sigma=unet.out_channels == 2 * unet.in_channels
-        ),
-    )
-    raw = replace(spec, image_size=unet.image_size, channels=unet.in_channels, shift=(0.0,) * n, scale=(1.0,) * n)
-    return LoadedModel(model.to(device).eval(), config, raw, None, path, pixel_range=(0.0, 1.0))

@@ -19,10 +19,10 @@ x += a (image - x_0), using the evaluation made there. Decoding then predicts th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -148,12 +148,6 @@ class SolverState(TensorFields):
     x_before: Tensor | None = None
     stop: float = 1.0
     corrections: Tensor | None = None
-
-    def repeated(self, count: int) -> SolverState:
-        """Repeats the batch `count` times."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        repeated: dict[str, Any] = {name: torch.cat([value] * count) for name, value in tensors.items()}
-        return replace(self, **repeated)
 
 
 class DdimLoops:

@@ -28,15 +28,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from causaldiffae import dist_util
-from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import peers, questions
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
-from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
+from causaldiffae.evaluation.run import Job, evaluate, find_models, make_engine, read_results, settings_from
 from causaldiffae.evaluation.tables import tables
-from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.model import CausalAutoencoder
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
@@ -127,15 +125,7 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
     for use_labels in (True, False):
         if not (use_labels or isinstance(loaded.model, CausalAutoencoder)):
             continue  # without an encoder, the labels are always given
-        engine = loaded.engine(
-            settings.steps,
-            settings.solver,
-            settings.grid,
-            abduction=AbductionKind(settings.abduction),
-            stop=settings.stop,
-            guidance=Guidance(settings.w),
-            use_labels=use_labels,
-        )
+        engine = make_engine(loaded, settings, use_labels=use_labels)
         name = "true labels" if use_labels else "the image"
         with progress_bar(total=len(data), desc=f"from {name}", unit="image") as bar:
             found[name] = peers.evaluate_peers(

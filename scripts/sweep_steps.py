@@ -34,13 +34,19 @@ from causaldiffae.evaluation.step_sweep import (
     write_rows,
 )
 from causaldiffae.logger import progress_bar
-from causaldiffae.script_util import load_model, parse_flags, run_cli
+from causaldiffae.script_util import FEW_STEP, load_model, parse_flags, run_cli
 from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import save_png
 
 SETTINGS = (
     "ddim:250,ddim:50,ddim:25,ddim:10,dpmpp2m:50,dpmpp2m:25,dpmpp2m:15,dpmpp2m:10,dpmpp2m:6,"
     "obelm:50,obelm:25,obelm:15,obelm:10"
+)
+
+
+SETTINGS_HELP = (
+    "SOLVER:STEPS, the reference first, or SOLVER:STEPS+N with N label corrections; solvers: exact_ddim, dpmpp2m, "
+    "obelm, ddim (published loops), and few_step, the student"
 )
 
 
@@ -52,7 +58,8 @@ class StepSweepConfig:
     model_path: str = flag("", "run directory, step folder or model folder")
     data_dir: str = flag("", "folder of a data set with known true counterfactuals")
     out_dir: str = flag("", "output folder")
-    settings: str = flag(SETTINGS, "SOLVER:STEPS, the reference first; solvers: dpmpp2m, obelm, ddim (published loops)")
+    settings: str = flag(SETTINGS, SETTINGS_HELP)
+    student: str = flag("", "distilled model for the settings few_step:STEPS")
     do: list[str] = flag([], "intervention name=value[,name=value]; repeatable; default: one per variable")
     num_images: int = flag(100, "test images; 0 for all")
     batch_size: int = flag(100, "images per batch")
@@ -79,7 +86,15 @@ def main(argv: list[str]) -> None:
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     if not truth_is_known(data):
         raise InputError(f"{config.data_dir}: expected a data set with known true counterfactuals")
-    engines = {setting: loaded.engine(setting.steps, setting.solver) for setting in settings}
+    models = dict.fromkeys(settings, loaded)
+    if config.student:
+        student = load_model(config.student, device)
+        if student.spec.name != spec.name:
+            raise InputError(f"student: expected a model of {spec.name}, got one of {student.spec.name}")
+        models |= {each: student for each in settings if each.solver == FEW_STEP}
+    engines = {
+        each: model.engine(each.steps, each.solver, corrections=each.corrections) for each, model in models.items()
+    }
     measurement = find_measurement(spec, config.label_predictor, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:
         rows = sweep_steps(engines, data, dos, config.batch_size, device, bar.update, measurement)

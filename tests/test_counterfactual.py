@@ -299,7 +299,7 @@ def test_causes_are_not_kept_where_the_class_is_set() -> None:
     found, abducted = [], None
     for options in ({"keep_causes": True}, {}):
         model = WithBlocks(class_cond=True)
-        counterfactuals = engine(5, model, **options)
+        counterfactuals = engine(5, model, guidance=Guidance(w_class=1.0), **options)
         counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
         abducted = counterfactuals.abduct(images(), CLASSES)
         model.classes.clear()
@@ -364,19 +364,67 @@ def test_images_are_clipped_float32_without_gradient_and_bfloat16_is_near() -> N
 @pytest.mark.parametrize("solver", ["", "dpmpp2m"])
 def test_the_image_is_encoded_under_its_class_and_decoded_under_the_new_one(solver: str) -> None:
     oracle = Oracle(class_cond=True)
-    counterfactuals = engine(5, oracle, solver=solver)
+    counterfactuals = engine(5, oracle, solver=solver, guidance=Guidance(w_class=1.0))
     counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
     abducted = counterfactuals.abduct(images(), CLASSES)
     assert all(torch.equal(seen, CLASSES) for seen in oracle.classes if seen is not None)
     oracle.classes.clear()
     dos = [{"digit": 2}, {"digit": torch.tensor([2, 0, 1]), "size": 6.0}, {"size": 6.0}]
     only_class, both, only_size = counterfactuals.predict(abducted, dos)
-    expected = torch.cat([torch.tensor([2, 2, 2]), torch.tensor([2, 0, 1]), CLASSES])
-    assert all(torch.equal(seen, expected) for seen in oracle.classes if seen is not None)
+    expected = [torch.cat([torch.tensor([2, 2, 2]), torch.tensor([2, 0, 1])]), CLASSES]
+    seen = [each for each in oracle.classes if each is not None]
+    assert len(seen) == 10 and all(torch.equal(each, expected[i >= 5]) for i, each in enumerate(seen))
     assert torch.equal(only_class.z, abducted.z) and torch.equal(both.z, only_size.z)
     assert counterfactuals.act({"digit": 2}) == {}
     alone = counterfactuals.predict(abducted, [dos[1]])[0]
     torch.testing.assert_close(alone.images, both.images)
+
+
+def test_a_class_that_is_set_is_guided_away_from_the_factual_one() -> None:
+    oracle = Oracle(class_cond=True)
+    counterfactuals = engine(5, oracle)
+    counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+    abducted = counterfactuals.abduct(images(), CLASSES)
+    oracle.classes.clear()
+    counterfactuals.predict(abducted, [{"digit": 2}, {"size": 6.0}])
+    seen = [each for each in oracle.classes if each is not None]
+    assert len(seen) == 3 * 5  # both classes under do(digit), one under do(size)
+    assert all(torch.equal(each, CLASSES if i % 2 else torch.full((3,), 2)) for i, each in enumerate(seen[:10]))
+    assert all(torch.equal(each, CLASSES) for each in seen[10:])
+
+
+class Recorded:
+    """A correction that shifts the second image once by one label unit of `size`; records its arguments."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def apply(self, *arguments: Any) -> Tensor:
+        *given, redraw = arguments
+        self.calls.append(tuple(given))
+        drawn = redraw(torch.tensor([1]), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+        return torch.stack([given[0][0], drawn[0], given[0][2]])
+
+
+def test_a_correction_draws_chosen_images_again_with_shifted_labels() -> None:
+    correction, abducted = Recorded(), None
+    counterfactuals = engine(30, correction=correction)
+    abducted = counterfactuals.abduct(images())
+    null, corrected = counterfactuals.predict(abducted, [{}, {"size": 4.0}])
+    plain = engine(30)
+    before, asked, null_before = plain.predict(abducted, [{"size": 4.0}, {"size": 5.0, "grey": 0.0}, {}])
+    torch.testing.assert_close(null.images, null_before.images)
+    assert len(correction.calls) == 1  # not for the null intervention
+    drawn, factual, labels, changed, classes, sets_class = correction.calls[0]
+    torch.testing.assert_close(drawn, before.images)
+    torch.testing.assert_close(factual, images())
+    torch.testing.assert_close(labels, before.labels)
+    assert torch.equal(changed, torch.ones(3, 2, dtype=torch.bool)) and classes is None and not sets_class
+    torch.testing.assert_close(corrected.images[[0, 2]], before.images[[0, 2]])
+    shift = (corrected.images - before.images)[1].mean(dim=(1, 2))
+    assert torch.equal(corrected.labels, before.labels)  # those of the structural model
+    expected = (asked.images - before.images)[1, 0].mean()
+    torch.testing.assert_close(shift, torch.stack([expected, torch.zeros_like(expected)]), atol=1e-6, rtol=1e-6)
 
 
 def test_the_class_is_only_set_in_models_that_are_conditioned_on_it() -> None:

@@ -76,6 +76,39 @@ def test_affected_and_invariant_blocks_have_their_own_weights(affected: float, i
     assert ("null" in conditions) == (invariant != 1.0) and ("z" in conditions) == (affected != 0.0)
 
 
+class ClassNetwork(LinearNetwork):
+    """Adds 10 times the class to the output."""
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        assert classes is not None
+        outputs = super().model_outputs(x_t, t, conditions, classes)
+        return [output + 10.0 * classes.reshape(-1, 1, 1, 1) for output in outputs]
+
+
+@pytest.mark.parametrize("w", [1.0, 2.0])
+def test_the_change_of_the_class_has_its_own_weight(w: float) -> None:
+    classes, factual = torch.tensor([3, 1, 2]), torch.tensor([1, 1, 4])
+    for weight in (1.0, 1.5, 3.0):
+        model = guided_model_output(
+            ClassNetwork(), Z, classes, Guidance(w, w_class=weight), FACTUAL, classes_factual=factual
+        )
+        expected = w * OF_Z + (1 - w) * OF_NULL + 10.0 * (factual + weight * (classes - factual))
+        torch.testing.assert_close(model(X, T)[:, 0, 0, 0], expected)
+
+
+def test_the_class_is_guided_in_the_interval_and_only_where_it_changes() -> None:
+    classes, factual = torch.tensor([3, 1, 2]), torch.tensor([1, 1, 4])
+    limited = Guidance(low=0.4, high=0.6, w_class=2.0)  # the second image, of t = 500, keeps its class
+    found = guided_model_output(ClassNetwork(), Z, classes, limited, FACTUAL, classes_factual=factual)(X, T)
+    torch.testing.assert_close(found[:, 0, 0, 0], OF_Z + 10.0 * classes)
+    inside = guided_model_output(ClassNetwork(), Z, classes, limited, FACTUAL, classes_factual=factual)(X, T * 0 + 500)
+    torch.testing.assert_close(inside[:, 0, 0, 0], OF_Z + 10.0 * (2 * classes - factual))
+    same = guided_model_output(ClassNetwork(), Z, classes, Guidance(), FACTUAL, classes_factual=classes.clone())(X, T)
+    torch.testing.assert_close(same[:, 0, 0, 0], OF_Z + 10.0 * classes)
+
+
 def test_weights_that_are_not_given_are_w() -> None:
     cases = (Guidance(2.0, w_affected=3.0), Guidance(2.0, w_invariant=1.0), Guidance(2.0))
     assert [(each.affected, each.invariant) for each in cases] == [(3.0, 2.0), (2.0, 1.0), (2.0, 2.0)]
@@ -196,7 +229,7 @@ class Strips:
         return outputs
 
 
-CAUSES = torch.tensor([True, True, False])
+CAUSES = (True, True, False)
 STRIPS = torch.stack([A, A, 2 * A], dim=1)[:, :, None]
 
 
@@ -217,5 +250,5 @@ def test_pixels_that_one_cause_explains_are_kept() -> None:
     kept = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, CAUSES)
     assert kept.shape == (2, 1, 6, 3 * REGION)
     assert kept[..., : 2 * REGION - 1].all() and not kept[..., 2 * REGION + 1 :].any()
-    only_a = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, torch.tensor([True, False, False]))
+    only_a = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, (True, False, False))
     assert only_a[..., : REGION - 1].all() and not only_a[..., REGION + 1 : 2 * REGION - 1].any()

@@ -27,8 +27,10 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.files.paths import WEIGHTS
 from causaldiffae.files.reading import read_json
+from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.intervals import Figure
 from causaldiffae.nn import count_parameters
+from causaldiffae.predictors.correction import find_correction
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
@@ -232,9 +234,10 @@ def test_the_class_is_set_like_a_variable() -> None:
     data = split_of_squares(3, num_classes=4)
     data = replace(data, spec=model.spec)
     cf = model.counterfactual(data, do={"class": 2, "size": 6.0})
-    abduction = model.abduct(data)
-    expected = model.predict(replace(abduction, classes=torch.tensor([2, 2, 2])), do={"size": 6.0})
-    np.testing.assert_array_equal(cf.images, expected.images)
+    abduction, unguided = model.abduct(data), model.loaded.engine(2, guidance=Guidance(w_class=1.0))
+    expected = unguided.predict(replace(abduction, classes=torch.tensor([2, 2, 2])), [{"size": 6.0}])[0]
+    found = unguided.predict(abduction, [{"class": 2, "size": 6.0}])[0]
+    torch.testing.assert_close(found.images, expected.images)
     assert cf.truth is None and (cf.images != model.predict(abduction, do={"size": 6.0}).images).any()
     each = model.predict(abduction, do={"class": np.array([2, 2, 2]), "size": 6.0})
     np.testing.assert_array_equal(each.images, cf.images)
@@ -293,7 +296,13 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
 
 
 def test_a_saved_predictor_is_preferred_to_the_shipped_one(tmp_path: Path) -> None:
-    folder = CausalDiffAE.from_pretrained("morphomnist-mini").save_pretrained(tmp_path / "mine")
+    model = CausalDiffAE.from_pretrained("morphomnist-mini", corrections=1)
+    correction = model.engine().correction
+    assert correction is not None and correction.rounds == 1
+    folder = model.save_pretrained(tmp_path / "mine")
+    assert find_correction(model.spec, str(folder)) == str(folder / "correction_predictor")
+    without = CausalDiffAE.from_pretrained(folder, corrections=0)
+    assert without.engine().correction is None and without.loaded.engine(correction_predictor="none").correction is None
     (folder / "reader" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"reader/model\.safetensors"):
         CausalDiffAE.from_pretrained(folder).read(np.zeros((1, 1, 28, 28), np.uint8))

@@ -490,13 +490,14 @@ def test_exact_ddim_copies_outputs_and_reads_nothing_back(what: str) -> None:
     assert torch.equal(solver.decode(reused, again), solver.decode(mixture, fresh))
 
 
-def test_a_state_is_repeated_with_all_its_tensors() -> None:
+def test_images_of_a_state_are_selected_with_all_its_tensors() -> None:
     state = SolverState(normal(2, 1, 3, 3), normal(2, 1, 3, 3, seed=1), 0.5, normal(2, 4, 1, 3, 3, seed=2))
-    twice = state.repeated(2)
+    twice = state.select(torch.tensor([0, 1, 0, 1]))
     assert twice.stop == 0.5
     for name in ("x_T", "x_before", "corrections"):
         assert torch.equal(getattr(twice, name), torch.cat([getattr(state, name)] * 2))
-    assert SolverState(state.x_T).repeated(3).corrections is None
+        assert torch.equal(getattr(state.select(torch.tensor([False, True])), name), getattr(state, name)[1:])
+    assert SolverState(state.x_T).select(torch.tensor([1])).corrections is None
 
 
 # ---------------------------------------------------------------------- refusals

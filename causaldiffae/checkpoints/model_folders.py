@@ -20,12 +20,14 @@ from causaldiffae.files.reading import file_size, read_json
 
 PREDICTOR_FOLDER: Final = "reader"
 """Subfolder of a model folder with the predictor of labels and classes (predictors/predictor.py)."""
+CORRECTION_FOLDER: Final = "correction_predictor"
+"""Predictor that corrects labels, see `predictors/correction.py`; also the end of its name in `weights/`."""
 NOISED_PREDICTOR_FOLDER: Final = "predictor"
 """Subfolder of a model folder with the noised predictor of a Diff-SCM (script_util.load_model)."""
 AUTOENCODER_FOLDER: Final = "autoencoder"
 """Subfolder of a run or model folder with the autoencoder of a model in latent space (published/autoencoder.py)."""
 AUTOENCODER_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
-_FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/")
+_FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/", f"{CORRECTION_FOLDER}/")
 HUB_FILES: Final = (
     *(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)),
     *(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES),

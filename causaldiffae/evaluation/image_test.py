@@ -200,6 +200,8 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         config.solver,
         config.grid,
         str(steps) if steps and config.timestep_respacing else config.timestep_respacing,
+        corrections=config.corrections,
+        correction_predictor=config.correction_predictor,
         residual=config.residual,
         rescale_quantile=config.rescale_quantile,
         abduction=AbductionKind(config.abduction),

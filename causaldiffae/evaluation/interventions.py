@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from causaldiffae.counterfactual import CausalModel, CounterfactualEngine
+from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.do_text import describe_do as describe_do  # also this module's name for it
 from causaldiffae.datasets.images import ImageData, check_complete, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
@@ -26,6 +26,7 @@ from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import interval as interval
 from causaldiffae.metrics.truth import l1_errors
+from causaldiffae.nn import CausalModel
 
 Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""

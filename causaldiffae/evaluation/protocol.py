@@ -24,7 +24,9 @@ from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs,
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_least
+from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP
 from causaldiffae.metrics import axioms
+from causaldiffae.predictors.correction import PREDICTOR_HELP, ROUNDS, ROUNDS_HELP
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
@@ -48,6 +50,9 @@ class ProtocolSettings:
     abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")
     stop: float = flag(1.0, "encode and decode only up to this fraction of T")
     w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
+    w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
+    corrections: int = flag(ROUNDS, ROUNDS_HELP)
+    correction_predictor: str = flag("", PREDICTOR_HELP)
     seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
     chunk: int = flag(50, "images per batch")
     back_images: int = flag(400, "images for reversibility over one cycle")
@@ -59,7 +64,9 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         parse_enum(AbductionKind, self.abduction, "abduction")
         check_least(
-            self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
+            self,
+            **dict.fromkeys(("steps", "chunk", "cycles"), 1),
+            **dict.fromkeys(("num_images", "corrections", "seed", "back_images", "cycle_images", "dci_resamples"), 0),
         )
 
 

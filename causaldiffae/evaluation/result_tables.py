@@ -164,7 +164,9 @@ def steps_table(results: Results) -> str:
             figure = {end: float(row[f"{key}{suffix}"]) for end, suffix in _ENDS.items()} if row[key] else None
             small = figure is not None and abs(figure["mean"]) < 1
             cells.append(plus_minus(figure, 3 if small else 2))
-        rows.append([_SOLVERS.get(row["solver"], row["solver"]) + f", {row['steps']}", *cells])
+        name = _SOLVERS.get(row["solver"], row["solver"]) + f", {row['steps']}"
+        corrected = f", {row['corrections']} corrections" if row.get("corrections", "0") != "0" else ""
+        rows.append([name + corrected.replace("1 corrections", "1 correction"), *cells])
     return markdown_table(["solver, evaluations each way", *titles.values()], rows)
 
 
@@ -174,6 +176,7 @@ _SOLVERS: Final = {
     "dpmpp2m": "DPM-Solver++(2M)",
     "obelm": "O-BELM with both states",
     "exact_ddim": "exact DDIM",
+    "few_step": "student",
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, rep
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
+from causaldiffae.predictors.correction import find_correction
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 
@@ -104,12 +106,26 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
     return str(folder)
 
 
+def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any) -> CounterfactualEngine:
+    """The counterfactual engine of an evaluation; `options` as in `LoadedModel.engine`."""
+    return loaded.engine(
+        settings.steps,
+        settings.solver,
+        settings.grid,
+        corrections=settings.corrections,
+        correction_predictor=settings.correction_predictor,
+        abduction=AbductionKind(settings.abduction),
+        guidance=Guidance(settings.w, w_class=settings.w_class),
+        stop=settings.stop,
+        **options,
+    )
+
+
 @lru_cache(maxsize=1)
 def _open(job: Job) -> _Opened:
     device, settings = dist_util.dev(), job.settings
     loaded = load_model(job.model_path, device, settings.ema or None, predictor=job.guide)
-    options: dict[str, Any] = {"abduction": AbductionKind(settings.abduction), "guidance": Guidance(w=settings.w)}
-    engine = loaded.engine(settings.steps, settings.solver, settings.grid, stop=settings.stop, **options)
+    engine = make_engine(loaded, settings)
     test = read_split(loaded.spec.name, data_folder(job.data_dir, loaded.spec), "test", spec=loaded.spec)
     check_labels(loaded.model, test)
     return _Opened(loaded, engine, make_task(test, settings), device)
@@ -184,6 +200,9 @@ def evaluate(job: Job) -> dict[str, Any]:
     opened = _open(job)
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
+    corrects = find_correction(loaded.spec, loaded.path, job.settings.correction_predictor)
+    if job.settings.corrections and corrects and Path(corrects).resolve() == Path(predictor.path).resolve():
+        warnings.warn(f"predictor: {corrects} also corrects the labels that it reads; name another one", stacklevel=2)
     inception = (job.inception_weights, job.trust_inception)
     header = describe(describe_model(loaded), task, job.settings, predictor, *inception)
     header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}

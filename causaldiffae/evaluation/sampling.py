@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.counterfactual import Abduction, CounterfactualEngine, DirectModel
+from causaldiffae.counterfactual import Abduction, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, model_inputs
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.inputs import check_classes
 from causaldiffae.guidance import Guidance
 from causaldiffae.model import CausalAutoencoder
+from causaldiffae.nn import DirectModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel
 from causaldiffae.solvers import SolverState

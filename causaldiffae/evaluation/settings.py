@@ -15,12 +15,15 @@ from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
-from causaldiffae.guidance import Guidance
+from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP, Guidance
+from causaldiffae.predictors.correction import PREDICTOR_HELP, ROUNDS, ROUNDS_HELP
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
-RECIPES: dict[str, dict[str, Any]] = {"reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0, "w_class": 1.0, "corrections": 0}
+}
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 NUM_IMAGES: Final = 256
 
@@ -53,7 +56,10 @@ class TestConfig:
     w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
     w_affected: float | None = flag(None, "guidance weight of intervened variables and descendants; default: w")
     w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
+    w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
+    corrections: int = flag(ROUNDS, ROUNDS_HELP)
+    correction_predictor: str = flag("", PREDICTOR_HELP)
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
     keep_causes: bool = flag(
         False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"
@@ -73,7 +79,9 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
-        check_least(self, batch_size=1, grid_images=1, **({} if self.num_images == "all" else {"num_images": 0}))
+        check_least(
+            self, batch_size=1, grid_images=1, corrections=0, **({} if self.num_images == "all" else {"num_images": 0})
+        )
         parse_enum(AbductionKind, self.abduction, "abduction")
         check_samples(self.samples, self.x_T_noise)
         resolve_alias(self, "judge", "label_predictor")
@@ -93,7 +101,8 @@ class TestConfig:
         interval = parse_numbers("guidance_interval", self.guidance_interval)
         if len(interval) != 2:
             raise InputError(f"guidance_interval: expected two numbers, got {self.guidance_interval!r}")
-        return Guidance(self.w, self.w_affected, self.w_invariant, *interval)
+        low, high = interval
+        return Guidance(self.w, self.w_affected, self.w_invariant, low, high, self.w_class)
 
 
 def resolve_alias(settings: object, alias: str, name: str) -> None:

@@ -7,6 +7,7 @@ difference between decodings of the reference's x_T by this solver and by the re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,13 +40,14 @@ NULL_MARGIN: Final = 0.5
 
 @dataclass(frozen=True)
 class Setting:
-    """A solver and its network evaluations in each direction."""
+    """A solver, its network evaluations in each direction, and the number of label corrections."""
 
     solver: str
     steps: int
+    corrections: int = 0
 
     def __str__(self) -> str:
-        return f"{self.solver}:{self.steps}"
+        return f"{self.solver}:{self.steps}" + (f"+{self.corrections}" if self.corrections else "")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class SweepRow:
 
 
 def parse_settings(text: str) -> list[Setting]:
-    """Parses "ddim:250,dpmpp2m:25"; the first setting is the reference."""
+    """Parses "ddim:250,dpmpp2m:25,exact_ddim:4+1"; the first setting is the reference."""
     settings = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
-        solver, colon, steps = part.partition(":")
-        if not colon or not steps.isdecimal() or len(steps) > 6:
-            raise InputError(f"settings: expected SOLVER:STEPS, like dpmpp2m:25, got {part[:80]!r}")
-        settings.append(Setting(solver, int(steps)))
+        found = re.fullmatch(r"([^:]*):([0-9]{1,6})(?:\+([0-9]))?", part)
+        if found is None:
+            expected = "SOLVER:STEPS or SOLVER:STEPS+CORRECTIONS, like dpmpp2m:25"
+            raise InputError(f"settings: expected {expected}, got {part[:80]!r}")
+        settings.append(Setting(found[1], int(found[2]), int(found[3] or 0)))
     if len(set(settings)) < 2 or len(set(settings)) < len(settings):
         raise InputError(f"settings: expected two or more distinct settings, got {text[:200]!r}")
     return settings
@@ -183,7 +186,8 @@ def recommend(rows: Sequence[SweepRow], margin: float = MARGIN) -> SweepRow | No
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
     """Writes a CSV file with one row per setting: means and 95 % intervals of all figures."""
-    write_figures(path, ["solver", "steps"], [([row.setting.solver, row.setting.steps], row.figures()) for row in rows])
+    keys = ("solver", "steps", "corrections")
+    write_figures(path, [*keys], [([getattr(row.setting, key) for key in keys], row.figures()) for row in rows])
 
 
 def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
@@ -195,7 +199,7 @@ def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
         for figure in row.figures().values():
             known = figure.mean is not None and figure.low is not None and figure.high is not None
             texts.append(f"{figure.mean:.3f} ± {(figure.high - figure.low) / 2:.3f}" if known else MISSING)  # type: ignore[operator]
-        cells.append([row.setting.solver, str(row.setting.steps), *texts])
+        cells.append([row.setting.solver, str(row.setting).partition(":")[2], *texts])
     legend = [f"{letter} {head}" for letter, head in zip(letters, heads.values(), strict=True)]
     return "\n".join([*legend, text_table(["solver", "steps", *letters], cells)])
 

@@ -222,7 +222,7 @@ def find_predictor(spec: DatasetSpec, given: str = "") -> str:
 
 def find_shipped(spec: DatasetSpec, kind: str) -> str:
     """`weights/NAME_SIZE_KIND` beside the package or in the current folder; `InputError` if there is none."""
-    shipped = _shipped(spec, kind)
+    shipped = shipped_folder(spec, kind)
     if shipped is None:
         name = f"{spec.name}_{spec.image_size}_{kind}"
         if spec.name == "folder" and kind == "predictor":
@@ -238,10 +238,11 @@ def find_shipped(spec: DatasetSpec, kind: str) -> str:
 
 def predictor_is_shipped(spec: DatasetSpec) -> bool:
     """Whether `find_predictor` finds a predictor without being given one."""
-    return _shipped(spec, "predictor") is not None
+    return shipped_folder(spec, "predictor") is not None
 
 
-def _shipped(spec: DatasetSpec, kind: str) -> str | None:
+def shipped_folder(spec: DatasetSpec, kind: str) -> str | None:
+    """`weights/NAME_SIZE_KIND` beside the package or in the current folder, None if there is none."""
     for root in (Path.cwd(), CLONE):
         folder = root / "weights" / f"{spec.name}_{spec.image_size}_{kind}"
         if (folder / "config.json").is_file():

@@ -7,15 +7,21 @@ mechanism. Sizes come from keys and shapes; the number of attention heads is 4 i
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from causaldiffae.checkpoints.checkpoint import build_with_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, build_with_weights
+from causaldiffae.config import Config, DiffusionConfig, ModelConfig
+from causaldiffae.datasets.registry import DATASETS, dataset_spec, find_dataset
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.encoder import CausalEncoder
-from causaldiffae.errors import DataError
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.weights import Weights
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.model import CausalDiffAE
 from causaldiffae.published.guided_diffusion import UNET_KEYS, State, count, require_keys, shapes_of, unet_sizes
@@ -110,3 +116,48 @@ def _image_size(positions: int, depth: int) -> int:
 
     side = round(positions**0.5)
     return next((size for size in _IMAGE_SIZES if reduced(size) == side), side * 2**depth)
+
+
+def open_weights(path: str, dataset: str = "") -> tuple[CausalDiffAE, Config, DatasetSpec]:
+    """Opens a file of published weights; returns the model, its configuration, and its data set with raw labels.
+
+    The published code uses images in 0..1, eps-prediction and a linear schedule.
+
+    Args:
+        dataset: name of the data set; by default the one that matches variables and channels.
+
+    Raises:
+        InputError: if no data set matches, or it does not fit.
+        DataError: for another file.
+    """
+    weights = Weights(path)
+    if weights.has(("unet.input_blocks.0.0.weight", "encoder.fc_mu.weight")):
+        raise DataError(f"{path}: expected {CONFIG} beside the weights of a model of this package; open its folder")
+    state = weights.state(KEYS, "the published CausalDiffAE network, or a run directory or model folder")
+    variables, weight = count_variables(state), state.get("input_blocks.0.0.weight")
+    channels = weight.shape[1] if weight is not None and weight.dim() == 4 else None
+    matching = [
+        name
+        for name, entry in DATASETS.items()
+        if channels is not None and entry.published_channels == channels and len(dataset_spec(name).graph) == variables
+    ]
+    if not dataset and not matching:
+        raise InputError(
+            f"{path}: expected the network of a published data set, got {variables} mechanisms and {channels} "
+            "channels; set --dataset"
+        )
+    name = dataset or matching[0]
+    try:
+        spec = dataset_spec(name)
+        model = load_model(state, spec.graph)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+    unet, n = model.unet, len(spec.graph)
+    config = Config(
+        model=ModelConfig(class_cond=model.class_cond, mechanism="one_hop", rep_dim=math.prod(model.latent_shape)),
+        diffusion=DiffusionConfig(
+            diffusion_steps=find_dataset(name).published_steps, learn_sigma=unet.out_channels == 2 * unet.in_channels
+        ),
+    )
+    raw = replace(spec, image_size=unet.image_size, channels=unet.in_channels, shift=(0.0,) * n, scale=(1.0,) * n)
+    return model, config, raw

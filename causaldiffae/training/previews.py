@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from causaldiffae.config import DiffusionConfig
-from causaldiffae.counterfactual import CounterfactualEngine, ImageCodec
+from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.captions import caption_texts, join_captions
 from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.diff_scm import DiffScm
+from causaldiffae.nn import ImageCodec
 from causaldiffae.script_util import SOLVER, Model, create_solver
 from causaldiffae.visualization.image_grids import headed_tile
 

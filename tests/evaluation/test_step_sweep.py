@@ -139,13 +139,27 @@ def test_the_null_intervention_has_a_margin_in_grey_levels() -> None:
 
 def test_settings_are_parsed() -> None:
     assert parse_settings(" ddim:250, dpmpp2m:25,") == [Setting("ddim", 250), Setting("dpmpp2m", 25)]
+    corrected = Setting("exact_ddim", 4, 2)
+    assert parse_settings("ddim:250,exact_ddim:4+2") == [Setting("ddim", 250), corrected]
+    assert str(corrected) == "exact_ddim:4+2" and str(Setting("ddim", 250)) == "ddim:250"
 
 
 @pytest.mark.parametrize(
-    "text", ["ddim", "ddim:x,obelm:3", "ddim:-1,obelm:3", "ddim:²,obelm:3", "ddim:9999999,obelm:3"]
+    "text",
+    [
+        "ddim",
+        "ddim:x,obelm:3",
+        "ddim:-1,obelm:3",
+        "ddim:²,obelm:3",
+        "ddim:9999999,obelm:3",
+        "ddim:5+x,obelm:3",
+        "ddim:5+12,obelm:3",
+    ],
 )
 def test_malformed_settings_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="settings: expected SOLVER:STEPS, like dpmpp2m:25, got"):
+    with pytest.raises(
+        InputError, match="settings: expected SOLVER:STEPS or SOLVER:STEPS.CORRECTIONS, like dpmpp2m:25, got"
+    ):
         parse_settings(text)
 
 
