@@ -127,7 +127,7 @@ class CounterfactualEngine:
         keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
             see `guidance.explained_pixels`; for effects that their causes determine. Their weight is
             `guidance.EFFECT_WEIGHT`, not that of `guidance`. Not where the class is set.
-        correction: draws images again whose labels, as read by a predictor, are not those that the structural model
+        correction: decodes images again whose labels, as read by a predictor, are not those that the structural model
             predicts, see `predictors/correction.py`; None for no correction.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
             input); a batch of images is never split.
@@ -266,12 +266,12 @@ class CounterfactualEngine:
                 class, which is no variable of the graph, replaces the factual one that x_T was encoded under.
             guidances: one per intervention; by default the guidance of the engine.
         """
-        targets = [
-            self._target(abducted, do, guidance)
-            for do, guidance in zip(interventions, guidances or [self.guidance] * len(interventions), strict=True)
-        ]
+        pairs = zip(interventions, guidances or [self.guidance] * len(interventions), strict=True)
+        targets = [self._target(abducted, do, guidance) for do, guidance in pairs]
+        kept = {causes: self._explained(abducted, causes) for causes in {each.settings.causes for each in targets}}
+        targets = [replace(each, kept=kept[each.settings.causes]) for each in targets]
         images = self._images(targets, abducted)
-        if self.correction is not None:
+        if self.correction is not None and abducted.x_start is not None:
             images = [self._corrected(*each, abducted) for each in zip(targets, images, strict=True)]
         return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
 
@@ -279,20 +279,21 @@ class CounterfactualEngine:
         """The causal variables under an intervention, and how it is decoded."""
         if not do:
             return _Target(abducted.z, abducted.classes, _Settings(False, self._inverting))
-        count, keeps = (
-            len(abducted.u),
-            self.keep_causes and self.spec.class_name not in do,
-        )  # a class changes all pixels
+        count = len(abducted.u)
         z = self.model.predict(abducted.u, self.act(do, count), self.most_probable)
         chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
         classes = abducted.classes if chosen is None else chosen.to(z.device)
+        keeps = self.keep_causes and chosen is None  # another class changes all pixels
         dropped = self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else frozenset()
-        if not dropped:
-            return _Target(z, classes, _Settings(True, guidance, sets_class=chosen is not None))
-        causes = tuple(name in dropped for name in self.spec.graph.names)
-        shown = (self.solver.diffusion.noise_schedule, cast(Tensor, abducted.x_start), abducted.z, causes)
-        kept = explained_pixels(cast(Any, self.model), *shown, abducted.classes)
-        return _Target(z, classes, _Settings(True, guidance, causes), kept)
+        causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
+        return _Target(z, classes, _Settings(True, guidance, causes, sets_class=chosen is not None))
+
+    def _explained(self, abducted: Abduction, causes: tuple[bool, ...]) -> Tensor | None:
+        """Mask (B, 1, H, W) of the pixels that an intervention on effects of `causes` keeps; None without causes."""
+        if not causes:
+            return None
+        known = (self.solver.diffusion.noise_schedule, cast(Tensor, abducted.x_start), abducted.z, causes)
+        return explained_pixels(cast(Any, self.model), *known, abducted.classes)
 
     def _images(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
         """The images (B, C, H, W) of every target, in [-1, 1] or NaN."""
@@ -308,19 +309,21 @@ class CounterfactualEngine:
         return results
 
     def _corrected(self, target: _Target, images: Tensor, abducted: Abduction) -> Tensor:
-        """The images of an intervention, some of them drawn again with other latents; see `LabelCorrection`."""
-        if self.correction is None or abducted.x_start is None or not target.settings.intervenes:
+        """The images of an intervention, some of them decoded again under other latents; see `LabelCorrection`."""
+        if self.correction is None or not target.settings.intervenes:
             return images
-        changed = (target.z != abducted.z).any(dim=2)
-        factual = self._from_network(abducted.x_start, abducted.codec_residual)
+        changed, reference = (target.z != abducted.z).any(dim=2), images
+        if target.settings.sets_class:
+            reference = self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual)
 
-        def redraw(rows: Tensor, change: Tensor) -> Tensor:
+        def decode(rows: Tensor, shift: Tensor) -> Tensor:
             chosen = target.select(rows)
-            shift = self.spec.normalise(change) - self.spec.normalise(torch.zeros_like(change))
-            return self._images([replace(chosen, z=chosen.z + shift[:, :, None])], abducted.select(rows))[0]
+            z = chosen.z + (self.spec.normalise(shift) - self.spec.normalise(torch.zeros_like(shift)))[:, :, None]
+            return self._images([replace(chosen, z=z)], abducted.select(rows))[0]
 
-        wanted = (self.read_labels(target.z), changed, target.classes, target.settings.sets_class)
-        return self.correction.apply(images, factual, *wanted, redraw)
+        labels = self.read_labels(target.z).masked_fill(~changed, torch.nan)
+        corrected = changed | target.settings.sets_class
+        return self.correction.apply(images, labels, corrected, reference, target.classes, decode)
 
     def _encode(
         self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
@@ -368,7 +371,8 @@ class CounterfactualEngine:
         if causes:
             output = effect_model_output(cast(Any, self.model), z, causes, classes)
         else:
-            factual = (abducted.z, process.max_timestep, abducted.classes)
+            encoded = self.abduction is AbductionKind.DDIM and abducted.x_start is not None  # under the factual class
+            factual = (abducted.z, process.max_timestep, abducted.classes if encoded else None)
             output = guided_model_output(self.model, z, classes, settings.guidance, *factual)
         model = in_low_precision(output, self.autocast)
         if self.rescale_quantile and settings.intervenes and not causes:

@@ -12,7 +12,8 @@ give exactly out(z)) is used for models trained with dropped blocks (`block_null
 others: w_affected scales the change from the factual (0) to the counterfactual image (1) and beyond, and w_invariant
 also weights the *factual* values of affected blocks. If all blocks are affected, w_invariant is ignored.
 
-A class that is set is weighted by `w_class` in the change form, out(c) + (w_class - 1) [out(c) - out(c_factual)].
+An intervention on the class is guided away from the factual class c, under which x_T was encoded:
+out(c') + (w_class - 1) [out(c') - out(c)], where out is the output with the other weights.
 
 An intervention on effects whose causes determine them is decoded without the blocks of the causes, and keeps the pixels
 that these explain (`effect_model_output`, `explained_pixels`).
@@ -50,8 +51,8 @@ class ConditionalModel(Protocol):
 
 
 CLASS_WEIGHT: Final = 1.5
-"""Weight of a class that is set: with 1, noise that was encoded under another class keeps parts of its shape."""
-CLASS_WEIGHT_HELP: Final = "guidance weight of a class that is set; 1 for no guidance"
+"""Weight of an intervention on the class. With 1, x_T keeps parts of the factual class's shape."""
+CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance"
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,8 @@ def guided_model_output(
 ) -> ModelFn:
     """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
-    Conditions with weight 0 are skipped, and the others are evaluated as one batch. With w = 1, the output under z is
-    returned unchanged.
+    Conditions with weight 0 are skipped, and the others are evaluated as one batch; if the class changes, as one batch
+    per class. With w = 1 and the factual class, the output under z is returned unchanged.
 
     Args:
         z: (B, n, d) latents, None for the null token.
@@ -151,11 +152,12 @@ def _extrapolated(counterfactual: ModelFn, factual: ModelFn, guidance: Guidance,
     """Weights the change of the class by `w_class`, in the interval of the guidance."""
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        output = counterfactual(x_t, t)
+        output, before = counterfactual(x_t, t), factual(x_t, t)
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        output, before = output.to(dtype), before.to(dtype)
         level = t.reshape(-1, *[1] * (x_t.dim() - 1)) / max_timestep
         inside = (level >= guidance.low) & (level <= guidance.high)
-        change = output.float() - factual(x_t, t).float()
-        return output + torch.where(inside, (guidance.w_class - 1.0) * change, 0.0).to(output.dtype)
+        return output + torch.where(inside, (guidance.w_class - 1.0) * (output - before), 0.0)
 
     return guided
 

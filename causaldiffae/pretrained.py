@@ -45,7 +45,7 @@ from causaldiffae.files.reading import read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import DirectModel, count_parameters
-from causaldiffae.predictors.correction import ROUNDS, find_correction
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS, find_correction_predictor
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
@@ -73,7 +73,7 @@ class CounterfactualModel:
         steps: network evaluations in each direction.
         solver: "exact_ddim", "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
-        corrections: largest number of label corrections, see `LoadedModel.engine`; 0 for none.
+        label_corrections: largest number of label corrections, see `LoadedModel.engine`; 0 for none.
 
     Attributes:
         reference: sample of the training data, with which images and labels are compared; None if there is none.
@@ -90,13 +90,14 @@ class CounterfactualModel:
         steps: int = STEPS,
         solver: str = SOLVER,
         predictor: str | Path | None = None,
-        corrections: int = ROUNDS,
+        label_corrections: int = LABEL_CORRECTIONS,
     ) -> None:
         found = loaded.config.model.model_type
         if self.model_type is not None and found != self.model_type:
             name = type(self).__name__
-            raise InputError(f"{loaded.path}: expected a {self.model_type!r} model for {name}, got a {found!r} model")
-        self.loaded, self._steps, self._solver, self._corrections = loaded, steps, solver, corrections
+            message = f"expected a {self.model_type!r} model for {name}, got a {found!r} model"
+            raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
+        self.loaded, self._steps, self._solver, self._corrections = loaded, steps, solver, label_corrections
         self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
@@ -109,7 +110,7 @@ class CounterfactualModel:
         device: torch.device | str = "auto",
         steps: int = STEPS,
         solver: str = SOLVER,
-        corrections: int = ROUNDS,
+        label_corrections: int = LABEL_CORRECTIONS,
     ) -> ModelT:
         """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
@@ -122,7 +123,7 @@ class CounterfactualModel:
         """
         path = folders.find_model(name, revision)
         own = path / folders.PREDICTOR_FOLDER if (path / folders.PREDICTOR_FOLDER / CONFIG).is_file() else None
-        return cls(load_model(str(path), device), steps, solver, own, corrections)
+        return cls(load_model(str(path), device), steps, solver, own, label_corrections)
 
     @property
     def graph(self) -> CausalGraph:
@@ -146,13 +147,13 @@ class CounterfactualModel:
 
     def __repr__(self) -> str:
         edges = ", ".join(f"{cause} -> {effect}" for cause, effect in self.graph.edges) or "no edges"
-        size = "x".join(map(str, (self.spec.channels, self.spec.image_size, self.spec.image_size)))
+        size = f"{self.spec.channels}x{self.spec.image_size}x{self.spec.image_size}"
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
     def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
         """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
         options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable}
-        return self.loaded.engine(self._steps, self._solver, corrections=self._corrections, **options)
+        return self.loaded.engine(self._steps, self._solver, label_corrections=self._corrections, **options)
 
     def examples(self, count: int = 8) -> ImageData:
         """Test images of the model's data set, with their labels and, where it is known, their truth."""
@@ -319,10 +320,10 @@ class CounterfactualModel:
             folders.copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             save_predictor(target / folders.PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
-        for file in (CONFIG, MODEL):
-            if corrects := find_correction(self.spec, self.loaded.path):
-                folders.copy_beside(Path(corrects), Path(file), target / folders.CORRECTION_FOLDER)
-            if getattr(self.network, "predictor", None) is not None:
+        if corrects := find_correction_predictor(self.spec, self.loaded.path):
+            save_predictor(target / folders.CORRECTION_FOLDER, corrects.predictor, corrects.figures)
+        if getattr(self.network, "predictor", None) is not None:
+            for file in (CONFIG, MODEL):
                 folders.copy_beside(source, Path(folders.NOISED_PREDICTOR_FOLDER, file), target)
         trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
         write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)

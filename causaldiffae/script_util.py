@@ -39,7 +39,7 @@ from causaldiffae.gaussian_diffusion import (
 )
 from causaldiffae.guidance import Guidance
 from causaldiffae.model import CausalDiffAE, TrainingStep
-from causaldiffae.predictors.correction import ROUNDS, find_correction, load_correction
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS, LabelCorrection, find_correction_predictor
 from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
@@ -284,7 +284,7 @@ class LoadedModel:
         solver: str = SOLVER,
         grid: str = "",
         timestep_respacing: str = "",
-        corrections: int = ROUNDS,
+        label_corrections: int = LABEL_CORRECTIONS,
         correction_predictor: str = "",
         **options: Any,
     ) -> CounterfactualEngine:
@@ -295,21 +295,30 @@ class LoadedModel:
             solver: see `config.SOLVER_HELP`.
             grid: spacing of the noise levels; default: that of the solver.
             timestep_respacing: timesteps of the published DDIM loops; overrides `solver`.
-            corrections: largest number of label corrections (`predictors/correction.py`); 0 for none.
-            correction_predictor: folder of the predictor that reads labels for them, or "none"; default: see
-                `find_correction`. Without one, and for a model whose latents are not aligned with the labels, nothing
-                is corrected.
+            label_corrections: largest number of label corrections (`predictors/correction.py`); 0 for none.
+            correction_predictor: folder of the predictor that reads labels for them, or "none"; default: that in the
+                folder of the model, or a shipped one. Without one, nothing is corrected.
             options: keyword arguments of `CounterfactualEngine`.
+
+        Raises:
+            InputError: for a setting that does not fit the model, such as a correction predictor for other images, or
+                for a model whose latents are not aligned with the labels (an unaligned DiffAE).
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
-        if self.config.diffusion.few_steps and options.get("guidance", Guidance()) != Guidance():
+        guidance = dataclasses.replace(options.get("guidance") or Guidance(), w_class=Guidance().w_class)
+        if self.config.diffusion.few_steps and guidance != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
+        if label_corrections < 0:
+            raise InputError(f"label_corrections: expected 0 or more, got {label_corrections}")
         aligned = getattr(self.model, "probe", None) is None
-        found = find_correction(self.spec, self.path, correction_predictor) if corrections and aligned else ""
-        device = next(self.model.parameters()).device
-        correction = load_correction(found, self.spec, corrections, device) if found else None
-        options = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True} | options
-        options.setdefault("correction", correction)
+        if correction_predictor not in ("", "none") and not aligned:
+            raise InputError("correction_predictor: expected a model whose latents are those of the labels")
+        device, correction = next(self.model.parameters()).device, None
+        if label_corrections and aligned:
+            found = find_correction_predictor(self.spec, self.path, correction_predictor, device)
+            correction = None if found is None else LabelCorrection(found.predictor, label_corrections)
+        defaults = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True}
+        options = {**defaults, "correction": correction, **options}
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 

@@ -31,6 +31,7 @@ from causaldiffae import dist_util
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import peers, questions
+from causaldiffae.evaluation.headers import warn_of_same_predictor
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, evaluate, find_models, make_engine, read_results, settings_from
@@ -126,6 +127,7 @@ def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> Non
         if not (use_labels or isinstance(loaded.model, CausalAutoencoder)):
             continue  # without an encoder, the labels are always given
         engine = make_engine(loaded, settings, use_labels=use_labels)
+        warn_of_same_predictor(engine.correction, predictor)
         name = "true labels" if use_labels else "the image"
         with progress_bar(total=len(data), desc=f"from {name}", unit="image") as bar:
             found[name] = peers.evaluate_peers(

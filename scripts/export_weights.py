@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from causaldiffae.checkpoints.checkpoint import CONFIG, export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
+from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER
 from causaldiffae.datasets.reference import FILE, TrainingReference
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
@@ -28,7 +29,13 @@ from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import LoadedModel, describe_checkpoint, load_model, run_cli
 from causaldiffae.training.responses import FILE as RESPONSES
 
-LOG_FILES = ("progress.csv", "config.yaml", RESPONSES, FILE)
+LOG_FILES = (
+    "progress.csv",
+    "config.yaml",
+    RESPONSES,
+    FILE,
+    *(f"{CORRECTION_FOLDER}/{name}" for name in (CONFIG, MODEL)),
+)
 
 
 def write_reference(loaded: LoadedModel, folder: Path, data_dir: str) -> None:

@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         config.solver,
         config.grid,
         config.timestep_respacing,
-        corrections=0,
+        label_corrections=0,
         stop=config.stop,
         rescale_quantile=config.rescale_quantile,
     )

@@ -4,15 +4,19 @@
     python scripts/sweep_steps.py ... --settings ddim:250,dpmpp2m:25,dpmpp2m:10 --do thickness=4 --num_images 500
 
 The first setting is the reference. Another one is as good if the upper end of the 95 % interval of its difference to
-the reference is below --margin in every figure; the one with the fewest steps is recommended. Writes steps.csv (means
-with intervals), steps.png (curves) and steps.json.
+the reference is below --margin in every figure; the one with the fewest evaluations is recommended. Writes steps.csv
+(means with intervals), steps.png (curves) and steps.json. `--settings exact_ddim:25,exact_ddim:4+1,few_step:4 --student
+DIR` includes label corrections and a distilled model.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, flag, with_help
@@ -24,6 +28,7 @@ from causaldiffae.evaluation.settings import default_interventions, resolve_alia
 from causaldiffae.evaluation.step_sweep import (
     MARGIN,
     NULL_MARGIN,
+    Setting,
     describe_exceeded,
     draw,
     headings,
@@ -34,7 +39,7 @@ from causaldiffae.evaluation.step_sweep import (
     write_rows,
 )
 from causaldiffae.logger import progress_bar
-from causaldiffae.script_util import FEW_STEP, load_model, parse_flags, run_cli
+from causaldiffae.script_util import FEW_STEP, LoadedModel, load_model, parse_flags, run_cli
 from causaldiffae.training.devices import use_device
 from causaldiffae.visualization.image_grids import save_png
 
@@ -75,6 +80,23 @@ class StepSweepConfig:
         resolve_alias(self, "judge", "label_predictor")
 
 
+def open_student(
+    config: StepSweepConfig, settings: Sequence[Setting], loaded: LoadedModel, device: torch.device
+) -> LoadedModel | None:
+    """Opens the distilled model of the settings few_step:STEPS; `InputError` if it does not fit them."""
+    steps = {each.steps for each in settings if each.solver == FEW_STEP}
+    if not config.student and (not steps or loaded.config.diffusion.few_steps):
+        return None
+    if not config.student or not steps:
+        raise InputError(f"student: expected a distilled model and settings {FEW_STEP}:STEPS, got only one of them")
+    student = load_model(config.student, device)
+    if student.spec != loaded.spec or student.config.model != loaded.config.model:
+        raise InputError(f"student: expected a student of {loaded.path}, got another model in {student.path}")
+    if steps != {student.config.diffusion.few_steps}:
+        raise InputError(f"settings: expected {FEW_STEP}:{student.config.diffusion.few_steps} for {student.path}")
+    return student
+
+
 def main(argv: list[str]) -> None:
     config = parse_flags(StepSweepConfig, argv, __doc__ or "")
     settings = parse_settings(config.settings)
@@ -86,14 +108,12 @@ def main(argv: list[str]) -> None:
     data = read_split(spec.name, config.data_dir, "test", limit=config.num_images or None, spec=spec)
     if not truth_is_known(data):
         raise InputError(f"{config.data_dir}: expected a data set with known true counterfactuals")
-    models = dict.fromkeys(settings, loaded)
-    if config.student:
-        student = load_model(config.student, device)
-        if student.spec.name != spec.name:
-            raise InputError(f"student: expected a model of {spec.name}, got one of {student.spec.name}")
-        models |= {each: student for each in settings if each.solver == FEW_STEP}
+    student = open_student(config, settings, loaded, device)
     engines = {
-        each: model.engine(each.steps, each.solver, corrections=each.corrections) for each, model in models.items()
+        each: (student if each.solver == FEW_STEP and student else loaded).engine(
+            each.steps, each.solver, label_corrections=each.corrections
+        )
+        for each in settings
     }
     measurement = find_measurement(spec, config.label_predictor, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:

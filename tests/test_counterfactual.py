@@ -394,19 +394,19 @@ def test_a_class_that_is_set_is_guided_away_from_the_factual_one() -> None:
 
 
 class Recorded:
-    """A correction that shifts the second image once by one label unit of `size`; records its arguments."""
+    """Decodes the second image again, with `size` shifted by one label unit; records its arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
     def apply(self, *arguments: Any) -> Tensor:
-        *given, redraw = arguments
+        *given, decode = arguments
         self.calls.append(tuple(given))
-        drawn = redraw(torch.tensor([1]), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+        drawn = decode(torch.tensor([1]), torch.tensor([[1.0, 0.0]], dtype=torch.float64))
         return torch.stack([given[0][0], drawn[0], given[0][2]])
 
 
-def test_a_correction_draws_chosen_images_again_with_shifted_labels() -> None:
+def test_a_correction_decodes_chosen_images_again_with_shifted_labels() -> None:
     correction, abducted = Recorded(), None
     counterfactuals = engine(30, correction=correction)
     abducted = counterfactuals.abduct(images())
@@ -415,16 +415,57 @@ def test_a_correction_draws_chosen_images_again_with_shifted_labels() -> None:
     before, asked, null_before = plain.predict(abducted, [{"size": 4.0}, {"size": 5.0, "grey": 0.0}, {}])
     torch.testing.assert_close(null.images, null_before.images)
     assert len(correction.calls) == 1  # not for the null intervention
-    drawn, factual, labels, changed, classes, sets_class = correction.calls[0]
-    torch.testing.assert_close(drawn, before.images)
-    torch.testing.assert_close(factual, images())
+    decoded, labels, mask, reference, classes = correction.calls[0]
+    torch.testing.assert_close(decoded, before.images)
+    assert reference is decoded and classes is None
     torch.testing.assert_close(labels, before.labels)
-    assert torch.equal(changed, torch.ones(3, 2, dtype=torch.bool)) and classes is None and not sets_class
+    assert torch.equal(mask, torch.ones(3, 2, dtype=torch.bool))
     torch.testing.assert_close(corrected.images[[0, 2]], before.images[[0, 2]])
     shift = (corrected.images - before.images)[1].mean(dim=(1, 2))
     assert torch.equal(corrected.labels, before.labels)  # those of the structural model
     expected = (asked.images - before.images)[1, 0].mean()
     torch.testing.assert_close(shift, torch.stack([expected, torch.zeros_like(expected)]), atol=1e-6, rtol=1e-6)
+
+
+def test_what_an_intervention_does_not_change_is_corrected_only_where_it_sets_the_class() -> None:
+    correction = Recorded()
+    counterfactuals = engine(5, Oracle(class_cond=True), correction=correction)
+    counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+    abducted = counterfactuals.abduct(images(), CLASSES)
+    dos = [
+        {"grey": 150.0},
+        {"digit": 2},
+        {"digit": torch.tensor([2, 0, 1]), "grey": 200.0},
+    ]
+    results = counterfactuals.predict(abducted, dos)
+    (_, *alone), (_, *of_class), (_, *both) = correction.calls
+    assert alone[0][:, 0].isnan().all() and torch.equal(alone[0][:, 1], results[0].labels[:, 1])
+    assert alone[1].tolist() == [[False, True]] * 3 and torch.equal(alone[3], CLASSES)
+    assert of_class[0].isnan().all() and of_class[1].all() and torch.equal(of_class[3], torch.tensor([2, 2, 2]))
+    torch.testing.assert_close(of_class[2], images())  # the reference is the factual image
+    assert both[0][:, 0].isnan().all() and both[1].all() and torch.equal(both[3], torch.tensor([2, 0, 1]))
+
+
+def test_samples_and_models_without_x_start_are_not_corrected() -> None:
+    correction = Recorded()
+    counterfactuals = engine(5, correction=correction)
+    abducted = replace(counterfactuals.abduct(images()), x_start=None)
+    counterfactuals.predict(abducted, [{"size": 4.0}])
+    assert correction.calls == []
+
+
+def test_pixels_and_residuals_of_images_that_are_decoded_again() -> None:
+    for options in ({"residual": True}, {"keep_causes": True}, {"pixel_range": (0.0, 1.0)}):
+        model = WithBlocks() if "keep_causes" in options else Oracle()
+        plain = engine(5, model, **options)  # type: ignore[arg-type]
+        abducted = plain.abduct(images())
+        corrected = engine(5, model, correction=Recorded(), **options)  # type: ignore[arg-type]
+        found = corrected.predict(abducted, [{"grey": 150.0}])[0]
+        expected = plain.predict(abducted, [{"grey": 150.0}])[0]
+        torch.testing.assert_close(found.images[[0, 2]], expected.images[[0, 2]])
+        changed = found.images[1] - expected.images[1]
+        assert changed[0].abs().max() > 0.01 or "keep_causes" in options
+        torch.testing.assert_close(changed[1], torch.zeros_like(changed[1]))
 
 
 def test_the_class_is_only_set_in_models_that_are_conditioned_on_it() -> None:

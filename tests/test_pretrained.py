@@ -30,7 +30,7 @@ from causaldiffae.files.reading import read_json
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.intervals import Figure
 from causaldiffae.nn import count_parameters
-from causaldiffae.predictors.correction import find_correction
+from causaldiffae.predictors.correction import find_correction_predictor
 from causaldiffae.pretrained import CausalDiffAE, CounterfactualModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model
@@ -296,12 +296,13 @@ def test_saved_and_opened_again(tmp_path: Path) -> None:
 
 
 def test_a_saved_predictor_is_preferred_to_the_shipped_one(tmp_path: Path) -> None:
-    model = CausalDiffAE.from_pretrained("morphomnist-mini", corrections=1)
+    model = CausalDiffAE.from_pretrained("morphomnist-mini", label_corrections=1)
     correction = model.engine().correction
-    assert correction is not None and correction.rounds == 1
+    assert correction is not None and correction.count == 1
     folder = model.save_pretrained(tmp_path / "mine")
-    assert find_correction(model.spec, str(folder)) == str(folder / "correction_predictor")
-    without = CausalDiffAE.from_pretrained(folder, corrections=0)
+    found = find_correction_predictor(model.spec, str(folder))
+    assert found is not None and found.path == str(folder / "correction_predictor")
+    without = CausalDiffAE.from_pretrained(folder, label_corrections=0)
     assert without.engine().correction is None and without.loaded.engine(correction_predictor="none").correction is None
     (folder / "reader" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"reader/model\.safetensors"):

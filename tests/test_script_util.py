@@ -12,6 +12,7 @@ import pytest
 import torch
 from paths import REPO
 from tiny import randomise, small_config, squares_spec
+from tiny_models import tiny_model
 
 from causaldiffae.checkpoints.checkpoint import save_checkpoint
 from causaldiffae.config import RECIPES, Config, DiffusionConfig
@@ -19,6 +20,7 @@ from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.gaussian_diffusion import LossType, ModelMeanType, ModelVarType
+from causaldiffae.guidance import Guidance
 from causaldiffae.script_util import (
     create_gaussian_diffusion,
     create_model_and_diffusion,
@@ -266,3 +268,33 @@ def test_solvers_by_name_and_that_of_a_distilled_model() -> None:
     for name in ("exact_ddim", "few_step"):
         few = create_solver(DiffusionConfig(predict_v=True, few_steps=3), name, 25)
         assert isinstance(few, ExactDdim) and (few.steps, few.kind) == (3, Solver.DDIM)
+
+
+def test_the_engine_corrects_labels_where_a_predictor_is_found() -> None:
+    loaded = load_model(str(REPO / "weights" / "morphomnist_causaldae_mini"))
+    correction = loaded.engine().correction
+    assert correction is not None and correction.count == 2 and not correction.predictor.training
+    assert loaded.engine(label_corrections=5).correction.count == 5  # type: ignore[union-attr]
+    for none in ({"label_corrections": 0}, {"correction_predictor": "none"}):
+        assert loaded.engine(**none).correction is None  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="label_corrections: expected 0 or more, got -1"):
+        loaded.engine(label_corrections=-1)
+    with pytest.raises(InputError, match="name"):
+        loaded.engine(correction_predictor=str(REPO / "weights" / "pendulum_32_predictor"))
+    colour = replace(loaded, spec=replace(loaded.spec, channels=3))
+    assert colour.engine().correction is None  # the shipped predictor is for grey images
+
+
+def test_latents_that_are_not_those_of_the_labels_are_not_corrected(tmp_path: Path) -> None:
+    loaded = tiny_model(model_type="diffae", aligned=False)
+    assert loaded.engine().correction is None
+    with pytest.raises(InputError, match="correction_predictor: expected a model whose latents are those of the"):
+        loaded.engine(correction_predictor=str(tmp_path))
+
+
+def test_a_distilled_model_is_guided_by_the_class_only() -> None:
+    loaded = load_model(str(REPO / "weights" / "morphomnist_causaldae_mini_4step"))
+    for w_class in (1.0, 1.5, 2.0):
+        assert loaded.engine(guidance=Guidance(w_class=w_class)).guidance.w_class == w_class
+    with pytest.raises(InputError, match="w: expected 1 for a distilled model"):
+        loaded.engine(guidance=Guidance(2.0))

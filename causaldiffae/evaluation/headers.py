@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+import warnings
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any, Final
@@ -18,6 +19,7 @@ from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task
 from causaldiffae.metrics.realism import check_inception
 from causaldiffae.nn import count_parameters
+from causaldiffae.predictors.correction import LabelCorrection
 from causaldiffae.predictors.predictor import LoadedPredictor
 from causaldiffae.script_util import LoadedModel
 from causaldiffae.training.predictor import data_digest
@@ -53,12 +55,15 @@ def describe(
     predictor: LoadedPredictor,
     inception_weights: str = "",
     trust_inception: bool = False,
+    correction: LabelCorrection | None = None,
 ) -> dict[str, Any]:
     """The header of a results file: everything the figures depend on, its digests, and versions.
 
     Args:
         model: the model or, for the answers of another system, their digest.
+        correction: the label correction of the engine.
     """
+    corrected_by = "none" if correction is None else state_digest(correction.predictor)
     spec = task.data.spec
     header: dict[str, Any] = {
         "protocol": {"name": PROTOCOL, "version": VERSION},
@@ -74,10 +79,11 @@ def describe(
             "units": list(spec.units),
             "truth": _describe_truth(task.data),
         },
-        "settings": {**asdict(settings), "variables": list(task.variables)},
+        "settings": {**asdict(settings), "variables": list(task.variables), "correction_predictor": corrected_by},
     }
     header["asked"] = json_digest(header)  # everything the outputs depend on; not the predictor
     header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}
+    warn_of_same_predictor(correction, predictor)
     if inception_weights:
         content = check_inception(inception_weights, trust_inception)
         header["settings"]["inception"] = hashlib.sha256(content).hexdigest()[:16]
@@ -87,6 +93,12 @@ def describe(
     header["predictor"]["path"] = predictor.path
     header["versions"] = versions(next(predictor.predictor.parameters()).device)
     return header
+
+
+def warn_of_same_predictor(correction: LabelCorrection | None, predictor: LoadedPredictor) -> None:
+    """Warns if the predictor that reads the labels of the images also corrects them."""
+    if correction is not None and state_digest(correction.predictor) == state_digest(predictor.predictor):
+        warnings.warn(f"predictor: {predictor.path} also corrects the labels that it reads; name another", stacklevel=3)
 
 
 def _describe_truth(data: ImageData) -> str:

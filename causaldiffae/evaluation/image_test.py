@@ -172,8 +172,10 @@ class PlannedTest:
     def digest(self) -> str:
         """Identifies everything that the results depend on."""
         settings = {name: value for name, value in asdict(self.config).items() if name not in _NOT_IN_DIGEST}
-        model, interventions = state_digest(self.loaded.model), [sorted(do.items()) for do in self.dos]
-        return json_digest([model, data_digest(self.data), interventions, settings, self.reference is not None])
+        correction = make_engine(self.loaded, self.config).correction
+        models = [state_digest(each) for each in (self.loaded.model, correction and correction.predictor) if each]
+        interventions, known = [sorted(do.items()) for do in self.dos], self.reference is not None
+        return json_digest([models, data_digest(self.data), interventions, settings, known])
 
     def estimate(self, left: int) -> str:
         """Describes the test and the time that `left` images take, measured on a few images with few steps."""
@@ -200,7 +202,7 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         config.solver,
         config.grid,
         str(steps) if steps and config.timestep_respacing else config.timestep_respacing,
-        corrections=config.corrections,
+        label_corrections=config.label_corrections,
         correction_predictor=config.correction_predictor,
         residual=config.residual,
         rescale_quantile=config.rescale_quantile,

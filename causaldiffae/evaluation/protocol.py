@@ -26,7 +26,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_least
 from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP
 from causaldiffae.metrics import axioms
-from causaldiffae.predictors.correction import PREDICTOR_HELP, ROUNDS, ROUNDS_HELP
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP, PREDICTOR_HELP
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
@@ -51,7 +51,7 @@ class ProtocolSettings:
     stop: float = flag(1.0, "encode and decode only up to this fraction of T")
     w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
-    corrections: int = flag(ROUNDS, ROUNDS_HELP)
+    label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", PREDICTOR_HELP)
     seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
     chunk: int = flag(50, "images per batch")
@@ -64,10 +64,9 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         parse_enum(AbductionKind, self.abduction, "abduction")
         check_least(
-            self,
-            **dict.fromkeys(("steps", "chunk", "cycles"), 1),
-            **dict.fromkeys(("num_images", "corrections", "seed", "back_images", "cycle_images", "dci_resamples"), 0),
+            self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
         )
+        check_least(self, label_corrections=0)
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,9 @@ def read_questions(folder: Path, data_dir: str) -> tuple[Task, ProtocolSettings]
 def _settings(given: dict[str, Any], where: str) -> ProtocolSettings:
     """The settings in a file of questions, which may be from anyone."""
     defaults = asdict(ProtocolSettings())
-    if set(given) != set(defaults):
+    if not set(given) <= set(defaults):
         raise DataError(f"{where}: expected the keys {', '.join(sorted(defaults))}")
+    given = defaults | given  # later versions have further options of the model, which answers do not depend on
     for name, default in defaults.items():
         kinds = {tuple: (list,), float: (float, int)}.get(type(default), (type(default),))
         if type(given[name]) not in kinds:

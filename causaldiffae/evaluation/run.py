@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -41,7 +40,6 @@ from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, rep
 from causaldiffae.generators.workers import worker_pool
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
-from causaldiffae.predictors.correction import find_correction
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 
@@ -112,7 +110,7 @@ def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any)
         settings.steps,
         settings.solver,
         settings.grid,
-        corrections=settings.corrections,
+        label_corrections=settings.label_corrections,
         correction_predictor=settings.correction_predictor,
         abduction=AbductionKind(settings.abduction),
         guidance=Guidance(settings.w, w_class=settings.w_class),
@@ -200,11 +198,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     opened = _open(job)
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
-    corrects = find_correction(loaded.spec, loaded.path, job.settings.correction_predictor)
-    if job.settings.corrections and corrects and Path(corrects).resolve() == Path(predictor.path).resolve():
-        warnings.warn(f"predictor: {corrects} also corrects the labels that it reads; name another one", stacklevel=2)
     inception = (job.inception_weights, job.trust_inception)
-    header = describe(describe_model(loaded), task, job.settings, predictor, *inception)
+    header = describe(describe_model(loaded), task, job.settings, predictor, *inception, opened.engine.correction)
     header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
     if (known := known_results(out, header)) is not None:

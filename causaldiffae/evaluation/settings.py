@@ -16,13 +16,13 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
 from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP, Guidance
-from causaldiffae.predictors.correction import PREDICTOR_HELP, ROUNDS, ROUNDS_HELP
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP, PREDICTOR_HELP
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0, "w_class": 1.0, "corrections": 0}
+    "reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0, "w_class": 1.0, "label_corrections": 0}
 }
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 NUM_IMAGES: Final = 256
@@ -58,7 +58,7 @@ class TestConfig:
     w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
-    corrections: int = flag(ROUNDS, ROUNDS_HELP)
+    label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", PREDICTOR_HELP)
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
     keep_causes: bool = flag(
@@ -80,7 +80,11 @@ class TestConfig:
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
         check_least(
-            self, batch_size=1, grid_images=1, corrections=0, **({} if self.num_images == "all" else {"num_images": 0})
+            self,
+            batch_size=1,
+            grid_images=1,
+            label_corrections=0,
+            **({} if self.num_images == "all" else {"num_images": 0}),
         )
         parse_enum(AbductionKind, self.abduction, "abduction")
         check_samples(self.samples, self.x_T_noise)

@@ -49,6 +49,11 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.solver}:{self.steps}" + (f"+{self.corrections}" if self.corrections else "")
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a counterfactual: of the encoding, the decoding, and the decodings of corrections."""
+        return self.steps * (2 + self.corrections)
+
 
 @dataclass(frozen=True)
 class SweepRow:
@@ -127,7 +132,7 @@ def sweep_steps(
             if reference is None:
                 assert abducted.state is not None
                 state = SolverState(abducted.state.x_T, stop=abducted.state.stop)
-                reference, again = (replace(abducted, state=state, residual=None), drawn), drawn
+                reference, again = (replace(abducted, state=state, residual=None, x_start=None), drawn), drawn
             else:
                 again = _images(engine, reference[0], dos)
             found = values[setting]
@@ -178,10 +183,10 @@ def describe_exceeded(rows: Sequence[SweepRow], heads: Mapping[str, str], margin
 
 
 def recommend(rows: Sequence[SweepRow], margin: float = MARGIN) -> SweepRow | None:
-    """The setting with the fewest steps that is as good as the reference (`exceeded`); None if there is none."""
+    """The setting with the fewest evaluations that is as good as the reference (`exceeded`); None if there is none."""
     reference, *others = rows
     equivalent = [row for row in others if not exceeded(row, reference, margin)]
-    return min(equivalent, key=lambda row: row.setting.steps, default=None)
+    return min(equivalent, key=lambda row: row.setting.evaluations, default=None)
 
 
 def write_rows(path: Path, rows: Sequence[SweepRow]) -> None:
@@ -207,7 +212,7 @@ def table(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> str:
 def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
     """Plots every figure over the number of evaluations, (H, W, 3) uint8.
 
-    One panel per figure and one curve per solver; a dotted line shows the reference.
+    One panel per figure and one curve per solver and number of corrections; a dotted line shows the reference.
     """
     from matplotlib.figure import Figure as Plot
     from matplotlib.ticker import NullFormatter
@@ -216,7 +221,7 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
     lines = -(-len(heads) // columns)
     plot = Plot(figsize=(3.6 * columns, 2.7 * lines), dpi=110, layout="constrained")
     axes = list(plot.subplots(lines, columns, squeeze=False).flat)
-    solvers = list(dict.fromkeys(row.setting.solver for row in rows))
+    curves = list(dict.fromkeys((row.setting.solver, row.setting.corrections) for row in rows))
     figures = {row.setting: row.figures() for row in rows}
     ticks = sorted({row.setting.steps for row in rows})
     for axis, (name, head) in zip(axes, heads.items(), strict=False):
@@ -227,9 +232,13 @@ def draw(rows: Sequence[SweepRow], heads: Mapping[str, str]) -> np.ndarray:
             axis.set_axis_off()
             continue
         axis.axhline(reference, color="black", linewidth=0.8, linestyle=":")
-        for i, solver in enumerate(solvers):
-            steps = sorted(row.setting.steps for row in rows if row.setting.solver == solver)
-            plot_interval(axis, steps, [figures[Setting(solver, step)][name] for step in steps], f"C{i}", solver)
+        for i, (solver, corrections) in enumerate(curves):
+            of_curve = [each for each in figures if (each.solver, each.corrections) == (solver, corrections)]
+            of_curve.sort(key=lambda each: each.steps)
+            label = f"{solver}, {corrections} corrections" if corrections else solver
+            plot_interval(
+                axis, [each.steps for each in of_curve], [figures[each][name] for each in of_curve], f"C{i}", label
+            )
         axis.set_xscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.xaxis.set_minor_formatter(NullFormatter())

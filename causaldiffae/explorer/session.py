@@ -1,7 +1,7 @@
 """Counterfactuals of one image by one model, as the page requests them.
 
 Abduction (u and x_T of an image) does not depend on the intervention, so it is cached for every image, class and number
-of steps, and moving a slider costs only the prediction: 12 network evaluations by default.
+of steps, and moving a slider costs only the prediction: one decoding, and up to two more with label corrections.
 """
 
 from __future__ import annotations
@@ -156,6 +156,8 @@ class Session:
         self.is_diff_scm = isinstance(loaded.model, DiffScm)
         predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
         self.first_w, self.max_w = _WEIGHTS[predictor if self.is_diff_scm else "latents"]
+        if loaded.config.diffusion.few_steps:  # distilled with the guidance of its teacher
+            self.first_w = self.max_w = 1.0
         self._lock, self._responses = threading.Lock(), responses_of_model(loaded.path)
         self._reference = reference_of_model(loaded.path, self.spec)
         self._cached_abduction = lru_cache(_CACHE_SIZE)(self._abduct)

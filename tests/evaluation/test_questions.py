@@ -164,7 +164,7 @@ def test_faulty_questions_are_refused(root: Path, asked: Path, tmp_path: Path) -
     for change, message in (
         ({"format": "x"}, "expected questions of evaluate.py --export_questions"),
         ({"protocol": {"name": "x"}}, "expected version"),
-        ({"settings": {"steps": 3}}, "settings: expected the keys"),
+        ({"settings": {"stride": 3}}, "settings: expected the keys"),
         ({"settings": described["settings"] | {"num_images": "4"}}, "num_images: expected a value such as 0, got '4'"),
         ({"settings": described["settings"] | {"variables": 5}}, "variables: expected a value such as"),
         ({"settings": described["settings"] | {"variables": [["x"]]}}, "variables: "),

@@ -18,6 +18,7 @@ from causaldiffae.counterfactual import Abduction, Counterfactual
 from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.registry import true_counterfactual
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.result_tables import steps_table
 from causaldiffae.evaluation.step_sweep import (
     NULL,
     SAME_NOISE,
@@ -132,6 +133,12 @@ def test_fewer_images_accept_less() -> None:
     assert few is None and many is not None
 
 
+def test_label_corrections_count_as_evaluations() -> None:
+    rows = [measured("ddim:250", 0.0), measured("a:8+2", 0.0), measured("a:12", 0.0)]  # 32 and 24 evaluations
+    best = recommend(rows)
+    assert best is not None and str(best.setting) == "a:12"
+
+
 def test_the_null_intervention_has_a_margin_in_grey_levels() -> None:
     assert recommend([row("ddim:250", 0.01), row("a:10", 0.4)]) is not None
     assert recommend([row("ddim:250", 0.01), row("a:10", 0.6)]) is None
@@ -170,15 +177,17 @@ def test_a_single_setting_is_refused(text: str) -> None:
 
 
 def test_table_csv_and_plot(tmp_path: Path) -> None:
-    rows = [row("ddim:250", 1.0, 0.3), row("a:25", 0.5, 0.1), row("a:5", 2.0, 0.1)]
+    rows = [row("ddim:250", 1.0, 0.3), row("a:25", 0.5, 0.1), row("a:5", 2.0, 0.1), row("a:5+2", 1.5, 0.1)]
     write_rows(tmp_path / "steps.csv", rows)
     read = list(csv.DictReader((tmp_path / "steps.csv").open()))
-    assert [(line["solver"], line["steps"]) for line in read] == [("ddim", "250"), ("a", "25"), ("a", "5")]
+    found = [tuple(line[name] for name in ("solver", "steps", "corrections")) for line in read]
+    assert found == [("ddim", "250", "0"), ("a", "25", "0"), ("a", "5", "0"), ("a", "5", "2")]
+    assert steps_table([{**line, "solver": "few_step"} for line in read]).count("student, 5, 2 corrections |") == 1
     assert float(read[1]["null_low"]) < float(read[1]["null"]) < float(read[1]["null_high"])
     heads = {NULL: "null", SAME_NOISE: "same"}
     image = draw(rows, heads)
     assert image.dtype == np.uint8 and image.shape[2] == 3 and len(np.unique(image)) > 20
-    assert "0.500 ± 0.0" in table(rows, heads)
+    assert "0.500 ± 0.0" in table(rows, heads) and "5+2" in table(rows, heads)
     unmeasured = [SweepRow(each.setting, {**each.values, SAME_NOISE: np.full(200, np.nan)}) for each in rows]
     write_rows(tmp_path / "steps.csv", unmeasured)
     assert draw(unmeasured, heads).shape == image.shape and recommend(unmeasured) is not None
@@ -191,12 +200,15 @@ def test_the_script(tmp_path: Path) -> None:
     share, digits = REPO / "assets" / "mnist_share", tmp_path / "digits"
     morphomnist.write_dataset(share, digits, num_train=2, num_test=4, workers=1, progress=False)
     base = [f"--model_path={weights}", f"--data_dir={digits}", f"--out_dir={tmp_path / 'out'}", "--num_images=3"]
-    outcome = run(script, *base, "--settings=ddim:12,dpmpp2m:4,obelm:4", "--do=thickness=3")
+    student = f"--student={weights}_4step"
+    settings = "--settings=ddim:12,dpmpp2m:4,obelm:4,exact_ddim:2+1,few_step:4"
+    outcome = run(script, *base, settings, student, "--do=thickness=3")
     assert outcome.returncode == 0, outcome.stderr
     assert "ddim:12" in outcome.stdout and "100%" in outcome.stderr
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"steps.csv", "steps.png", "steps.json"}
     report = json.loads((tmp_path / "out" / "steps.json").read_text())
     null = {name: row["null"]["mean"] for name, row in report["rows"].items()}
+    assert null["exact_ddim:2+1"] == null["few_step:4"] == 0
     assert null["obelm:4"] < 0.2 < null["ddim:12"], "O-BELM is its own inverse, DDIM is not"
     for settings, words in (
         ("ddim:5", ("settings: expected two or more", "'ddim:5'")),
@@ -204,3 +216,7 @@ def test_the_script(tmp_path: Path) -> None:
         ("ddim:5,obelm:1", ("steps", "2")),
     ):
         assert_refused(run(script, *base, f"--settings={settings}"), *words)
+    assert_refused(run(script, *base, "--settings=ddim:5,few_step:3", student), "settings", "few_step:4")
+    assert_refused(run(script, *base, "--settings=ddim:5,dpmpp2m:3", student), "student", "got only one of them")
+    other = f"--student={REPO / 'weights' / 'pendulum_causaldae_mini'}"
+    assert_refused(run(script, *base, "--settings=ddim:5,few_step:4", other), "student", "got another model")

@@ -41,6 +41,15 @@ def test_guidance_and_steps_reach_the_result() -> None:
         assert (session.run(other).counterfactual != plain).any()
 
 
+def test_a_distilled_model_has_no_guidance_weight() -> None:
+    session = Session(load_model(str(REPO / "weights" / "morphomnist_causaldae_mini_4step")))
+    assert session.first_w == session.max_w == 1.0
+    image = images_of(example_images(session.spec, 1))[0]
+    assert session.run(Request(image, {"intensity": 120.0}, 1.0, 4)).counterfactual.shape == (1, 28, 28)
+    with pytest.raises(InputError, match=r"guidance: expected a weight in 0\.\.1"):
+        session.run(Request(image, {"intensity": 120.0}, 2.0, 4))
+
+
 def test_results_do_not_depend_on_earlier_requests() -> None:
     request = Request(square(), {"size": 5.0}, w=1.5, steps=4)
     fresh = Session(tiny_model()).run(request)

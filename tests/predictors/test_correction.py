@@ -11,9 +11,9 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER
 from causaldiffae.datasets.images import to_uint8
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.predictors import correction
-from causaldiffae.predictors.correction import LIMIT, LabelCorrection, find_correction, load_correction
+from causaldiffae.predictors.correction import LIMIT, LabelCorrection, find_correction_predictor
 from causaldiffae.predictors.predictor import Predictor, Readings, config_for, save_predictor
 
 SPEC = replace(squares_spec(), channels=2, image_size=4)
@@ -44,7 +44,7 @@ def errors(images: Tensor, wanted: Tensor = LABELS) -> np.ndarray:
 
 
 class Decoder:
-    """Draws labels that miss the requested ones by `bias`, in units of the range; counts the images it draws again."""
+    """Misses the requested labels by `bias`, a fraction of the range; records the rows that it decodes again."""
 
     def __init__(self, bias: list[float], gain: float = 1.0) -> None:
         self.bias, self.gain, self.rows = torch.tensor(bias) * torch.tensor(RANGE), gain, []
@@ -60,23 +60,18 @@ class Decoder:
 def correct(
     decoder: Decoder,
     changed: list[bool] | None = None,
-    rounds: int = 2,
+    count: int = 2,
     sets_class: bool = False,
-    **given: Tensor | None,
+    images: Tensor | None = None,
+    factual: Tensor | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
-    """Corrects the decoder's images; by default both variables are changed."""
+    """Corrects the decoder's images as the engine does; by default both variables are changed."""
     mask = torch.tensor(changed or [True, True]).expand(len(LABELS), -1)
-    correction = LabelCorrection(MeanPredictor(), rounds)  # type: ignore[arg-type]
-    first, factual = given.get("images"), given.get("factual")
-    return correction.apply(
-        decoder.first() if first is None else first,
-        picture(LABELS) if factual is None else factual,
-        LABELS,
-        mask,
-        given.get("classes"),
-        sets_class,
-        decoder,
-    )
+    images = decoder.first() if images is None else images
+    reference = (picture(LABELS) if factual is None else factual) if sets_class else images
+    labels, correction = LABELS.masked_fill(~mask, torch.nan), LabelCorrection(MeanPredictor(), count)  # type: ignore[arg-type]
+    return correction.apply(images, labels, mask | sets_class, reference, classes, decoder)
 
 
 def test_requests_are_moved_against_the_error() -> None:
@@ -86,8 +81,8 @@ def test_requests_are_moved_against_the_error() -> None:
     assert decoder.rows == [[0, 1, 2]]  # within the tolerance after one round
 
 
-def test_each_round_removes_what_the_former_left() -> None:
-    left = [errors(correct(Decoder([0.04, -0.04], gain=0.7), rounds=rounds)).mean() for rounds in (1, 2)]
+def test_each_correction_reduces_what_the_former_left() -> None:
+    left = [errors(correct(Decoder([0.04, -0.04], gain=0.7), count=count)).mean() for count in (1, 2)]
     assert left[1] < 0.7 * left[0] < 0.5 * 0.04
 
 
@@ -152,26 +147,50 @@ def test_categories_are_not_shifted() -> None:
     assert LabelCorrection(Predictor(kinds, config_for(kinds))).continuous.tolist() == [True, False]
 
 
-def test_rounds_below_one_are_refused() -> None:
-    with pytest.raises(InputError, match="corrections: expected a number of at least 1, got 0"):
+def test_a_request_at_its_limit_is_not_decoded_again() -> None:
+    decoder = Decoder([0.2, -0.2])
+    correct(decoder, count=5)
+    assert decoder.rows == [[0, 1, 2]]
+
+
+def test_a_count_below_one_is_refused() -> None:
+    with pytest.raises(InputError, match="label_corrections: expected a number of at least 1, got 0"):
         LabelCorrection(MeanPredictor(), 0)  # type: ignore[arg-type]
 
 
-def test_the_predictor_is_found_in_the_model_folder_or_among_the_shipped(
+def saved(folder: Path, spec: DatasetSpec) -> Path:
+    return save_predictor(folder, Predictor(spec, config_for(spec)), {"seed": 1})
+
+
+def test_the_predictor_of_the_model_is_preferred_to_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, run = replace(SPEC, name="folder"), tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    assert find_correction_predictor(spec, str(run)) is None
+    shipped = saved(tmp_path / "weights" / f"folder_4_{CORRECTION_FOLDER}", spec)
+    found = find_correction_predictor(spec, str(run))
+    assert found is not None and Path(found.path) == shipped
+    assert find_correction_predictor(spec, str(run), "none") is None
+    own = saved(run / CORRECTION_FOLDER, spec)
+    for path in (run, run / "step_0001000"):  # a run is opened by one of its steps
+        found = find_correction_predictor(spec, str(path))
+        assert found is not None and Path(found.path) == own and found.figures == {"seed": 1}
+    inside = find_correction_predictor(spec, str(run / "other"))
+    assert inside is not None and Path(inside.path) == shipped
+    given = find_correction_predictor(spec, str(run), str(shipped))
+    assert given is not None and Path(given.path) == shipped
+
+
+def test_a_predictor_that_does_not_fit_is_refused_unless_it_is_a_shipped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = replace(SPEC, name="folder")
     monkeypatch.chdir(tmp_path)
-    assert find_correction(spec, str(tmp_path)) == "" == find_correction(spec, str(tmp_path), "none")
-    shipped = save_predictor(
-        tmp_path / "weights" / f"folder_4_{CORRECTION_FOLDER}", Predictor(spec, config_for(spec)), {}
-    )
-    assert Path(find_correction(spec, str(tmp_path))) == shipped
-    own = save_predictor(tmp_path / CORRECTION_FOLDER, Predictor(spec, config_for(spec)), {})
-    assert Path(find_correction(spec, str(tmp_path))) == own
-    assert find_correction(spec, str(tmp_path), "other") == "other"
-    device = torch.device("cpu")
-    assert load_correction(str(own), spec, 3, device).rounds == 3
-    with pytest.raises(InputError, match="image_size"):
-        load_correction(str(own), replace(spec, image_size=8), 3, device)
-    assert correction.ROUNDS == 2
+    other = saved(tmp_path / "weights" / f"folder_4_{CORRECTION_FOLDER}", replace(spec, channels=1))
+    assert find_correction_predictor(spec, str(tmp_path)) is None
+    with pytest.raises(InputError, match="channels"):
+        find_correction_predictor(spec, str(tmp_path), str(other))
+    saved(tmp_path / "run" / CORRECTION_FOLDER, replace(spec, channels=1))
+    with pytest.raises(InputError, match="channels"):
+        find_correction_predictor(spec, str(tmp_path / "run"))
