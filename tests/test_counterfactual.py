@@ -393,6 +393,17 @@ def test_a_class_that_is_set_is_guided_away_from_the_factual_one() -> None:
     assert all(torch.equal(each, CLASSES) for each in seen[10:])
 
 
+def test_the_class_is_not_guided_where_x_T_was_not_encoded_under_another_one() -> None:
+    for abduction, drops_images in ((AbductionKind.NOISE, False), (AbductionKind.DDIM, True)):
+        oracle = Oracle(class_cond=True)
+        counterfactuals = engine(5, oracle, abduction=abduction)
+        counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
+        abducted = counterfactuals.abduct(images(), CLASSES, torch.Generator().manual_seed(0))
+        oracle.classes.clear()
+        counterfactuals.predict(replace(abducted, x_start=None) if drops_images else abducted, [{"digit": 2}])
+        assert len([each for each in oracle.classes if each is not None]) == 5
+
+
 class Recorded:
     """Decodes the second image again, with `size` shifted by one label unit; records its arguments."""
 

@@ -45,14 +45,14 @@ def spans(path: Path) -> list[str]:
 
 @cache
 def known_flags() -> set[str]:
-    """Every field of a class `...Config` or `...Settings`, every flag given to a parser, and every key of FLAGS."""
+    """Every field of a class `...Config`, `...Settings` or `...Training`, every flag of a parser, and keys of FLAGS."""
     flags = {"help"}
     folders = ("scripts", "classifiers", "causaldiffae", "tools")
     for path in (path for folder in folders for path in (REPO / folder).rglob("*.py")):
         text = text_of(path)
         flags |= set(re.findall(r'"--([a-z0-9_]+)"', text))
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Settings")):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Config", "Settings", "Training")):
                 flags |= {ast.unparse(each.target) for each in node.body if isinstance(each, ast.AnnAssign)}
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
                 flags |= set(ast.literal_eval(node.value))

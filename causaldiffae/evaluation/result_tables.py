@@ -184,7 +184,9 @@ def interventions_table(results: Results) -> str:
     """summary.json of the scripts image_*_test.py: one row per intervention."""
     rows = []
     for do, row in results["results"].items():
-        rows.append([f"do({do})", *(rounded(row.get(key)) for key in ("counterfactual_l1", "do_nothing_l1"))])
+        rows.append(
+            [do.replace("=", " = "), *(rounded(row.get(key)) for key in ("counterfactual_l1", "do_nothing_l1"))]
+        )
     return markdown_table(["intervention", "L1 to the truth", "factual image"], rows)
 
 

@@ -9,7 +9,7 @@ from running import assert_refused, run
 
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.markdown_tables import add_results, fill_tables, write_tables
-from causaldiffae.evaluation.result_tables import KINDS
+from causaldiffae.evaluation.result_tables import KINDS, interventions_table
 
 SCRIPT = REPO / "scripts" / "write_tables.py"
 PAGES = [REPO / "README.md", REPO / "docs" / "results.md", REPO / "docs" / "performance.md"]
@@ -132,3 +132,9 @@ def test_a_gpu_check_shows_what_was_measured() -> None:
         "| loss | 2.05e-07 | | |",
         "| mode | failed | | out of memory |",
     ]
+
+
+def test_interventions_are_named_as_in_the_summary() -> None:
+    rows = {"do(arm=0.9, green=0.8)": {"counterfactual_l1": 1.477, "do_nothing_l1": 7.957}, "do(red=0.2)": {}}
+    lines = interventions_table({"results": rows}).splitlines()
+    assert lines[-2] == "| do(arm = 0.9, green = 0.8) | 1.48 | 7.96 |" and lines[-1].startswith("| do(red = 0.2) | ")

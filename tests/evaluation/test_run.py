@@ -253,3 +253,22 @@ def test_abduction_guidance_and_stop_change_the_figures(root: Path, tmp_path: Pa
         found = results(root, "causaldae", tmp_path / f"{i}.json", *flags)
         l1.add(found["results"]["interventions"]["thickness"]["answers"]["model"]["truth"]["l1"]["mean"])
     assert len(l1) == 4
+
+
+def test_the_predictor_of_label_corrections_is_part_of_the_digest(root: Path, tmp_path: Path) -> None:
+    found = {
+        name: results(root, "causaldae", tmp_path / f"{name}.json", "--num_images=2", *flags)
+        for name, flags in {
+            "shipped": (),
+            "none": ("--label_corrections", 0),
+            "given": ("--correction_predictor", root / "predictor"),
+        }.items()
+    }
+    used = {name: each["settings"]["correction_predictor"] for name, each in found.items()}
+    assert used["none"] == "none" and used["given"] == found["given"]["predictor"]["digest"] != used["shipped"]
+    assert len({each["asked"] for each in found.values()}) == 3
+    same = evaluate(
+        root, "causaldae", tmp_path / "again.json", "--num_images=2", "--correction_predictor", root / "predictor"
+    )
+    assert "also corrects the labels that it reads" in same.stderr
+    assert "also corrects" not in evaluate(root, "causaldae", tmp_path / "other.json", "--num_images=2").stderr

@@ -44,6 +44,8 @@ ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
     "causaldiffae --help": SUITE + "tests/scripts/test_command.py",
     "python classifiers/folder_classifier.py --data_dir my_images --out my_predictor --image_size 32": OWN_DATA,
+    "python classifiers/folder_classifier.py --data_dir my_images --image_size 32 --seed 1 "
+    "--out RUN/correction_predictor": OWN_DATA,
     "python scripts/evaluate.py --model_path RUN --data_dir my_images --predictor my_predictor --out results.json": (
         OWN_DATA
     ),
@@ -54,6 +56,9 @@ ELSEWHERE = {
     + "tests/test_examples.py",
     "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
     "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
+    "./scripts/reproduce.sh morphomnist mini --total_steps 700 --num_images 100 --steps 15 --cycle_images 10": (
+        REPRODUCE
+    ),
     "./scripts/reproduce.sh pendulum mini --total_steps 700 --num_images 100 --steps 15 --cycle_images 10": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "OMP_NUM_THREADS=1 python tools/step_parts.py --size paper --batch_size 8": SUITE
