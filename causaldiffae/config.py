@@ -22,6 +22,13 @@ Auto = bool | Literal["auto"]
 
 
 DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
+CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance"
+CORRECTION_PREDICTOR_HELP: Final = (
+    "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
+)
+LABEL_CORRECTIONS_HELP: Final = (
+    "decode images whose labels are not the predicted ones again, up to this many times; 0 for never"
+)
 SOLVER_HELP: Final = "exact_ddim, dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model"
 
 

@@ -52,7 +52,6 @@ class ConditionalModel(Protocol):
 
 CLASS_WEIGHT: Final = 1.5
 """Weight of an intervention on the class. With 1, x_T keeps parts of the factual class's shape."""
-CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance"
 
 
 @dataclass(frozen=True)

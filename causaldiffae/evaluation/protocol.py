@@ -18,15 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from causaldiffae.config import SOLVER_HELP, flag, with_help
+from causaldiffae.config import (
+    CLASS_WEIGHT_HELP,
+    CORRECTION_PREDICTOR_HELP,
+    LABEL_CORRECTIONS_HELP,
+    SOLVER_HELP,
+    flag,
+    with_help,
+)
 from causaldiffae.counterfactual import AbductionKind, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_least
-from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP
+from causaldiffae.guidance import CLASS_WEIGHT
 from causaldiffae.metrics import axioms
-from causaldiffae.predictors.correction import LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP, PREDICTOR_HELP
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
@@ -52,7 +59,7 @@ class ProtocolSettings:
     w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
-    correction_predictor: str = flag("", PREDICTOR_HELP)
+    correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
     chunk: int = flag(50, "images per batch")
     back_images: int = flag(400, "images for reversibility over one cycle")

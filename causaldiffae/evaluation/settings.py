@@ -8,15 +8,24 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from causaldiffae.config import DEVICE_HELP, SOLVER_HELP, DiffusionConfig, flag, with_help
+from causaldiffae.config import (
+    CLASS_WEIGHT_HELP,
+    CORRECTION_PREDICTOR_HELP,
+    DEVICE_HELP,
+    LABEL_CORRECTIONS_HELP,
+    SOLVER_HELP,
+    DiffusionConfig,
+    flag,
+    with_help,
+)
 from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scripts' name for it
 from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
-from causaldiffae.guidance import CLASS_WEIGHT, CLASS_WEIGHT_HELP, Guidance
-from causaldiffae.predictors.correction import LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP, PREDICTOR_HELP
+from causaldiffae.guidance import CLASS_WEIGHT, Guidance
+from causaldiffae.predictors.correction import LABEL_CORRECTIONS
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
@@ -59,7 +68,7 @@ class TestConfig:
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
-    correction_predictor: str = flag("", PREDICTOR_HELP)
+    correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
     keep_causes: bool = flag(
         False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"

@@ -33,12 +33,6 @@ from causaldiffae.errors import InputError
 from causaldiffae.predictors.predictor import LoadedPredictor, Predictor, check_fits, load_predictor, shipped_folder
 
 LABEL_CORRECTIONS: Final = 2
-LABEL_CORRECTIONS_HELP: Final = (
-    "decode images whose labels are not the predicted ones again, up to this many times; 0 for never"
-)
-PREDICTOR_HELP: Final = (
-    "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
-)
 TOLERANCE: Final = 0.003
 """Errors up to this fraction of the range of a variable are not corrected; about what the best predictors miss."""
 LIMIT: Final = 0.05
