@@ -90,7 +90,7 @@ class LabelCorrection:
             rows = np.flatnonzero((proposed != shift).any(axis=1) & np.isfinite(total))
             if not len(rows):
                 break
-            shifts = torch.from_numpy(proposed[rows] * self.range).to(images)
+            shifts = torch.from_numpy(proposed[rows] * self.range).float().to(images.device)
             decoded = decode(torch.from_numpy(rows).to(images.device), shifts)
             found = self._errors(decoded, target[rows], None if wanted is None else wanted[rows])
             better = found[1] < total[rows]
