@@ -13,14 +13,13 @@ et al., 2022, arXiv 2109.01903).
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
-from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER
+from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER, copy_beside
 from causaldiffae.datasets.reference import FILE, TrainingReference
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
@@ -100,8 +99,7 @@ def main(argv: list[str]) -> None:
     folder = export_weights(args.out, state, description, torch.float16)
     keep_with_model(loaded.codec, folder)
     for name in logs:
-        if (own / name).is_file():
-            shutil.copyfile(own / name, folder / name)
+        copy_beside(Path(loaded.path), Path(name), folder)
     if args.data_dir:
         write_reference(loaded, folder, args.data_dir)
     size = (folder / "model.safetensors").stat().st_size

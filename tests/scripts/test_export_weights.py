@@ -8,10 +8,11 @@ from paths import REPO
 from running import assert_refused, run
 from safetensors.torch import load_file
 
-from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import export_weights, save_checkpoint
 from causaldiffae.config import Config, ModelConfig
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.files.reading import read_json
+from causaldiffae.predictors.predictor import Predictor, config_for, save_predictor
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 SMALL = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,1", "attention_resolutions": "", "rep_dim": 4}
@@ -66,3 +67,16 @@ def test_the_model_itself_is_not_overwritten(tmp_path: Path) -> None:
     done = run(SCRIPT, "--model_path", tuned, "--average", tuned, "--out", tuned)
     assert_refused(done, "out: expected another folder than that of the model")
     assert (tuned / "model.safetensors").read_bytes() == before
+
+
+def test_the_predictor_of_label_corrections_is_exported_with_a_run(tmp_path: Path) -> None:
+    config, run_dir = Config(model=ModelConfig(**SMALL)), tmp_path / "run"  # type: ignore[arg-type]
+    state = create_model_and_diffusion(config, SPEC)[0].state_dict()
+    described = describe_checkpoint(config, SPEC)
+    save_checkpoint(run_dir, 3, model_state=state, ema_states={"0.9999": state}, training_state={}, config=described)
+    own = save_predictor(run_dir / "correction_predictor", Predictor(SPEC, config_for(SPEC)), {"seed": 1})
+    done = run(SCRIPT, "--model_path", run_dir, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    copied = tmp_path / "out" / "correction_predictor"
+    assert {name.name for name in copied.iterdir()} == {name.name for name in own.iterdir()}
+    assert (copied / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
