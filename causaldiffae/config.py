@@ -27,7 +27,7 @@ CORRECTION_PREDICTOR_HELP: Final = (
     "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
 )
 LABEL_CORRECTIONS_HELP: Final = (
-    "decode images whose labels are not the predicted ones again, up to this many times; 0 for never"
+    "decode an image again, up to this many times, if its labels are not the predicted ones; 0 for never"
 )
 SOLVER_HELP: Final = "exact_ddim, dpmpp2m, obelm, ddim for the published DDIM loops, or few_step for a distilled model"
 

@@ -270,9 +270,8 @@ class CounterfactualEngine:
         targets = [self._target(abducted, do, guidance) for do, guidance in pairs]
         kept = {causes: self._explained(abducted, causes) for causes in {each.settings.causes for each in targets}}
         targets = [replace(each, kept=kept[each.settings.causes]) for each in targets]
-        images = self._images(targets, abducted)
-        if self.correction is not None and abducted.x_start is not None:
-            images = [self._corrected(*each, abducted) for each in zip(targets, images, strict=True)]
+        drawn = zip(targets, self._images(targets, abducted), strict=True)
+        images = [self._corrected(target, decoded, abducted) for target, decoded in drawn]
         return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
 
     def _target(self, abducted: Abduction, do: Mapping[str, Any], guidance: Guidance) -> _Target:
@@ -310,15 +309,15 @@ class CounterfactualEngine:
 
     def _corrected(self, target: _Target, images: Tensor, abducted: Abduction) -> Tensor:
         """The images of an intervention, some of them decoded again under other latents; see `LabelCorrection`."""
-        if self.correction is None or not target.settings.intervenes:
+        if self.correction is None or abducted.x_start is None or not target.settings.intervenes:
             return images
         changed, reference = (target.z != abducted.z).any(dim=2), images
         if target.settings.sets_class:
-            reference = self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual)
+            reference = self._from_network(abducted.x_start, abducted.codec_residual)
 
         def decode(rows: Tensor, shift: Tensor) -> Tensor:
             chosen = target.select(rows)
-            z = chosen.z + (self.spec.normalise(shift) - self.spec.normalise(torch.zeros_like(shift)))[:, :, None]
+            z = chosen.z + (shift / shift.new_tensor(self.spec.scale))[:, :, None]
             return self._images([replace(chosen, z=z)], abducted.select(rows))[0]
 
         labels = self.read_labels(target.z).masked_fill(~changed, torch.nan)

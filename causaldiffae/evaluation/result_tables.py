@@ -165,8 +165,8 @@ def steps_table(results: Results) -> str:
             small = figure is not None and abs(figure["mean"]) < 1
             cells.append(plus_minus(figure, 3 if small else 2))
         name = _SOLVERS.get(row["solver"], row["solver"]) + f", {row['steps']}"
-        corrected = f", {row['corrections']} corrections" if row.get("corrections", "0") != "0" else ""
-        rows.append([name + corrected.replace("1 corrections", "1 correction"), *cells])
+        count = int(row.get("corrections", 0))
+        rows.append([name + (f", {count} correction{'s' * (count > 1)}" if count else ""), *cells])
     return markdown_table(["solver, evaluations each way", *titles.values()], rows)
 
 

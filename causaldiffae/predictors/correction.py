@@ -1,7 +1,8 @@
 """Label correction: counterfactual images whose labels are those that the structural model predicts.
 
-A decoder follows its latents only approximately. A predictor reads the labels of the images, and images that are off
-are decoded again under shifted latents (damped fixed-point iteration, step 1, halved after a decoding that is worse):
+A decoder follows its latents only approximately. A predictor reads the labels of the images, and images with other
+labels are decoded again under shifted latents (damped fixed-point iteration; the step is 1, and halved after each
+decoding that is worse):
 
     request_0 = target,    request_{k+1} = request_k + step (target - predictor(decode(request_k)))
 
