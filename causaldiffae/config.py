@@ -113,6 +113,7 @@ class DiffusionConfig:
         False, "rescale the schedule to zero terminal SNR; requires predict_v or predict_xstart"
     )
     few_steps: int = flag(0, "steps in each direction of a distilled model (scripts/distill.py); 0: not distilled")
+    few_step_start: float = flag(2.5, "log(a / sigma) of the level at which a distilled model starts to encode")
 
 
 @with_help

@@ -235,7 +235,8 @@ def create_solver(
     A distilled model has a solver and a number of steps of its own; `steps` and `grid` have no effect on it.
     """
     if config.few_steps and not timestep_respacing and solver in (EXACT, FEW_STEP):
-        return ExactDdim(create_gaussian_diffusion(config), config.few_steps, kind=Solver.DDIM)
+        process = create_gaussian_diffusion(config)
+        return ExactDdim(process, config.few_steps, kind=Solver.DDIM, cleanest=config.few_step_start)
     if config.few_steps:
         raise InputError(f"solver: expected {FEW_STEP} for a distilled model, got {timestep_respacing or solver!r}")
     if solver == FEW_STEP:

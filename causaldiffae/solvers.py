@@ -33,7 +33,7 @@ from causaldiffae.nn import ModelFn, TensorFields
 from causaldiffae.noise_schedule import CLEAN, Grid, ModelMeanType, Path, conversion, noise_path
 
 CLEANEST = 2.5
-"""log(a / sigma) at which exact DDIM starts to encode, sigma = 0.08."""
+"""log(a / sigma) at which exact DDIM starts to encode by default, sigma = 0.08."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
 
@@ -311,7 +311,7 @@ class OdeSolver:
 class ExactDdim(OdeSolver):
     """DDIM whose encoding is inverted exactly by decoding, with any number of steps.
 
-    Encoding starts at the scaled image a x_0 of the noise level CLEANEST and takes DDIM steps x_0 = x^(0) -> x^(1) ->
+    Encoding starts at the scaled image a x_0 of the noise level `cleanest` and takes DDIM steps x_0 = x^(0) -> x^(1) ->
     ... -> x^(K). The network output at x^(k) is also that of the decoding step D_k back to x^(k-1), whose error is kept
     as a correction (as the noise maps of Huberman-Spiegelglas et al., 2024, arXiv 2304.06140, for DDPM sampling):
 
@@ -326,9 +326,8 @@ class ExactDdim(OdeSolver):
         steps: number of evaluations in each direction, at least 2.
         grid: a `Grid` or its name.
         kind: solver for random noise.
+        cleanest: log(a / sigma) at which encoding starts.
     """
-
-    cleanest = CLEANEST
 
     def __init__(
         self,
@@ -336,8 +335,10 @@ class ExactDdim(OdeSolver):
         steps: int,
         grid: Grid | str = Grid.LOGSNR,
         kind: Solver | str = Solver.DPMPP2M,
+        cleanest: float = CLEANEST,
     ) -> None:
         super().__init__(diffusion, kind, grid, steps)
+        self.cleanest = cleanest
 
     @torch.no_grad()
     def encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:

@@ -30,7 +30,7 @@ from causaldiffae.script_util import (
     parse_config,
     run_cli,
 )
-from causaldiffae.solvers import ExactDdim, Grid, Solver
+from causaldiffae.solvers import CLEANEST, ExactDdim, Grid, Solver
 
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("noised_"))
 
@@ -267,7 +267,9 @@ def test_solvers_by_name_and_that_of_a_distilled_model() -> None:
     assert not isinstance(second, ExactDdim) and (second.kind, second.steps) == (Solver.DPMPP2M, 7)  # type: ignore[union-attr]
     for name in ("exact_ddim", "few_step"):
         few = create_solver(DiffusionConfig(predict_v=True, few_steps=3), name, 25)
-        assert isinstance(few, ExactDdim) and (few.steps, few.kind) == (3, Solver.DDIM)
+        assert isinstance(few, ExactDdim) and (few.steps, few.kind, few.cleanest) == (3, Solver.DDIM, CLEANEST)
+        later = create_solver(DiffusionConfig(predict_v=True, few_steps=3, few_step_start=0.5), name)
+        assert isinstance(later, ExactDdim) and later.cleanest == 0.5
 
 
 def test_the_engine_corrects_labels_where_a_predictor_is_found() -> None:

@@ -33,7 +33,7 @@ from causaldiffae.model import LabelModel, TrainingDraws, TrainingStep
 from causaldiffae.nn import ModelFn, mean_flat
 from causaldiffae.noise_schedule import CLEAN, ModelMeanType
 from causaldiffae.script_util import Model, model_entry
-from causaldiffae.solvers import ExactDdim
+from causaldiffae.solvers import CLEANEST, ExactDdim
 from causaldiffae.training.acceleration import score_network
 
 
@@ -48,7 +48,7 @@ def create_training_step(config: Config, model: Model, diffusion: GaussianDiffus
         return model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
     if not config.train.init_weights:
         raise InputError("init_weights: expected the teacher of a distilled model, got none; use scripts/distill.py")
-    return DistillationStep(model, diffusion, config.loss, steps)
+    return DistillationStep(model, diffusion, config.loss, steps, config.diffusion.few_step_start)
 
 
 class DistillationStep(TrainingStep):
@@ -59,13 +59,21 @@ class DistillationStep(TrainingStep):
         diffusion: its diffusion process.
         config: `teacher_steps` and `teacher_scale` are used.
         few_steps: steps of the student in each direction.
+        start: log(a / sigma) of the level at which it starts to encode.
 
     Raises:
         InputError: for a model without a score network, without an implicit predictor or that does not predict v, or if
             the number of steps does not fit that of the teacher.
     """
 
-    def __init__(self, model: nn.Module, diffusion: GaussianDiffusion, config: LossConfig, few_steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        diffusion: GaussianDiffusion,
+        config: LossConfig,
+        few_steps: int,
+        start: float = CLEANEST,
+    ) -> None:
         network = score_network(model)
         if network is None:
             raise InputError(f"few_steps: expected a model with a score network, got {type(model).__name__}")
@@ -87,8 +95,8 @@ class DistillationStep(TrainingStep):
         model.requires_grad_(False)
         self.teacher = copy.deepcopy(model)
         network.requires_grad_(True)
-        self.solver = ExactDdim(diffusion, few_steps)
-        self.exact = ExactDdim(diffusion, config.teacher_steps)
+        self.solver = ExactDdim(diffusion, few_steps, cleanest=start)
+        self.exact = ExactDdim(diffusion, config.teacher_steps, cleanest=start)
         self.path = self.solver.path()
         self.angles = torch.from_numpy(np.arctan2(self.path.noise, self.path.signal).astype(np.float32))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.errors import InputError
+from causaldiffae.noise_schedule import CLEAN
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 from causaldiffae.solvers import ExactDdim, SolverState
 from causaldiffae.train_util import TrainLoop
@@ -60,9 +61,14 @@ def test_pairs_are_the_ends_of_the_teachers_solution() -> None:
     torch.testing.assert_close(low[:1], float(path.signal[1]) * high[:1] - float(path.noise[1]) * v)
 
 
+@pytest.mark.parametrize("start", [2.5, 0.5])
 @pytest.mark.parametrize("few_steps", [2, 3, 5])
-def test_nodes_of_both_paths_have_the_same_noise_levels(few_steps: int) -> None:
-    step = distillation(few_steps)
+def test_nodes_of_both_paths_have_the_same_noise_levels(few_steps: int, start: float) -> None:
+    options = {"init_weights": "teacher", "few_step_start": start}
+    config = small_config(predict_v=True, few_steps=few_steps, teacher_steps=TEACHER_STEPS, **options)
+    step = create_training_step(config, *create_model_and_diffusion(config, squares_spec()))
+    assert isinstance(step, DistillationStep)
+    assert step.path.half_logsnr(CLEAN + 1) == pytest.approx(start)
     ours, exact = step.solver.path(), step.exact.path()
     for node in range(few_steps + 1):
         assert ours.t[node] == pytest.approx(exact.t[step.fine(node)], abs=1e-6)
