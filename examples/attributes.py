@@ -21,6 +21,7 @@ import argparse
 import colorsys
 import csv
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,56 +133,83 @@ def draw(labels: dict[str, str | float], centre: tuple[float, float], hue: float
     return picture.resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
-def cells(labels: dict[str, str | float]) -> list[str]:
-    return [value if isinstance(value, str) else f"{value:.4f}" for value in (labels[name] for name in NAMES)]
+class World(NamedTuple):
+    """What defines a set of pictures; `figures.py` is another one.
 
+    Attributes:
+        names: the variables, columns of the label table.
+        graph: text of graph.yaml.
+        interventions: (variable, value) of the true counterfactuals.
+        draw_noise: random generator -> noise of a picture.
+        labels_of: (noise, do) -> labels by name.
+        picture: (labels, noise) -> the picture.
+    """
 
-def write_split(out: Path, split: str, noises: list[Noise], writer: Any) -> None:
-    for i, noise in enumerate(noises):
-        name, labels = f"{split}/{i:05d}.png", labels_of(noise)
-        draw(labels, noise.centre, noise.hue).save(out / name)
-        writer.writerow([name, split, *cells(labels)])
+    names: Sequence[str]
+    graph: str
+    interventions: Sequence[tuple[str, str | float]]
+    draw_noise: Callable[[np.random.Generator], Any]
+    labels_of: Callable[[Any, dict[str, str | float] | None], dict[str, str | float]]
+    picture: Callable[[dict[str, str | float], Any], Image.Image]
 
+    def cells(self, labels: dict[str, str | float]) -> list[str]:
+        return [value if isinstance(value, str) else f"{value:.4f}" for value in (labels[name] for name in self.names)]
 
-def write_pairs(out: Path, noises: list[Noise]) -> None:
-    """Writes the true counterfactuals of the first test images, and the table that lists them."""
-    with (out / "counterfactuals.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "do", "true_file", *NAMES])
+    def write_split(self, out: Path, split: str, noises: list[Any], writer: Any) -> None:
         for i, noise in enumerate(noises):
-            for name, value in INTERVENTIONS:
-                labels, true = labels_of(noise, {name: value}), f"true/{i:05d}_{name}_{value}.png"
-                draw(labels, noise.centre, noise.hue).save(out / true)
-                writer.writerow([f"test/{i:05d}.png", f"{name}={value}", true, *cells(labels)])
+            name, labels = f"{split}/{i:05d}.png", self.labels_of(noise, None)
+            self.picture(labels, noise).save(out / name)
+            writer.writerow([name, split, *self.cells(labels)])
+
+    def write_pairs(self, out: Path, noises: list[Any]) -> None:
+        """Writes the true counterfactuals of the first test images, and the table that lists them."""
+        with (out / "counterfactuals.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "do", "true_file", *self.names])
+            for i, noise in enumerate(noises):
+                for name, value in self.interventions:
+                    labels, true = self.labels_of(noise, {name: value}), f"true/{i:05d}_{name}_{value}.png"
+                    self.picture(labels, noise).save(out / true)
+                    writer.writerow([f"test/{i:05d}.png", f"{name}={value}", true, *self.cells(labels)])
+
+    def write(self, argv: list[str], description: str, count: int) -> None:
+        """Writes the data set that the command line describes, by default of `count` pictures."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--out", type=Path, required=True, help="folder to write")
+        parser.add_argument("--num", type=int, default=count, help="number of pictures; default %(default)s")
+        parser.add_argument(
+            "--pairs", type=int, help="test images with known truth; default 100, at most a tenth of --num"
+        )
+        parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+        args = parser.parse_args(argv)
+        if args.num < 10:
+            raise InputError(f"--num: expected 10 or more, got {args.num}")
+        if args.out.exists():
+            raise InputError(f"--out: expected a new folder, got {args.out}, which exists")
+        rng, tenth = np.random.default_rng(args.seed), args.num // 10
+        pairs = min(100, tenth) if args.pairs is None else args.pairs
+        if not 0 <= pairs <= tenth:
+            raise InputError(f"--pairs: expected 0..{tenth}, a tenth of the pictures, got {pairs}")
+        noises = [self.draw_noise(rng) for _ in range(args.num)]
+        for folder in ("train", "val", "test", "true"):
+            (args.out / folder).mkdir(parents=True)
+        with (args.out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "split", *self.names])
+            self.write_split(args.out, "test", noises[:tenth], writer)
+            self.write_split(args.out, "val", noises[tenth : 2 * tenth], writer)
+            self.write_split(args.out, "train", noises[2 * tenth :], writer)
+        self.write_pairs(args.out, noises[:pairs])
+        (args.out / "graph.yaml").write_text(self.graph, encoding="utf-8")
+        print(f"written to {args.out}")
+
+
+def picture(labels: dict[str, str | float], noise: Noise) -> Image.Image:
+    return draw(labels, noise.centre, noise.hue)
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--num", type=int, default=5000, help="number of pictures; default %(default)s")
-    parser.add_argument("--pairs", type=int, help="test images with known truth; default 100, at most a tenth of --num")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    args = parser.parse_args(argv)
-    if args.num < 10:
-        raise InputError(f"--num: expected 10 or more, got {args.num}")
-    if args.out.exists():
-        raise InputError(f"--out: expected a new folder, got {args.out}, which exists")
-    rng, tenth = np.random.default_rng(args.seed), args.num // 10
-    pairs = min(100, tenth) if args.pairs is None else args.pairs
-    if not 0 <= pairs <= tenth:
-        raise InputError(f"--pairs: expected 0..{tenth}, a tenth of the pictures, got {pairs}")
-    noises = [draw_noise(rng) for _ in range(args.num)]
-    for folder in ("train", "val", "test", "true"):
-        (args.out / folder).mkdir(parents=True)
-    with (args.out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "split", *NAMES])
-        write_split(args.out, "test", noises[:tenth], writer)
-        write_split(args.out, "val", noises[tenth : 2 * tenth], writer)
-        write_split(args.out, "train", noises[2 * tenth :], writer)
-    write_pairs(args.out, noises[:pairs])
-    (args.out / "graph.yaml").write_text(GRAPH, encoding="utf-8")
-    print(f"written to {args.out}")
+    World(NAMES, GRAPH, INTERVENTIONS, draw_noise, labels_of, picture).write(argv, __doc__ or "", 5000)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,11 @@ def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, REPO / "examples" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(REPO / "examples"))  # as for a script
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -78,6 +83,27 @@ def test_a_small_set_has_as_many_true_counterfactuals_as_test_images(attributes:
     attributes.main(["--out", str(tmp_path / "set"), "--num", "20"])
     with (tmp_path / "set" / "counterfactuals.csv").open(encoding="utf-8") as file:
         assert len({row["file"] for row in csv.DictReader(file)}) == 2
+
+
+def test_figures_of_interventions_differ_from_the_factual_ones_as_their_labels_do(tmp_path: Path) -> None:
+    figures, rng = load("figures"), np.random.default_rng(3)
+    for noise in [figures.draw_noise(rng) for _ in range(20)]:
+        labels = figures.labels_of(noise)
+        assert all(figures.labels_of(noise, {name: value}) == pytest.approx(labels) for name, value in labels.items())
+        larger = figures.labels_of(noise, {"size": 16.0})
+        assert larger["brightness"] > labels["brightness"]
+        assert {name for name in labels if larger[name] != labels[name]} == {"size", "brightness"}
+        dark = figures.labels_of(noise, {"size": 16.0, "brightness": 0.45})
+        assert dark["brightness"] == 0.45
+        background = [np.asarray(figures.picture(each, noise))[:, :2] for each in (labels, larger, dark)]
+        assert (background[0] == background[1]).all() and (background[0] == background[2]).all()
+    figures.main(["--out", str(tmp_path / "set"), "--num", "40", "--pairs", "2"])
+    data = read_split("folder", tmp_path / "set", "test")
+    assert data.images.shape == (4, 3, 64, 64) and data.spec.graph.edges == (("size", "brightness"),)
+    assert data.pairs is not None and len(data.pairs.rows) == 2 * len(figures.INTERVENTIONS)
+    chosen = data.pairs.rows == 0
+    moved = [np.asarray(image) for image in data.pairs.images[chosen]]
+    assert sum((image != data.images[0]).any() for image in moved) >= len(moved) - 1
 
 
 @pytest.mark.parametrize("flags", [("--num", "5"), ("--num", "40", "--pairs", "5"), ()])

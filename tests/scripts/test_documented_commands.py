@@ -158,6 +158,7 @@ TINY = {
     "make_dataset.py circuit": ["--workers=1", "--num=8", "--num_val=2", "--num_test=4", "--image_size=32"],
     "measured_digits.py": ["--num=40", "--workers=1"],
     "attributes.py": ["--num=40", "--pairs=2"],
+    "figures.py": ["--num=40", "--pairs=2"],
     "image_train.py": [f"--{name}={value}" for name, value in _FEW.items()],
     "estimate.py": [f"--{name}={value}" for name, value in _FEW.items()],
     "noised_classifier.py": _NOISED,
@@ -210,7 +211,7 @@ BEFORE = {
     "command.py train": _FEW_PICTURES,
 }
 
-STAGES = ["make_dataset.py", "make-dataset", "measured_digits.py", "attributes.py"], ["train"], [""]
+STAGES = ["make_dataset.py", "make-dataset", "measured_digits.py", "attributes.py", "figures.py"], ["train"], [""]
 """A command belongs to the first stage of which it contains a word."""
 TIMEOUT = 400  # seconds for a command
 
