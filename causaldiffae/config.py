@@ -26,6 +26,10 @@ CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 f
 CORRECTION_PREDICTOR_HELP: Final = (
     "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
 )
+KEEP_UNCHANGED_HELP: Final = (
+    "keep pixels that change by less than this fraction of the largest change of an image; 0 for none; default: 0.1, "
+    "for a Diff-SCM 0"
+)
 LABEL_CORRECTIONS_HELP: Final = (
     "decode an image again, up to this many times, if its labels are not the predicted ones; 0 for never"
 )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from causaldiffae.datasets.images import check_complete
+from causaldiffae.datasets.images import check_complete, keep_unchanged
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
@@ -127,6 +127,8 @@ class CounterfactualEngine:
         keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
             see `guidance.explained_pixels`; for effects that their causes determine. Their weight is
             `guidance.EFFECT_WEIGHT`, not that of `guidance`. Not where the class is set.
+        keep_unchanged: keep the pixels of the factual image where an intervention changes less than this fraction of
+            its largest change, see `datasets.images.keep_unchanged`; 0 for none. Not for images that were not encoded.
         correction: decodes images again whose labels, as read by a predictor, are not those that the structural model
             predicts, see `predictors/correction.py`; None for no correction.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network
@@ -152,13 +154,15 @@ class CounterfactualEngine:
         use_labels: bool = False,
         keep_causes: bool = False,
         correction: LabelCorrection | None = None,
+        keep_unchanged: float = 0.0,
     ) -> None:
         if not 0.0 < stop <= 1.0:
             raise InputError(f"stop: expected a fraction in (0, 1], got {stop}")
         if abduction is AbductionKind.NONE and stop < 1.0:
             raise InputError(f"stop: expected 1 with abduction 'none', got {stop}")
-        if not 0.0 <= rescale_quantile <= 1.0:
-            raise InputError(f"rescale_quantile: expected a number between 0 and 1, got {rescale_quantile}")
+        for name, fraction in (("rescale_quantile", rescale_quantile), ("keep_unchanged", keep_unchanged)):
+            if not 0.0 <= fraction <= 1.0:
+                raise InputError(f"{name}: expected a number between 0 and 1, got {fraction}")
         if rescale_quantile and codec is not None:
             raise InputError(f"rescale_quantile: expected 0 for unbounded latent codes, got {rescale_quantile}")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
@@ -167,6 +171,7 @@ class CounterfactualEngine:
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
         self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, keep_causes
         self.codec_residual, self.correction = codec_residual and codec is not None, correction
+        self.keep_fraction = keep_unchanged
         if keep_causes and getattr(model, "null_blocks", None) is None:
             raise InputError("keep_causes: expected a model with null vectors of single variables, got one without")
         if use_labels and not (model.needs_labels or hasattr(model, "abduct_given")):
@@ -222,11 +227,10 @@ class CounterfactualEngine:
         """Completes the abduction of images, as the network sees them, under the factual z that u (B, n, d) implies."""
         z = self.model.predict(u)
         abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
-        if not self.residual:
-            return abducted
-        return replace(
-            abducted, residual=x_start - self._decode(z, classes, abducted, _Settings(False, self._inverting))
-        )
+        if self.residual:
+            again = self._decode(z, classes, abducted, _Settings(False, self._inverting))
+            abducted = replace(abducted, residual=x_start - again)
+        return abducted
 
     @torch.inference_mode()
     def latents(self, x_start: Tensor) -> Tensor:
@@ -297,6 +301,7 @@ class CounterfactualEngine:
     def _images(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
         """The images (B, C, H, W) of every target, in [-1, 1] or NaN."""
         results = []
+        factual = self._factual(abducted) if self.keep_fraction and self._encoded(abducted) else None
         for target, decoded in zip(targets, self._decode_all(targets, abducted), strict=True):
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
@@ -304,16 +309,18 @@ class CounterfactualEngine:
                 decoded = torch.where(target.kept, cast(Tensor, abducted.x_start), decoded)
             images = self._from_network(decoded.float(), abducted.codec_residual)
             # NaN stays NaN under clamp; infinity must not become white.
-            results.append(torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan))
+            images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
+            if factual is not None and target.settings.intervenes:
+                images = keep_unchanged(images, factual, self.keep_fraction)
+            results.append(images)
         return results
 
     def _corrected(self, target: _Target, images: Tensor, abducted: Abduction) -> Tensor:
         """The images of an intervention, some of them decoded again under other latents; see `LabelCorrection`."""
         if self.correction is None or abducted.x_start is None or not target.settings.intervenes:
             return images
-        changed, reference = (target.z != abducted.z).any(dim=2), images
-        if target.settings.sets_class:
-            reference = self._from_network(abducted.x_start, abducted.codec_residual)
+        changed = (target.z != abducted.z).any(dim=2)
+        reference = self._factual(abducted) if target.settings.sets_class else images
 
         def decode(rows: Tensor, shift: Tensor) -> Tensor:
             chosen = target.select(rows)
@@ -339,6 +346,13 @@ class CounterfactualEngine:
             return self.solver.noised(x_start, noise, self.stop)
         return SolverState(noise)
 
+    def _encoded(self, abducted: Abduction) -> bool:
+        """Whether x_T encodes images."""
+        return self.abduction is AbductionKind.DDIM and abducted.state is not None and abducted.x_start is not None
+
+    def _factual(self, abducted: Abduction) -> Tensor:
+        return self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual).float()
+
     @property
     def _inverting(self) -> Guidance:
         """The guidance under which decoding inverts encoding, for reconstructions."""
@@ -352,9 +366,6 @@ class CounterfactualEngine:
         for settings, group in groupby(targets, key=lambda target: target.settings):
             alike = list(group)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
-                if len(batch) == 1:
-                    decoded.append(self._decode(batch[0].z, batch[0].classes, abducted, settings))
-                    continue
                 rows = torch.arange(len(abducted.u), device=abducted.u.device).repeat(len(batch))
                 classes = [each.classes for each in batch if each.classes is not None]
                 z, repeated = torch.cat([each.z for each in batch]), abducted.select(rows)
@@ -370,8 +381,7 @@ class CounterfactualEngine:
         if causes:
             output = effect_model_output(cast(Any, self.model), z, causes, classes)
         else:
-            encoded = self.abduction is AbductionKind.DDIM and abducted.x_start is not None  # under the factual class
-            factual = (abducted.z, process.max_timestep, abducted.classes if encoded else None)
+            factual = (abducted.z, process.max_timestep, abducted.classes if self._encoded(abducted) else None)
             output = guided_model_output(self.model, z, classes, settings.guidance, *factual)
         model = in_low_precision(output, self.autocast)
         if self.rescale_quantile and settings.intervenes and not causes:

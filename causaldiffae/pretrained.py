@@ -73,7 +73,7 @@ class CounterfactualModel:
         steps: network evaluations in each direction.
         solver: "exact_ddim", "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
-        label_corrections: largest number of label corrections, see `LoadedModel.engine`; 0 for none.
+        label_corrections, keep_unchanged: see `LoadedModel.engine`; 0 for none.
 
     Attributes:
         reference: sample of the training data, with which images and labels are compared; None if there is none.
@@ -91,13 +91,14 @@ class CounterfactualModel:
         solver: str = SOLVER,
         predictor: str | Path | None = None,
         label_corrections: int = LABEL_CORRECTIONS,
+        keep_unchanged: float | None = None,
     ) -> None:
         found = loaded.config.model.model_type
         if self.model_type is not None and found != self.model_type:
-            name = type(self).__name__
-            message = f"expected a {self.model_type!r} model for {name}, got a {found!r} model"
+            message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
-        self.loaded, self._steps, self._solver, self._corrections = loaded, steps, solver, label_corrections
+        self.loaded, self._steps, self._solver = loaded, steps, solver
+        self._options = {"label_corrections": label_corrections, "keep_unchanged": keep_unchanged}
         self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
@@ -111,6 +112,7 @@ class CounterfactualModel:
         steps: int = STEPS,
         solver: str = SOLVER,
         label_corrections: int = LABEL_CORRECTIONS,
+        keep_unchanged: float | None = None,
     ) -> ModelT:
         """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
@@ -123,7 +125,7 @@ class CounterfactualModel:
         """
         path = folders.find_model(name, revision)
         own = path / folders.PREDICTOR_FOLDER if (path / folders.PREDICTOR_FOLDER / CONFIG).is_file() else None
-        return cls(load_model(str(path), device), steps, solver, own, label_corrections)
+        return cls(load_model(str(path), device), steps, solver, own, label_corrections, keep_unchanged)
 
     @property
     def graph(self) -> CausalGraph:
@@ -152,8 +154,8 @@ class CounterfactualModel:
 
     def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
         """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
-        options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable}
-        return self.loaded.engine(self._steps, self._solver, label_corrections=self._corrections, **options)
+        options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable, **self._options}
+        return self.loaded.engine(self._steps, self._solver, **options)
 
     def examples(self, count: int = 8) -> ImageData:
         """Test images of the model's data set, with their labels and, where it is known, their truth."""
@@ -311,8 +313,7 @@ class CounterfactualModel:
         source = Path(self.loaded.path)
         steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
         described = describe_checkpoint(self.loaded.config, self.spec, self.loaded.codec)
-        train = described["config"]["train"] | dict.fromkeys(_PATHS, "")
-        described["config"] = {**described["config"], "train": train}
+        described["config"]["train"] |= dict.fromkeys(_PATHS, "")
         described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
         keep_with_model(self.loaded.codec, target)
@@ -377,8 +378,7 @@ class CounterfactualModel:
         try:
             return getattr(self._predictor.predictor.read(to_uint8(x_start).cpu().numpy()), name)
         except InputError as error:
-            message = f"{name}: this model needs them, and they cannot be read from the images: {error}"
-            raise InputError(message) from None
+            raise InputError(f"{name}: this model needs them, but cannot read them from the images: {error}") from None
 
     def _result(
         self, parts: Sequence[Counterfactual], do: Mapping[str, Any], factual: np.ndarray | None = None

@@ -24,6 +24,7 @@ from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.images import KEEP_UNCHANGED
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
@@ -287,6 +288,7 @@ class LoadedModel:
         timestep_respacing: str = "",
         label_corrections: int = LABEL_CORRECTIONS,
         correction_predictor: str = "",
+        keep_unchanged: float | None = None,
         **options: Any,
     ) -> CounterfactualEngine:
         """Creates a counterfactual engine.
@@ -299,6 +301,7 @@ class LoadedModel:
             label_corrections: largest number of label corrections (`predictors/correction.py`); 0 for none.
             correction_predictor: folder of the predictor that reads labels for them, or "none"; default: that in the
                 folder of the model, or a shipped one. Without one, nothing is corrected.
+            keep_unchanged: see `CounterfactualEngine`; by default `KEEP_UNCHANGED`, and 0 for a Diff-SCM.
             options: keyword arguments of `CounterfactualEngine`.
 
         Raises:
@@ -319,7 +322,9 @@ class LoadedModel:
             found = find_correction_predictor(self.spec, self.path, correction_predictor, device)
             correction = None if found is None else LabelCorrection(found.predictor, label_corrections)
         defaults = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True}
-        options = {**defaults, "correction": correction, **options}
+        if keep_unchanged is None:
+            keep_unchanged = 0.0 if self.model.unconditional_abduction else KEEP_UNCHANGED
+        options = {**defaults, "correction": correction, "keep_unchanged": keep_unchanged, **options}
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 

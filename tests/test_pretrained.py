@@ -22,7 +22,7 @@ from tiny_models import tiny_model
 
 import causaldiffae
 from causaldiffae.checkpoints.checkpoint import export_weights
-from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
+from causaldiffae.datasets.images import KEEP_UNCHANGED, ImageData, model_inputs, to_uint8
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.evaluation.counterfactuals import Counterfactuals
 from causaldiffae.files.paths import WEIGHTS
@@ -302,7 +302,8 @@ def test_a_saved_predictor_is_preferred_to_the_shipped_one(tmp_path: Path) -> No
     folder = model.save_pretrained(tmp_path / "mine")
     found = find_correction_predictor(model.spec, str(folder))
     assert found is not None and found.path == str(folder / "correction_predictor")
-    without = CausalDiffAE.from_pretrained(folder, label_corrections=0)
+    without = CausalDiffAE.from_pretrained(folder, label_corrections=0, keep_unchanged=0.25)
+    assert without.engine().keep_fraction == 0.25 and model.engine().keep_fraction == KEEP_UNCHANGED
     assert without.engine().correction is None and without.loaded.engine(correction_predictor="none").correction is None
     (folder / "reader" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"reader/model\.safetensors"):

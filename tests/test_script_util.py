@@ -16,6 +16,7 @@ from tiny_models import tiny_model
 
 from causaldiffae.checkpoints.checkpoint import save_checkpoint
 from causaldiffae.config import RECIPES, Config, DiffusionConfig
+from causaldiffae.datasets.images import KEEP_UNCHANGED
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import DataError, InputError
@@ -270,6 +271,14 @@ def test_solvers_by_name_and_that_of_a_distilled_model() -> None:
         assert isinstance(few, ExactDdim) and (few.steps, few.kind, few.cleanest) == (3, Solver.DDIM, CLEANEST)
         later = create_solver(DiffusionConfig(predict_v=True, few_steps=3, few_step_start=0.5), name)
         assert isinstance(later, ExactDdim) and later.cleanest == 0.5
+
+
+def test_pixels_that_hardly_change_are_kept_by_default_but_for_diff_scm() -> None:
+    for name, expected in (("pendulum_causaldae_mini", KEEP_UNCHANGED), ("mnist_diffscm_mini", 0.0)):
+        loaded = load_model(str(REPO / "weights" / name))
+        assert loaded.engine().keep_fraction == expected and KEEP_UNCHANGED > 0
+        assert loaded.engine(keep_unchanged=0.0).keep_fraction == 0.0
+        assert loaded.engine(keep_unchanged=0.3).keep_fraction == 0.3
 
 
 def test_the_engine_corrects_labels_where_a_predictor_is_found() -> None:

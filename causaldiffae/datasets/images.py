@@ -17,6 +17,8 @@ import torch
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 
+KEEP_UNCHANGED: Final = 0.1
+"""Smallest change of a pixel that counts, as a fraction of the largest one of its image."""
 _RESIZED_AT_ONCE: Final = 1 << 24  # pixels
 
 
@@ -201,3 +203,26 @@ def model_inputs(data: ImageData, device: torch.device | str = "cpu") -> ModelIn
 def evenly_spread(count: int, total: int) -> np.ndarray:
     """Evenly spaced indices (count,) in 0..total-1, from the first to the last."""
     return np.linspace(0, total - 1, count).round().astype(np.int64)
+
+
+def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float = KEEP_UNCHANGED) -> torch.Tensor:
+    """Replaces pixels of counterfactual images that hardly change by those of the factual images.
+
+    Under other latents, a network moves every pixel a little, also where the intervention changes nothing. The change
+    of a pixel, averaged over its neighbours, counts if it is at least `fraction` of the largest one of the image, and
+    half as large ones by none; in between, both images are blended. The region is then widened by its neighbours.
+    (DiffEdit, Couairon et al., 2023, arXiv 2210.11427, finds the region of an edit similarly.)
+
+    Args:
+        images, factual: (B, C, H, W) in [-1, 1]; NaN in `images` stays.
+        fraction: between 0 and 1; 0 returns the images.
+    """
+    if not fraction:
+        return images
+    reach = max(1, round(min(images.shape[-2:]) / 32))  # neighbours in each direction
+    size = 2 * reach + 1
+    difference = (images - factual).nan_to_num().abs().amax(dim=1, keepdim=True)
+    change = torch.nn.functional.avg_pool2d(difference, size, stride=1, padding=reach, count_include_pad=False)
+    share = change / change.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    weight = torch.nn.functional.max_pool2d((2 * share / fraction - 1).clamp(0, 1), size, stride=1, padding=reach)
+    return torch.where(images.isfinite(), torch.lerp(factual, images.nan_to_num(), weight), images)

@@ -179,7 +179,7 @@ class GpuChecks:
     def _predict(self, device: torch.device | str, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Null intervention and `DO`: images (N, 1, 28, 28) on the CPU."""
         loaded, (images, classes) = self.shipped(device), self.digits()
-        engine = loaded.engine(self.plan.steps, label_corrections=0, autocast=dtype)
+        engine = loaded.engine(self.plan.steps, label_corrections=0, keep_unchanged=0.0, autocast=dtype)
         known = classes.to(device) if loaded.config.model.class_cond else None
         found = engine.predict(engine.abduct(images.to(device), known), [{}, DO])
         return [each.images.float().cpu() for each in found]
@@ -268,7 +268,7 @@ class GpuChecks:
             if loaded.spec.name != "morphomnist":
                 raise InputError(f"{folders[0].parent.name}: expected a student of morphomnist, got {loaded.spec.name}")
             known = classes.to(device) if loaded.config.model.class_cond else None
-            engine = loaded.engine(solver=FEW_STEP, label_corrections=0)
+            engine = loaded.engine(solver=FEW_STEP, label_corrections=0, keep_unchanged=0.0)
             with exact():
                 found.append(engine.predict(engine.abduct(images.to(device), known), [DO])[0].images.float().cpu())
         yield Outcome(name, float((found[0] - found[1]).abs().mean()) * 127.5, "grey levels", SAMPLE_BOUND)

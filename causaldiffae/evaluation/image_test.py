@@ -204,6 +204,7 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         str(steps) if steps and config.timestep_respacing else config.timestep_respacing,
         label_corrections=config.label_corrections,
         correction_predictor=config.correction_predictor,
+        keep_unchanged=config.keep_unchanged,
         residual=config.residual,
         rescale_quantile=config.rescale_quantile,
         abduction=AbductionKind(config.abduction),

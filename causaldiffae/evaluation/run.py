@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -112,6 +112,7 @@ def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any)
         settings.grid,
         label_corrections=settings.label_corrections,
         correction_predictor=settings.correction_predictor,
+        keep_unchanged=settings.keep_unchanged,
         abduction=AbductionKind(settings.abduction),
         guidance=Guidance(settings.w, w_class=settings.w_class),
         stop=settings.stop,
@@ -199,7 +200,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
     inception = (job.inception_weights, job.trust_inception)
-    header = describe(describe_model(loaded), task, job.settings, predictor, *inception, opened.engine.correction)
+    settings = replace(job.settings, keep_unchanged=opened.engine.keep_fraction)  # the one that None stands for
+    header = describe(describe_model(loaded), task, settings, predictor, *inception, opened.engine.correction)
     header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
     if (known := known_results(out, header)) is not None:

@@ -12,6 +12,7 @@ from causaldiffae.config import (
     CLASS_WEIGHT_HELP,
     CORRECTION_PREDICTOR_HELP,
     DEVICE_HELP,
+    KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
     DiffusionConfig,
@@ -32,6 +33,7 @@ from causaldiffae.solvers import parse_enum
 
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0, "w_class": 1.0, "label_corrections": 0}
+    | {"keep_unchanged": 0.0}
 }
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 NUM_IMAGES: Final = 256
@@ -69,6 +71,7 @@ class TestConfig:
     guidance_interval: str = flag("0,1", "range of t/T with guidance, such as 0.2,0.8")
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
+    keep_unchanged: float | None = flag(None, KEEP_UNCHANGED_HELP)
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
     keep_causes: bool = flag(
         False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"

@@ -9,6 +9,7 @@ from tiny import squares
 from causaldiffae.datasets.images import (
     evenly_spread,
     finite_images,
+    keep_unchanged,
     model_inputs,
     resize_area,
     to_model_range,
@@ -62,3 +63,43 @@ def test_images_that_are_not_finite_are_named() -> None:
         InputError, match=r"do\(a=1\): expected finite pixels, got NaN or infinity in 2 of 4 images .*1, 3"
     ):
         finite_images(images, "do(a=1)")
+
+
+def test_pixels_that_hardly_change_are_those_of_the_factual_image() -> None:
+    factual = torch.linspace(-0.5, 0.5, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
+    images = factual + 0.01
+    images[0, 1, 8:16, 8:16] += 0.5
+    kept = keep_unchanged(images, factual, 0.1)
+    far = torch.ones(32, 32, dtype=torch.bool)
+    far[6:18, 6:18] = False  # the changed pixels, those whose neighbours changed, and their neighbours
+    assert torch.equal(kept[0, :, far], factual[0, :, far])
+    torch.testing.assert_close(kept[0, :, 8:16, 8:16], images[0, :, 8:16, 8:16])
+    assert 0.4 < (kept[0] != factual[0]).float().mean() * 32 * 32 / 12**2 <= 1, "the region is hardly wider"
+    torch.testing.assert_close(kept[1], images[1], msg="a small change of the whole image is kept")
+    assert keep_unchanged(images, factual, 0.0) is images
+
+
+def test_changes_near_the_threshold_are_blended() -> None:
+    factual, images = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
+    images[..., :8] = 0.5
+    for share, weight in ((0.049, 0.0), (0.075, 0.5), (0.101, 1.0)):
+        images[..., 20:] = 0.5 * share
+        found = keep_unchanged(images, factual, 0.1)[..., 24:]
+        torch.testing.assert_close(found, torch.full_like(found, 0.5 * share * weight), rtol=0, atol=1e-6)
+
+
+def test_neighbourhoods_grow_with_the_image() -> None:
+    for side, width in ((28, 2), (32, 2), (64, 4), (128, 8)):
+        images = torch.zeros(1, 1, side, side)
+        images[..., side // 2 :] = 1.0
+        drift = images + 0.04 * (images == 0)
+        changed = keep_unchanged(drift, torch.zeros_like(images), 0.1)[0, 0, 0] != 0
+        assert int(changed[: side // 2].sum()) == width, side
+
+
+def test_pixels_that_are_not_finite_stay_and_hide_no_others() -> None:
+    factual, images = torch.zeros(2, 1, 32, 32), torch.full((2, 1, 32, 32), 0.5)
+    images[0, 0, 3, 4] = torch.nan
+    found = keep_unchanged(images, factual, 0.1)
+    assert found.isnan().sum() == 1 and found[0, 0, 3, 4].isnan()
+    assert torch.equal(found.nan_to_num(0.5), torch.full_like(images, 0.5))
