@@ -103,3 +103,9 @@ def test_pixels_that_are_not_finite_stay_and_hide_no_others() -> None:
     found = keep_unchanged(images, factual, 0.1)
     assert found.isnan().sum() == 1 and found[0, 0, 3, 4].isnan()
     assert torch.equal(found.nan_to_num(0.5), torch.full_like(images, 0.5))
+
+
+def test_changes_at_the_border_are_averaged_over_the_pixels_that_exist() -> None:
+    factual, images = torch.zeros(1, 1, 32, 32), torch.full((1, 1, 32, 32), 0.01)
+    images[..., 0, 0] = 1.0
+    assert not keep_unchanged(images, factual, 0.1)[..., 8:, 8:].any()
