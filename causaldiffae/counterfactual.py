@@ -351,7 +351,7 @@ class CounterfactualEngine:
         return self.abduction is AbductionKind.DDIM and abducted.state is not None and abducted.x_start is not None
 
     def _factual(self, abducted: Abduction) -> Tensor:
-        return self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual).float()
+        return self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual)
 
     @property
     def _inverting(self) -> Guidance:

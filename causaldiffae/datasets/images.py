@@ -219,6 +219,7 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
     """
     if not fraction:
         return images
+    factual = factual.to(images.dtype)
     reach = max(1, round(min(images.shape[-2:]) / 32))  # neighbours in each direction
     size = 2 * reach + 1
     difference = (images - factual).nan_to_num().abs().amax(dim=1, keepdim=True)
