@@ -272,3 +272,17 @@ def test_the_predictor_of_label_corrections_is_part_of_the_digest(root: Path, tm
     )
     assert "also corrects the labels that it reads" in same.stderr
     assert "also corrects" not in evaluate(root, "causaldae", tmp_path / "other.json", "--num_images=2").stderr
+
+
+def test_the_threshold_of_kept_pixels_is_recorded_and_used(root: Path, tmp_path: Path) -> None:
+    found = {
+        flags: results(root, "causaldae", tmp_path / f"{i}.json", "--num_images=2", "--label_corrections=0", *flags)
+        for i, flags in enumerate([(), ("--keep_unchanged=0.1",), ("--keep_unchanged=1",)])
+    }
+    default, same, other = found.values()
+    assert default["settings"]["keep_unchanged"] == 0.1 and default["digest"] == same["digest"] != other["digest"]
+    first, second = (
+        each["results"]["interventions"]["thickness"]["answers"]["model"]["truth"]["l1"]["mean"]
+        for each in (default, other)
+    )
+    assert first != second
