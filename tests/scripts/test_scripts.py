@@ -189,7 +189,7 @@ def test_recipes_and_weights_reach_the_engine(
     assert run(TEST_SCRIPT, *base, *flags).returncode == 0
     assert options[0]["abduction"] is AbductionKind.NOISE and options[0]["stop"] == 0.7
     assert options[0]["guidance"] == Guidance(2.0, w_affected=3.0, w_class=1.0)
-    assert options[0]["correction"] is None
+    assert options[0]["correction"] is None and options[0]["keep_unchanged"] == 0.0
     settings = json.loads((tmp_path / "out" / "summary.json").read_text())["settings"]
     assert settings["abduction"] == "noise" and settings["timestep_respacing"] == "4"
 
