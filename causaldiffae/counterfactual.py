@@ -274,8 +274,7 @@ class CounterfactualEngine:
         targets = [self._target(abducted, do, guidance) for do, guidance in pairs]
         kept = {causes: self._explained(abducted, causes) for causes in {each.settings.causes for each in targets}}
         targets = [replace(each, kept=kept[each.settings.causes]) for each in targets]
-        drawn = zip(targets, self._images(targets, abducted), strict=True)
-        images = [self._corrected(target, decoded, abducted) for target, decoded in drawn]
+        images = [self._corrected(*one, abducted) for one in zip(targets, self._images(targets, abducted), strict=True)]
         return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
 
     def _target(self, abducted: Abduction, do: Mapping[str, Any], guidance: Guidance) -> _Target:
@@ -346,8 +345,7 @@ class CounterfactualEngine:
             return self.solver.noised(x_start, noise, self.stop)
         return SolverState(noise)
 
-    def _encoded(self, abducted: Abduction) -> bool:
-        """Whether x_T encodes images."""
+    def _encoded(self, abducted: Abduction) -> bool:  # whether x_T encodes images
         return self.abduction is AbductionKind.DDIM and abducted.state is not None and abducted.x_start is not None
 
     def _factual(self, abducted: Abduction) -> Tensor:
@@ -366,11 +364,13 @@ class CounterfactualEngine:
         for settings, group in groupby(targets, key=lambda target: target.settings):
             alike = list(group)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
+                if len(batch) == 1:
+                    decoded.append(self._decode(batch[0].z, batch[0].classes, abducted, settings))
+                    continue
                 rows = torch.arange(len(abducted.u), device=abducted.u.device).repeat(len(batch))
                 classes = [each.classes for each in batch if each.classes is not None]
-                z, repeated = torch.cat([each.z for each in batch]), abducted.select(rows)
-                images = self._decode(z, torch.cat(classes) if classes else None, repeated, settings)
-                decoded += images.chunk(len(batch))
+                z, copies = torch.cat([each.z for each in batch]), abducted.select(rows)
+                decoded += self._decode(z, torch.cat(classes) if classes else None, copies, settings).chunk(len(batch))
         return decoded
 
     def _decode(self, z: Tensor, classes: Tensor | None, abducted: Abduction, settings: _Settings) -> Tensor:

@@ -1,4 +1,4 @@
-"""A split of a data set in memory, and conversions of images.
+"""A split of a data set in memory, and operations on images.
 
 Images are stored as uint8 (N, C, H, W); networks take floats in [-1, 1]. Images and true counterfactuals of another
 size are resized by area averaging (`resize_area`).
@@ -209,9 +209,10 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
     """Replaces pixels of counterfactual images that hardly change by those of the factual images.
 
     Under other latents, a network moves every pixel a little, also where the intervention changes nothing. The change
-    of a pixel, averaged over its neighbours, counts if it is at least `fraction` of the largest one of the image, and
-    half as large ones by none; in between, both images are blended. The region is then widened by its neighbours.
-    (DiffEdit, Couairon et al., 2023, arXiv 2210.11427, finds the region of an edit similarly.)
+    of a pixel is averaged over its neighbours. From `fraction` of the largest change in the image on, the
+    counterfactual pixel is used; up to half of that, the factual one; in between, both are blended. The changed region
+    is then widened by one neighbourhood. (DiffEdit, Couairon et al., 2023, arXiv 2210.11427, finds the region of an
+    edit similarly.)
 
     Args:
         images, factual: (B, C, H, W) in [-1, 1]; NaN in `images` stays.

@@ -32,8 +32,14 @@ from causaldiffae.script_util import SOLVER, STEPS
 from causaldiffae.solvers import parse_enum
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "reference": {"abduction": "noise", "timestep_respacing": "250", "w": 1.0, "w_class": 1.0, "label_corrections": 0}
-    | {"keep_unchanged": 0.0}
+    "reference": {
+        "abduction": "noise",
+        "timestep_respacing": "250",
+        "w": 1.0,
+        "w_class": 1.0,
+        "label_corrections": 0,
+        "keep_unchanged": 0.0,
+    }
 }
 """Named sets of flags; `--recipe NAME` inserts them at its position on the command line."""
 NUM_IMAGES: Final = 256
