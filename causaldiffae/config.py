@@ -30,6 +30,10 @@ KEEP_UNCHANGED_HELP: Final = (
     "keep pixels that change by less than this fraction of the largest change of an image; 0 for none; default: 0.1, "
     "for a Diff-SCM 0"
 )
+KEEP_CAUSES_HELP: Final = (
+    "interventions on effects: drop their causes and keep the pixels that these explain; default: for effects that two "
+    "or more causes determine, if the model was trained with block_drop_prob"
+)
 LABEL_CORRECTIONS_HELP: Final = (
     "decode an image again, up to this many times, if its labels are not the predicted ones; 0 for never"
 )

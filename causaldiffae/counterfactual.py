@@ -10,7 +10,7 @@ encoded in u, in x_T and in the corrections of the solver. One abduction serves 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
@@ -23,7 +23,7 @@ from causaldiffae.datasets.images import check_complete, keep_unchanged
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.guidance import Guidance, effect_model_output, explained_pixels, guided_model_output, thresholded
+from causaldiffae.guidance import Causes, Guidance, explained_pixels, guided_model_output, thresholded
 from causaldiffae.nn import DiffusionModel, DirectModel, ImageCodec, TensorFields, in_low_precision
 from causaldiffae.predictors.correction import LabelCorrection
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
@@ -47,8 +47,9 @@ class Abduction(TensorFields):
         state: x_T (B, C, H, W) as returned by the solver; None for a model that generates from the latents alone.
         classes: (B,) or None.
         residual: (B, C, H, W) image minus reconstruction, or None.
+        x_start: (B, C, H, W) the images as the network sees them, or None if x_T was not encoded.
         codec_residual: (B, C, S, S) image minus its decoded code, of a latent model, or None.
-        x_start: (B, C, H, W) the images as the network sees them.
+        images: (B, C, S, S) the images in [-1, 1], or None.
     """
 
     u: Tensor
@@ -58,6 +59,7 @@ class Abduction(TensorFields):
     residual: Tensor | None = None
     x_start: Tensor | None = None
     codec_residual: Tensor | None = None
+    images: Tensor | None = None
 
     @property
     def x_T(self) -> Tensor | None:
@@ -85,17 +87,18 @@ class _Settings(NamedTuple):
 
     intervenes: bool
     guidance: Guidance
-    causes: tuple[bool, ...] = ()
+    causes: Causes = ()
     sets_class: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class _Target(TensorFields):
-    """Causal variables (B, n, d) and classes (B,) of one intervention, how it is decoded, and the pixels that it keeps.
+    """Causal variables (B, n, d) and classes (B,) of one intervention on images, how it is decoded, and what it keeps.
 
-    `kept` is a mask (B, 1, H, W), None if the intervention may change every pixel.
+    `kept` is a mask (B, 1, H, W) of pixels, None if the intervention may change every pixel.
     """
 
+    abducted: Abduction
     z: Tensor
     classes: Tensor | None
     settings: _Settings
@@ -124,9 +127,9 @@ class CounterfactualEngine:
         use_labels: abduct the noise of models with an encoder from the given labels, where they are known.
         most_probable: predict the most probable counterfactual category of discrete descendants, not the one of the
             abducted draw of their noise.
-        keep_causes: decode interventions on effects without their causes, and keep the pixels that the causes explain,
-            see `guidance.explained_pixels`; for effects that their causes determine. Their weight is
-            `guidance.EFFECT_WEIGHT`, not that of `guidance`. Not where the class is set.
+        keep_causes: decode interventions on these effects without their causes, and keep the pixels that the causes
+            explain, see `guidance.explained_pixels`; for effects that their causes determine. Not where the class is
+            set or with a weight w other than 1.
         keep_unchanged: keep the pixels of the factual image where an intervention changes less than this fraction of
             its largest change, see `datasets.images.keep_unchanged`; 0 for none. Not for images that were not encoded.
         correction: decodes images again whose labels, as read by a predictor, are not those that the structural model
@@ -152,7 +155,7 @@ class CounterfactualEngine:
         most_probable: bool = False,
         pixels: int = 2**16,
         use_labels: bool = False,
-        keep_causes: bool = False,
+        keep_causes: Collection[str] = (),
         correction: LabelCorrection | None = None,
         keep_unchanged: float = 0.0,
     ) -> None:
@@ -166,12 +169,11 @@ class CounterfactualEngine:
         if rescale_quantile and codec is not None:
             raise InputError(f"rescale_quantile: expected 0 for unbounded latent codes, got {rescale_quantile}")
         self.solver = DdimLoops(solver) if isinstance(solver, GaussianDiffusion) else solver
-        self.model, self.spec, self.stop, self.residual = model, spec, stop, residual
+        self.model, self.spec, self.stop, self.residual, self.correction = model, spec, stop, residual, correction
         self.abduction, self.guidance, self.autocast = abduction, guidance or Guidance(), autocast
         self.pixel_range, self.rescale_quantile, self.codec, self.pixels = pixel_range, rescale_quantile, codec, pixels
-        self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, keep_causes
-        self.codec_residual, self.correction = codec_residual and codec is not None, correction
-        self.keep_fraction = keep_unchanged
+        self.most_probable, self.use_labels, self.keep_causes = most_probable, use_labels, frozenset(keep_causes)
+        self.codec_residual, self.keep_fraction = codec_residual and codec is not None, keep_unchanged
         if keep_causes and getattr(model, "null_blocks", None) is None:
             raise InputError("keep_causes: expected a model with null vectors of single variables, got one without")
         if use_labels and not (model.needs_labels or hasattr(model, "abduct_given")):
@@ -213,22 +215,22 @@ class CounterfactualEngine:
             check_complete(labels.cpu().numpy(), self.spec.graph.names)  # NaN would be read as the first category
         classes = classes if self.model.class_cond else None
         images, x_start = x_start, self._to_network(x_start)
+        lost = images - self._from_network(x_start) if self.codec_residual else None
         given = None if labels is None else self.spec.normalise(labels)
         from_labels = self.use_labels and not self.model.needs_labels
         abduct = cast(Any, self.model).abduct_given if from_labels else self.model.abduct
-        abducted = self.encoded(x_start, abduct(x_start, given, generator), classes, generator)
-        lost = images - self._from_network(x_start) if self.codec_residual else None
-        return replace(abducted, codec_residual=lost)
+        u = abduct(x_start, given, generator)
+        return self.encoded(Abduction(u, u, None, classes, None, x_start, lost, images), u, generator)
 
     @torch.inference_mode()
     def encoded(
-        self, x_start: Tensor, u: Tensor, classes: Tensor | None, generator: torch.Generator | None = None
+        self, abducted: Abduction, u: Tensor, generator: torch.Generator | None = None, causes: Causes = ()
     ) -> Abduction:
-        """Completes the abduction of images, as the network sees them, under the factual z that u (B, n, d) implies."""
-        z = self.model.predict(u)
-        abducted = Abduction(u, z, self._encode(x_start, z, classes, generator), classes, None, x_start)
+        """The abduction of the same images with noise u (B, n, d): encodes x_T under the z that it implies."""
+        z, x_start, classes = self.model.predict(u), cast(Tensor, abducted.x_start), abducted.classes
+        abducted = replace(abducted, u=u, z=z, state=self._encode(x_start, z, classes, generator, causes))
         if self.residual:
-            again = self._decode(z, classes, abducted, _Settings(False, self._inverting))
+            again = self._decode(z, classes, abducted, _Settings(False, self._inverting, causes))
             abducted = replace(abducted, residual=x_start - again)
         return abducted
 
@@ -272,36 +274,38 @@ class CounterfactualEngine:
         """
         pairs = zip(interventions, guidances or [self.guidance] * len(interventions), strict=True)
         targets = [self._target(abducted, do, guidance) for do, guidance in pairs]
-        kept = {causes: self._explained(abducted, causes) for causes in {each.settings.causes for each in targets}}
-        targets = [replace(each, kept=kept[each.settings.causes]) for each in targets]
-        images = [self._corrected(*one, abducted) for one in zip(targets, self._images(targets, abducted), strict=True)]
+        cut = {causes: self._without(abducted, causes) for causes in {each.settings.causes for each in targets}}
+        targets = [replace(each, **cut[each.settings.causes]) for each in targets]
+        images = [self._corrected(*one) for one in zip(targets, self._images(targets), strict=True)]
         return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
 
     def _target(self, abducted: Abduction, do: Mapping[str, Any], guidance: Guidance) -> _Target:
         """The causal variables under an intervention, and how it is decoded."""
         if not do:
-            return _Target(abducted.z, abducted.classes, _Settings(False, self._inverting))
+            return _Target(abducted, abducted.z, abducted.classes, _Settings(False, self._inverting))
         count = len(abducted.u)
         z = self.model.predict(abducted.u, self.act(do, count), self.most_probable)
         chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
         classes = abducted.classes if chosen is None else chosen.to(z.device)
-        keeps = self.keep_causes and chosen is None  # another class changes all pixels
-        dropped = self.spec.graph.ancestors(*self.spec.names_of(do)) if keeps else frozenset()
+        keeps = chosen is None and guidance.is_off and abducted.x_start is not None
+        effects = self.keep_causes.intersection(do) if keeps else ()
+        dropped = self.spec.graph.ancestors(*effects).difference(do)
         causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
-        return _Target(z, classes, _Settings(True, guidance, causes, sets_class=chosen is not None))
+        return _Target(abducted, z, classes, _Settings(True, guidance, causes, sets_class=chosen is not None))
 
-    def _explained(self, abducted: Abduction, causes: tuple[bool, ...]) -> Tensor | None:
-        """Mask (B, 1, H, W) of the pixels that an intervention on effects of `causes` keeps; None without causes."""
+    def _without(self, abducted: Abduction, causes: Causes) -> dict[str, Any]:
+        """Fields of a target: the abduction of x_T without `causes`, and the pixels that these explain."""
         if not causes:
-            return None
+            return {}
+        again = self.encoded(abducted, abducted.u, causes=causes) if self._encoded(abducted) else abducted
         known = (self.solver.diffusion.noise_schedule, cast(Tensor, abducted.x_start), abducted.z, causes)
-        return explained_pixels(cast(Any, self.model), *known, abducted.classes)
+        return {"abducted": again, "kept": explained_pixels(cast(Any, self.model), *known, abducted.classes)}
 
-    def _images(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
-        """The images (B, C, H, W) of every target, in [-1, 1] or NaN."""
+    def _images(self, targets: Sequence[_Target]) -> list[Tensor]:
+        """The images (B, C, H, W) of targets of the same factual images, in [-1, 1] or NaN."""
         results = []
-        factual = self._factual(abducted) if self.keep_fraction and self._encoded(abducted) else None
-        for target, decoded in zip(targets, self._decode_all(targets, abducted), strict=True):
+        for target, decoded in zip(targets, self._decode_all(targets), strict=True):
+            abducted = target.abducted
             if abducted.residual is not None:
                 decoded = decoded + abducted.residual
             if target.kept is not None:
@@ -309,37 +313,38 @@ class CounterfactualEngine:
             images = self._from_network(decoded.float(), abducted.codec_residual)
             # NaN stays NaN under clamp; infinity must not become white.
             images = torch.where(images.isfinite(), images.clamp(-1, 1), torch.nan)
-            if factual is not None and target.settings.intervenes:
-                images = keep_unchanged(images, factual, self.keep_fraction)
+            if self.keep_fraction and target.settings.intervenes and self._encoded(abducted):
+                images = keep_unchanged(images, cast(Tensor, abducted.images), self.keep_fraction)
             results.append(images)
         return results
 
-    def _corrected(self, target: _Target, images: Tensor, abducted: Abduction) -> Tensor:
+    def _corrected(self, target: _Target, images: Tensor) -> Tensor:
         """The images of an intervention, some of them decoded again under other latents; see `LabelCorrection`."""
-        if self.correction is None or abducted.x_start is None or not target.settings.intervenes:
+        abducted = target.abducted
+        if self.correction is None or abducted.images is None or not target.settings.intervenes:
             return images
         changed = (target.z != abducted.z).any(dim=2)
-        reference = self._factual(abducted) if target.settings.sets_class else images
+        reference = abducted.images if target.settings.sets_class else images
 
         def decode(rows: Tensor, shift: Tensor) -> Tensor:
             chosen = target.select(rows)
             z = chosen.z + (shift / shift.new_tensor(self.spec.scale))[:, :, None]
-            return self._images([replace(chosen, z=z)], abducted.select(rows))[0]
+            return self._images([replace(chosen, z=z)])[0]
 
         labels = self.read_labels(target.z).masked_fill(~changed, torch.nan)
         corrected = changed | target.settings.sets_class
         return self.correction.apply(images, labels, corrected, reference, target.classes, decode)
 
     def _encode(
-        self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None
+        self, x_start: Tensor, z: Tensor, classes: Tensor | None, generator: torch.Generator | None, causes: Causes
     ) -> SolverState | None:
         """x_T under the factual latents, without guidance; None for a model without x_T."""
         if isinstance(self.model, DirectModel):
             return None
         if self.abduction is AbductionKind.DDIM:
             condition = None if self.model.unconditional_abduction else z
-            model = in_low_precision(guided_model_output(self.model, condition, classes), self.autocast)
-            return self.solver.encode(model, x_start, self.stop)
+            output = guided_model_output(self.model, condition, classes, causes=causes)
+            return self.solver.encode(in_low_precision(output, self.autocast), x_start, self.stop)
         noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
         if self.abduction is AbductionKind.NOISE:
             return self.solver.noised(x_start, noise, self.stop)
@@ -348,21 +353,19 @@ class CounterfactualEngine:
     def _encoded(self, abducted: Abduction) -> bool:  # whether x_T encodes images
         return self.abduction is AbductionKind.DDIM and abducted.state is not None and abducted.x_start is not None
 
-    def _factual(self, abducted: Abduction) -> Tensor:
-        return self._from_network(cast(Tensor, abducted.x_start), abducted.codec_residual)
-
     @property
     def _inverting(self) -> Guidance:
         """The guidance under which decoding inverts encoding, for reconstructions."""
         return Guidance(w=0.0) if self.model.unconditional_abduction else Guidance()
 
-    def _decode_all(self, targets: Sequence[_Target], abducted: Abduction) -> list[Tensor]:
-        """Decodes all interventions; consecutive ones with equal settings are batched."""
+    def _decode_all(self, targets: Sequence[_Target]) -> list[Tensor]:
+        """Decodes interventions on the same factual images; consecutive ones with equal settings are batched."""
         decoded: list[Tensor] = []
-        size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
-        together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
         for settings, group in groupby(targets, key=lambda target: target.settings):
             alike = list(group)
+            abducted = alike[0].abducted
+            size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
+            together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):
                 if len(batch) == 1:
                     decoded.append(self._decode(batch[0].z, batch[0].classes, abducted, settings))
@@ -378,11 +381,8 @@ class CounterfactualEngine:
             return self.model.decode(z, classes)
         assert abducted.state is not None
         process, causes = self.solver.diffusion, settings.causes
-        if causes:
-            output = effect_model_output(cast(Any, self.model), z, causes, classes)
-        else:
-            factual = (abducted.z, process.max_timestep, abducted.classes if self._encoded(abducted) else None)
-            output = guided_model_output(self.model, z, classes, settings.guidance, *factual)
+        factual = (abducted.z, process.max_timestep, abducted.classes if self._encoded(abducted) else None)
+        output = guided_model_output(self.model, z, classes, settings.guidance, *factual, causes)
         model = in_low_precision(output, self.autocast)
         if self.rescale_quantile and settings.intervenes and not causes:
             model = thresholded(model, process.noise_schedule, self.rescale_quantile)

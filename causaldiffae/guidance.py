@@ -15,8 +15,8 @@ also weights the *factual* values of affected blocks. If all blocks are affected
 An intervention on the class is guided away from the factual class c, under which x_T was encoded:
 out(c') + (w_class - 1) [out(c') - out(c)], where out is the output with the other weights.
 
-An intervention on effects whose causes determine them is decoded without the blocks of the causes, and keeps the pixels
-that these explain (`effect_model_output`, `explained_pixels`).
+An intervention on effects whose causes determine them (`scm.determined_effects`) is decoded without the blocks of the
+causes, and keeps the pixels that these explain (`effect_model_output`, `explained_pixels`).
 
 Guidance may be limited to an interval of noise levels (Kynkäänniemi et al., 2024, arXiv 2404.07724); outside it the
 output is the unguided one, out(z). Diff-SCM decodes without labels where it is not guided: there it is out(null).
@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from torch import Tensor
 from causaldiffae.errors import InputError
 from causaldiffae.nn import ModelFn
 from causaldiffae.noise_schedule import NoiseSchedule
+
+Causes = tuple[bool, ...]
+"""For every variable, whether its block is dropped; empty for none."""
 
 
 class ConditionalModel(Protocol):
@@ -85,6 +88,11 @@ class Guidance:
             )
 
     @property
+    def is_off(self) -> bool:
+        """Whether all variables have weight 1."""
+        return self.affected == self.invariant == 1.0
+
+    @property
     def affected(self) -> float:
         """The weight of the affected blocks."""
         return self.w if self.w_affected is None else self.w_affected
@@ -103,6 +111,7 @@ def guided_model_output(
     z_factual: Tensor | None = None,
     max_timestep: float = 1000.0,
     classes_factual: Tensor | None = None,
+    causes: Causes = (),
 ) -> ModelFn:
     """Binds latents to a network and applies guidance; returns a function (x_t, t) -> model output.
 
@@ -114,7 +123,10 @@ def guided_model_output(
         z_factual: (B, n, d) latents before the intervention, by default z. Blocks that differ are affected.
         max_timestep: T in the time units of the network.
         classes_factual: (B,) classes before the intervention, by default `classes`.
+        causes: variables to drop, see `effect_model_output`; replaces all other guidance.
     """
+    if causes:
+        return effect_model_output(cast(BlockModel, model), cast(Tensor, z), causes, classes)
     guidance = guidance or Guidance()
     if guidance.w_class != 1.0 and _differ(classes, classes_factual):
         shared = (guidance, z_factual, max_timestep)
@@ -205,10 +217,12 @@ def thresholded(model: ModelFn, schedule: NoiseSchedule, quantile: float) -> Mod
 
 # ---------------------------------------------------------------------- interventions on effects
 
-EFFECT_WEIGHT = 4.0
-"""Guidance weight of an intervention on effects of which the causes are dropped."""
-EXPLAINED = 0.35
+EFFECT_WEIGHT = 2.0
+"""Guidance weight of an intervention on effects of which the causes are dropped, in both directions."""
+EXPLAINED = 0.17
 """Largest unexplained fraction of a pixel that its causes explain."""
+_MARGIN = 0.02
+"""Difference of pixels, which range from -1 to 1, that counts as none."""
 _LEVELS, _DRAWS = (0.5, 0.7, 0.85), 3
 
 
@@ -221,7 +235,7 @@ class BlockModel(ConditionalModel, Protocol):
 
 
 def effect_model_output(
-    model: BlockModel, z: Tensor, causes: Sequence[bool], classes: Tensor | None = None, weight: float = EFFECT_WEIGHT
+    model: BlockModel, z: Tensor, causes: Causes, classes: Tensor | None = None, weight: float = EFFECT_WEIGHT
 ) -> ModelFn:
     """The guided output for an intervention on effects of `causes`, whose blocks are dropped; (x_t, t) -> model output.
 
@@ -247,7 +261,7 @@ def explained_pixels(
     schedule: NoiseSchedule,
     x_start: Tensor,
     z: Tensor,
-    causes: Sequence[bool],
+    causes: Causes,
     classes: Tensor | None = None,
 ) -> Tensor:
     """Pixels of factual images that one of the causes explains alone, (B, 1, H, W) bool.
@@ -274,6 +288,7 @@ def explained_pixels(
         outputs = model.model_outputs(x_t, t, conditions, classes)
         full, *others = (schedule.xstart(output[:, :channels].to(x_t), x_t, level) for output in outputs)
         differences.append(torch.stack([(other - full).abs().amax(dim=1) for other in others]))
-    mean = torch.nn.functional.avg_pool2d(torch.stack(differences).mean(dim=0), 3, stride=1, padding=1)
-    unexplained, explained = mean[0], mean[1:].amin(dim=0)
-    return (explained <= EXPLAINED * (unexplained + 0.05))[:, None]
+    mean = torch.stack(differences).mean(dim=0)
+    best = torch.stack([mean[0], mean[1:].amin(dim=0)])
+    unexplained, explained = torch.nn.functional.avg_pool2d(best, 3, stride=1, padding=1)
+    return (explained <= EXPLAINED * (unexplained + _MARGIN))[:, None]

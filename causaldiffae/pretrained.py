@@ -45,7 +45,7 @@ from causaldiffae.files.reading import read_json
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import Guidance
 from causaldiffae.nn import DirectModel, count_parameters
-from causaldiffae.predictors.correction import LABEL_CORRECTIONS, find_correction_predictor
+from causaldiffae.predictors.correction import find_correction_predictor
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
@@ -73,7 +73,7 @@ class CounterfactualModel:
         steps: network evaluations in each direction.
         solver: "exact_ddim", "dpmpp2m", "obelm", or "ddim" for the published loops.
         predictor: folder of the predictor that reads missing inputs; by default one shipped for the data set.
-        label_corrections, keep_unchanged: see `LoadedModel.engine`; 0 for none.
+        options: of `LoadedModel.engine`, such as label_corrections=0, keep_unchanged=0 or keep_causes=False.
 
     Attributes:
         reference: sample of the training data, with which images and labels are compared; None if there is none.
@@ -90,15 +90,13 @@ class CounterfactualModel:
         steps: int = STEPS,
         solver: str = SOLVER,
         predictor: str | Path | None = None,
-        label_corrections: int = LABEL_CORRECTIONS,
-        keep_unchanged: float | None = None,
+        **options: Any,
     ) -> None:
         found = loaded.config.model.model_type
         if self.model_type is not None and found != self.model_type:
             message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
-        self.loaded, self._steps, self._solver = loaded, steps, solver
-        self._options = {"label_corrections": label_corrections, "keep_unchanged": keep_unchanged}
+        self.loaded, self._steps, self._solver, self._options = loaded, steps, solver, options
         self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
@@ -111,13 +109,12 @@ class CounterfactualModel:
         device: torch.device | str = "auto",
         steps: int = STEPS,
         solver: str = SOLVER,
-        label_corrections: int = LABEL_CORRECTIONS,
-        keep_unchanged: float | None = None,
+        **options: Any,
     ) -> ModelT:
         """Opens a model folder, run directory or step, a shipped name ("pendulum-mini"), or "owner/name" on the Hub.
 
         Files are never unpickled. `revision` is a branch, tag or commit on the Hub; the device "auto" is CUDA, else
-        Apple's MPS, else the CPU.
+        Apple's MPS, else the CPU. The other arguments are those of the class.
 
         Raises:
             InputError: if there is no such model (the message lists the shipped ones), or it is of another type.
@@ -125,7 +122,7 @@ class CounterfactualModel:
         """
         path = folders.find_model(name, revision)
         own = path / folders.PREDICTOR_FOLDER if (path / folders.PREDICTOR_FOLDER / CONFIG).is_file() else None
-        return cls(load_model(str(path), device), steps, solver, own, label_corrections, keep_unchanged)
+        return cls(load_model(str(path), device), steps, solver, own, **options)
 
     @property
     def graph(self) -> CausalGraph:

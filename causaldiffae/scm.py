@@ -92,8 +92,8 @@ class LatentSCM(nn.Module):
                 self._network(i, width, depth) if values is None else self._discrete(i, values, width, depth)
             )
         is_discrete = [isinstance(network, DiscreteMechanism) for network in self.networks]
-        is_additive_child = [bool(parents) and mechanism == "additive" for parents in self.parent_index]
-        has_scale = [child and not discrete for child, discrete in zip(is_additive_child, is_discrete, strict=True)]
+        is_child = [bool(parents) and mechanism == "additive" for parents in self.parent_index]
+        has_scale = [child and not discrete for child, discrete in zip(is_child, is_discrete, strict=True)]
         self.is_discrete: Tensor
         self.has_scale: Tensor
         self.register_buffer("is_discrete", torch.tensor(is_discrete), persistent=False)
@@ -306,8 +306,7 @@ class LatentSCM(nn.Module):
             return torch.stack(noise, dim=1)
         generator = generator or torch.Generator(z.device).manual_seed(0)
         for i in self.order:
-            network = self.networks[i]
-            if isinstance(network, DiscreteMechanism):
+            if isinstance(network := self.networks[i], DiscreteMechanism):
                 noise[i], z_blocks[i] = network.abduct(self._parents(i, z_blocks), z_blocks[i], generator)
             elif self.parent_index[i]:
                 noise[i] = self.mechanism_of(i, z_blocks).inverse(z_blocks[i])
@@ -325,16 +324,14 @@ class LatentSCM(nn.Module):
         z_blocks = list(blocks.unbind(dim=1))
         noise = list(z_blocks)
         for i in self.order:
-            network = self.networks[i]
-            if isinstance(network, DiscreteMechanism):
+            if isinstance(network := self.networks[i], DiscreteMechanism):
                 noise[i], z_blocks[i] = network.abduct(self._parents(i, z_blocks), z_blocks[i], generator)
             elif self.parent_index[i]:
                 z_blocks[i] = self.mechanism_of(i, z_blocks).forward(z_blocks[i]).z
         return torch.stack(noise, dim=1)
 
     def _one_hop(self, i: int, noise: list[Tensor]) -> Tensor:
-        summed = sum((noise[j] for j in self.parent_index[i]), torch.zeros_like(noise[i]))
-        return self.networks[i](summed)
+        return self.networks[i](sum((noise[j] for j in self.parent_index[i]), torch.zeros_like(noise[i])))
 
     def _as_block(self, name: str, value: Tensor | float, u: Tensor) -> Tensor:
         given = torch.as_tensor(value, dtype=u.dtype, device=u.device)
@@ -378,9 +375,25 @@ def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generato
     return torch.where(scm.is_discrete.cpu()[:, None], gumbels, blocks)
 
 
+@torch.inference_mode()
+def determined_effects(scm: LatentSCM, low: Tensor, high: Tensor) -> frozenset[str]:
+    """Continuous variables that two or more causes determine: their noise makes up less than 1 % of their variance.
+
+    Arguments as in `sample_noise`. A single cause does not count: it explains all pixels of its effect.
+    """
+    generator, found = torch.Generator().manual_seed(0), set()
+    u, other = (sample_noise(scm, low, high, 2000, generator).to(scm.needed.device) for _ in range(2))
+    labels = scm.read_labels(scm.predict(u))
+    for i, name in enumerate(scm.graph.names):
+        redrawn = torch.cat([u[:, :i], other[:, i : i + 1], u[:, i + 1 :]], dim=1)
+        change = scm.read_labels(scm.predict(redrawn))[:, i] - labels[:, i]
+        is_small = change.square().mean() < 2.0 * 0.01 * labels[:, i].var()  # a difference has twice the variance
+        if is_small and i not in scm.discrete and len(scm.parent_index[i]) > 1:
+            found.add(name)
+    return frozenset(found)
+
+
 def _truncated_normal(count: int, low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """Samples (count, n) from N(0, 1) truncated to [low, high], each (1, n), by inverse transform sampling."""
-    normal = torch.distributions.Normal(0.0, 1.0)
-    low_cdf, high_cdf = normal.cdf(low), normal.cdf(high)
-    uniform = torch.rand(count, low.shape[1], generator=generator)
-    return normal.icdf(low_cdf + (high_cdf - low_cdf) * uniform)
+    normal, uniform = torch.distributions.Normal(0.0, 1.0), torch.rand(count, low.shape[1], generator=generator)
+    return normal.icdf(torch.lerp(normal.cdf(low), normal.cdf(high), uniform))

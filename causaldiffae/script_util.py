@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
@@ -23,7 +23,7 @@ from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, build_with_weight
 from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
-from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.images import KEEP_UNCHANGED
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
@@ -45,6 +45,7 @@ from causaldiffae.predictors.noised_predictor import load_noised_predictor
 from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
+from causaldiffae.scm import determined_effects
 from causaldiffae.solvers import DdimLoops, ExactDdim, OdeSolver, Solver
 
 SettingsT = TypeVar("SettingsT")
@@ -170,10 +171,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
     if config.zero_terminal_snr:
         betas = enforce_zero_terminal_snr(betas)
-    if config.use_kl:
-        loss_type = LossType.RESCALED_KL
-    else:
-        loss_type = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
+    mse = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
     if config.predict_xstart and config.predict_v:
         raise InputError("predict_xstart, predict_v: expected at most one of them, got both")
     mean_type = ModelMeanType.START_X if config.predict_xstart else ModelMeanType.EPSILON
@@ -183,7 +181,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
         betas=betas,
         model_mean_type=ModelMeanType.VELOCITY if config.predict_v else mean_type,
         model_var_type=ModelVarType.LEARNED_RANGE if config.learn_sigma else fixed,
-        loss_type=loss_type,
+        loss_type=LossType.RESCALED_KL if config.use_kl else mse,
         rescale_timesteps=config.rescale_timesteps,
         min_snr_gamma=config.min_snr_gamma,
     )
@@ -289,6 +287,7 @@ class LoadedModel:
         label_corrections: int = LABEL_CORRECTIONS,
         correction_predictor: str = "",
         keep_unchanged: float | None = None,
+        keep_causes: bool | None = None,
         **options: Any,
     ) -> CounterfactualEngine:
         """Creates a counterfactual engine.
@@ -302,6 +301,7 @@ class LoadedModel:
             correction_predictor: folder of the predictor that reads labels for them, or "none"; default: that in the
                 folder of the model, or a shipped one. Without one, nothing is corrected.
             keep_unchanged: see `CounterfactualEngine`; by default `KEEP_UNCHANGED`, and 0 for a Diff-SCM.
+            keep_causes: see `CounterfactualEngine`, for all variables or none; by default for `determined_effects`.
             options: keyword arguments of `CounterfactualEngine`.
 
         Raises:
@@ -321,10 +321,15 @@ class LoadedModel:
         if label_corrections and aligned:
             found = find_correction_predictor(self.spec, self.path, correction_predictor, device)
             correction = None if found is None else LabelCorrection(found.predictor, label_corrections)
-        defaults = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True}
         if keep_unchanged is None:
             keep_unchanged = 0.0 if self.model.unconditional_abduction else KEEP_UNCHANGED
-        options = {**defaults, "correction": correction, "keep_unchanged": keep_unchanged, **options}
+        encodes = options.get("abduction", AbductionKind.DDIM) is AbductionKind.DDIM
+        if keep_causes is None and encodes and self.config.loss.block_drop_prob and not self.config.diffusion.few_steps:
+            scm = cast(CausalDiffAE, self.model).scm
+            options["keep_causes"] = determined_effects(scm, *self.spec.normalised_range())
+        defaults = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True}
+        known = {"keep_unchanged": keep_unchanged, "keep_causes": self.spec.graph.names if keep_causes else ()}
+        options = {**defaults, **known, "correction": correction, **options}
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
 
 

@@ -27,6 +27,7 @@ ALPHA_BAR = np.cumprod(1 - BETAS)
 SCHEDULE = NoiseSchedule(ALPHA_BAR)
 SPEC = replace(squares_spec(), image_size=4, channels=2)
 CLASSES = torch.tensor([0, 1, 2])
+NAMES = SPEC.graph.names
 DOS = [{}, {"size": 6.0}, {"grey": 187.5}, {"size": 2.0, "grey": 237.5}, {"size": 3.0}]
 
 
@@ -49,8 +50,11 @@ class Oracle:
     def predict(self, u: Tensor, do: Do | None = None, most_probable: bool = False) -> Tensor:
         self.interventions.append(do)
         do = do or {}
-        size = torch.full_like(u[:, 0], do["size"]) if "size" in do else u[:, 0]
-        grey = torch.full_like(u[:, 1], do["grey"]) if "grey" in do else SLOPE * size + u[:, 1]
+        given = {
+            name: torch.as_tensor(value, dtype=u.dtype).reshape(-1, 1).expand_as(u[:, 0]) for name, value in do.items()
+        }
+        size = given.get("size", u[:, 0])
+        grey = given.get("grey", SLOPE * size + u[:, 1])
         return torch.stack([size, grey], dim=1)
 
     def read_labels(self, z: Tensor) -> Tensor:
@@ -275,7 +279,7 @@ class WithBlocks(Oracle):
 
 
 def test_interventions_on_effects_keep_the_pixels_of_their_causes_on_request() -> None:
-    counterfactuals = engine(model=WithBlocks(), keep_causes=True)
+    counterfactuals = engine(model=WithBlocks(), keep_causes=NAMES)
     plain = engine(model=WithBlocks())
     abducted, x = counterfactuals.abduct(images()), images()
     effect, cause, both = counterfactuals.predict(abducted, [DOS[2], DOS[1], DOS[3]])
@@ -285,13 +289,51 @@ def test_interventions_on_effects_keep_the_pixels_of_their_causes_on_request() -
         assert torch.equal(found.images, expected.images), "no causes to drop"
     assert not torch.equal(effect.images, plain.predict(plain.abduct(x), [DOS[2]])[0].images)
     with pytest.raises(InputError, match="keep_causes: expected a model with null vectors of single variables"):
-        engine(keep_causes=True)
+        engine(keep_causes=NAMES)
+
+
+class Blind(WithBlocks):
+    """Size does not show in the images, so it explains no pixel."""
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        shown = [None if z is None else torch.stack([0 * z[:, 0], z[:, 1]], dim=1) for z in conditions]
+        return super().model_outputs(x_t, t, shown, classes)
+
+
+@pytest.mark.parametrize("options", [{}, {"residual": True}])
+def test_an_effect_that_is_set_to_its_factual_value_changes_nothing(options: dict[str, Any]) -> None:
+    """x_T is encoded again without the causes; under the former one the image would change."""
+    counterfactuals = engine(100, Blind(), "dpmpp2m", keep_causes=NAMES, **options)
+    abducted = counterfactuals.abduct(images())
+    factual = counterfactuals.read_labels(abducted.z)[:, 1]
+    same, other = counterfactuals.predict(abducted, [{"grey": factual}, {"grey": 187.5}])
+    torch.testing.assert_close(same.images.double(), images(), rtol=0, atol=1e-6 if options else 2e-3)
+    assert (other.images - images()).abs().mean() > 0.05, "grey is not explained by size"
+
+
+def test_guidance_and_samples_of_the_prior_do_not_keep_causes() -> None:
+    counterfactuals, plain = engine(5, WithBlocks(), keep_causes=NAMES), engine(5, WithBlocks())
+    abducted, guided = counterfactuals.abduct(images()), [Guidance(w=1.5)]
+    found, expected = (each.predict(abducted, [DOS[2]], guided)[0].images for each in (counterfactuals, plain))
+    assert torch.equal(found, expected)
+    drawn = replace(abducted, x_start=None, images=None)
+    found, expected = (each.predict(drawn, [DOS[2]])[0].images for each in (counterfactuals, plain))
+    assert torch.equal(found, expected)
+
+
+def test_only_the_given_effects_are_decoded_without_their_causes() -> None:
+    counterfactuals, plain = engine(5, WithBlocks(), keep_causes=["size"]), engine(5, WithBlocks())
+    abducted = counterfactuals.abduct(images())
+    found, expected = (each.predict(abducted, [DOS[2]])[0].images for each in (counterfactuals, plain))
+    assert torch.equal(found, expected)
 
 
 def test_pixels_that_the_causes_explain_are_those_of_the_image_also_with_the_residual() -> None:
     """The size of this image explains it all: grey is as good as missing."""
     x = torch.stack([torch.full((1, 4, 4), 0.6), torch.full((1, 4, 4), 0.001)], dim=1).double()
-    counterfactuals = engine(5, WithBlocks(), keep_causes=True)
+    counterfactuals = engine(5, WithBlocks(), keep_causes=NAMES)
     abducted = replace(counterfactuals.abduct(x), residual=torch.full_like(x, 0.1))
     torch.testing.assert_close(counterfactuals.predict(abducted, [DOS[2]])[0].images.double(), x, rtol=0, atol=1e-6)
 
@@ -350,7 +392,7 @@ def test_no_pixels_are_kept_of_images_that_were_not_encoded(kind: str) -> None:
 
 def test_causes_are_not_kept_where_the_class_is_set() -> None:
     found, abducted = [], None
-    for options in ({"keep_causes": True}, {}):
+    for options in ({"keep_causes": NAMES}, {}):
         model = WithBlocks(class_cond=True)
         counterfactuals = engine(5, model, guidance=Guidance(w_class=1.0), **options)
         counterfactuals.spec = replace(SPEC, num_classes=3, class_name="digit")
@@ -513,13 +555,13 @@ def test_what_an_intervention_does_not_change_is_corrected_only_where_it_sets_th
 def test_samples_and_models_without_x_start_are_not_corrected() -> None:
     correction = Recorded()
     counterfactuals = engine(5, correction=correction)
-    abducted = replace(counterfactuals.abduct(images()), x_start=None)
+    abducted = replace(counterfactuals.abduct(images()), x_start=None, images=None)
     counterfactuals.predict(abducted, [{"size": 4.0}])
     assert correction.calls == []
 
 
 def test_pixels_and_residuals_of_images_that_are_decoded_again() -> None:
-    for options in ({"residual": True}, {"keep_causes": True}, {"pixel_range": (0.0, 1.0)}):
+    for options in ({"residual": True}, {"keep_causes": NAMES}, {"pixel_range": (0.0, 1.0)}):
         model = WithBlocks() if "keep_causes" in options else Oracle()
         plain = engine(5, model, **options)  # type: ignore[arg-type]
         abducted = plain.abduct(images())

@@ -15,7 +15,7 @@ from torch.autograd.functional import jacobian
 
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.scm import MAX_LOG_STRETCH, MECHANISMS, LatentSCM, sample_noise
+from causaldiffae.scm import MAX_LOG_STRETCH, MECHANISMS, LatentSCM, determined_effects, sample_noise
 
 CASES = list(itertools.product(range(6), MECHANISMS))
 COMPOSED = ["additive", "affine", "spline"]
@@ -348,3 +348,41 @@ def test_discrete_variables_need_a_block_entry_per_category_and_a_mechanism_that
         LatentSCM(SWITCH, 3, "one_hop", categories=KINDS)
     with pytest.raises(InputError, match="mode: expected at most 1000 categories, got 1001"):
         LatentSCM(SWITCH, 2000, categories={"mode": [float(k) for k in range(1001)]})
+
+
+# ---------------------------------------------------------------------- determined effects
+
+RANGE = torch.full((4,), -3.0), torch.full((4,), 3.0)
+
+
+def linear_scm(scale: float, discrete: bool = False) -> LatentSCM:
+    """c = a + b and d = a, each plus noise of the given scale."""
+    graph = CausalGraph(("a", "b", "c", "d"), [("a", "c"), ("b", "c"), ("a", "d")])
+    scm = LatentSCM(graph, 2, min_scale=1e-3, categories={"c": [-1.0, 1.0]} if discrete else None)
+    for i, name in enumerate(graph.names[2:], start=2):
+        if i not in scm.discrete:
+            scm.networks[i] = Sum(len(graph.parents[name]))
+    assert scm.raw_log_scale is not None
+    scm.raw_log_scale.data.fill_(math.log(scale))
+    return scm
+
+
+class Sum(torch.nn.Module):
+    """Sums the blocks of its parents, of two numbers each."""
+
+    def __init__(self, parents: int) -> None:
+        super().__init__()
+        self.parents = parents
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.reshape(len(z), self.parents, 2).sum(dim=1)
+
+
+@pytest.mark.parametrize(("scale", "found"), [(0.005, {"c"}), (0.1, {"c"}), (0.25, set()), (1.0, set())])
+def test_effects_that_two_causes_determine_are_found_by_the_share_of_their_noise(scale: float, found: set[str]) -> None:
+    """The variance of c is about 2 + scale^2: the share of its noise is 0.5 % at 0.1 and 3 % at 0.25."""
+    assert determined_effects(linear_scm(scale), *RANGE) == found
+
+
+def test_discrete_effects_are_never_determined() -> None:
+    assert determined_effects(linear_scm(0.005, discrete=True), *RANGE) == set()

@@ -16,6 +16,7 @@ from tiny_models import tiny_model
 
 from causaldiffae.checkpoints.checkpoint import save_checkpoint
 from causaldiffae.config import RECIPES, Config, DiffusionConfig
+from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.images import KEEP_UNCHANGED
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.diff_scm import DiffScm
@@ -279,6 +280,22 @@ def test_pixels_that_hardly_change_are_kept_by_default_but_for_diff_scm() -> Non
         assert loaded.engine().keep_fraction == expected and KEEP_UNCHANGED > 0
         assert loaded.engine(keep_unchanged=0.0).keep_fraction == 0.0
         assert loaded.engine(keep_unchanged=0.3).keep_fraction == 0.3
+
+
+def test_effects_that_their_causes_determine_keep_them_by_default() -> None:
+    loaded = load_model(str(REPO / "weights" / "pendulum_causaldae_mini"))
+    shadows = {"shadow_length", "shadow_position"}
+    assert loaded.engine().keep_causes == shadows
+    assert loaded.engine(keep_causes=False).keep_causes == set()
+    assert loaded.engine(keep_causes=True).keep_causes == {"angle", "light"} | shadows
+    for kind in (AbductionKind.NOISE, AbductionKind.NONE):
+        assert loaded.engine(abduction=kind).keep_causes == set()
+    untrained = replace(loaded.config, loss=replace(loaded.config.loss, block_drop_prob=0.0))
+    distilled = replace(loaded.config, diffusion=replace(loaded.config.diffusion, few_steps=4))
+    for config in (untrained, distilled):
+        assert replace(loaded, config=config).engine().keep_causes == set()
+    for name in ("circuit", "morphomnist"):  # effects with noise of their own
+        assert load_model(str(REPO / "weights" / f"{name}_causaldae_mini")).engine().keep_causes == set()
 
 
 def test_the_engine_corrects_labels_where_a_predictor_is_found() -> None:

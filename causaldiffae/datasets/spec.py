@@ -194,6 +194,10 @@ class DatasetSpec:
         """`category_values` of every variable."""
         return [self.category_values(i) for i in range(len(self.graph))]
 
+    def normalised_range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest training labels (n,) in normalised units."""
+        return self.normalise(torch.tensor(self.low)), self.normalise(torch.tensor(self.high))
+
     def normalised_categories(self) -> dict[str, tuple[float, ...]]:
         """Discrete variable -> the values of its categories in normalised units."""
         return {

@@ -21,6 +21,7 @@ from torch import Tensor
 from causaldiffae.config import (
     CLASS_WEIGHT_HELP,
     CORRECTION_PREDICTOR_HELP,
+    KEEP_CAUSES_HELP,
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
@@ -62,6 +63,7 @@ class ProtocolSettings:
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     keep_unchanged: float | None = flag(None, KEEP_UNCHANGED_HELP)
+    keep_causes: bool | None = flag(None, KEEP_CAUSES_HELP)
     seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
     chunk: int = flag(50, "images per batch")
     back_images: int = flag(400, "images for reversibility over one cycle")

@@ -277,7 +277,7 @@ class Plan:
         out = self.results(name, seed)
         arguments = ["--model_path", run, "--data_dir", self.data, "--out", out, "--num_images", settings.num_images]
         arguments += ["--steps", steps, "--cycle_images", settings.cycle_images]
-        arguments += ["--label_corrections", 0, "--keep_unchanged", 0]
+        arguments += ["--label_corrections", 0, "--keep_unchanged", 0, "--keep_causes", False]
         command = self._program("scripts/evaluate.py", *arguments, *more)
         return Step(f"evaluate {name}, seed {seed}", command, out, tuple(needs))
 

@@ -113,6 +113,7 @@ def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any)
         label_corrections=settings.label_corrections,
         correction_predictor=settings.correction_predictor,
         keep_unchanged=settings.keep_unchanged,
+        keep_causes=settings.keep_causes,
         abduction=AbductionKind(settings.abduction),
         guidance=Guidance(settings.w, w_class=settings.w_class),
         stop=settings.stop,

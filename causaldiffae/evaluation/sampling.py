@@ -45,8 +45,7 @@ def draw_from_prior(loaded: LoadedModel, device: torch.device, count: int, class
     if not (isinstance(count, int) and count > 0):
         raise InputError(f"sample: expected a positive integer, got {count!r}")
     generator = torch.Generator().manual_seed(seed)
-    low, high = (spec.normalise(torch.tensor(bound)) for bound in (spec.low, spec.high))
-    u = sample_noise(scm, low, high, count, generator).to(device)
+    u = sample_noise(scm, *spec.normalised_range(), count, generator).to(device)
     shape = (count, *loaded.input_shape)
     direct = isinstance(model, DirectModel)
     state = None if direct else SolverState(torch.randn(shape, generator=generator).to(device))
@@ -105,7 +104,7 @@ def draw_abduction(
         u = u if given is None or not engine.use_labels else model.with_labels(u, given, generator)
     else:
         u = model.abduct(x_start, given, generator)
-    drawn = replace(engine.encoded(x_start, u, abducted.classes, generator), codec_residual=abducted.codec_residual)
+    drawn = engine.encoded(abducted, u, generator)
     if not x_T_noise or drawn.state is None:
         return drawn
     x_T, before = drawn.state.x_T, drawn.state.x_before

@@ -12,6 +12,7 @@ from causaldiffae.config import (
     CLASS_WEIGHT_HELP,
     CORRECTION_PREDICTOR_HELP,
     DEVICE_HELP,
+    KEEP_CAUSES_HELP,
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
@@ -79,9 +80,7 @@ class TestConfig:
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     keep_unchanged: float | None = flag(None, KEEP_UNCHANGED_HELP)
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
-    keep_causes: bool = flag(
-        False, "interventions on effects: drop their causes and keep the pixels that these explain; needs block_null"
-    )
+    keep_causes: bool | None = flag(None, KEEP_CAUSES_HELP)
     most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
     samples: int = flag(1, "also draw this many abductions and show the spread of the interventions; 1 for none")
     x_T_noise: float = flag(0.0, "share of noise in the x_T of every draw, 0 to 1; 0 encodes the image exactly")
