@@ -23,7 +23,8 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
 from causaldiffae.datasets.do_text import parse_do
-from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.folder.true_pairs import PAIRS
+from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.reference import TrainingReference, reference_of_model
 from causaldiffae.datasets.registry import can_measure, read_split
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
@@ -109,7 +110,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for name in parse_names("traverse", config.traverse, spec):
         groups[f"traversal_{name}"] = [({name: value}, guidance) for value in traversal_values(spec, name)]
     make_engine(loaded, config)  # validates the flags
-    data = read_split(spec.name, config.data_dir, "test", limit=config.limit, spec=spec)
+    data = read_test_images(config.data_dir, spec, dos, config.limit)
     check_labels(loaded.model, data)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)
     reader = find_reader(spec, make_engine(loaded, config), config.label_predictor)
@@ -193,6 +194,22 @@ class PlannedTest:
         duration = format_duration(left / count * seconds)
         interventions = f"{len(self.dos)} intervention{'s' if len(self.dos) > 1 else ''}"
         return f"{images}, {interventions}: {done}{duration} on {self.device}"
+
+
+def read_test_images(data_dir: str, spec: DatasetSpec, dos: Sequence[CheckedDo], limit: int | None) -> ImageData:
+    """At most `limit` images of the test split; of a folder that lists true images, those for all `dos`."""
+    lists_pairs = limit is not None and (Path(data_dir) / PAIRS).is_file()
+    data = read_split(spec.name, data_dir, "test", limit=None if lists_pairs else limit, spec=spec)
+    if limit is None or not lists_pairs:
+        return data
+    found = [data.pairs.find(do, len(data)) >= 0 for do in dos] if data.pairs else [np.zeros(len(data), bool)]
+    known = np.flatnonzero(np.all(found, axis=0))
+    if not len(known):
+        return data.subset(evenly_spread(min(limit, len(data)), len(data)))
+    if len(known) < min(limit, len(data)):
+        message = f"test images: the {len(known)} of {len(data)} whose true counterfactuals are known"
+        warnings.warn(f"{message}; --num_images all for all", stacklevel=2)
+    return data.subset(known[evenly_spread(min(limit, len(known)), len(known))])
 
 
 def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = None) -> CounterfactualEngine:

@@ -12,6 +12,7 @@ from causaldiffae.datasets.folder.check import check_folder
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split, true_counterfactual, truth_is_known
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.image_test import read_test_images
 
 PAIRS = [
     ("im/16.png", "age=60", "true/0.png"),
@@ -66,6 +67,24 @@ def test_known_labels_follow_from_the_table_or_the_graph(folder: Path) -> None:
     write_pairs(folder, rows, "file,do,true_file,age,grey")  # type: ignore[arg-type]
     given = read_split("folder", folder, "test").pairs
     assert given is not None and given.labels[:, 1:].tolist() == [[25, 1], [30, 0]]
+
+
+def test_a_test_of_a_few_images_takes_those_with_known_truth(folder: Path) -> None:
+    every = read_split("folder", folder, "test")
+    spec = every.spec
+    age, hat, both, other = [{"age": 60.0}, {"hat": "cap"}, {"age": 60.0, "hat": "straw"}, {"age": 31.0}]
+
+    def chosen(limit: int | None, *dos: Mapping[str, Any]) -> list[str]:
+        return list(read_test_images(str(folder), spec, [spec.check_do(do) for do in dos], limit).ids)
+
+    assert chosen(1, hat) == [every.ids[3]]
+    assert chosen(1, age, both) == [every.ids[0]]
+    with pytest.warns(UserWarning, match=r"test images: the 1 of \d+ whose true counterfactuals are known"):
+        assert chosen(3, hat) == [every.ids[3]]
+    assert chosen(2, other) == chosen(2, age, hat) == [every.ids[0], every.ids[-1]], "no image has all of them"
+    assert chosen(None, hat) == list(every.ids)
+    (folder / "counterfactuals.csv").write_text("file,do,true_file\nim/0.png,age=60,true/0.png\n")  # a training image
+    assert chosen(2, age) == [every.ids[0], every.ids[-1]]
 
 
 def test_the_truth_is_found_by_intervention(folder: Path) -> None:
