@@ -384,8 +384,8 @@ class TrainLoop:
         start, state, patience = time.perf_counter(), _copy_state(self.model), self.config.train.storage_patience
         self.model.load_state_dict(self.emas[self.config.ema_rates()[0]])
         with uncompiled(self.model):
-            image = self.responses.preview(self.model, self.config.diffusion, self.test, self.device)
-            found = self.responses.measure(self.model, self.config.diffusion, self.test, self.step, self.autocast)
+            image = self.responses.preview(self.model, self.config, self.test, self.device)
+            found = self.responses.measure(self.model, self.config, self.test, self.step, self.autocast)
         with tolerated("counterfactuals", patience):
             self.logger.log_image("counterfactuals", image, self.step)
         with tolerated(BEST, patience):

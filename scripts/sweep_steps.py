@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     student = open_student(config, settings, loaded, device)
     engines = {
         each: (student if each.solver == FEW_STEP and student else loaded).engine(
-            each.steps, each.solver, label_corrections=each.corrections, keep_unchanged=0.0
+            each.steps, each.solver, label_corrections=each.corrections, keep_unchanged=0.0, keep_causes=False
         )
         for each in settings
     }

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from causaldiffae.checkpoints.checkpoint import export_weights
-from causaldiffae.config import Config, DiffusionConfig
+from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.published.autoencoder import LatentSpace
-from causaldiffae.script_util import Model, create_solver, describe_checkpoint
+from causaldiffae.script_util import LoadedModel, Model, describe_checkpoint
 from causaldiffae.training.previews import can_intervene, draw_preview
 from causaldiffae.training.responses import (
     HARDLY,
@@ -75,25 +75,26 @@ class ResponseTracker:
         self.history: list[Measurement] = []
         self._reader: Reader | None = None
 
-    def preview(self, model: Model, config: DiffusionConfig, test: ImageData, device: torch.device) -> np.ndarray:
+    def preview(self, model: Model, config: Config, test: ImageData, device: torch.device) -> np.ndarray:
         """Draws a preview with captions, see `draw_preview`."""
         reader = self._find_reader(model, config, test.spec)
-        return draw_preview(model, config, test, device, None if reader is None else reader.read, self.codec)
+        read = None if reader is None else reader.read
+        return draw_preview(model, config.diffusion, test, device, read, self.codec)
 
-    def _find_reader(self, model: Model, config: DiffusionConfig, spec: DatasetSpec) -> Reader | None:
+    def _find_reader(self, model: Model, config: Config, spec: DatasetSpec) -> Reader | None:
         if self._reader is None and can_intervene(model):
             engine = self._engine(model, config, spec)
             self._reader = find_reader(spec, engine, self.label_predictor)
         return self._reader
 
     def _engine(
-        self, model: Model, config: DiffusionConfig, spec: DatasetSpec, autocast: torch.dtype | None = None
+        self, model: Model, config: Config, spec: DatasetSpec, autocast: torch.dtype | None = None
     ) -> CounterfactualEngine:
-        solver = create_solver(config, steps=STEPS)
-        return CounterfactualEngine(model.eval(), solver, spec, autocast=autocast, codec=self.codec)
+        loaded = LoadedModel(model.eval(), config, spec, None, "", codec=self.codec)
+        return loaded.engine(STEPS, label_corrections=0, autocast=autocast)
 
     def measure(
-        self, model: Model, config: DiffusionConfig, data: ImageData, step: int, autocast: torch.dtype | None = None
+        self, model: Model, config: Config, data: ImageData, step: int, autocast: torch.dtype | None = None
     ) -> dict[str, float]:
         """Measures the responses at a step and returns the shares that are known, `response_NAME`."""
         if not can_intervene(model) or (reader := self._find_reader(model, config, data.spec)) is None:

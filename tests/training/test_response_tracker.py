@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 from loops import STOCHASTIC, assert_same, loop
+from paths import REPO
 from tiny import small_config, squares, squares_spec
 
+from causaldiffae.counterfactual import CounterfactualEngine
+from causaldiffae.datasets.registry import example_images
 from causaldiffae.files.reading import read_json
 from causaldiffae.metrics.intervals import Figure
 from causaldiffae.pretrained import CounterfactualModel
-from causaldiffae.script_util import create_model_and_diffusion
+from causaldiffae.script_util import create_model_and_diffusion, load_model
 from causaldiffae.training.response_tracker import BEST, ResponseTracker
 from causaldiffae.training.responses import Response, read_responses
 from causaldiffae.training.stopping import StopRequest
@@ -34,7 +37,7 @@ def tracked(tracker: ResponseTracker, steps: range) -> list[str]:
     model, _ = create_model_and_diffusion(config, spec)
     reasons = []
     for step in steps:
-        tracker.measure(model, config.diffusion, squares(), step)
+        tracker.measure(model, config, squares(), step)
         reasons.append(tracker.stop_reason())
     return reasons
 
@@ -54,13 +57,27 @@ def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatc
     model, _ = create_model_and_diffusion(config, spec)
     tracker = ResponseTracker("", said.append)
     for step in range(5):
-        found = tracker.measure(model, config.diffusion, squares(), step)
+        found = tracker.measure(model, config, squares(), step)
     assert found == {"response_size": 0.505} and tracker.latest["size"].share.mean == 0.505
     assert said[1] == "step 1: counterfactuals show 50% of the requested changes"
     assert said[4].endswith("; no better than before the last 3 measurements")
     assert not any("no better" in line for line in said[:4])
     unlabelled, _ = create_model_and_diffusion(small_config(model_type="diffscm"), spec)
-    assert tracker.measure(unlabelled, config.diffusion, squares(), 5) == {}, "nothing to intervene with"
+    assert tracker.measure(unlabelled, config, squares(), 5) == {}, "nothing to intervene with"
+
+
+def test_responses_are_those_of_the_default_engine_without_label_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = list[CounterfactualEngine]()
+    monkeypatch.setattr(
+        "causaldiffae.training.response_tracker.measure_responses", lambda engine, *_: engines.append(engine) or {}
+    )
+    for name in ("pendulum", "morphomnist"):
+        loaded = load_model(str(REPO / "weights" / f"{name}_causaldae_mini"))
+        ResponseTracker("", print).measure(loaded.model, loaded.config, example_images(loaded.spec, 2), 0)
+        default = loaded.engine()
+        assert engines[-1].keep_causes == default.keep_causes and engines[-1].keep_fraction == default.keep_fraction
+        assert engines[-1].correction is None
+    assert engines[0].keep_causes
 
 
 def test_training_stops_when_every_variable_shows_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +116,7 @@ def test_the_weights_of_the_best_step_are_a_model_folder(monkeypatch: pytest.Mon
     for step in range(3):
         torch.manual_seed(step)
         model, _ = create_model_and_diffusion(config, spec)
-        tracker.measure(model, config.diffusion, squares(), step)
+        tracker.measure(model, config, squares(), step)
         kept.append(tracker.keep_best(tmp_path, model, config, spec, 10 * step))
         if step == 1:
             best = model
