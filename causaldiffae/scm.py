@@ -377,7 +377,7 @@ def sample_noise(scm: LatentSCM, low: Tensor, high: Tensor, count: int, generato
 
 @torch.inference_mode()
 def determined_effects(scm: LatentSCM, low: Tensor, high: Tensor) -> frozenset[str]:
-    """Continuous variables that two or more causes determine: their noise makes up less than 1 % of their variance.
+    """Variables that two or more causes determine: their own noise makes up less than 1 % of their variance.
 
     Arguments as in `sample_noise`. A single cause does not count: it explains all pixels of its effect.
     """
@@ -388,7 +388,7 @@ def determined_effects(scm: LatentSCM, low: Tensor, high: Tensor) -> frozenset[s
         redrawn = torch.cat([u[:, :i], other[:, i : i + 1], u[:, i + 1 :]], dim=1)
         change = scm.read_labels(scm.predict(redrawn))[:, i] - labels[:, i]
         is_small = change.square().mean() < 2.0 * 0.01 * labels[:, i].var()  # a difference has twice the variance
-        if is_small and i not in scm.discrete and len(scm.parent_index[i]) > 1:
+        if is_small and len(scm.parent_index[i]) > 1:
             found.add(name)
     return frozenset(found)
 

@@ -315,19 +315,21 @@ def test_an_effect_that_is_set_to_its_factual_value_changes_nothing(options: dic
 
 def test_guidance_and_samples_of_the_prior_do_not_keep_causes() -> None:
     counterfactuals, plain = engine(5, WithBlocks(), keep_causes=NAMES), engine(5, WithBlocks())
-    abducted, guided = counterfactuals.abduct(images()), [Guidance(w=1.5)]
-    found, expected = (each.predict(abducted, [DOS[2]], guided)[0].images for each in (counterfactuals, plain))
-    assert torch.equal(found, expected)
+    abducted = counterfactuals.abduct(images())
+    for guidance in (Guidance(w=1.5), Guidance(w_affected=1.5), Guidance(w_invariant=1.5)):
+        found, expected = (each.predict(abducted, [DOS[2]], [guidance])[0].images for each in (counterfactuals, plain))
+        assert torch.equal(found, expected)
     drawn = replace(abducted, x_start=None, images=None)
     found, expected = (each.predict(drawn, [DOS[2]])[0].images for each in (counterfactuals, plain))
     assert torch.equal(found, expected)
 
 
 def test_only_the_given_effects_are_decoded_without_their_causes() -> None:
-    counterfactuals, plain = engine(5, WithBlocks(), keep_causes=["size"]), engine(5, WithBlocks())
-    abducted = counterfactuals.abduct(images())
-    found, expected = (each.predict(abducted, [DOS[2]])[0].images for each in (counterfactuals, plain))
-    assert torch.equal(found, expected)
+    for names, do in ((["size"], DOS[2]), (["grey"], DOS[3])):  # the cause that is set as well is not dropped
+        counterfactuals, plain = engine(5, WithBlocks(), keep_causes=names), engine(5, WithBlocks())
+        abducted = counterfactuals.abduct(images())
+        found, expected = (each.predict(abducted, [do])[0].images for each in (counterfactuals, plain))
+        assert torch.equal(found, expected)
 
 
 def test_pixels_that_the_causes_explain_are_those_of_the_image_also_with_the_residual() -> None:

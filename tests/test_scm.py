@@ -384,5 +384,8 @@ def test_effects_that_two_causes_determine_are_found_by_the_share_of_their_noise
     assert determined_effects(linear_scm(scale), *RANGE) == found
 
 
-def test_discrete_effects_are_never_determined() -> None:
-    assert determined_effects(linear_scm(0.005, discrete=True), *RANGE) == set()
+def test_discrete_effects_with_noise_or_without_variance_are_not_determined() -> None:
+    scm = linear_scm(0.005, discrete=True)
+    assert determined_effects(scm, *RANGE) == set(), "equal logits"
+    list(scm.discrete[2].parameters())[-1].data[0] = 100.0
+    assert determined_effects(scm, *RANGE) == set(), "one category"
