@@ -4,9 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paths import REPO
 from tiny import squares_spec
 
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation import image_test, run
+from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.settings import (
     RECIPES,
     default_interventions,
@@ -15,7 +18,7 @@ from causaldiffae.evaluation.settings import (
 )
 from causaldiffae.evaluation.settings import TestConfig as Settings
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.script_util import parse_flags
+from causaldiffae.script_util import load_model, parse_flags
 
 GIVEN = ["--model_path=m", "--data_dir=d", "--out_dir=o"]
 
@@ -56,3 +59,14 @@ def test_invalid_settings_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             Settings(**{"model_path": "m", "data_dir": "d", "out_dir": "o", **change})
+
+
+def test_tests_and_evaluations_pass_on_whether_causes_are_kept() -> None:
+    loaded = load_model(str(REPO / "weights" / "pendulum_causaldae_mini"))
+    for keep, expected in ((None, 2), (False, 0), (True, 4)):
+        config = Settings(model_path="m", data_dir="d", out_dir="o", keep_causes=keep)
+        for engine in (
+            image_test.make_engine(loaded, config),
+            run.make_engine(loaded, ProtocolSettings(keep_causes=keep)),
+        ):
+            assert len(engine.keep_causes) == expected
