@@ -85,6 +85,13 @@ def test_explicit_and_implicit_guidance_are_evaluated_on_one_run(tmp_path: Path)
     assert "none" in implicit.command and "none" not in explicit.command
 
 
+def test_models_are_compared_without_what_only_some_of_them_have(tmp_path: Path) -> None:
+    for step in plan(tmp_path, "pendulum").steps():
+        if step.kind == "evaluate":
+            words = " ".join(step.command)
+            assert "--label_corrections 0 --keep_unchanged 0 --keep_causes False" in words
+
+
 def test_a_predictor_is_trained_where_none_is_shipped(tmp_path: Path) -> None:
     shipped, larger = plan(tmp_path, "pendulum").steps(), plan(tmp_path, "pendulum", "paper").steps()
     assert not [step for step in shipped if step.kind == "predictor"]
