@@ -46,7 +46,7 @@ from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import determined_effects
-from causaldiffae.solvers import DdimLoops, ExactDdim, OdeSolver, Solver
+from causaldiffae.solvers import CLEANEST_OF_FOLDERS, DdimLoops, ExactDdim, OdeSolver, Solver
 
 SettingsT = TypeVar("SettingsT")
 
@@ -240,13 +240,11 @@ def create_solver(
         raise InputError(f"solver: expected {FEW_STEP} for a distilled model, got {timestep_respacing or solver!r}")
     if solver == FEW_STEP:
         raise InputError(f"solver: expected a distilled model for {FEW_STEP}, got another one; see scripts/distill.py")
-    if timestep_respacing:
-        return DdimLoops(create_gaussian_diffusion(config, timestep_respacing))
-    if solver not in GRIDS:
+    if solver not in GRIDS and not timestep_respacing:
         raise InputError(f"solver: expected {', '.join(GRIDS)} or {FEW_STEP}, got {solver!r}")
-    chosen = grid or GRIDS[solver]
-    if not chosen:
-        return DdimLoops(create_gaussian_diffusion(config, str(steps)))
+    chosen = grid or GRIDS.get(solver, "")
+    if timestep_respacing or not chosen:
+        return DdimLoops(create_gaussian_diffusion(config, timestep_respacing or str(steps)))
     if solver == EXACT:
         return ExactDdim(create_gaussian_diffusion(config), steps, chosen)
     return OdeSolver(create_gaussian_diffusion(config), solver, chosen, steps)
@@ -309,22 +307,25 @@ class LoadedModel:
                 for a model whose latents are not aligned with the labels (an unaligned DiffAE).
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
+        distilled = self.config.diffusion.few_steps > 0
+        if isinstance(chosen, ExactDdim) and self.spec.name == "folder" and self.codec is None and not distilled:
+            chosen.cleanest = CLEANEST_OF_FOLDERS
         guidance = dataclasses.replace(options.get("guidance") or Guidance(), w_class=Guidance().w_class)
-        if self.config.diffusion.few_steps and guidance != Guidance():
+        if distilled and guidance != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
         if label_corrections < 0:
             raise InputError(f"label_corrections: expected 0 or more, got {label_corrections}")
-        aligned = getattr(self.model, "probe", None) is None
+        aligned, correction = getattr(self.model, "probe", None) is None, None
         if correction_predictor not in ("", "none") and not aligned:
             raise InputError("correction_predictor: expected a model whose latents are those of the labels")
-        device, correction = next(self.model.parameters()).device, None
         if label_corrections and aligned:
-            found = find_correction_predictor(self.spec, self.path, correction_predictor, device)
-            correction = None if found is None else LabelCorrection(found.predictor, label_corrections)
+            device = next(self.model.parameters()).device
+            if found := find_correction_predictor(self.spec, self.path, correction_predictor, device):
+                correction = LabelCorrection(found.predictor, label_corrections)
         if keep_unchanged is None:
             keep_unchanged = 0.0 if self.model.unconditional_abduction else KEEP_UNCHANGED
-        encodes = options.get("abduction", AbductionKind.DDIM) is AbductionKind.DDIM
-        if keep_causes is None and encodes and self.config.loss.block_drop_prob and not self.config.diffusion.few_steps:
+        suited = self.config.loss.block_drop_prob > 0 and not distilled
+        if keep_causes is None and suited and options.get("abduction", AbductionKind.DDIM) is AbductionKind.DDIM:
             scm = cast(CausalDiffAE, self.model).scm
             options["keep_causes"] = determined_effects(scm, *self.spec.normalised_range())
         defaults = {"pixel_range": self.pixel_range, "codec": self.codec, "codec_residual": True}
@@ -362,8 +363,7 @@ def load_model(
         InputError: If there is no checkpoint, or it is damaged or does not match its description.
     """
     device = dist_util.find_device(device)
-    if is_remote(path):
-        path = str(local_checkpoint(path))
+    path = str(local_checkpoint(path)) if is_remote(path) else path
     if Path(path).name == MODEL and Path(path).with_name(CONFIG).is_file():
         path = str(Path(path).parent)
     if Path(path).is_file():

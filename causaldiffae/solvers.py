@@ -34,6 +34,8 @@ from causaldiffae.noise_schedule import CLEAN, Grid, ModelMeanType, Path, conver
 
 CLEANEST = 2.5
 """log(a / sigma) at which exact DDIM starts to encode by default, sigma = 0.08."""
+CLEANEST_OF_FOLDERS = 5.0
+"""The same for images of a user's folder, sigma = 0.007: corrections of a noisier start carry the edges of figures."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ from causaldiffae.script_util import (
     parse_config,
     run_cli,
 )
-from causaldiffae.solvers import CLEANEST, ExactDdim, Grid, Solver
+from causaldiffae.solvers import CLEANEST, CLEANEST_OF_FOLDERS, ExactDdim, Grid, OdeSolver, Solver
 
 CONFIGS = sorted(path for path in (REPO / "configs").glob("*.yaml") if not path.name.startswith("noised_"))
 
@@ -280,6 +280,17 @@ def test_pixels_that_hardly_change_are_kept_by_default_but_for_diff_scm() -> Non
         assert loaded.engine().keep_fraction == expected and KEEP_UNCHANGED > 0
         assert loaded.engine(keep_unchanged=0.0).keep_fraction == 0.0
         assert loaded.engine(keep_unchanged=0.3).keep_fraction == 0.3
+
+
+def test_images_of_a_folder_are_encoded_from_a_cleaner_level() -> None:
+    loaded = load_model(str(REPO / "weights" / "pendulum_causaldae_mini"))
+    own = replace(loaded, spec=replace(loaded.spec, name="folder"))
+    student = replace(own.config, diffusion=replace(own.config.diffusion, few_steps=4, few_step_start=1.0))
+    cases = ((loaded, CLEANEST), (own, CLEANEST_OF_FOLDERS), (replace(own, config=student), 1.0))
+    for opened, expected in (*cases, (replace(own, codec=cast(Any, object())), CLEANEST)):
+        solver = opened.engine(label_corrections=0).solver
+        assert isinstance(solver, ExactDdim) and solver.cleanest == expected
+    assert isinstance(own.engine(solver="dpmpp2m").solver, OdeSolver)
 
 
 def test_effects_that_their_causes_determine_keep_them_by_default() -> None:
