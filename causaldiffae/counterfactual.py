@@ -274,8 +274,8 @@ class CounterfactualEngine:
         """
         pairs = zip(interventions, guidances or [self.guidance] * len(interventions), strict=True)
         targets = [self._target(abducted, do, guidance) for do, guidance in pairs]
-        cut = {causes: self._without(abducted, causes) for causes in {each.settings.causes for each in targets}}
-        targets = [replace(each, **cut[each.settings.causes]) for each in targets]
+        fields = {causes: self._without(abducted, causes) for causes in {each.settings.causes for each in targets}}
+        targets = [replace(each, **fields[each.settings.causes]) for each in targets]
         images = [self._corrected(*one) for one in zip(targets, self._images(targets), strict=True)]
         return [Counterfactual(x, self.read_labels(each.z), each.z) for each, x in zip(targets, images, strict=True)]
 

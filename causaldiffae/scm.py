@@ -381,15 +381,16 @@ def determined_effects(scm: LatentSCM, low: Tensor, high: Tensor) -> frozenset[s
 
     Arguments as in `sample_noise`. A single cause does not count: it explains all pixels of its effect.
     """
+    if not (candidates := [i for i, parents in enumerate(scm.parent_index) if len(parents) > 1]):
+        return frozenset()
     generator, found = torch.Generator().manual_seed(0), set()
     u, other = (sample_noise(scm, low, high, 2000, generator).to(scm.needed.device) for _ in range(2))
     labels = scm.read_labels(scm.predict(u))
-    for i, name in enumerate(scm.graph.names):
+    for i in candidates:
         redrawn = torch.cat([u[:, :i], other[:, i : i + 1], u[:, i + 1 :]], dim=1)
         change = scm.read_labels(scm.predict(redrawn))[:, i] - labels[:, i]
-        is_small = change.square().mean() < 2.0 * 0.01 * labels[:, i].var()  # a difference has twice the variance
-        if is_small and len(scm.parent_index[i]) > 1:
-            found.add(name)
+        if change.square().mean() < 2.0 * 0.01 * labels[:, i].var():  # a difference has twice the variance
+            found.add(scm.graph.names[i])
     return frozenset(found)
 
 
