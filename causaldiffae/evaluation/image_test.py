@@ -204,12 +204,11 @@ def read_test_images(data_dir: str, spec: DatasetSpec, dos: Sequence[CheckedDo],
         return data
     found = [data.pairs.find(do, len(data)) >= 0 for do in dos] if data.pairs else [np.zeros(len(data), bool)]
     known = np.flatnonzero(np.all(found, axis=0))
-    if not len(known):
-        return data.subset(evenly_spread(min(limit, len(data)), len(data)))
-    if len(known) < min(limit, len(data)):
+    if 0 < len(known) < min(limit, len(data)):
         message = f"test images: the {len(known)} of {len(data)} whose true counterfactuals are known"
         warnings.warn(f"{message}; --num_images all for all", stacklevel=2)
-    return data.subset(known[evenly_spread(min(limit, len(known)), len(known))])
+    rows = known if len(known) else np.arange(len(data))
+    return data.subset(rows[evenly_spread(min(limit, len(rows)), len(rows))])
 
 
 def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = None) -> CounterfactualEngine:
