@@ -54,12 +54,6 @@ ELSEWHERE = {
     ),
     "python examples/conditional_vae.py --questions asked --data_dir data/morphomnist": SUITE
     + "tests/test_examples.py",
-    "./scripts/reproduce.sh morphomnist mini --dry_run True": REPRODUCE,
-    "./scripts/reproduce.sh morphomnist mini --total_steps 2000": REPRODUCE,
-    "./scripts/reproduce.sh morphomnist mini --total_steps 700 --num_images 100 --steps 15 --cycle_images 10": (
-        REPRODUCE
-    ),
-    "./scripts/reproduce.sh pendulum mini --total_steps 700 --num_images 100 --steps 15 --cycle_images 10": REPRODUCE,
     "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "OMP_NUM_THREADS=1 python tools/step_parts.py --size paper --batch_size 8": SUITE
     + "tests/training/test_step_parts.py",
@@ -235,6 +229,7 @@ def python_blocks(text: str) -> list[str]:
 
 
 PRINTED = sorted({each for path in DOCUMENTS for each in printed_commands(path.read_text(encoding="utf-8"))})
+ELSEWHERE |= {each: REPRODUCE for each in PRINTED if each.startswith("./scripts/reproduce.sh")}  # trains all models
 
 
 def forms(printed: str) -> list[str]:
