@@ -29,6 +29,7 @@ from causaldiffae.evaluation.step_sweep import (
     MARGIN,
     NULL_MARGIN,
     Setting,
+    create_engine,
     describe_exceeded,
     draw,
     headings,
@@ -110,10 +111,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{config.data_dir}: expected a data set with known true counterfactuals")
     student = open_student(config, settings, loaded, device)
     engines = {
-        each: (student if each.solver == FEW_STEP and student else loaded).engine(
-            each.steps, each.solver, label_corrections=each.corrections, keep_unchanged=0.0, keep_causes=False
-        )
-        for each in settings
+        each: create_engine(student if each.solver == FEW_STEP and student else loaded, each) for each in settings
     }
     measurement = find_measurement(spec, config.label_predictor, device)
     with progress_bar(total=len(data) * len(settings), desc="solvers", unit="image") as bar:

@@ -26,6 +26,7 @@ from causaldiffae.evaluation.tables import MISSING, shown, text_table
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
+from causaldiffae.script_util import LoadedModel
 from causaldiffae.solvers import SolverState
 from causaldiffae.visualization.curves import plot_interval
 from causaldiffae.visualization.image_grids import render
@@ -97,6 +98,13 @@ def _affected(do: Mapping[str, float], spec: DatasetSpec) -> list[str]:
     """The intervened variables and their descendants."""
     affected = {*do, *spec.graph.descendants(*do)}
     return [name for name in spec.graph.names if name in affected]
+
+
+def create_engine(loaded: LoadedModel, setting: Setting) -> CounterfactualEngine:
+    """The engine of a setting. It keeps neither pixels nor causes, so that images are those of the solver."""
+    return loaded.engine(
+        setting.steps, setting.solver, label_corrections=setting.corrections, keep_unchanged=0.0, keep_causes=False
+    )
 
 
 def sweep_steps(

@@ -24,6 +24,7 @@ from causaldiffae.evaluation.step_sweep import (
     SAME_NOISE,
     Setting,
     SweepRow,
+    create_engine,
     describe_exceeded,
     draw,
     exceeded,
@@ -35,6 +36,7 @@ from causaldiffae.evaluation.step_sweep import (
     write_rows,
 )
 from causaldiffae.generators import morphomnist
+from causaldiffae.script_util import load_model
 from causaldiffae.solvers import SolverState
 
 DOS = [{"angle": 30.0}, {"shadow_length": 6.0}]
@@ -142,6 +144,13 @@ def test_label_corrections_count_as_evaluations() -> None:
 def test_the_null_intervention_has_a_margin_in_grey_levels() -> None:
     assert recommend([row("ddim:250", 0.01), row("a:10", 0.4)]) is not None
     assert recommend([row("ddim:250", 0.01), row("a:10", 0.6)]) is None
+
+
+def test_engines_of_a_sweep_keep_neither_pixels_nor_causes() -> None:
+    loaded = load_model(str(REPO / "weights" / "pendulum_causaldae_mini"))
+    usual, engine = loaded.engine(), create_engine(loaded, Setting("exact_ddim", 3))
+    assert usual.keep_fraction > 0 and usual.keep_causes == {"shadow_length", "shadow_position"}
+    assert engine.keep_fraction == 0 and not engine.keep_causes
 
 
 def test_settings_are_parsed() -> None:
