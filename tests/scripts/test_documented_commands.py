@@ -66,6 +66,11 @@ ELSEWHERE = {
     "--do intensity=90 --do intensity=200 --settings dpmpp2m:25,exact_ddim:15,exact_ddim:4,few_step:4,few_step:4+1": (
         SUITE + "tests/evaluation/test_step_sweep.py"
     ),
+    "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --student "
+    "weights/morphomnist_causaldae_mini_4step --data_dir DATA --out_dir OUT --num_images 300 --do thickness=3.5 "
+    "--do intensity=90 --do intensity=200 --settings exact_ddim:4,exact_ddim:4+1,few_step:4+1": (
+        SUITE + "tests/evaluation/test_step_sweep.py"
+    ),
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
     "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE
