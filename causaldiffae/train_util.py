@@ -134,7 +134,7 @@ class TrainLoop:
         if choices:
             self.logger.info(f"acceleration: {choices}")
         if world > 1:
-            self.training_step = DistributedDataParallel(self.training_step)
+            self.training_step = DistributedDataParallel(self.training_step, gradient_as_bucket_view=True)
 
     def _resume(self, run_dir: str | Path) -> None:
         explicit = self.config.train.resume_checkpoint

@@ -76,9 +76,9 @@ ELSEWHERE = {
     "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE
     + "tests/generators/test_circuit_writer.py",
     "python scripts/train_autoencoder.py --dataset circuit --data_dir DATA --image_size 128 --out RUN/autoencoder "
-    "--iterations 5000": LATENT,
+    "--iterations 2400": LATENT,
     "python scripts/image_train.py --config configs/circuit_causaldae_latent.yaml --data_dir DATA "
-    "--vae_path RUN/autoencoder --run_dir RUN --minutes 60": LATENT,
+    "--vae_path RUN/autoencoder --run_dir RUN --minutes 47": LATENT,
     "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 "
     "--do arm=0.5 --do blue=0.9 --do green=0.9 --do red=0.2": LATENT,
     "causaldiffae estimate --dataset pendulum --sides 32,64,128 --table docs/training.md": SUITE
@@ -109,6 +109,7 @@ ELSEWHERE = {
     "--kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
     "OMP_NUM_THREADS=1 python tools/crashes.py --kills 100": SUITE + "tests/checkpoints/test_crashes.py (slow)",
     "OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 10": MEASURES,
+    "python tools/process_throughput.py --data_dir data/pendulum --rounds 4": MEASURES,
     "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
