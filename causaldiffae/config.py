@@ -148,7 +148,8 @@ class LossConfig:
     masking: bool = flag(False, "weak supervision: only label_fraction of the training images keep their labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels, see label_subsets.py")
     label_seed: int = flag(0, "seed for choosing the images with labels")
-    teacher_steps: int = flag(25, "distillation: steps of the teacher, 1 more than a multiple of few_steps - 1")
+    teacher_steps: int = flag(25, "distillation: steps of the teacher in each direction")
+    teacher_start: float = flag(2.5, "distillation: log(a / sigma) of the level at which the teacher starts to encode")
     teacher_scale: float = flag(1.0, "distillation of Diff-SCM: guidance scale s of the teacher")
     mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
 

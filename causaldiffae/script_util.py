@@ -46,7 +46,7 @@ from causaldiffae.published import causaldiffae as reference
 from causaldiffae.published.autoencoder import DESCRIPTION, LatentSpace, autoencoder_of_model, network_spec
 from causaldiffae.respace import SpacedDiffusion, space_timesteps
 from causaldiffae.scm import determined_effects
-from causaldiffae.solvers import CLEANEST_OF_FOLDERS, DdimLoops, ExactDdim, OdeSolver, Solver
+from causaldiffae.solvers import DdimLoops, ExactDdim, OdeSolver, Solver, cleanest_level
 
 SettingsT = TypeVar("SettingsT")
 
@@ -308,8 +308,8 @@ class LoadedModel:
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         distilled = self.config.diffusion.few_steps > 0
-        if isinstance(chosen, ExactDdim) and self.spec.name == "folder" and self.codec is None and not distilled:
-            chosen.cleanest = CLEANEST_OF_FOLDERS
+        if isinstance(chosen, ExactDdim) and not distilled:
+            chosen.cleanest = cleanest_level(self.spec.name, latent=self.codec is not None)
         guidance = dataclasses.replace(options.get("guidance") or Guidance(), w_class=Guidance().w_class)
         if distilled and guidance != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")

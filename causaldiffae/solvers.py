@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ CLEANEST_OF_FOLDERS = 5.0
 """The same for images of a user's folder, sigma = 0.007: corrections of a noisier start carry the edges of figures."""
 
 MemberT = TypeVar("MemberT", bound=Enum)
+
+
+def cleanest_level(dataset: str, latent: bool) -> float:
+    """log(a / sigma) at which exact DDIM starts to encode images of a data set, or their codes in latent space."""
+    return CLEANEST_OF_FOLDERS if dataset == "folder" and not latent else CLEANEST
 
 
 class Solver(Enum):
@@ -254,12 +259,6 @@ class OdeSolver:
             return self._run(model, path, steps, state.x_before, state.x_T)[0]
         return self._run(model, path, self._plan(path, path.last, CLEAN), state.x_T, None)[0]
 
-    @torch.no_grad()
-    def between(self, model: ModelFn, x: Tensor, start: int, end: int) -> Tensor:
-        """Solves from one node of `path()` to another; x (B, C, H, W) and `model` as in `encode`."""
-        path = self.path()
-        return self._run(model, path, self._plan(path, start, end), x, None)[0]
-
     def noised(self, x_start: Tensor, noise: Tensor, stop: float = 1.0) -> SolverState:
         """Adds noise at the level at which encoding ends."""
         path = self.path(stop)
@@ -345,6 +344,15 @@ class ExactDdim(OdeSolver):
     @torch.no_grad()
     def encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
         """As `OdeSolver.encode`; the state has corrections."""
+        return self.differentiable_encode(model, x_start, stop)
+
+    @torch.no_grad()
+    def decode(self, model: ModelFn, state: SolverState) -> Tensor:
+        """As `OdeSolver.decode`, with the corrections of the state."""
+        return super().decode(model, state) if state.corrections is None else self.differentiable_decode(model, state)
+
+    def differentiable_encode(self, model: ModelFn, x_start: Tensor, stop: float = 1.0) -> SolverState:
+        """As `encode`, with gradients."""
         path = self.path(stop)
         x, cleaner, kept = float(path.signal[CLEAN + 1]) * x_start, x_start, []
         for node in range(CLEAN + 1, path.last + 1):
@@ -355,15 +363,13 @@ class ExactDdim(OdeSolver):
                 cleaner, x = x, ddim_step(path, None, node, node + 1).update(x, eps)
         return SolverState(x, stop=stop, corrections=torch.stack(kept, dim=1))
 
-    @torch.no_grad()
-    def decode(self, model: ModelFn, state: SolverState) -> Tensor:
-        """As `OdeSolver.decode`, with the corrections of the state."""
-        if state.corrections is None:
-            return super().decode(model, state)
+    def differentiable_decode(self, model: ModelFn, state: SolverState) -> Tensor:
+        """As `decode`, with gradients; the state must have corrections."""
         path, x = self.path(state.stop), state.x_T
+        corrections = cast(Tensor, state.corrections)
         for node in range(path.last, CLEAN, -1):
             back = ddim_step(path, None, node, node - 1)
-            x = back.update(x, self._eps(model, path, back, x)) + state.corrections[:, node - 1]
+            x = back.update(x, self._eps(model, path, back, x)) + corrections[:, node - 1]
         return x
 
     def _eps(self, model: ModelFn, path: Path, step: Step, x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     python scripts/distill.py --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4
     python scripts/image_causaldae_test.py --model_path STUDENT --data_dir DATA --out_dir OUT
 
-The student starts with the networks and weights of the model; only its score network is trained. All flags of
+The student starts with the networks and weights of the model; only its score network is trained, until its
+counterfactuals are those of the model in more steps. All flags of
 image_train.py apply, with defaults for distillation; those of the networks are set by the model. A Diff-SCM is
 distilled at the guidance scale `--teacher_scale`. Run the same command again to resume.
 """
@@ -16,43 +17,48 @@ from typing import Any, Final
 import image_train
 
 from causaldiffae.checkpoints.model_folders import find_model
-from causaldiffae.config import Config
 from causaldiffae.errors import InputError
-from causaldiffae.script_util import load_model, run_cli
+from causaldiffae.script_util import LoadedModel, load_model, run_cli
+from causaldiffae.solvers import CLEANEST, cleanest_level
 
 DEFAULTS: Final = {
-    "few_steps": 4,
-    "teacher_steps": 13,
-    "total_steps": 20000,
-    "batch_size": 32,
-    "lr": 5e-4,
-    "warmup_steps": 200,
-    "lr_anneal_steps": 12000,
+    "teacher_steps": 8,
+    "total_steps": 2000,
+    "batch_size": 16,
+    "lr": 1e-4,
+    "warmup_steps": 20,
+    "lr_anneal_steps": 1000,
     "grad_clip": 1.0,
     "ema_rate": "0.999",
     "ema_warmup": True,
 }
 KEPT: Final = ("dataset", "image_size", "channels", "num_images", "label_predictor")
 """Training options of the model that distillation starts from."""
+START_OF_TWO: Final = 1.0
+"""log(a / sigma) at which a student of two steps starts to encode."""
 
 
-def flags_of(config: Config, path: str) -> dict[str, Any]:
-    """Flags of image_train.py for distilling a model of a configuration; `path` is its folder.
+def flags_of(loaded: LoadedModel, path: str, few_steps: str) -> dict[str, Any]:
+    """Flags of image_train.py for distilling a model in the folder `path`.
 
     Raises:
         InputError: for a model that is distilled already.
     """
+    config, latent = loaded.config, loaded.codec is not None
     if config.diffusion.few_steps:
         raise InputError(f"model_path: expected a model that is not distilled, got {path} of few_steps")
     described = config.to_dict()
     networks = described["model"] | described["diffusion"] | described["loss"]
     kept = {name: described["train"][name] for name in KEPT}
-    return networks | kept | {"masking": False} | DEFAULTS | {"init_weights": path}
+    teacher_start = cleanest_level(loaded.spec.name, latent)
+    starts = {"teacher_start": teacher_start, "few_step_start": START_OF_TWO if few_steps == "2" else CLEANEST}
+    return networks | kept | {"masking": False} | DEFAULTS | starts | {"few_steps": few_steps, "init_weights": path}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--model_path")
+    parser.add_argument("--few_steps", default="4")
     args, others = parser.parse_known_args(argv)
     if args.model_path is None:
         if {"-h", "--help"} & set(argv):
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> None:
         raise InputError("model_path: expected the model to distil, got none")
     path = str(find_model(args.model_path))
     loaded = load_model(path)
-    flags = flags_of(loaded.config, path)
+    flags = flags_of(loaded, path, args.few_steps)
     if loaded.codec is not None:
         flags["vae_path"] = loaded.codec.folder
     image_train.main([*(f"--{name}={value}" for name, value in flags.items()), *others])

@@ -1,18 +1,17 @@
-"""Distillation: a network that decodes images in a few steps.
+"""Distillation: a network that encodes and decodes images in a few steps.
 
-The solution of the probability-flow ODE from one noise level to the next cleaner one is a deterministic map. For each
-step of `ExactDdim` from x_high to x_low, the teacher solves the ODE with several evaluations, and the student learns to
-take this step at once:
+The student learns the counterfactuals of the teacher. Both encode an image under its own latents z and decode it under
+those of an intervention, z', with exact DDIM; the student takes fewer steps:
 
-    x_high = a x_0 + sigma eps,    loss = || step(x_high -> x_low) - x_low ||^2
+    loss = || student(x, do) - teacher(x, do) ||^2,    with gradients through encoding, corrections and decoding
 
-The noised image has the distribution of the states of the ODE (Song et al., 2021, arXiv 2011.13456, section 4.3). The
-last step, to the image, is that of the teacher. Encoding needs no loss of its own: `ExactDdim` inverts decoding
-exactly, with any network. Invertible consistency distillation (Starodubcev et al., 2024, arXiv 2406.14539) trains a
-network for each direction, and both to preserve the image.
+The intervention sets one variable of every image to the value that it has in the next image of the batch. The null
+intervention needs no loss: exact DDIM returns the image with any network and any number of steps. Learning each step of
+the ODE by itself, as in progressive distillation (Salimans and Ho, 2022, arXiv 2202.00512), or a consistency model for
+each direction (Starodubcev et al., 2024, arXiv 2406.14539) was less accurate, see docs/performance.md.
 
-A Diff-SCM encodes without labels and decodes under guidance: half of its images are on the flow without labels, and the
-others on that of out(null) + s [out(y) - out(null)].
+A Diff-SCM encodes without labels and decodes under guidance, out(null) + s [out(y) - out(null)]; its student learns to
+decode under the labels alone.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import copy
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +29,7 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.losses import Observed
 from causaldiffae.model import LabelModel, TrainingDraws, TrainingStep
 from causaldiffae.nn import ModelFn, mean_flat
-from causaldiffae.noise_schedule import CLEAN, ModelMeanType
+from causaldiffae.noise_schedule import ModelMeanType
 from causaldiffae.script_util import Model, model_entry
 from causaldiffae.solvers import CLEANEST, ExactDdim
 from causaldiffae.training.acceleration import score_network
@@ -57,13 +55,13 @@ class DistillationStep(TrainingStep):
     Args:
         model: the student, which has the weights of the teacher.
         diffusion: its diffusion process.
-        config: `teacher_steps` and `teacher_scale` are used.
+        config: `teacher_steps`, `teacher_start` and `teacher_scale` are used.
         few_steps: steps of the student in each direction.
         start: log(a / sigma) of the level at which it starts to encode.
 
     Raises:
         InputError: for a model without a score network, without an implicit predictor or that does not predict v, or if
-            the number of steps does not fit that of the teacher.
+            a number of steps is too small.
     """
 
     def __init__(
@@ -85,9 +83,8 @@ class DistillationStep(TrainingStep):
             raise InputError(f"few_steps: expected a network that predicts v, got {diffusion.model_mean_type.name}")
         if few_steps < 2:
             raise InputError(f"few_steps: expected at least 2, got {few_steps}")
-        if config.teacher_steps <= few_steps or (config.teacher_steps - 1) % (few_steps - 1):
-            expected = f"1 more than a multiple of few_steps - 1 ({few_steps - 1})"
-            raise InputError(f"teacher_steps: expected {expected}, got {config.teacher_steps}")
+        if config.teacher_steps <= few_steps:
+            raise InputError(f"teacher_steps: expected more than few_steps ({few_steps}), got {config.teacher_steps}")
         super().__init__(model, diffusion, replace(config, block_drop_prob=0.0))
         self.of_labels = isinstance(model, LabelModel)
         if config.teacher_scale != 1.0 and not (self.of_labels and cast(Any, model).unconditional_abduction):
@@ -96,9 +93,7 @@ class DistillationStep(TrainingStep):
         self.teacher = copy.deepcopy(model)
         network.requires_grad_(True)
         self.solver = ExactDdim(diffusion, few_steps, cleanest=start)
-        self.exact = ExactDdim(diffusion, config.teacher_steps, cleanest=start)
-        self.path = self.solver.path()
-        self.angles = torch.from_numpy(np.arctan2(self.path.noise, self.path.signal).astype(np.float32))
+        self.exact = ExactDdim(diffusion, config.teacher_steps, cleanest=config.teacher_start)
 
     def forward(
         self,
@@ -110,58 +105,57 @@ class DistillationStep(TrainingStep):
         kl_weight: float,
         labelled_of_batch: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """As `TrainingStep.forward`; the terms are `mse`, the squared error of the step per image, and `loss`."""
+        """As `TrainingStep.forward`; the terms are `loss` and `mse`, the squared error of the counterfactual per image.
+
+        Raises:
+            InputError: for a single image, which has no other one to take a value from.
+        """
+        if len(x_start) < 2:
+            raise InputError("batch_size: expected at least 2 images in every (micro)batch to distil a model, got 1")
         model = cast(Any, self.model)
+        encoding, decoding = self.conditional(Observed.of(labelled, labelled_of_batch))
         with torch.no_grad():
-            z = model.predict(model.abduct(x_start, labels))
-            keep = self.conditional(Observed.of(labelled, labelled_of_batch))
-            high, low, nodes = self.pairs(x_start, z, classes, keep, draws.noise)
-        t = self.solver.time_scale * torch.from_numpy(self.path.t.astype(np.float32)).to(high.device)[nodes]
-        v = model.model_output(high, t, z, classes, keep)[:, : high.shape[1]].to(high.dtype)
-        turn = (self.angles[nodes] - self.angles[nodes - 1]).to(high.device)[:, None, None, None]
-        error = mean_flat((turn.cos() * high - turn.sin() * v - low) ** 2)
+            u = model.abduct(x_start, labels)
+            z, changed = model.predict(u), self.intervened(u, draws.t)
+            state = self.exact.encode(self.output(self.teacher, z, classes, encoding), x_start)
+            guided = self.output(self.teacher, changed, classes, decoding, self.config.teacher_scale)
+            target = self.exact.decode(guided, state)
+        state = self.solver.differentiable_encode(self.output(model, z, classes, encoding), x_start)
+        found = self.solver.differentiable_decode(self.output(model, changed, classes, decoding), state)
+        error = mean_flat((found - target) ** 2)
         return error.mean(), {"mse": error, "loss": error}
 
-    def conditional(self, observed: Observed) -> Tensor:
-        """Which images are on the flow under their latents, (B,) bool; the others are on that under the null token."""
+    def conditional(self, observed: Observed) -> tuple[Tensor, Tensor]:
+        """Which images are encoded, and which are decoded, under their latents, (B,) bool; the others under null."""
         known = observed.labels.all(dim=1)
-        if not cast(Any, self.model).unconditional_abduction:
-            return known if self.of_labels else torch.ones_like(known)
-        return known & (torch.arange(len(known), device=known.device) % 2 == 0)
+        decoding = known & known.roll(-1) if self.of_labels else torch.ones_like(known)
+        free = cast(Any, self.model).unconditional_abduction
+        return torch.zeros_like(known) if free else decoding, decoding
 
-    def pairs(
-        self, x_start: Tensor, z: Tensor, classes: Tensor | None, keep: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """States (B, C, H, W) at the upper and the lower end of a step, and the node (B,) of the upper end.
+    def intervened(self, u: Tensor, t: Tensor) -> Tensor:
+        """Latents (B, n, d) of images with noise u, one variable of which is set to its value in the next image.
 
-        The batch is divided evenly among the steps.
+        Args:
+            t: random integers (B,), which choose the variable.
         """
-        high, low, path = torch.empty_like(x_start), torch.empty_like(x_start), self.path
-        nodes = torch.empty(len(x_start), dtype=torch.long)
-        for step, rows in enumerate(torch.arange(len(x_start)).tensor_split(self.solver.steps)):
-            node = CLEAN + 1 + step
-            nodes[rows] = node
-            if not len(rows):
-                continue
-            x = float(path.signal[node]) * x_start[rows] + float(path.noise[node]) * noise[rows]
-            output = self.teacher_output(z[rows], None if classes is None else classes[rows], keep[rows])
-            reached = self.exact.between(output, x, self.fine(node), self.fine(node - 1))
-            high[rows], low[rows] = x, reached.to(x.dtype)
-        return high, low, nodes
+        model = cast(Any, self.model)
+        z = model.predict(u)
+        values, chosen = model.read_labels(z).roll(-1, dims=0), t % z.shape[1]
+        for i, name in enumerate(model.scm.graph.names):
+            rows = chosen == i
+            if rows.any():
+                z[rows] = model.predict(u[rows], {name: values[rows, i]})
+        return z
 
-    def fine(self, node: int) -> int:
-        """The node of the teacher's path at a node of the student's."""
-        return node if node == CLEAN else 1 + (node - 1) * (self.config.teacher_steps - 1) // (self.solver.steps - 1)
+    def output(self, model: nn.Module, z: Tensor, classes: Tensor | None, keep: Tensor, scale: float = 1.0) -> ModelFn:
+        """The network of a model under the latents z where `keep`, with a guidance scale."""
+        network = cast(Any, model)
 
-    def teacher_output(self, z: Tensor, classes: Tensor | None, keep: Tensor) -> ModelFn:
-        """The teacher under the latents where `keep`, with its guidance scale."""
-        teacher, scale = cast(Any, self.teacher), self.config.teacher_scale
-
-        def output(x: Tensor, t: Tensor) -> Tensor:
-            conditional = teacher.model_output(x, t, z, classes, keep)
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            conditional = network.model_output(x, t, z, classes, keep)
             if scale == 1.0:
                 return conditional
-            null = teacher.model_output(x, t, None, classes)
+            null = network.model_output(x, t, None, classes)
             return torch.lerp(null.float(), conditional.float(), scale)
 
-        return output
+        return predict
