@@ -61,16 +61,16 @@ ELSEWHERE = {
     + "tests/training/test_step_parts.py",
     "python scripts/export_weights.py --model_path RUN --average FORMER --share 0.7 --out weights/NAME": SUITE
     + "tests/scripts/test_export_weights.py",
+    "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --data_dir DATA --out_dir OUT "
+    "--num_images 1000 --do thickness=3.5 --do intensity=90 --do intensity=200 "
+    "--settings dpmpp2m:25,exact_ddim:15,exact_ddim:4": SUITE + "tests/evaluation/test_step_sweep.py",
     "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --student "
-    "weights/morphomnist_causaldae_mini_4step --data_dir DATA --out_dir OUT --num_images 1000 --do thickness=3.5 "
-    "--do intensity=90 --do intensity=200 --settings dpmpp2m:25,exact_ddim:15,exact_ddim:4,few_step:4,few_step:4+1": (
+    "weights/morphomnist_causaldae_mini_2step --data_dir DATA --out_dir OUT --num_images 1000 --do thickness=3.5 "
+    "--do intensity=90 --do intensity=200 --settings exact_ddim:2,few_step:2,few_step:2+1": (
         SUITE + "tests/evaluation/test_step_sweep.py"
     ),
-    "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --student "
-    "weights/morphomnist_causaldae_mini_4step --data_dir DATA --out_dir OUT --num_images 300 --do thickness=3.5 "
-    "--do intensity=90 --do intensity=200 --settings exact_ddim:4,exact_ddim:4+1,few_step:4+1": (
-        SUITE + "tests/evaluation/test_step_sweep.py"
-    ),
+    "causaldiffae distill --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist "
+    "--run_dir STUDENT --few_steps 2 --minutes 16": SUITE + "tests/scripts/test_distill.py",
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
     "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE
