@@ -12,7 +12,7 @@ from causaldiffae.evaluation.markdown_tables import add_results, fill_tables, wr
 from causaldiffae.evaluation.result_tables import KINDS, interventions_table
 
 SCRIPT = REPO / "scripts" / "write_tables.py"
-PAGES = [REPO / "README.md", REPO / "docs" / "results.md", REPO / "docs" / "performance.md"]
+PAGES = [REPO / "README.md", *(REPO / "docs" / name for name in ("results.md", "performance.md", "training.md"))]
 END = "<!-- end of table -->"
 
 
