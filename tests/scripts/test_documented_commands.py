@@ -69,6 +69,11 @@ ELSEWHERE = {
     "--do intensity=90 --do intensity=200 --settings exact_ddim:2,few_step:2,few_step:2+1": (
         SUITE + "tests/evaluation/test_step_sweep.py"
     ),
+    "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --student "
+    "weights/morphomnist_causaldae_mini_4step --data_dir DATA --out_dir OUT --num_images 1000 --do thickness=3.5 "
+    "--do intensity=90 --do intensity=200 --settings exact_ddim:4,few_step:4,few_step:4+1": (
+        SUITE + "tests/evaluation/test_step_sweep.py"
+    ),
     "causaldiffae distill --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist "
     "--run_dir STUDENT --few_steps 2 --minutes 16": SUITE + "tests/scripts/test_distill.py",
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
