@@ -32,7 +32,7 @@ DEFAULTS: Final = {
     "ema_rate": "0.999",
     "ema_warmup": True,
 }
-KEPT: Final = ("dataset", "image_size", "channels", "num_images", "label_predictor")
+KEPT: Final = ("dataset", "graph", "image_size", "channels", "num_images", "label_predictor")
 """Training options of the model that distillation starts from."""
 START_OF_TWO: Final = 1.0
 """log(a / sigma) at which a student of two steps starts to encode."""
@@ -52,7 +52,14 @@ def flags_of(loaded: LoadedModel, path: str, few_steps: str) -> dict[str, Any]:
     kept = {name: described["train"][name] for name in KEPT}
     teacher_start = cleanest_level(loaded.spec.name, latent)
     starts = {"teacher_start": teacher_start, "few_step_start": START_OF_TWO if few_steps == "2" else CLEANEST}
-    return networks | kept | {"masking": False} | DEFAULTS | starts | {"few_steps": few_steps, "init_weights": path}
+    return (
+        networks
+        | kept
+        | {"masking": False, "label_fraction": 1.0}
+        | DEFAULTS
+        | starts
+        | {"few_steps": few_steps, "init_weights": path}
+    )
 
 
 def main(argv: list[str]) -> None:

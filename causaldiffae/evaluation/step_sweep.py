@@ -26,7 +26,7 @@ from causaldiffae.evaluation.tables import MISSING, shown, text_table
 from causaldiffae.metrics.effectiveness import label_errors
 from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.script_util import LoadedModel
+from causaldiffae.script_util import FEW_STEP, LoadedModel
 from causaldiffae.solvers import SolverState
 from causaldiffae.visualization.curves import plot_interval
 from causaldiffae.visualization.image_grids import render
@@ -101,7 +101,14 @@ def _affected(do: Mapping[str, float], spec: DatasetSpec) -> list[str]:
 
 
 def create_engine(loaded: LoadedModel, setting: Setting) -> CounterfactualEngine:
-    """The engine of a setting. It keeps neither pixels nor causes, so that images are those of the solver."""
+    """The engine of a setting. It keeps neither pixels nor causes, so that images are those of the solver.
+
+    Raises:
+        InputError: for another solver or number of steps than those of a distilled model.
+    """
+    few_steps = loaded.config.diffusion.few_steps
+    if few_steps and (setting.solver, setting.steps) != (FEW_STEP, few_steps):
+        raise InputError(f"settings: expected {FEW_STEP}:{few_steps} for {loaded.path}, got {setting}")
     return loaded.engine(
         setting.steps, setting.solver, label_corrections=setting.corrections, keep_unchanged=0.0, keep_causes=False
     )

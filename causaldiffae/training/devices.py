@@ -117,7 +117,8 @@ def free_memory(device: torch.device | str) -> int:
     """Returns the free memory of a device in bytes, 0 if it is unknown; on the CPU a limit of the container counts."""
     kind = torch.device(device).type
     if kind == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch uses it again
+        return torch.cuda.mem_get_info(device)[0] + cached
     if kind == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     found = [_read_number(Path("/proc/meminfo"), r"MemAvailable:\s+([0-9]+) kB") * 1024]

@@ -95,6 +95,10 @@ class DistillationStep(TrainingStep):
         self.solver = ExactDdim(diffusion, few_steps, cleanest=start)
         self.exact = ExactDdim(diffusion, config.teacher_steps, cleanest=config.teacher_start)
 
+    def train(self, mode: bool = True) -> DistillationStep:
+        """Stays in evaluation mode: latents and targets are those of the model, and only weights are trained."""
+        return super().train(False)
+
     def forward(
         self,
         x_start: Tensor,

@@ -134,7 +134,8 @@ def load_initial_weights(
     if loaded.spec.to_dict() != spec.to_dict():
         raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
     check_same_autoencoder(describe_checkpoint(config, spec, loaded.codec), codec, path)
-    model.load_state_dict(loaded.model.state_dict())
+    state = loaded.model.state_dict()  # of a Diff-SCM with the noised predictor that was found beside it
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Changes:

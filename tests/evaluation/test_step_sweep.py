@@ -153,6 +153,14 @@ def test_engines_of_a_sweep_keep_neither_pixels_nor_causes() -> None:
     assert engine.keep_fraction == 0 and not engine.keep_causes
 
 
+def test_a_distilled_model_has_no_other_solver_or_number_of_steps() -> None:
+    loaded = load_model(str(REPO / "weights" / "morphomnist_causaldae_mini_2step"))
+    assert create_engine(loaded, Setting("few_step", 2, 1)).solver.steps == 2  # type: ignore[union-attr]
+    for setting in (Setting("exact_ddim", 25), Setting("few_step", 7)):
+        with pytest.raises(InputError, match=f"settings: expected few_step:2 for .*, got {setting}"):
+            create_engine(loaded, setting)
+
+
 def test_settings_are_parsed() -> None:
     assert parse_settings(" ddim:250, dpmpp2m:25,") == [Setting("ddim", 250), Setting("dpmpp2m", 25)]
     corrected = Setting("exact_ddim", 4, 2)

@@ -153,6 +153,15 @@ def test_a_diff_scm_encodes_without_labels_and_decodes_under_guidance() -> None:
     assert step(images, labels, None, torch.zeros_like(labelled), draws, 0.0)[0] < 1e-10, "null is exact"
 
 
+def test_targets_have_no_dropout_and_running_statistics_do_not_change() -> None:
+    step = distillation(encoder_norm="batch", dropout=0.5)
+    before = {name: value.clone() for name, value in step.model.named_buffers()}
+    inputs = arguments(step)
+    losses = [step.train()(*inputs)[0].item() for _ in range(2)]
+    assert losses[0] == losses[1] and before
+    assert all(torch.equal(value, before[name]) for name, value in step.model.named_buffers())
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [

@@ -14,6 +14,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Predictor
 from causaldiffae.training import predictor as training
+from causaldiffae.training.fitting import fit
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,20 @@ def test_validation_images_are_split_off() -> None:
     np.testing.assert_array_equal(training.split_validation(100, 0)[1], held_out)
     with pytest.raises(InputError, match="2 or more"):
         training.split_validation(1, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
+def test_any_number_of_steps_can_be_fitted(steps: int) -> None:
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    rates: list[float] = []
+
+    def loss(step: int) -> torch.Tensor:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return network(torch.ones(1, 1)).square().sum()
+
+    fit(network, optimizer, loss, lambda: 0.0, steps=steps, warmup=0.05)
+    assert len(rates) == steps and max(rates) <= 0.1 + 1e-9
 
 
 def test_augmentation_shifts_and_adds_noise() -> None:
