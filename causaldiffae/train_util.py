@@ -142,7 +142,7 @@ class TrainLoop:
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)
-        check_same_run(checkpoint, self.config, self.source, self.codec)
+        check_same_run(checkpoint, self.config, self.source, self.model, self.codec)
         state = checkpoint.training_state
         self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")).train)
         self.model.load_state_dict(checkpoint.model_state)

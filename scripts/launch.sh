@@ -264,6 +264,7 @@ launch_distill() { # launch_distill DATASET MODEL DATA_DIR NAME ARGUMENTS...
     shift 4
     dry_run=$(launch_dry_run "$@")
     few_steps=$(launch_flag few_steps "$@")
+    model_dir=${model_dir%/}
     run_dir=${RUN_DIR:-$REPO_DIR/runs/${model_dir##*/}_${few_steps:-4}step}
     [ -n "$dry_run" ] || launch_make_data "$dataset" "$data_dir"
     launch_script "$run_dir" "$dry_run" distill.py --model_path "$model_dir" --data_dir "$data_dir" --run_dir "$run_dir" "$@"

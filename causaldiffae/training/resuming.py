@@ -88,12 +88,19 @@ def batch_order(source: BatchSource) -> dict[str, int]:
 
 
 def check_same_run(
-    checkpoint: Checkpoint, config: Config, source: BatchSource, codec: LatentSpace | None = None
+    checkpoint: Checkpoint,
+    config: Config,
+    source: BatchSource,
+    model: torch.nn.Module,
+    codec: LatentSpace | None = None,
 ) -> None:
     """Checks that a run can resume from a checkpoint with a training state.
 
+    Args:
+        model: with its initial weights, those of the teacher in a distillation, whose frozen parts are compared.
+
     Raises:
-        InputError: If the model, diffusion process, autoencoder, data set, graph or labelled images differ.
+        InputError: If the model, diffusion process, autoencoder, teacher, data set, graph or labelled images differ.
     """
     path, described, state = checkpoint.path, checkpoint.config, checkpoint.training_state
     check_same_autoencoder(described, codec, str(path))
@@ -103,6 +110,12 @@ def check_same_run(
             if (value := config.to_dict()[part][name]) != before:
                 raise InputError(
                     f"{name}: expected {before!r} as in {path}, got {value!r}; restore it or choose another run_dir"
+                )
+    if config.diffusion.few_steps:
+        for name, frozen in model.named_parameters():
+            if not frozen.requires_grad and not torch.equal(frozen.cpu(), checkpoint.model_state[name].cpu()):
+                raise InputError(
+                    f"init_weights: expected the teacher of {path}; choose another run_dir for another one"
                 )
     dataset, spec = described.get("dataset"), source.spec.to_dict()  # old checkpoints lack some keys
     if not isinstance(dataset, dict) or any(spec.get(key) != value for key, value in dataset.items()):

@@ -67,6 +67,8 @@ def test_distillation_takes_the_only_run_and_trains_a_student_beside_it(clone: P
     run_dir = str(clone / "runs" / "pendulum_causaldae_fast_2step")
     assert command[1:4] == [str(clone / "scripts" / "distill.py"), "--model_path", str(teacher.parent)]
     assert command[6:] == ["--run_dir", run_dir, *given]
+    named = dry_run(clone, "distill_pendulum.sh", "--model_path", "runs/mine/")[-1]
+    assert named[named.index("--run_dir") + 1].endswith("/runs/mine_4step"), "also with the slash of a completion"
     chosen = dry_run(clone, "distill_pendulum.sh", "--model_path", "mine", RUN_DIR="my run")[-1]
     assert chosen[2:4] == ["--model_path", "mine"] and chosen[6:8] == ["--run_dir", "my run"]
     assert dry_run(clone, "distill_circuit.sh", NPROC="3", MPIEXEC="srun")[-1][:3] == ["srun", "-n", "3"]

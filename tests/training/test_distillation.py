@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_a_run_resumes_exactly_and_keeps_the_encoder(tmp_path: Path) -> None:
     config = small_config(**options)
     torch.manual_seed(0)
     model, _ = create_model_and_diffusion(config, squares_spec())
-    state = randomise(model, scale=0.02).state_dict()
+    state = {name: value.clone() for name, value in randomise(model, scale=0.02).state_dict().items()}
     teacher = str(export_weights(tmp_path / "teacher", state, describe_checkpoint(config, squares_spec())))
 
     def run(folder: str, total: int) -> TrainLoop:
@@ -209,6 +210,13 @@ def test_a_run_resumes_exactly_and_keeps_the_encoder(tmp_path: Path) -> None:
     once = run("once", 6)
     run("twice", 3)
     assert_same(once, run("twice", 6))
+    torch.manual_seed(1)
+    other = describe_checkpoint(config, squares_spec())
+    shutil.rmtree(teacher)
+    another, _ = create_model_and_diffusion(config, squares_spec())
+    export_weights(tmp_path / "teacher", another.state_dict(), other)
+    with pytest.raises(InputError, match="init_weights: expected the teacher of"):
+        run("twice", 7)
     for name, value in once.model.state_dict().items():
         if not name.startswith("unet."):
             assert torch.equal(value, state[name]), name
