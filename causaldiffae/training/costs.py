@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from causaldiffae.config import Config
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.nn import count_parameters
-from causaldiffae.script_util import create_model_and_diffusion, model_entry
+from causaldiffae.script_util import create_model_and_diffusion
+from causaldiffae.training.distillation import create_training_step
 from causaldiffae.training.random_draws import trial_draws
 
 TRAINING_BYTES: Final = 16
@@ -49,7 +50,7 @@ def training_costs(
     """
     model, diffusion = create_model_and_diffusion(config, spec)
     model.to(device)
-    step = model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
+    step = create_training_step(config, model, diffusion)
     x_start = torch.randn(IMAGES, spec.channels, spec.image_size, spec.image_size, device=device).clamp(-1, 1)
     labels = torch.zeros(IMAGES, len(spec.graph), device=device)
     zeros = torch.zeros(IMAGES, dtype=torch.long, device=device)

@@ -21,10 +21,11 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.model import TrainingStep
 from causaldiffae.nn import count_parameters, update_ema
-from causaldiffae.script_util import create_model_and_diffusion, model_entry
+from causaldiffae.script_util import create_model_and_diffusion
 from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.costs import state_mib, training_costs
 from causaldiffae.training.devices import free_memory
+from causaldiffae.training.distillation import create_training_step
 from causaldiffae.training.random_draws import trial_draws
 
 MAX_TRIAL_IMAGES: Final = 16
@@ -212,10 +213,10 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
     try:
         model, diffusion = create_model_and_diffusion(config, spec)
         model.to(device)
+        step = create_training_step(config, model, diffusion)
         update = _Update(model, len(config.ema_rates()))
         update_seconds = update.seconds()
         accelerate(model, device, compiled=train.compile is True, channels_last=train.channels_last)
-        step = model_entry(config.model.model_type).training_step(model, diffusion, config.loss)
         count, seconds, activations = _measure(
             lambda count: Trial(step, config, spec, device, count, idle_clock).run(dtype, 2), images, device
         )
@@ -224,6 +225,9 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
     waited = (waiting_time() - waited) / (time.perf_counter() - start)
     parameters = count_parameters(model)
     state = state_mib(parameters, len(config.ema_rates()))
+    if config.diffusion.few_steps:
+        weights = sum(each.numel() for each in model.parameters())
+        state += 4 * (2 * weights - parameters) / 2**20  # the teacher, and frozen parts
     data = train.num_images * spec.channels * spec.image_size**2 / 2**20
     each = activations or training_costs(config, spec, device, dtype).activation_mib
     overhead = OVERHEAD.get(device.type, 1.1)

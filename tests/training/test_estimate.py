@@ -34,6 +34,17 @@ def test_the_time_is_measured_on_a_microbatch(options: dict[str, int], images: i
     assert found.hours == pytest.approx(1000 * options["batch_size"] / found.images_per_second / 3600)
 
 
+def test_distillation_counts_its_teacher_and_the_gradients_through_all_steps() -> None:
+    options = {"predict_v": True, "batch_size": 2, "init_weights": "teacher"}
+    plain = estimate(small_config(**options), squares_spec())
+    student = estimate(small_config(**options, few_steps=3, teacher_steps=4), squares_spec())
+    moments = 16 * (plain.parameters - student.parameters) / 2**20  # gradients, moments and an average of frozen parts
+    assert student.parameters < plain.parameters
+    assert student.state_mib == pytest.approx(plain.state_mib - moments + plain.parameters * 4 / 2**20, rel=1e-5)
+    assert student.activation_mib > 3 * plain.activation_mib
+    assert student.step_seconds > 2 * plain.step_seconds
+
+
 def test_bfloat16_is_measured_where_it_is_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     requested = []
     monkeypatch.setattr(module, "activation_dtype", lambda use, device: requested.append(use))
