@@ -3,10 +3,10 @@
     python scripts/distill.py --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4
     python scripts/image_causaldae_test.py --model_path STUDENT --data_dir DATA --out_dir OUT
 
-The student starts with the networks and weights of the model; only its score network is trained, until its
-counterfactuals are those of the model in more steps. All flags of
-image_train.py apply, with defaults for distillation; those of the networks are set by the model. A Diff-SCM is
-distilled at the guidance scale `--teacher_scale`. Run the same command again to resume.
+The student starts with the networks and weights of the model. Its score network is trained to give, in a few steps,
+the counterfactuals that the model gives in more steps. All flags of image_train.py apply, with defaults for
+distillation; those of the networks are set by the model. A Diff-SCM is distilled at the guidance scale
+`--teacher_scale`. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -44,22 +44,21 @@ def flags_of(loaded: LoadedModel, path: str, few_steps: str) -> dict[str, Any]:
     Raises:
         InputError: for a model that is distilled already.
     """
-    config, latent = loaded.config, loaded.codec is not None
+    config = loaded.config
     if config.diffusion.few_steps:
         raise InputError(f"model_path: expected a model that is not distilled, got {path} of few_steps")
     described = config.to_dict()
     networks = described["model"] | described["diffusion"] | described["loss"]
     kept = {name: described["train"][name] for name in KEPT}
-    teacher_start = cleanest_level(loaded.spec.name, latent)
-    starts = {"teacher_start": teacher_start, "few_step_start": START_OF_TWO if few_steps == "2" else CLEANEST}
-    return (
-        networks
-        | kept
-        | {"masking": False, "label_fraction": 1.0}
-        | DEFAULTS
-        | starts
-        | {"few_steps": few_steps, "init_weights": path}
-    )
+    of_run = {
+        "masking": False,
+        "label_fraction": 1.0,
+        "teacher_start": cleanest_level(loaded.spec.name, latent=loaded.codec is not None),
+        "few_steps": few_steps,
+        "few_step_start": START_OF_TWO if few_steps == "2" else CLEANEST,
+        "init_weights": path,
+    }
+    return networks | kept | DEFAULTS | of_run
 
 
 def main(argv: list[str]) -> None:

@@ -120,7 +120,8 @@ class DistillationStep(TrainingStep):
         encoding, decoding = self.conditional(Observed.of(labelled, labelled_of_batch))
         with torch.no_grad():
             u = model.abduct(x_start, labels)
-            z, changed = model.predict(u), self.intervened(u, draws.t)
+            z = model.predict(u)
+            changed = self.intervened(u, z, draws.t)
             state = self.exact.encode(self.output(self.teacher, z, classes, encoding), x_start)
             guided = self.output(self.teacher, changed, classes, decoding, self.config.teacher_scale)
             target = self.exact.decode(guided, state)
@@ -136,20 +137,20 @@ class DistillationStep(TrainingStep):
         free = cast(Any, self.model).unconditional_abduction
         return torch.zeros_like(known) if free else decoding, decoding
 
-    def intervened(self, u: Tensor, t: Tensor) -> Tensor:
-        """Latents (B, n, d) of images with noise u, one variable of which is set to its value in the next image.
+    def intervened(self, u: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """Latents (B, n, d) under an intervention that sets one variable to its value in the next image.
 
         Args:
+            u, z: noise and latents of the images, (B, n, d) each.
             t: random integers (B,), which choose the variable.
         """
-        model = cast(Any, self.model)
-        z = model.predict(u)
+        model, changed = cast(Any, self.model), z.clone()
         values, chosen = model.read_labels(z).roll(-1, dims=0), t % z.shape[1]
         for i, name in enumerate(model.scm.graph.names):
             rows = chosen == i
             if rows.any():
-                z[rows] = model.predict(u[rows], {name: values[rows, i]})
-        return z
+                changed[rows] = model.predict(u[rows], {name: values[rows, i]})
+        return changed
 
     def output(self, model: nn.Module, z: Tensor, classes: Tensor | None, keep: Tensor, scale: float = 1.0) -> ModelFn:
         """The network of a model under the latents z where `keep`, with a guidance scale."""

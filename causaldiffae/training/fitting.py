@@ -52,7 +52,7 @@ def fit(
         InputError: If no validation loss is finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if warmup * steps == 1:  # PyTorch divides by the number of steps of the warm-up less one
+    if warmup * steps == 1:  # one step of warm-up, for which OneCycleLR divides by zero
         warmup = 1.5 / steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], steps, pct_start=warmup)
     best, best_state = math.inf, network.state_dict()

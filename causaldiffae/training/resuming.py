@@ -115,7 +115,7 @@ def check_same_run(
         for name, frozen in model.named_parameters():
             if not frozen.requires_grad and not torch.equal(frozen.cpu(), checkpoint.model_state[name].cpu()):
                 raise InputError(
-                    f"init_weights: expected the teacher of {path}; choose another run_dir for another one"
+                    f"init_weights: expected the teacher of {path}, got another model; choose another run_dir"
                 )
     dataset, spec = described.get("dataset"), source.spec.to_dict()  # old checkpoints lack some keys
     if not isinstance(dataset, dict) or any(spec.get(key) != value for key, value in dataset.items()):
@@ -147,7 +147,7 @@ def load_initial_weights(
     if loaded.spec.to_dict() != spec.to_dict():
         raise InputError(f"init_weights: expected weights of this data set, image size and graph, got {path}")
     check_same_autoencoder(describe_checkpoint(config, spec, loaded.codec), codec, path)
-    state = loaded.model.state_dict()  # of a Diff-SCM with the noised predictor that was found beside it
+    state = loaded.model.state_dict()  # a Diff-SCM includes the noised predictor found in its folder
     model.load_state_dict({name: state[name] for name in model.state_dict()})
 
 
