@@ -80,6 +80,7 @@ class ModelConfig:
     rep_dim: int = flag(512, "total number of latents, split evenly between the variables")
     block_size: int = flag(0, "latents per variable; 0 derives the number from rep_dim")
     cond_hidden: int = flag(0, "hidden width of the latents' embedding; 0 for a single linear layer, as published")
+    separate_embeddings: bool = flag(False, "give every variable a hidden layer of its own in that embedding")
     learned_null: bool = flag(False, "learn an embedding of the null token instead of embedding z = 0, as published")
     block_null: bool = flag(False, "learn a null vector for each variable; trained if block_drop_prob > 0")
     encoder_channels: str = flag("16,32,64,128", "widths of the encoder's convolutions")

@@ -172,8 +172,17 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
     return F.pad(embedding, (0, dim % 2))
 
 
-def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """A multilayer perceptron with SiLU between layers of the given widths."""
+def mlp(widths: Sequence[int], blocks: int = 1) -> nn.Sequential:
+    """A multilayer perceptron with SiLU between layers of the given widths, (B, widths[0]) -> (B, widths[-1]).
+
+    Args:
+        blocks: the input consists of this many blocks of equal width, and each has a first hidden layer of its own, of
+            width `widths[1]`. With one hidden layer, the output is a sum of one term per block.
+    """
+    if blocks > 1:
+        layer = nn.Conv1d(widths[0], blocks * widths[1], 1, groups=blocks)
+        rest = mlp([blocks * widths[1], *widths[2:]])
+        return nn.Sequential(nn.Unflatten(1, (-1, 1)), layer, nn.Flatten(), nn.SiLU(), *rest)
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         if i:

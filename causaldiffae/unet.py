@@ -222,6 +222,7 @@ class UNetModel(_DownwardPath):
         num_classes: number of classes; None for a network without a class `y`.
         cond_dim: width of the conditioning vector z; None for a network without one.
         cond_hidden: width of a hidden layer in the embedding of z; 0 for a single linear layer, as published.
+        cond_blocks: number of blocks of z that have a hidden layer of their own, as in `mlp`.
         learned_null: learn the embedding of the null token, instead of embedding z = 0.
         patch_size: side of the input patches that are stacked into channels; 1 in the published network.
         backbone: the other arguments of `_DownwardPath`.
@@ -244,6 +245,7 @@ class UNetModel(_DownwardPath):
         *,
         cond_dim: int | None = None,
         cond_hidden: int = 0,
+        cond_blocks: int = 1,
         learned_null: bool = False,
         patch_size: int = 1,
         **backbone: Any,
@@ -260,7 +262,7 @@ class UNetModel(_DownwardPath):
             self.label_emb = nn.Embedding(num_classes, self.emb_channels)
         if cond_dim is not None:
             widths = [cond_dim, cond_hidden, self.emb_channels]
-            self.up_emb: nn.Module = mlp(widths) if cond_hidden else nn.Linear(cond_dim, self.emb_channels)
+            self.up_emb: nn.Module = mlp(widths, cond_blocks) if cond_hidden else nn.Linear(cond_dim, self.emb_channels)
         self.null_emb = nn.Parameter(torch.zeros(self.emb_channels)) if cond_dim and learned_null else None
 
         skips = list(self.skip_channels)
@@ -375,9 +377,8 @@ class EncoderUNetModel(_DownwardPath):
             side = image_size
             for _ in self.channel_mult[1:]:  # a strided convolution rounds up, pooling rounds down
                 side = (side + 1) // 2 if self.conv_resample and not self.resblock_updown else side // 2
-            self.out = nn.Sequential(
-                normalization(ch), nn.SiLU(), AttentionPool2d(side, ch, head_channels, out_channels)
-            )
+            attend = AttentionPool2d(side, ch, head_channels, out_channels)
+            self.out = nn.Sequential(normalization(ch), nn.SiLU(), attend)
         elif pool == "spatial":
             self.out = nn.Sequential(nn.Linear(features, 2048), nn.ReLU(), nn.Linear(2048, out_channels))
         else:

@@ -82,6 +82,21 @@ def test_the_null_token_replaces_z_where_it_is_not_kept(learned: bool, hidden: i
     assert not learned or not unet(fresh=True, cond_dim=4, learned_null=True).embed_condition(None, None, 2).any()
 
 
+@pytest.mark.parametrize(("blocks", "separate"), [(1, False), (2, True)])
+def test_blocks_with_their_own_layers_are_embedded_independently(blocks: int, separate: bool) -> None:
+    """The effect of one block on the embedding is the same for any value of the other."""
+    network = unet(cond_dim=4, cond_hidden=16, cond_blocks=blocks)
+    z, other = Z.clone(), Z.clone()
+    other[:, 2:] += 2.0
+    changed, other_changed = z.clone(), other.clone()
+    changed[:, :2] -= 1.0
+    other_changed[:, :2] -= 1.0
+    embed = network.up_emb
+    effect, elsewhere = embed(changed) - embed(z), embed(other_changed) - embed(other)
+    assert effect.abs().max() > 1e-3 and (embed(other) - embed(z)).abs().max() > 1e-3
+    assert torch.allclose(effect, elsewhere, rtol=1e-4, atol=1e-5) == separate
+
+
 @pytest.mark.parametrize("learned", [False, True])
 def test_gradients_reach_z_only_where_it_is_kept(learned: bool) -> None:
     network, z = unet(cond_dim=4, cond_hidden=8, learned_null=learned, num_classes=3), Z.clone().requires_grad_()

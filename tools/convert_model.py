@@ -1,0 +1,172 @@
+"""Gives a trained CausalDiffAE other mechanisms or separate embeddings, and keeps the rest of its decoder.
+
+    python tools/convert_model.py --model_path weights/NAME --data_dir DATA --out OUT --separate_embeddings
+    python tools/convert_model.py --model_path weights/NAME --data_dir DATA --out OUT --mechanism spline
+
+`--separate_embeddings` replaces the hidden layer that embeds all latents by one per variable, fitted to the old one by
+least squares on latents of the training labels, with variables dropped as in training.
+
+`--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood; the weights that fit every
+eighth label best, which the fit does not use, are kept. Then the encoder is trained to infer the noise that these
+mechanisms require for the labels of an image. The network keeps its weights: it depends on the labels alone.
+
+OUT is a model folder, for instance the start of a further training (`--init_weights OUT`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.config import Config
+from causaldiffae.datasets.images import model_inputs
+from causaldiffae.datasets.registry import read_split
+from causaldiffae.errors import InputError
+from causaldiffae.image_datasets import ImageData
+from causaldiffae.losses import Observed, label_kl
+from causaldiffae.model import CausalDiffAE, mechanism_nll
+from causaldiffae.nn import mlp
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, run_cli
+
+HELD_OUT = 8
+"""One label in this many is held out of the fit of mechanisms."""
+
+
+def annealed(parameters: Any, lr: float, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW, and its linear decay to 0 over the second half of the steps."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2.0 * (1.0 - step / steps)))
+
+
+def update(optimizer: torch.optim.Optimizer, schedule: Any, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+
+
+def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: int) -> tuple[nn.Module, float]:
+    """Fits a separate embedding; returns it and its mean squared error relative to the variance of the old one.
+
+    Args:
+        labels: normalised labels (N, n) of the training images.
+        hidden: width of each variable's hidden layer.
+    """
+    blocks, old = model.scm.label_blocks(labels), model.unet.up_emb
+    n, width = blocks.shape[1], blocks.shape[1] * blocks.shape[2]
+    new = mlp([width, hidden, model.unet.emb_channels], n)
+    optimizer, schedule = annealed(new.parameters(), 3e-3, steps)
+    relative = 0.0
+    for _ in range(steps):
+        chosen = blocks[torch.randint(len(blocks), (256,))]
+        z = chosen + 0.05 * torch.randn(chosen.shape)
+        if model.null_blocks is not None:
+            z = model.drop_blocks(z, torch.rand(z.shape[:2]) >= 0.1)
+        with torch.no_grad():
+            target = old(z.flatten(1))
+        loss = (new(z.flatten(1)) - target).square().mean()
+        update(optimizer, schedule, loss)
+        relative = float(loss.detach() / target.var(dim=0).mean())
+    return new, relative
+
+
+def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int) -> float:
+    """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones."""
+    held_out, rest = labels[::HELD_OUT], torch.cat([labels[i::HELD_OUT] for i in range(1, HELD_OUT)])
+
+    def nll(chosen: Tensor) -> Tensor:
+        return mechanism_nll(model.scm, chosen, Observed.of(torch.ones_like(chosen, dtype=torch.bool)))
+
+    optimizer, schedule = annealed(model.scm.parameters(), 2e-3, steps)
+    lowest, best = float("inf"), copy.deepcopy(model.scm.state_dict())
+    for step in range(1, steps + 1):
+        chosen = rest[torch.randint(len(rest), (256,))]
+        update(optimizer, schedule, nll(chosen + 0.005 * torch.randn(chosen.shape)))
+        if step % 100 == 0 or step == steps:
+            with torch.no_grad():
+                found = float(nll(held_out))
+            if found < lowest:
+                lowest, best = found, copy.deepcopy(model.scm.state_dict())
+    model.scm.load_state_dict(best)
+    return lowest
+
+
+def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float, steps: int) -> float:
+    """Trains the encoder on the labels; returns the root mean square error of the last steps, in normalised units.
+
+    Args:
+        std: standard deviation of the latents around their labels, `label_std`.
+    """
+    optimizer, schedule = annealed(model.encoder.parameters(), 1e-3, steps)
+    squares = [0.0]
+    for _ in tqdm(range(steps), desc="encoder", mininterval=15.0):
+        rows = torch.randint(len(labels), (64,))
+        posterior = model.encode(model_inputs(data.subset(rows.tolist()), "cpu")[0])
+        u = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn(posterior.mean.shape)
+        _, mean, stretch = model.scm.relaxed(posterior.mean, u)
+        anchors = model.scm.label_blocks(labels[rows])
+        loss = label_kl(mean, posterior.logvar + 2.0 * stretch, anchors, std).mean()
+        update(optimizer, schedule, loss)
+        squares.append(float((model.read_labels(mean.detach()) - labels[rows]).square().mean()))
+    return float(torch.tensor(squares[-500:]).mean().sqrt())
+
+
+def converted(
+    model: CausalDiffAE, before: Config, after: Config, data: ImageData, steps: int, encoder_steps: int
+) -> CausalDiffAE:
+    """The model under another configuration, fitted where it differs."""
+    spec = data.spec
+    labels = spec.normalise(torch.from_numpy(data.labels).float())
+    if before.model.separate_embeddings != after.model.separate_embeddings:
+        hidden = before.model.cond_hidden
+        model.unet.up_emb, error = separate_embedding(model.requires_grad_(False), labels, hidden, steps)
+        print(f"embedding: {error:.1%} of the variance is not reproduced")
+    if before.model.mechanism == after.model.mechanism:
+        return model
+    new = cast(CausalDiffAE, create_model_and_diffusion(after, spec)[0])
+    new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("scm.")}, strict=False)
+    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, labels, steps):.4f}")
+    new.requires_grad_(False).encoder.requires_grad_(True)
+    error = fit_encoder(new, data, labels, after.loss.label_std, encoder_steps)
+    print(f"encoder: error of the labels {error:.4f} standard deviations")
+    return new
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_path", required=True, help="run or model folder of a CausalDiffAE")
+    parser.add_argument("--data_dir", required=True, help="its training data, all labelled")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--separate_embeddings", action="store_true", help="one hidden layer per variable")
+    parser.add_argument("--mechanism", default="", help="additive, affine or spline; by default unchanged")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of the embedding and of the mechanisms")
+    parser.add_argument("--encoder_steps", type=int, default=20_000, help="steps of 64 images of the encoder")
+    args = parser.parse_args(argv)
+    torch.manual_seed(0)
+    loaded = load_model(args.model_path)
+    config = loaded.config.model
+    separate, mechanism = args.separate_embeddings or config.separate_embeddings, args.mechanism or config.mechanism
+    if config.model_type != "causaldae":
+        raise InputError(f"model_path: expected model_type causaldae, got {config.model_type}")
+    if separate != config.separate_embeddings and not config.cond_hidden:
+        raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
+    if (separate, mechanism) == (config.separate_embeddings, config.mechanism):
+        raise InputError("mechanism: expected another one than that of the model, or --separate_embeddings")
+    train, spec = loaded.config.train, loaded.spec
+    data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
+    after = replace(loaded.config, model=replace(config, separate_embeddings=separate, mechanism=mechanism))
+    model = converted(cast(CausalDiffAE, loaded.model), loaded.config, after, data, args.steps, args.encoder_steps)
+    export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    run_cli(main)
