@@ -6,9 +6,11 @@
 `--separate_embeddings` replaces the hidden layer that embeds all latents by one per variable, fitted to the old one by
 least squares on latents of the training labels, with variables dropped as in training.
 
-`--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood; the weights that fit every
-eighth label best, which the fit does not use, are kept. Then the encoder is trained to infer the noise that these
-mechanisms require for the labels of an image. The network keeps its weights: it depends on the labels alone.
+`--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood. Then the encoder is trained
+to infer the noise that these mechanisms require for the labels of an image. The network keeps its weights: it depends
+on the labels alone.
+
+Mechanisms and encoder keep the weights with the lowest loss on a held-out sixteenth of the data.
 
 OUT is a model folder, for instance the start of a further training (`--init_weights OUT`).
 """
@@ -16,18 +18,18 @@ OUT is a model folder, for instance the start of a further training (`--init_wei
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config
-from causaldiffae.datasets.images import model_inputs
+from causaldiffae.datasets.images import check_complete, model_inputs
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
 from causaldiffae.image_datasets import ImageData
@@ -35,22 +37,10 @@ from causaldiffae.losses import Observed, label_kl
 from causaldiffae.model import CausalDiffAE, mechanism_nll
 from causaldiffae.nn import mlp
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, run_cli
+from causaldiffae.training.fitting import fit, split_validation
 
-HELD_OUT = 8
-"""One label in this many is held out of the fit of mechanisms."""
-
-
-def annealed(parameters: Any, lr: float, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW, and its linear decay to 0 over the second half of the steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-4)
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2.0 * (1.0 - step / steps)))
-
-
-def update(optimizer: torch.optim.Optimizer, schedule: Any, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    schedule.step()
+WARMUP = 0.1
+"""Share of the steps of each fit in which the learning rate increases."""
 
 
 def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: int) -> tuple[nn.Module, float]:
@@ -63,60 +53,77 @@ def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: 
     blocks, old = model.scm.label_blocks(labels), model.unet.up_emb
     n, width = blocks.shape[1], blocks.shape[1] * blocks.shape[2]
     new = mlp([width, hidden, model.unet.emb_channels], n)
-    optimizer, schedule = annealed(new.parameters(), 3e-3, steps)
-    relative = 0.0
-    for _ in range(steps):
-        chosen = blocks[torch.randint(len(blocks), (256,))]
+    with torch.no_grad():
+        variance = old(blocks.flatten(1)).var(dim=0).mean()
+
+    def loss(chosen: Tensor) -> Tensor:
         z = chosen + 0.05 * torch.randn(chosen.shape)
         if model.null_blocks is not None:
             z = model.drop_blocks(z, torch.rand(z.shape[:2]) >= 0.1)
         with torch.no_grad():
             target = old(z.flatten(1))
-        loss = (new(z.flatten(1)) - target).square().mean()
-        update(optimizer, schedule, loss)
-        relative = float(loss.detach() / target.var(dim=0).mean())
-    return new, relative
+        return (new(z.flatten(1)) - target).square().mean() / variance
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        return float(loss(blocks))
+
+    optimizer = torch.optim.AdamW(new.parameters(), lr=3e-3, weight_decay=1e-4)
+
+    def training_loss(_: int) -> Tensor:
+        return loss(blocks[torch.randint(len(blocks), (256,))])
+
+    return new, fit(new, optimizer, training_loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
 def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int) -> float:
     """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones."""
-    held_out, rest = labels[::HELD_OUT], torch.cat([labels[i::HELD_OUT] for i in range(1, HELD_OUT)])
+    training, validation = split_validation(len(labels), seed=0)
 
     def nll(chosen: Tensor) -> Tensor:
         return mechanism_nll(model.scm, chosen, Observed.of(torch.ones_like(chosen, dtype=torch.bool)))
 
-    optimizer, schedule = annealed(model.scm.parameters(), 2e-3, steps)
-    lowest, best = float("inf"), copy.deepcopy(model.scm.state_dict())
-    for step in range(1, steps + 1):
-        chosen = rest[torch.randint(len(rest), (256,))]
-        update(optimizer, schedule, nll(chosen + 0.005 * torch.randn(chosen.shape)))
-        if step % 100 == 0 or step == steps:
-            with torch.no_grad():
-                found = float(nll(held_out))
-            if found < lowest:
-                lowest, best = found, copy.deepcopy(model.scm.state_dict())
-    model.scm.load_state_dict(best)
-    return lowest
+    def loss(_: int) -> Tensor:
+        chosen = labels[training][torch.randint(len(training), (256,))]
+        return nll(chosen + 0.005 * torch.randn(chosen.shape))
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        return float(nll(labels[validation]))
+
+    optimizer = torch.optim.AdamW(model.scm.parameters(), lr=2e-3, weight_decay=1e-4)
+    return fit(model.scm, optimizer, loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
 def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float, steps: int) -> float:
-    """Trains the encoder on the labels; returns the root mean square error of the last steps, in normalised units.
+    """Trains the encoder on the labels; returns the root mean square error of held-out ones, in normalised units.
 
     Args:
         std: standard deviation of the latents around their labels, `label_std`.
     """
-    optimizer, schedule = annealed(model.encoder.parameters(), 1e-3, steps)
-    squares = [0.0]
-    for _ in tqdm(range(steps), desc="encoder", mininterval=15.0):
-        rows = torch.randint(len(labels), (64,))
-        posterior = model.encode(model_inputs(data.subset(rows.tolist()), "cpu")[0])
+    training, validation = split_validation(len(labels), seed=0)
+
+    def divergence(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        posterior = model.encode(model_inputs(data.subset(rows), "cpu")[0])
         u = posterior.mean + torch.exp(0.5 * posterior.logvar) * torch.randn(posterior.mean.shape)
         _, mean, stretch = model.scm.relaxed(posterior.mean, u)
         anchors = model.scm.label_blocks(labels[rows])
-        loss = label_kl(mean, posterior.logvar + 2.0 * stretch, anchors, std).mean()
-        update(optimizer, schedule, loss)
-        squares.append(float((model.read_labels(mean.detach()) - labels[rows]).square().mean()))
-    return float(torch.tensor(squares[-500:]).mean().sqrt())
+        return label_kl(mean, posterior.logvar + 2.0 * stretch, anchors, std).mean(), mean
+
+    def loss(_: int) -> Tensor:
+        return divergence(training[torch.randint(len(training), (64,)).numpy()])[0]
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        return float(divergence(validation)[0])
+
+    optimizer = torch.optim.AdamW(model.encoder.parameters(), lr=1e-3, weight_decay=1e-4)
+    with tqdm(total=steps, desc="encoder", mininterval=15.0) as progress:
+        more = progress.update
+        fit(model.encoder, optimizer, loss, validation_loss, steps=steps, warmup=WARMUP, on_step=more)
+    with torch.no_grad():
+        mean = divergence(validation)[1]
+    return float((model.read_labels(mean) - labels[validation]).square().mean().sqrt())
 
 
 def converted(
@@ -162,6 +169,7 @@ def main(argv: list[str]) -> None:
         raise InputError("mechanism: expected another one than that of the model, or --separate_embeddings")
     train, spec = loaded.config.train, loaded.spec
     data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
+    check_complete(data.labels, spec.graph.names)
     after = replace(loaded.config, model=replace(config, separate_embeddings=separate, mechanism=mechanism))
     model = converted(cast(CausalDiffAE, loaded.model), loaded.config, after, data, args.steps, args.encoder_steps)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
