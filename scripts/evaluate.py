@@ -8,7 +8,7 @@ Every test image gets one intervention on each variable, at a value determined b
 evaluates every checkpoint in a folder, and skips with a warning those that lack a predictor or data; DATA may hold
 several data sets, each in a folder of its name. Run the same command again to resume an interrupted evaluation.
 The figures are defined in causaldiffae/metrics/. `--protocol melistas` measures what other counterfactual models report
-on MorphoMNIST (causaldiffae/evaluation/peers.py), with the true factual labels and without them:
+on MorphoMNIST (causaldiffae/evaluation/peers.py), with the true factual labels and without them, and is resumed too:
 
     python scripts/evaluate.py --protocol melistas --model_path RUN --data_dir DATA --out results/NAME_melistas.json
 
@@ -20,26 +20,21 @@ Any other system is scored by the same protocol: it answers exported questions (
 
 from __future__ import annotations
 
-import json
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from causaldiffae import dist_util
-from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import peers, questions
-from causaldiffae.evaluation.headers import warn_of_same_predictor
+from causaldiffae.evaluation.peers_run import evaluate_as_peers
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
-from causaldiffae.evaluation.run import Job, evaluate, find_models, make_engine, read_results, settings_from
+from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
 from causaldiffae.evaluation.tables import tables
-from causaldiffae.logger import progress_bar
-from causaldiffae.model import CausalAutoencoder
-from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
-from causaldiffae.script_util import argument_parser, load_model, parse_flat, run_cli
+from causaldiffae.predictors.predictor import predictor_is_shipped
+from causaldiffae.script_util import argument_parser, parse_flat, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 
 STANDARD = "standard"
@@ -115,39 +110,6 @@ def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
     return results
 
 
-def evaluate_as_peers(values: dict[str, Any], settings: ProtocolSettings) -> None:
-    """Applies the protocol of other models, with and without the true factual labels, and writes its figures."""
-    device = dist_util.dev()
-    loaded = load_model(values["model_path"], device, settings.ema or None, predictor=values["predictor_path"])
-    spec = loaded.spec
-    data = read_split(spec.name, values["data_dir"], "test", limit=settings.num_images or None, spec=spec)
-    predictor = open_predictor(spec, values["predictor"], device)
-    found: dict[str, Any] = {}
-    for use_labels in (True, False):
-        if not (use_labels or isinstance(loaded.model, CausalAutoencoder)):
-            continue  # without an encoder, the labels are always given
-        engine = make_engine(loaded, settings, use_labels=use_labels)
-        warn_of_same_predictor(engine.correction, predictor)
-        name = "true labels" if use_labels else "the image"
-        with progress_bar(total=len(data), desc=f"from {name}", unit="image") as bar:
-            found[name] = peers.evaluate_peers(
-                engine,
-                data,
-                predictor.predictor,
-                settings.seed,
-                settings.chunk,
-                settings.cycle_images,
-                device,
-                bar.update,
-            )
-    protocol = {"name": peers.NAME, "version": peers.VERSION, "settings": asdict(settings)}
-    paths = {"model": loaded.path, "predictor": predictor.path}
-    class_name = spec.class_name if spec.num_classes else ""
-    report = {"protocol": protocol, **paths, "class_name": class_name, "abduction": found}
-    Path(values["out"]).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{peers.peers_table(found, spec)}\nwritten to {values['out']}")
-
-
 def export(values: dict[str, Any], settings: ProtocolSettings) -> None:
     """Writes the questions of a data set."""
     folder, data_dir = Path(values["export_questions"]), values["data_dir"]
@@ -176,10 +138,8 @@ def main(argv: list[str]) -> None:
     use_device(values["device"])
     settings, out = settings_from(values), Path(values["out"])
     if values["export_questions"]:
-        return export(values, settings)
-    if values["protocol"] == peers.NAME:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return evaluate_as_peers(values, settings)
+        export(values, settings)
+        return
     models = find_models(values["all"]) if values["all"] else [values["model_path"]] if values["model_path"] else []
     jobs = [
         Job(
@@ -197,6 +157,10 @@ def main(argv: list[str]) -> None:
     ]
     folder = out.parent if values["model_path"] or values["answers"] else out
     folder.mkdir(parents=True, exist_ok=True)
+    if values["protocol"] == peers.NAME:
+        found = evaluate_as_peers(jobs[0])
+        print(f"{peers.peers_table(found)}\nwritten to {out}")
+        return
     results = [score_answers(values)] if values["answers"] else evaluate_each(jobs)
     if results:
         print(tables(results))

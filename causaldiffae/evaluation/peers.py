@@ -9,7 +9,8 @@ are ours. Errors against the data's true labels, which the published protocol do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -54,66 +55,86 @@ def draw_interventions(data: ImageData, seed: int) -> dict[str, np.ndarray]:
     return drawn
 
 
-def evaluate_peers(
-    engine: CounterfactualEngine,
-    data: ImageData,
-    predictor: Predictor,
-    seed: int = 0,
-    batch_size: int = 50,
-    cycle_images: int = 500,
-    device: torch.device | str = "cpu",
-    on_batch: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """Applies the protocol to a model; returns its figures as plain types.
+@dataclass(frozen=True)
+class PeersTask:
+    """Images and interventions of the protocol, in batches.
+
+    Attributes:
+        data: N test images with labels.
+        values: variable or class -> (N,) values of the interventions.
+        long: (N,) bool mask of the images for composition over ten cycles.
+        batches: rows of every batch; images for ten cycles are batched together.
+    """
+
+    data: ImageData
+    values: dict[str, np.ndarray]
+    long: np.ndarray
+    batches: list[np.ndarray]
+
+
+def make_task(data: ImageData, seed: int = 0, batch_size: int = 50, cycle_images: int = 500) -> PeersTask:
+    """The task of the protocol on test images.
+
+    Args:
+        seed: of the interventions.
+        cycle_images: images for composition over ten cycles, rounded up to a batch; 0 for all.
+    """
+    long = np.zeros(len(data), bool)
+    long[evenly_spread(min(cycle_images or len(data), len(data)), len(data))] = True
+    order = np.argsort(~long, kind="stable")
+    batches = [order[start : start + batch_size] for start in range(0, len(data), batch_size)]
+    return PeersTask(data, draw_interventions(data, seed), long, batches)
+
+
+def evaluate_batch(
+    engine: CounterfactualEngine, task: PeersTask, number: int, predictor: Predictor, device: torch.device | str = "cpu"
+) -> dict[str, np.ndarray]:
+    """The errors of one batch of B images.
 
     Args:
         engine: its `use_labels` decides between the true factual labels and those of the encoder.
-        data: test images with labels.
         predictor: reads labels and classes; trained on clean images.
-        seed: of the interventions.
-        cycle_images: images for composition over ten cycles, rounded up to a batch; 0 for all.
-        on_batch: called with the number of images of each finished batch.
+
+    Returns:
+        "VARIABLE/own" and, with a known truth, "VARIABLE/true" -> (B, n) errors of the labels, (B, n + 1) with the
+        accuracy of the class; "composition/CYCLES" -> (B,).
+    """
+    rows = task.batches[number]
+    part, do = task.data.subset(rows), {name: values[rows] for name, values in task.values.items()}
+    x_start, classes, labels = model_inputs(part, device)
+    abducted = engine.abduct(x_start, classes, labels=labels)
+    null, *results = engine.predict(abducted, [{}, *({name: values} for name, values in do.items())])
+    outputs = {f"{name}/{against}": values for (name, against), values in _errors(part, do, results, predictor)}
+    model, first = _model(engine, classes, labels), (null.images, null.labels)
+    padding = min(part.spec.image_size**2 / PADDED**2, 1.0)  # pixels of the padding are exact
+    for cycle in CYCLES if task.long[rows].any() else CYCLES[:1]:
+        found = axioms.composition(model, x_start, labels, cycle, first)
+        outputs[f"composition/{cycle}"] = found.cpu().numpy() * padding
+    return outputs
+
+
+def peers_figures(outputs: Sequence[Mapping[str, np.ndarray]], spec: DatasetSpec, seed: int = 0) -> dict[str, Any]:
+    """The figures of the protocol, as plain types, from the errors of all batches.
+
+    Args:
+        seed: of the intervals.
 
     Returns:
         `interventions` -> variable -> `own`, `true` (with a known truth) -> label -> figure, with the accuracy of the
         class under its name; `composition` -> number of cycles -> figure.
     """
-    spec, drawn = data.spec, draw_interventions(data, seed)
-    long = np.zeros(len(data), bool)
-    long[evenly_spread(min(cycle_images or len(data), len(data)), len(data))] = True
-    order = np.argsort(~long, kind="stable")  # images with ten cycles are batched together
-    errors: dict[tuple[str, str], list[np.ndarray]] = {}
-    cycles: dict[int, list[np.ndarray]] = {cycle: [] for cycle in CYCLES}
-    for start in range(0, len(data), batch_size):
-        rows = order[start : start + batch_size]
-        part = data.subset(rows)
-        do = {name: values[rows] for name, values in drawn.items()}
-        x_start, classes, labels = model_inputs(part, device)
-        abducted = engine.abduct(x_start, classes, labels=labels)
-        null, *results = engine.predict(abducted, [{}, *({name: values} for name, values in do.items())])
-        for key, values in _errors(part, do, results, predictor):
-            errors.setdefault(key, []).append(values)
-        model, first = _model(engine, classes, labels), (null.images, null.labels)
-        for cycle in CYCLES if long[rows].any() else CYCLES[:1]:
-            found = axioms.composition(model, x_start, labels, cycle, first)
-            cycles[cycle].append(found.cpu().numpy() * min(spec.image_size**2 / PADDED**2, 1.0))  # padding is exact
-        if on_batch is not None:
-            on_batch(len(rows))
-    columns = _columns(spec)
-    figures: dict[str, Any] = {name: {} for name in drawn}
-    for (name, against), parts in errors.items():
-        values = np.concatenate(parts)
-        figures[name][against] = {
+    joined = {key: np.concatenate([each[key] for each in outputs if key in each]) for key in outputs[0]}
+    columns = [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
+    figures: dict[str, Any] = {}
+    composed = {str(cycle): mean_figure(joined.pop(f"composition/{cycle}"), seed).to_dict() for cycle in CYCLES}
+    for key, values in joined.items():
+        name, against = key.rsplit("/", 1)
+        figures.setdefault(name, {})[against] = {
             column: mean_figure(values[:, j], seed, rate=bool(spec.values_of(column))).to_dict()
             for j, column in enumerate(columns)
         }
-    composed = {str(cycle): mean_figure(np.concatenate(parts), seed).to_dict() for cycle, parts in cycles.items()}
-    return {"images": len(data), "interventions": figures, "composition": composed}
-
-
-def _columns(spec: DatasetSpec) -> list[str]:
-    """The variables, and the class if there is one."""
-    return [*spec.graph.names, *([spec.class_name] if spec.num_classes else [])]
+    images = sum(len(each[f"composition/{CYCLES[0]}"]) for each in outputs)
+    return {"images": images, "interventions": figures, "composition": composed}
 
 
 def _errors(
@@ -148,20 +169,19 @@ def _model(engine: CounterfactualEngine, classes: Tensor | None, factual_labels:
     return apply
 
 
-def peers_table(found: Mapping[str, Mapping[str, Any]], spec: DatasetSpec) -> str:
-    """A text table: one row per intervention and kind of target, for each abduction of `found`."""
-    columns, rows = _columns(spec), []
+def peers_table(report: Mapping[str, Any]) -> str:
+    """A text table of a results file: one row per intervention and kind of target, for each abduction."""
+    found, rows = report["abduction"], []
+    columns = list(next(iter(next(iter(found.values()))["interventions"].values()))["own"])
     for abduction, figures in found.items():
         for name, against in figures["interventions"].items():
             for target, row in against.items():
                 cells = [shown(row.get(column)) for column in columns]
                 rows.append([f"do({name})", f"{target} labels", abduction, *cells])
-    headings = ["intervention", "against", "abduction from", *(f"{name} error" for name in spec.graph.names)]
-    if spec.num_classes:
-        headings.append(f"{spec.class_name} accuracy")
+    titles = [f"{name} {'accuracy' if name == report['class_name'] else 'error'}" for name in columns]
     lines = [
         f"composition, abduction from {abduction}: "
         + ", ".join(f"{shown(figure)} after {cycle} cycles" for cycle, figure in figures["composition"].items())
         for abduction, figures in found.items()
     ]
-    return "\n".join([text_table(headings, rows, texts=3), *lines])
+    return "\n".join([text_table(["intervention", "against", "abduction from", *titles], rows, texts=3), *lines])

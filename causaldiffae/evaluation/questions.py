@@ -32,9 +32,10 @@ from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.chunks import one_thread
 from causaldiffae.evaluation.headers import describe
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, make_task, measured_outputs
-from causaldiffae.evaluation.run import data_folder, known_results, one_thread, write_results
+from causaldiffae.evaluation.run import data_folder, known_results, write_results
 from causaldiffae.evaluation.scores import Scorer
 from causaldiffae.evaluation.scores import score as score_task
 from causaldiffae.files.images import open_image

@@ -12,11 +12,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import as_completed
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,23 +28,20 @@ from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.evaluation.chunks import claim_parts, compute_chunks, one_thread, parts_folder
 from causaldiffae.evaluation.headers import describe, describe_model
 from causaldiffae.evaluation.interventions import check_labels
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
 from causaldiffae.evaluation.results_file import check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
-from causaldiffae.files.npz import read_arrays, write_arrays
-from causaldiffae.files.reading import MAX_JSON_BYTES, read_file, read_json, replace_file
-from causaldiffae.generators.workers import worker_pool
+from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
 from causaldiffae.guidance import Guidance
-from causaldiffae.logger import progress_bar
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 
 EXAMPLES: Final = 8
 _SMALLEST_FIT: Final = 20  # images; DCI is too noisy on fewer
 _MAX_RESULTS: Final = 1 << 24  # validation takes two seconds per MiB
-_MAX_PART: Final = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -131,45 +126,16 @@ def _open(job: Job) -> _Opened:
     return _Opened(loaded, engine, make_task(test, settings), device)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limits PyTorch to one thread, so that sums do not depend on the number of processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def parts_folder(out: str) -> Path:
-    """Folder of the outputs of finished chunks."""
-    return Path(out).with_suffix(".parts")
-
-
 def images_file(out: str) -> Path:
     """File of the images shown in the report."""
     return Path(out).with_suffix(".pictures.npz")
 
 
-def _part(job: Job, number: int) -> Path:
-    return parts_folder(job.out) / f"chunk_{number:05d}.npz"
-
-
-def run_chunk(job: Job, number: int) -> int:
-    """Computes and stores the outputs of one chunk; returns its number of images."""
+def run_chunk(job: Job, number: int) -> dict[str, np.ndarray]:
+    """Computes the outputs of one chunk."""
     opened = _open(job)
     rows = opened.task.chunks(job.settings.chunk)[number]
-    with one_thread():
-        outputs = TaskRunner(opened.engine, opened.task, job.settings, opened.device).run(rows)
-    path = _part(job, number)
-    write_arrays(path, outputs)
-    return len(rows)
-
-
-def _read_part(job: Job, number: int) -> dict[str, np.ndarray] | None:
-    """The stored outputs of a chunk; None if they are missing or damaged."""
-    return read_arrays(_part(job, number), _MAX_PART)
+    return TaskRunner(opened.engine, opened.task, job.settings, opened.device).run(rows)
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -207,9 +173,12 @@ def evaluate(job: Job) -> dict[str, Any]:
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)
     if (known := known_results(out, header)) is not None:
         return known
-    _claim_parts(parts_folder(job.out), header["asked"])
+    parts = parts_folder(job.out)
+    claim_parts(parts, header["asked"])
     begin = time.monotonic()
-    outputs = task.join(_all_outputs(job, task, opened.device), job.settings.chunk)
+    sizes = [len(rows) for rows in task.chunks(job.settings.chunk)]
+    chunks = compute_chunks(partial(run_chunk, job), sizes, parts, job.workers, opened.device, out.stem)
+    outputs = task.join(chunks, job.settings.chunk)
     finished = time.monotonic()
     train = read_split(loaded.spec.name, header["data"]["folder"], "train", spec=loaded.spec)
     scorer = Scorer(predictor.predictor, train, *inception, job.settings.seed)
@@ -220,7 +189,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     timing = {key: round(value, 1) for key, value in timing.items()} | {"workers": job.workers}
     found = {**header, "results": results, "timing": timing}
     write_results(out, found, task, outputs)
-    shutil.rmtree(parts_folder(job.out), ignore_errors=True)
+    shutil.rmtree(parts, ignore_errors=True)
     return found
 
 
@@ -242,44 +211,6 @@ def write_results(out: Path, found: dict[str, Any], task: Task, outputs: dict[st
     """Writes the results file and the images for the report."""
     np.savez_compressed(images_file(str(out)), **example_images(task, outputs))  # type: ignore[arg-type]
     replace_file(out, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _claim_parts(parts: Path, digest: str) -> None:
-    """Creates the folder of parts; raises `InputError` if it belongs to another digest."""
-    parts.mkdir(parents=True, exist_ok=True)
-    mark = parts / "digest"
-    if mark.is_file() and read_file(mark, 1 << 10) != digest.encode():
-        raise InputError(
-            f"{parts}: expected parts of this model, data and settings, got others; delete the folder or change --out"
-        )
-    mark.write_text(digest, encoding="utf-8")
-
-
-def _all_outputs(job: Job, task: Task, device: torch.device) -> list[dict[str, np.ndarray]]:
-    """The outputs of all chunks in order, computing those that are not on disk."""
-    chunks = task.chunks(job.settings.chunk)
-    parts = [_read_part(job, number) for number in range(len(chunks))]
-    missing = [number for number, part in enumerate(parts) if part is None]
-    done = len(task) - sum(len(chunks[number]) for number in missing)
-    with progress_bar(total=len(task), initial=done, desc=Path(job.out).stem, unit="image") as bar:
-        if job.workers < 2 or len(missing) < 2 or device.type != "cpu":
-            for number in missing:
-                bar.update(run_chunk(job, number))
-        else:
-            _run_in_processes(job, missing, bar.update)
-    parts = [part or _read_part(job, number) for number, part in enumerate(parts)]
-    return [part for part in parts if part is not None]
-
-
-def _run_in_processes(job: Job, missing: list[int], on_done: Callable[[int], object]) -> None:
-    with worker_pool(min(job.workers, len(missing))) as pool:
-        running = [pool.submit(run_chunk, job, number) for number in missing]
-        try:
-            for future in as_completed(running):
-                on_done(future.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def latent_scores(

@@ -17,7 +17,11 @@ from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.peers import draw_interventions, evaluate_peers, peers_table
+from causaldiffae.evaluation import peers_run
+from causaldiffae.evaluation.peers import draw_interventions, evaluate_batch, make_task, peers_figures, peers_table
+from causaldiffae.evaluation.peers_run import evaluate_as_peers, run_batch
+from causaldiffae.evaluation.protocol import ProtocolSettings
+from causaldiffae.evaluation.run import Job
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Readings
 
@@ -82,9 +86,10 @@ def test_values_are_test_values_of_another_bin_and_classes_other_ones(digits: Im
 
 
 def test_figures_of_a_known_model(digits: ImageData) -> None:
-    seen: list[int] = []
-    found = evaluate_peers(Engine(), digits, Exact(digits), batch_size=5, cycle_images=4, on_batch=seen.append)  # type: ignore[arg-type]
-    assert sum(seen) == found["images"] == 12
+    task = make_task(digits, batch_size=5, cycle_images=4)
+    outputs = [evaluate_batch(Engine(), task, number, Exact(digits)) for number in range(3)]  # type: ignore[arg-type]
+    found = peers_figures(outputs, digits.spec)
+    assert found["images"] == 12
     drawn = draw_interventions(digits, 0)
     for name in drawn:
         own = found["interventions"][name]["own"]
@@ -99,8 +104,10 @@ def test_figures_of_a_known_model(digits: ImageData) -> None:
     one, ten = (found["composition"][cycle] for cycle in ("1", "10"))
     assert one["mean"] == pytest.approx(LEVELS * 28**2 / 32**2, rel=1e-4) and one["images"] == 12
     assert ten["mean"] == pytest.approx(10 * one["mean"], rel=1e-4) and ten["images"] >= 4
-    table = peers_table({"true labels": found}, digits.spec)
+    table = peers_table({"abduction": {"true labels": found}, "class_name": "digit"})
     assert "do(digit)" in table and "composition, abduction from true labels: 3.0" in table
+    heads = [line.split() for line in table.splitlines()[:2]]
+    assert heads[0][-3:] == ["thickness", "intensity", "digit"] and heads[1][-3:] == ["error", "error", "accuracy"]
 
 
 def test_the_script(folder: Path, tmp_path: Path) -> None:
@@ -113,7 +120,42 @@ def test_the_script(folder: Path, tmp_path: Path) -> None:
     given, read = (found["abduction"][name]["interventions"]["intensity"]["own"] for name in found["abduction"])
     assert given["thickness"]["mean"] != read["thickness"]["mean"]
     assert "do(digit)" in outcome.stdout and "composition, abduction from the image:" in outcome.stdout
+    assert not out.with_suffix(".parts").exists()
+    again = run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=2", "--cycle_images=2")
+    assert again.returncode == 0 and again.stdout == outcome.stdout
+    assert_refused(
+        run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=3"),
+        "peers.json: expected results of this model, data and settings, got others; delete it",
+    )
     assert_refused(
         run(REPO / "scripts" / "evaluate.py", "--protocol=melistas", "--all=weights", "--data_dir=x", f"--out={out}"),
         "protocol: expected --model_path with melistas, got none",
     )
+
+
+def test_an_interrupted_run_is_resumed_and_processes_do_not_change_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ProtocolSettings(num_images=6, steps=2, chunk=2, cycle_images=2)
+    job = Job(str(WEIGHTS), str(folder), str(tmp_path / "two.json"), settings, workers=2)
+    whole = evaluate_as_peers(job)
+    done: list[tuple[bool, int]] = []
+
+    def interrupted(job: Job, use_labels: bool, number: int) -> dict[str, np.ndarray]:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append((use_labels, number))
+        return run_batch(job, use_labels, number)
+
+    one = replace(job, out=str(tmp_path / "one.json"), workers=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(peers_run, "run_batch", interrupted)
+        evaluate_as_peers(one)
+    assert list(json.loads(Path(one.out).read_text())["abduction"]) == ["true labels"]
+    with pytest.raises(InputError, match="got others; delete it"):
+        evaluate_as_peers(replace(one, settings=replace(settings, seed=1)))
+    calls: list[tuple[bool, int]] = []
+    monkeypatch.setattr(peers_run, "run_batch", lambda *args: calls.append(args[1:]) or run_batch(*args))
+    assert evaluate_as_peers(one) == whole
+    assert calls == [(False, 1), (False, 2)] and done == [(True, 0), (True, 1), (True, 2), (False, 0)]
+    assert not Path(one.out).with_suffix(".parts").exists()

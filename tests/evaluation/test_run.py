@@ -107,7 +107,7 @@ def test_figures_do_not_depend_on_the_number_of_processes(root: Path, tmp_path: 
 def test_an_interrupted_evaluation_resumes(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, out, done = results(root, "causaldae", tmp_path / "whole.json"), tmp_path / "found.json", []
 
-    def interrupted(job: Job, number: int) -> int:
+    def interrupted(job: Job, number: int) -> dict[str, np.ndarray]:
         if number == 2 and len(done) == 2:
             raise KeyboardInterrupt
         done.append(number)
