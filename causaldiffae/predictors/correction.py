@@ -39,6 +39,8 @@ TOLERANCE: Final = 0.003
 LIMIT: Final = 0.05
 """Largest shift of a request, as a fraction of the range. The predictor misreads images unlike its training data; with
 0.25, L1 under do(thickness) of MorphoMNIST is 9.7 instead of 8.6."""
+KEPT_LIMIT: Final = 0.15
+"""The same for variables that keep the label of the factual image while the intervention sets the class."""
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 """(rows (R,) of the batch, shift (R, n) of their labels, in label units) -> images (R, C, H, W) in [-1, 1]."""
@@ -80,6 +82,7 @@ class LabelCorrection:
             decode: see `Decode`.
         """
         target = labels.cpu().double().numpy()
+        limit = np.where(np.isnan(target), KEPT_LIMIT, LIMIT)
         target = np.where(np.isnan(target), self._read(reference)[0], target)
         wanted = None if classes is None else classes.cpu().numpy()
         images, shift, step = images.clone(), np.zeros_like(target), np.ones((len(target), 1))
@@ -87,7 +90,7 @@ class LabelCorrection:
         correctable = self.continuous & corrected.cpu().numpy()
         for _ in range(self.count):
             too_large = correctable & (np.abs(error) > TOLERANCE)
-            proposed = np.clip(shift - step * np.where(too_large, error, 0.0), -LIMIT, LIMIT)
+            proposed = np.clip(shift - step * np.where(too_large, error, 0.0), -limit, limit)
             rows = np.flatnonzero((proposed != shift).any(axis=1) & np.isfinite(total))
             if not len(rows):
                 break

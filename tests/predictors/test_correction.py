@@ -13,7 +13,7 @@ from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER
 from causaldiffae.datasets.images import to_uint8
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.predictors.correction import LIMIT, LabelCorrection, find_correction_predictor
+from causaldiffae.predictors.correction import KEPT_LIMIT, LIMIT, LabelCorrection, find_correction_predictor
 from causaldiffae.predictors.predictor import Predictor, Readings, config_for, save_predictor
 
 SPEC = replace(squares_spec(), channels=2, image_size=4)
@@ -123,6 +123,8 @@ def test_images_whose_other_labels_drift_are_not_taken() -> None:
 def test_a_correction_is_limited() -> None:
     decoder = Decoder([0.2, -0.2])
     assert errors(correct(decoder)) == pytest.approx(np.full((3, 2), 0.2 - LIMIT), abs=0.004)
+    kept = errors(correct(decoder, [True, False], sets_class=True))
+    assert kept == pytest.approx(np.tile([0.2 - LIMIT, 0.2 - KEPT_LIMIT], (3, 1)), abs=0.004)
 
 
 def test_images_that_show_the_wrong_class_are_not_taken() -> None:
