@@ -222,7 +222,7 @@ def create_model_and_diffusion(config: Config, spec: DatasetSpec) -> tuple[Model
 
 
 EXACT, FEW_STEP = "exact_ddim", "few_step"
-STEPS, SOLVER = 15, EXACT
+STEPS, SOLVER = 8, EXACT
 GRIDS: Final = {EXACT: "logsnr", "dpmpp2m": "centred", "obelm": "rho", "ddim": ""}
 
 
@@ -307,12 +307,12 @@ class LoadedModel:
                 for a model whose latents are not aligned with the labels (an unaligned DiffAE).
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
-        distilled = self.config.diffusion.few_steps > 0
+        distilled, guidance = self.config.diffusion.few_steps > 0, options.get("guidance") or Guidance()
         if isinstance(chosen, ExactDdim) and not distilled:
             chosen.cleanest = cleanest_level(self.spec.name, latent=self.codec is not None)
-        guidance = dataclasses.replace(options.get("guidance") or Guidance(), w_class=Guidance().w_class)
-        if distilled and guidance != Guidance():
+        if distilled and dataclasses.replace(guidance, w_class=Guidance().w_class) != Guidance():
             raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
+        options["guidance"] = Guidance(w_class=1.0) if distilled else guidance  # a student is not guided
         if label_corrections < 0:
             raise InputError(f"label_corrections: expected 0 or more, got {label_corrections}")
         aligned, correction = getattr(self.model, "probe", None) is None, None

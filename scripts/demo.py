@@ -28,7 +28,7 @@ from causaldiffae.evaluation.grids import draw_grid
 from causaldiffae.evaluation.interventions import InterventionResult, evaluate_interventions, summary
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.logger import progress_bar
-from causaldiffae.script_util import load_model, run_cli
+from causaldiffae.script_util import STEPS, load_model, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 from causaldiffae.training.responses import MEASURED
 from causaldiffae.visualization.image_grids import save_png
@@ -51,7 +51,7 @@ class Demo:
     dataset: str
     interventions: tuple[dict[str, float], dict[str, float]]
     images: int = 96
-    steps: int = 15
+    steps: int = STEPS
 
 
 DEMOS = (

@@ -18,8 +18,9 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.explorer import views
 from causaldiffae.explorer.registry import ModelRegistry
-from causaldiffae.explorer.session import STEP_RANGE, STEPS, Request, Result, first_intervention, slider_range
+from causaldiffae.explorer.session import STEP_RANGE, Request, Result, first_intervention, slider_range
 from causaldiffae.explorer.uploads import read_upload
+from causaldiffae.script_util import STEPS
 
 STYLE: Final = Path(__file__).with_name("page.css")
 TITLE: Final = "causaldiffae · counterfactual explorer"

@@ -31,10 +31,9 @@ from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
-from causaldiffae.script_util import LoadedModel
+from causaldiffae.script_util import STEPS, LoadedModel
 from causaldiffae.training.responses import Reader, find_reader, responses_of_model, unfollowed
 
-STEPS: Final = 12
 STEP_RANGE: Final = (4, 50)
 _WEIGHTS: Final = {"latents": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
 """Initial and largest guidance weight, for guidance by latents and by Diff-SCM's two kinds of predictor."""

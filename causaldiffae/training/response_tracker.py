@@ -37,8 +37,6 @@ from causaldiffae.training.responses import (
 
 BEST: Final = "best"
 """Folder of a run with the weights of its best step."""
-STEPS: Final = 10
-"""Network evaluations in each direction during training."""
 
 
 class Measurement(NamedTuple):
@@ -91,7 +89,7 @@ class ResponseTracker:
         self, model: Model, config: Config, spec: DatasetSpec, autocast: torch.dtype | None = None
     ) -> CounterfactualEngine:
         loaded = LoadedModel(model.eval(), config, spec, None, "", codec=self.codec)
-        return loaded.engine(STEPS, label_corrections=0, autocast=autocast)
+        return loaded.engine(label_corrections=0, autocast=autocast)
 
     def measure(
         self, model: Model, config: Config, data: ImageData, step: int, autocast: torch.dtype | None = None

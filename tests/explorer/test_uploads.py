@@ -13,11 +13,11 @@ from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import DataError
 from causaldiffae.explorer import uploads
-from causaldiffae.explorer.session import STEPS, Request, Session
+from causaldiffae.explorer.session import Request, Session
 from causaldiffae.explorer.uploads import read_upload
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.pretrained import CounterfactualModel
-from causaldiffae.script_util import load_model
+from causaldiffae.script_util import STEPS, load_model
 
 DIGITS = dataset_spec("morphomnist")
 
