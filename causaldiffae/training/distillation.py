@@ -5,8 +5,9 @@ those of an intervention, z', with exact DDIM; the student takes fewer steps:
 
     loss = || student(x, do) - teacher(x, do) ||^2,    with gradients through encoding, corrections and decoding
 
-The intervention sets one variable of every image to the value that it has in the next image of the batch. The null
-intervention needs no loss: exact DDIM returns the image with any network and any number of steps. Learning each step of
+The intervention sets one variable of every image, or its class, to the value that it has in the next image of the
+batch. The teacher decodes a new class under guidance (`CLASS_WEIGHT`), the student without. The null intervention needs
+no loss: exact DDIM returns the image with any network and any number of steps. Learning each step of
 the ODE by itself, as in progressive distillation (Salimans and Ho, 2022, arXiv 2202.00512), or a consistency model for
 each direction (Starodubcev et al., 2024, arXiv 2406.14539) was less accurate, see docs/performance.md.
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from causaldiffae.config import Config, LossConfig
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
+from causaldiffae.guidance import CLASS_WEIGHT
 from causaldiffae.losses import Observed
 from causaldiffae.model import LabelModel, TrainingDraws, TrainingStep
 from causaldiffae.nn import ModelFn, mean_flat
@@ -121,12 +123,13 @@ class DistillationStep(TrainingStep):
         with torch.no_grad():
             u = model.abduct(x_start, labels)
             z = model.predict(u)
-            changed = self.intervened(u, z, draws.t)
+            chosen = draws.t % (z.shape[1] + (classes is not None))
+            changed, asked = self.intervened(u, z, chosen), self.classes_asked(classes, chosen == z.shape[1])
             state = self.exact.encode(self.output(self.teacher, z, classes, encoding), x_start)
-            guided = self.output(self.teacher, changed, classes, decoding, self.config.teacher_scale)
+            guided = self.output(self.teacher, changed, asked, decoding, self.config.teacher_scale, classes)
             target = self.exact.decode(guided, state)
         state = self.solver.differentiable_encode(self.output(model, z, classes, encoding), x_start)
-        found = self.solver.differentiable_decode(self.output(model, changed, classes, decoding), state)
+        found = self.solver.differentiable_decode(self.output(model, changed, asked, decoding), state)
         error = mean_flat((found - target) ** 2)
         return error.mean(), {"mse": error, "loss": error}
 
@@ -137,27 +140,46 @@ class DistillationStep(TrainingStep):
         free = cast(Any, self.model).unconditional_abduction
         return torch.zeros_like(known) if free else decoding, decoding
 
-    def intervened(self, u: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    def intervened(self, u: Tensor, z: Tensor, chosen: Tensor) -> Tensor:
         """Latents (B, n, d) under an intervention that sets one variable to its value in the next image.
 
         Args:
             u, z: noise and latents of the images, (B, n, d) each.
-            t: random integers (B,), which choose the variable.
+            chosen: (B,) indices of the variables; n for none.
         """
         model, changed = cast(Any, self.model), z.clone()
-        values, chosen = model.read_labels(z).roll(-1, dims=0), t % z.shape[1]
+        values = model.read_labels(z).roll(-1, dims=0)
         for i, name in enumerate(model.scm.graph.names):
             rows = chosen == i
             if rows.any():
                 changed[rows] = model.predict(u[rows], {name: values[rows, i]})
         return changed
 
-    def output(self, model: nn.Module, z: Tensor, classes: Tensor | None, keep: Tensor, scale: float = 1.0) -> ModelFn:
-        """The network of a model under the latents z where `keep`, with a guidance scale."""
+    def classes_asked(self, classes: Tensor | None, changed: Tensor) -> Tensor | None:
+        """The classes (B,), where `changed` those of the next image; None without classes."""
+        return None if classes is None else torch.where(changed, classes.roll(-1), classes)
+
+    def output(
+        self,
+        model: nn.Module,
+        z: Tensor,
+        classes: Tensor | None,
+        keep: Tensor,
+        scale: float = 1.0,
+        factual: Tensor | None = None,
+    ) -> ModelFn:
+        """The network of a model under the latents z where `keep`, with a guidance scale and that of a new class.
+
+        Args:
+            factual: (B,) the classes before the intervention; None for no guidance of the class.
+        """
         network = cast(Any, model)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
             conditional = network.model_output(x, t, z, classes, keep)
+            if factual is not None and classes is not None and not torch.equal(factual, classes):
+                before = network.model_output(x, t, z, factual, keep)
+                conditional = torch.lerp(before.float(), conditional.float(), CLASS_WEIGHT)
             if scale == 1.0:
                 return conditional
             null = network.model_output(x, t, None, classes)

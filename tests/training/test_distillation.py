@@ -17,6 +17,7 @@ from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.errors import InputError
+from causaldiffae.guidance import CLASS_WEIGHT
 from causaldiffae.losses import Observed
 from causaldiffae.noise_schedule import CLEAN
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
@@ -30,7 +31,7 @@ STEPS, TEACHER_STEPS = 2, 9
 def distillation(few_steps: int = STEPS, teacher_steps: int = TEACHER_STEPS, **changes: Any) -> DistillationStep:
     config = small_config(predict_v=True, few_steps=few_steps, teacher_steps=teacher_steps, **changes)
     torch.manual_seed(0)
-    model, diffusion = create_model_and_diffusion(config, squares_spec())
+    model, diffusion = create_model_and_diffusion(config, squares_spec(3 if config.model.class_cond else None))
     return DistillationStep(randomise(model, scale=0.02), diffusion, config.loss, few_steps)
 
 
@@ -82,15 +83,42 @@ def test_every_variable_is_intervened_on_and_only_its_descendants_change() -> No
     model, t = step.model, inputs[4].t
     u = model.abduct(images)
     z = model.predict(u)
-    changed = step.intervened(u, z, t)
+    changed = step.intervened(u, z, t % 3)
     graph, labels = model.scm.graph, model.read_labels(z)
     for i, name in enumerate(graph.names):
-        rows = t % len(graph) == i
+        rows = t % 3 == i
         assert rows.any()
         torch.testing.assert_close(model.read_labels(changed)[rows, i], labels.roll(-1, dims=0)[rows, i])
         for j, other in enumerate(graph.names):
             if other != name and other not in graph.descendants(name):
                 assert torch.equal(changed[rows, j], z[rows, j])
+    assert torch.equal(changed[t % 3 == len(graph)], z[t % 3 == len(graph)]) and len(graph) == 2
+
+
+def test_the_class_is_one_of_the_interventions_and_only_the_teacher_is_guided() -> None:
+    step = distillation(class_cond=True)
+    images, _, _, _, draws, _ = inputs = arguments(step)
+    classes = torch.arange(8) % 3
+    with torch.no_grad():
+        for parameter in step.model.unet.parameters():
+            parameter.mul_(1.1)
+        _, terms = step(*inputs[:2], classes, *inputs[3:])
+        model, row = step.model, 2  # two variables, so images 2 and 5 get a new class
+        assert int(draws.t[row]) % 3 == 2
+        x, z = images[row : row + 1], model.predict(model.abduct(images))[row : row + 1]
+        old, new = classes[row : row + 1], classes[row + 1 : row + 2]
+
+        def guided(a: Tensor, t: Tensor) -> Tensor:
+            before, after = (step.teacher.model_output(a, t, z, each) for each in (old, new))
+            return after + (CLASS_WEIGHT - 1) * (after - before)
+
+        state = step.exact.encode(lambda a, t: step.teacher.model_output(a, t, z, old), x)
+        target = step.exact.decode(guided, state)
+        state = step.solver.encode(lambda a, t: model.model_output(a, t, z, old), x)
+        found = step.solver.decode(lambda a, t: model.model_output(a, t, z, new), state)
+    expected = ((found - target) ** 2).mean()
+    assert expected > 1e-6
+    torch.testing.assert_close(terms["mse"][row], expected, atol=1e-7, rtol=1e-3)
 
 
 def test_gradients_pass_through_the_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
