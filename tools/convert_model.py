@@ -8,7 +8,8 @@ least squares on latents of the training labels, with variables dropped as in tr
 
 `--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood. Then the encoder is trained
 to infer the noise that these mechanisms require for the labels of an image. The network keeps its weights: it depends
-on the labels alone.
+on the labels alone. Mechanisms need no images: `--labels FILE` fits them, also those of the kind that the model has, to
+a table with more labels, a CSV file with a column for every variable.
 
 Mechanisms and encoder keep the weights with the lowest loss on a held-out sixteenth of the data.
 
@@ -31,7 +32,9 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import check_complete, model_inputs
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import InputError
+from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.reading import reading
 from causaldiffae.image_datasets import ImageData
 from causaldiffae.losses import Observed, label_kl
 from causaldiffae.model import CausalDiffAE, mechanism_nll
@@ -95,6 +98,24 @@ def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int) -> float:
     return fit(model.scm, optimizer, loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
+def read_labels(path: Path, spec: DatasetSpec) -> Tensor:
+    """Reads labels (N, n) in label units from a CSV file with the names of the variables in its header.
+
+    Raises:
+        DataError: for a variable without a column, or a cell that is no number.
+    """
+    with reading("a CSV file of numbers with a header", str(path)):
+        table = np.genfromtxt(path, delimiter=",", names=True, dtype=np.float64, encoding="utf-8")
+    names = table.dtype.names or ()
+    if missing := [name for name in spec.graph.names if name not in names]:
+        raise DataError(f"{path}: expected a column {missing[0]!r}, got {', '.join(names)}")
+    labels = np.stack([np.atleast_1d(table[name]) for name in spec.graph.names], axis=1)
+    if not np.isfinite(labels).all():
+        row = int(np.flatnonzero(~np.isfinite(labels).all(axis=1))[0])
+        raise DataError(f"{path}: expected numbers, got another value in row {row + 1} below the header")
+    return torch.from_numpy(labels)
+
+
 def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float, steps: int) -> float:
     """Trains the encoder on the labels; returns the root mean square error of held-out ones, in normalised units.
 
@@ -127,20 +148,31 @@ def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float
 
 
 def converted(
-    model: CausalDiffAE, before: Config, after: Config, data: ImageData, steps: int, encoder_steps: int
+    model: CausalDiffAE,
+    before: Config,
+    after: Config,
+    data: ImageData,
+    steps: int,
+    encoder_steps: int,
+    table: Tensor | None = None,
 ) -> CausalDiffAE:
-    """The model under another configuration, fitted where it differs."""
+    """The model under another configuration, fitted where it differs.
+
+    Args:
+        table: labels (N, n) in label units, to which the mechanisms are fitted in place of those of the data.
+    """
     spec = data.spec
     labels = spec.normalise(torch.from_numpy(data.labels).float())
     if before.model.separate_embeddings != after.model.separate_embeddings:
         hidden = before.model.cond_hidden
         model.unet.up_emb, error = separate_embedding(model.requires_grad_(False), labels, hidden, steps)
         print(f"embedding: {error:.1%} of the variance is not reproduced")
-    if before.model.mechanism == after.model.mechanism:
+    if before.model.mechanism == after.model.mechanism and table is None:
         return model
     new = cast(CausalDiffAE, create_model_and_diffusion(after, spec)[0])
     new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("scm.")}, strict=False)
-    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, labels, steps):.4f}")
+    given = labels if table is None else spec.normalise(table.float())
+    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, given, steps):.4f}")
     new.requires_grad_(False).encoder.requires_grad_(True)
     error = fit_encoder(new, data, labels, after.loss.label_std, encoder_steps)
     print(f"encoder: error of the labels {error:.4f} standard deviations")
@@ -154,6 +186,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--separate_embeddings", action="store_true", help="one hidden layer per variable")
     parser.add_argument("--mechanism", default="", help="additive, affine or spline; by default unchanged")
+    parser.add_argument("--labels", type=Path, help="CSV file of labels, to which the mechanisms are fitted")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the embedding and of the mechanisms")
     parser.add_argument("--encoder_steps", type=int, default=20_000, help="steps of 64 images of the encoder")
     args = parser.parse_args(argv)
@@ -165,13 +198,15 @@ def main(argv: list[str]) -> None:
         raise InputError(f"model_path: expected model_type causaldae, got {config.model_type}")
     if separate != config.separate_embeddings and not config.cond_hidden:
         raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
-    if (separate, mechanism) == (config.separate_embeddings, config.mechanism):
-        raise InputError("mechanism: expected another one than that of the model, or --separate_embeddings")
+    if (separate, mechanism) == (config.separate_embeddings, config.mechanism) and args.labels is None:
+        raise InputError("mechanism: expected another one than that of the model, --labels or --separate_embeddings")
     train, spec = loaded.config.train, loaded.spec
     data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
     check_complete(data.labels, spec.graph.names)
+    table = None if args.labels is None else read_labels(args.labels, spec)
     after = replace(loaded.config, model=replace(config, separate_embeddings=separate, mechanism=mechanism))
-    model = converted(cast(CausalDiffAE, loaded.model), loaded.config, after, data, args.steps, args.encoder_steps)
+    model = cast(CausalDiffAE, loaded.model)
+    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
     print(args.out)
 

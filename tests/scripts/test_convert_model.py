@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from paths import REPO
@@ -12,6 +13,7 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config, ModelConfig, TrainConfig
 from causaldiffae.datasets.images import model_inputs
 from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.generators import circuit
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
 
 TOOL = REPO / "tools" / "convert_model.py"
@@ -73,6 +75,37 @@ def test_other_mechanisms_are_fitted_with_an_encoder_for_them_and_the_network_is
             for each in (before, after)  # type: ignore[union-attr]
         ]
     assert errors[1] < 0.3 * errors[0], errors
+
+
+def test_mechanisms_are_fitted_to_a_table_of_labels(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old")
+    spec = dataset_spec("circuit", 32)
+    labels = circuit.predict(circuit.sample_noise(2000, np.random.default_rng(0)), {})
+    shifted = labels.copy()
+    shifted[:, 0] = 0.9 - 0.1 * labels[:, 1]  # another law of the arm than that of the images
+    table = tmp_path / "labels.csv"
+    names = [*reversed(spec.graph.names), "other"]
+    rows = np.column_stack([shifted[:, ::-1], np.zeros(len(shifted))])
+    np.savetxt(table, rows, delimiter=",", header=",".join(names), comments="")
+    fitted = ["--mechanism", "additive", "--labels", table, "--steps", 600, "--encoder_steps", 2]
+    done = convert(old, circuit_dir, *fitted)
+    assert done.returncode == 0, done.stderr
+    model = load_model(str(tmp_path / "new")).model
+    with torch.no_grad():
+        found = [-model.scm.label_nll(spec.normalise(torch.from_numpy(each).float()))[0] for each in (shifted, labels)]  # type: ignore[union-attr]
+    assert found[0].sum(dim=-1).mean() > found[1].sum(dim=-1).mean() + 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("arm,blue,green\n0.1,0.2,0.3\n", "expected a column 'red', got arm, blue, green"),
+        ("arm,blue,green,red\n0.1,0.2,0.3,0.4\n0.1,no,0.3,0.4\n", "got another value in row 2 below the header"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, circuit_dir: Path, text: str, words: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    assert_refused(convert(write_model(tmp_path / "old"), circuit_dir, "--labels", tmp_path / "labels.csv"), words)
 
 
 @pytest.mark.parametrize(
