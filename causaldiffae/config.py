@@ -22,7 +22,7 @@ Auto = bool | Literal["auto"]
 
 
 DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
-CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance"
+CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance, as of a distilled model"
 CORRECTION_PREDICTOR_HELP: Final = (
     "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
 )
