@@ -159,3 +159,5 @@ def test_an_interrupted_run_is_resumed_and_processes_do_not_change_it(
     assert evaluate_as_peers(one) == whole
     assert calls == [(False, 1), (False, 2)] and done == [(True, 0), (True, 1), (True, 2), (False, 0)]
     assert not Path(one.out).with_suffix(".parts").exists()
+    calls.clear()
+    assert evaluate_as_peers(one) == whole and calls == []
