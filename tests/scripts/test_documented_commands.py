@@ -75,7 +75,7 @@ ELSEWHERE = {
         SUITE + "tests/evaluation/test_step_sweep.py"
     ),
     "causaldiffae distill --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist "
-    "--run_dir STUDENT --few_steps 2 --minutes 16": SUITE + "tests/scripts/test_distill.py",
+    "--run_dir STUDENT --few_steps 4 --minutes 26": SUITE + "tests/scripts/test_distill.py",
     "causaldiffae distill --model_path RUN --data_dir DATA --run_dir STUDENT --few_steps 4": SUITE
     + "tests/scripts/test_distill.py",
     "python scripts/make_dataset.py circuit --out DATA --image_size 128 --num 4000 --num_test 200": SUITE
@@ -103,6 +103,8 @@ ELSEWHERE = {
     "python tools/compare_mechanisms.py": MEASURES,
     "python tools/convert_model.py --model_path MODEL --data_dir DATA --separate_embeddings --out OUT": SUITE
     + "tests/scripts/test_convert_model.py",
+    "python tools/convert_model.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit "
+    "--labels labels.csv --steps 9000 --out OUT": SUITE + "tests/scripts/test_convert_model.py",
     "python tools/unusual_inputs.py --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist": (
         MEASURES
     ),
