@@ -11,7 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,37 +31,36 @@ from causaldiffae.predictors.predictor import LoadedPredictor, open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 from causaldiffae.training.predictor import data_digest
 
-ABDUCTIONS: Final = {"true labels": True, "the image": False}
-"""Name of an abduction -> whether the noise is abducted from the true factual labels."""
-
 
 @dataclass(frozen=True)
 class _Opened:
-    """The model and task of a job; every process loads its own."""
+    """The model and task of a job, with an engine for each abduction; every process loads its own."""
 
     loaded: LoadedModel
-    engine: CounterfactualEngine
+    engines: dict[str, CounterfactualEngine]
     predictor: LoadedPredictor
     task: PeersTask
     device: torch.device
 
 
 @lru_cache(maxsize=1)
-def _open(job: Job, use_labels: bool) -> _Opened:
+def _open(job: Job) -> _Opened:
     device, settings = dist_util.dev(), job.settings
     loaded = load_model(job.model_path, device, settings.ema or None, predictor=job.guide)
     folder, limit = data_folder(job.data_dir, loaded.spec), settings.num_images or None
     data = read_split(loaded.spec.name, folder, "test", limit=limit, spec=loaded.spec)
-    engine = make_engine(loaded, settings, use_labels=use_labels)
+    engines = {"true labels": make_engine(loaded, settings, use_labels=True)}
+    if isinstance(loaded.model, CausalAutoencoder):  # without an encoder, the labels are always given
+        engines["the image"] = make_engine(loaded, settings)
     predictor = open_predictor(loaded.spec, job.predictor, device)
     task = make_task(data, settings.seed, settings.chunk, settings.cycle_images)
-    return _Opened(loaded, engine, predictor, task, device)
+    return _Opened(loaded, engines, predictor, task, device)
 
 
-def run_batch(job: Job, use_labels: bool, number: int) -> dict[str, np.ndarray]:
+def run_batch(job: Job, abduction: str, number: int) -> dict[str, np.ndarray]:
     """The errors of one batch."""
-    opened = _open(job, use_labels)
-    return evaluate_batch(opened.engine, opened.task, number, opened.predictor.predictor, opened.device)
+    opened = _open(job)
+    return evaluate_batch(opened.engines[abduction], opened.task, number, opened.predictor.predictor, opened.device)
 
 
 def evaluate_as_peers(job: Job) -> dict[str, Any]:
@@ -72,26 +71,25 @@ def evaluate_as_peers(job: Job) -> dict[str, Any]:
     Raises:
         InputError: if results or parts of another evaluation have the same name, and as `evaluation.run.evaluate`.
     """
-    opened, out, parts = _open(job, True), Path(job.out), parts_folder(job.out)
-    warn_of_same_predictor(opened.engine.correction, opened.predictor)
-    report = _header(job, opened)
-    names = [name for name, given in ABDUCTIONS.items() if given or isinstance(opened.loaded.model, CausalAutoencoder)]
-    known = _known_figures(out, report["digest"])
-    if set(known) != set(names):
-        claim_parts(parts, report["digest"])
-    found: dict[str, Any] = {}
-    for name in names:
-        found[name] = known.get(name) or _figures(job, name, parts)
-        content = {**report, "abduction": {**known, **found}}
-        replace_file(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    opened, out, parts = _open(job), Path(job.out), parts_folder(job.out)
+    header = _header(job, opened)
+    found = _known_figures(out, header["digest"])
+    report = {**header, "abduction": found}
+    for name in opened.engines:
+        if name not in found:
+            claim_parts(parts, header["digest"])
+            found[name] = _figures(job, name, parts / name.replace(" ", "_"))
+            replace_file(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     shutil.rmtree(parts, ignore_errors=True)
-    return {**report, "abduction": found}
+    return report
 
 
 def _header(job: Job, opened: _Opened) -> dict[str, Any]:
     """Everything that the figures depend on, with its digest."""
-    correction, spec = opened.engine.correction, opened.loaded.spec
-    settings = asdict(replace(job.settings, keep_unchanged=opened.engine.keep_fraction))
+    engine, spec = next(iter(opened.engines.values())), opened.loaded.spec
+    correction = engine.correction
+    warn_of_same_predictor(correction, opened.predictor)
+    settings = asdict(replace(job.settings, keep_unchanged=engine.keep_fraction))
     header: dict[str, Any] = {
         "protocol": {"name": NAME, "version": VERSION, "settings": settings},
         "model": describe_model(opened.loaded),
@@ -117,11 +115,11 @@ def _known_figures(out: Path, digest: str) -> dict[str, Any]:
     return dict(known["abduction"])
 
 
-def _figures(job: Job, name: str, parts: Path) -> dict[str, Any]:
-    """The figures of one abduction."""
-    opened = _open(job, ABDUCTIONS[name])
-    compute = partial(run_batch, job, ABDUCTIONS[name])
-    sizes, folder = [len(rows) for rows in opened.task.batches], parts / name.replace(" ", "_")
-    folder.mkdir(parents=True, exist_ok=True)
-    outputs = compute_chunks(compute, sizes, folder, job.workers, opened.device, f"from {name}")
+def _figures(job: Job, abduction: str, folder: Path) -> dict[str, Any]:
+    """The figures of one abduction, whose finished batches are in a folder."""
+    opened = _open(job)
+    folder.mkdir(exist_ok=True)
+    sizes = [len(rows) for rows in opened.task.batches]
+    compute = partial(run_batch, job, abduction)
+    outputs = compute_chunks(compute, sizes, folder, job.workers, opened.device, f"from {abduction}")
     return peers_figures(outputs, opened.loaded.spec, job.settings.seed)

@@ -124,7 +124,8 @@ class DistillationStep(TrainingStep):
             u = model.abduct(x_start, labels)
             z = model.predict(u)
             chosen = draws.t % (z.shape[1] + (classes is not None))
-            changed, asked = self.intervened(u, z, chosen), self.classes_asked(classes, chosen == z.shape[1])
+            changed = self.intervened(u, z, chosen)
+            asked = None if classes is None else torch.where(chosen == z.shape[1], classes.roll(-1), classes)
             state = self.exact.encode(self.output(self.teacher, z, classes, encoding), x_start)
             guided = self.output(self.teacher, changed, asked, decoding, self.config.teacher_scale, classes)
             target = self.exact.decode(guided, state)
@@ -154,10 +155,6 @@ class DistillationStep(TrainingStep):
             if rows.any():
                 changed[rows] = model.predict(u[rows], {name: values[rows, i]})
         return changed
-
-    def classes_asked(self, classes: Tensor | None, changed: Tensor) -> Tensor | None:
-        """The classes (B,), where `changed` those of the next image; None without classes."""
-        return None if classes is None else torch.where(changed, classes.roll(-1), classes)
 
     def output(
         self,

@@ -139,13 +139,13 @@ def test_an_interrupted_run_is_resumed_and_processes_do_not_change_it(
     settings = ProtocolSettings(num_images=6, steps=2, chunk=2, cycle_images=2)
     job = Job(str(WEIGHTS), str(folder), str(tmp_path / "two.json"), settings, workers=2)
     whole = evaluate_as_peers(job)
-    done: list[tuple[bool, int]] = []
+    done: list[tuple[str, int]] = []
 
-    def interrupted(job: Job, use_labels: bool, number: int) -> dict[str, np.ndarray]:
+    def interrupted(job: Job, abduction: str, number: int) -> dict[str, np.ndarray]:
         if len(done) == 4:
             raise KeyboardInterrupt
-        done.append((use_labels, number))
-        return run_batch(job, use_labels, number)
+        done.append((abduction, number))
+        return run_batch(job, abduction, number)
 
     one = replace(job, out=str(tmp_path / "one.json"), workers=1)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -154,10 +154,11 @@ def test_an_interrupted_run_is_resumed_and_processes_do_not_change_it(
     assert list(json.loads(Path(one.out).read_text())["abduction"]) == ["true labels"]
     with pytest.raises(InputError, match="got others; delete it"):
         evaluate_as_peers(replace(one, settings=replace(settings, seed=1)))
-    calls: list[tuple[bool, int]] = []
+    calls: list[tuple[str, int]] = []
     monkeypatch.setattr(peers_run, "run_batch", lambda *args: calls.append(args[1:]) or run_batch(*args))
     assert evaluate_as_peers(one) == whole
-    assert calls == [(False, 1), (False, 2)] and done == [(True, 0), (True, 1), (True, 2), (False, 0)]
+    assert calls == [("the image", 1), ("the image", 2)]
+    assert done == [("true labels", 0), ("true labels", 1), ("true labels", 2), ("the image", 0)]
     assert not Path(one.out).with_suffix(".parts").exists()
     calls.clear()
     assert evaluate_as_peers(one) == whole and calls == []
