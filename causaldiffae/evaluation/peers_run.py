@@ -19,11 +19,11 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import InputError
 from causaldiffae.evaluation.chunks import claim_parts, compute_chunks, parts_folder
 from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.headers import describe_model, warn_of_same_predictor
 from causaldiffae.evaluation.peers import NAME, VERSION, PeersTask, evaluate_batch, make_task, peers_figures
+from causaldiffae.evaluation.results_file import check_digest
 from causaldiffae.evaluation.run import Job, data_folder, make_engine
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
 from causaldiffae.model import CausalAutoencoder
@@ -73,7 +73,11 @@ def evaluate_as_peers(job: Job) -> dict[str, Any]:
     """
     opened, out, parts = _open(job), Path(job.out), parts_folder(job.out)
     header = _header(job, opened)
-    found = _known_figures(out, header["digest"])
+    found: dict[str, Any] = {}
+    if out.exists():
+        known = read_json(out, MAX_JSON_BYTES)
+        check_digest(known, header["digest"], str(out))
+        found = dict(known["abduction"])
     report = {**header, "abduction": found}
     for name in opened.engines:
         if name not in found:
@@ -99,20 +103,6 @@ def _header(job: Job, opened: _Opened) -> dict[str, Any]:
         "class_name": spec.class_name if spec.num_classes else "",
     }
     return {**header, "digest": json_digest(header), "path": opened.loaded.path}
-
-
-def _known_figures(out: Path, digest: str) -> dict[str, Any]:
-    """Abductions -> figures that the file `out` already holds.
-
-    Raises:
-        InputError: if they are those of another model, data set or settings.
-    """
-    if not out.exists():
-        return {}
-    known = read_json(out, MAX_JSON_BYTES)
-    if known.get("digest") != digest:
-        raise InputError(f"{out}: expected results of this model, data and settings, got others; delete it")
-    return dict(known["abduction"])
 
 
 def _figures(job: Job, abduction: str, folder: Path) -> dict[str, Any]:

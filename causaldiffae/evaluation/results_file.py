@@ -17,7 +17,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from causaldiffae.errors import DataError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import read_json
 
 SCHEMA = Path(__file__).with_name("results.schema.json")
@@ -39,3 +39,9 @@ def check_results(results: Mapping[str, Any], source: str) -> None:
         expected = f"the keys {', '.join(error.validator_value)}"
     given = repr(error.instance)[:60]
     raise DataError(f"{source}: {key}: expected {expected}, got {given}; delete the file and evaluate again")
+
+
+def check_digest(results: Mapping[str, Any], digest: str, source: str) -> None:
+    """Raises `InputError`, starting with `source`, for results of another model, data set or settings."""
+    if results.get("digest") != digest:
+        raise InputError(f"{source}: expected results of this model, data and settings, got others; delete it")

@@ -32,7 +32,7 @@ from causaldiffae.evaluation.chunks import claim_parts, compute_chunks, one_thre
 from causaldiffae.evaluation.headers import describe, describe_model
 from causaldiffae.evaluation.interventions import check_labels
 from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings, Task, TaskRunner, make_task
-from causaldiffae.evaluation.results_file import check_results
+from causaldiffae.evaluation.results_file import check_digest, check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
 from causaldiffae.guidance import Guidance
@@ -202,8 +202,7 @@ def known_results(out: Path, header: Mapping[str, Any]) -> dict[str, Any] | None
     if not out.exists():
         return None
     known = read_results(out)
-    if known.get("digest") != header["digest"]:
-        raise InputError(f"{out}: expected results of this model, data and settings, got others; delete it")
+    check_digest(known, header["digest"], str(out))
     return known
 
 
