@@ -98,9 +98,9 @@ def main(argv: list[str]) -> None:
     for name, measure, interventions in measurements:
         timings.append(measure())
         print(timing_row(name, timings[-1], settings.batch_size * interventions, settings.max_spread), flush=True)
-    memory = [peak_memory(config, spec, settings, reference) for reference in (True, False)]
+    memory = peak_memory(config, spec, settings, True), peak_memory(config, spec, settings, False)
     null, null_8bit = measure_composition(settings)
-    rows = [("training memory, MiB", *memory)]
+    rows: list[tuple[str, float, float]] = [("training memory, MiB", *memory)]
     rows += [(f"evaluations, {count} intervention(s)", *evaluations(count, settings.steps)) for count in (1, 4)]
     for name, before, after in rows:
         print(f"{name:36s}{before:14.0f}{after:14.0f}{after / before:10.2f}")

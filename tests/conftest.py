@@ -12,8 +12,9 @@ import pytest
 import torch
 from circuits import painted, write_painted
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
-from causaldiffae.generators import circuit_writer
+from causaldiffae.generators import circuit_writer, pendulum
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 EXAMPLES = 10_000
@@ -62,6 +63,17 @@ def circuit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(circuit_writer, "render", painted)
         patch.setattr(circuit_writer, "CHUNK", 4)
         return write_painted(tmp_path_factory.mktemp("circuit") / "set")
+
+
+@pytest.fixture(scope="session")
+def pendulum_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 4 test images."""
+    folder = tmp_path_factory.mktemp("pendulum")
+    for split, angles in (("train", (-30, 0, 25)), ("test", (10,))):
+        (folder / split).mkdir()
+        for labels in pendulum.true_labels(np.repeat(angles, 4), np.tile([70, 90, 110, 130], len(angles))):
+            Image.fromarray(pendulum.render(*labels[:2])).save(folder / split / pendulum.file_name(labels))
+    return folder
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.generators import circuit, morphomnist, pendulum
 from causaldiffae.generators.common import Generator
+from causaldiffae.losses import Observed
 from causaldiffae.model import mechanism_nll
 from causaldiffae.scm import LatentSCM
 
@@ -54,7 +55,7 @@ def fit(spec: DatasetSpec, labels: np.ndarray, mechanism: str, settings: argpars
     data = spec.normalise(torch.from_numpy(labels).float())
     optimizer = torch.optim.AdamW(scm.parameters(), lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 3.0 * (1 - step / settings.steps)))
-    everyone = torch.ones(settings.batch_size, dtype=torch.bool)
+    everyone = Observed.of(torch.ones(settings.batch_size, len(spec.graph), dtype=torch.bool))
     for _ in range(settings.steps):
         batch = data[torch.randint(len(data), (settings.batch_size,))]
         optimizer.zero_grad()

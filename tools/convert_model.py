@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def read_labels(path: Path, spec: DatasetSpec) -> Tensor:
         DataError: for a variable without a column, or a cell that is no number.
     """
     with reading("a CSV file of numbers with a header", str(path)):
-        table = np.genfromtxt(path, delimiter=",", names=True, dtype=np.float64, encoding="utf-8")
+        table: Any = np.genfromtxt(path, delimiter=",", names=True, dtype=np.float64, encoding="utf-8")
     names = table.dtype.names or ()
     if missing := [name for name in spec.graph.names if name not in names]:
         raise DataError(f"{path}: expected a column {missing[0]!r}, got {', '.join(names)}")

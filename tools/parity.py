@@ -88,7 +88,7 @@ def make_data(folder: Path) -> Path:
 def training(folder: Path, data: Path) -> dict[str, Any]:
     """Logged values of ten steps, and keys of configuration and checkpoint, by model type."""
     found: dict[str, Any] = {}
-    cases = {name: {"model_type": name} for name in MODEL_TYPES}
+    cases: dict[str, dict[str, Any]] = {name: {"model_type": name} for name in MODEL_TYPES}
     cases |= {"affine": {"mechanism": "affine"}, "one_hop": {"mechanism": "one_hop"}, "masked": {"masking": True}}
     cases["masked"]["label_fraction"] = 0.5
     cases["diffscm"] |= {"label_cond": True}
@@ -110,9 +110,9 @@ def training(folder: Path, data: Path) -> dict[str, Any]:
             "dataset": checkpoint.get("dataset", checkpoint.get("config", {}).get("dataset")),
         }
     predictor = folder / "noised"
-    changes = {"dataset": "morphomnist", "data_dir": data, "out": predictor, "classifier_width": 32, "batch_size": 8}
-    changes |= {"channel_mult": "1,2", "iterations": 10}
-    run("classifiers/noised_classifier.py", *flags(changes))
+    settings = {"dataset": "morphomnist", "data_dir": data, "out": predictor, "classifier_width": 32, "batch_size": 8}
+    settings |= {"channel_mult": "1,2", "iterations": 10}
+    run("classifiers/noised_classifier.py", *flags(settings))
     found["noised_classifier"] = without_timings(json.loads((predictor / "config.json").read_text(encoding="utf-8")))
     return found
 

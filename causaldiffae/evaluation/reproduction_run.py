@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.reproduction import Plan, Step
 from causaldiffae.training.estimate import estimate
@@ -86,7 +88,7 @@ def shown_command(command: Sequence[str]) -> str:
     return shlex.join(["python", *(part.removeprefix(here) for part in command)])
 
 
-def estimated_hours(plan: Plan, device: str = "cpu") -> dict[str, float]:
+def estimated_hours(plan: Plan, device: torch.device | str = "cpu") -> dict[str, float]:
     """Hours of the trainings and evaluations of a plan that are not finished, measured on a few images of each model.
 
     Evaluations count the network evaluations of their images; what reads labels is not included.

@@ -32,11 +32,12 @@ Traversals = dict[str, tuple[list[float], list[np.ndarray]]]
 class TraversableModel(Protocol):
     """The part of `CounterfactualModel` that a traversal uses."""
 
-    spec: DatasetSpec
+    @property
+    def spec(self) -> DatasetSpec: ...
 
     def abduct(self, images: Any) -> Any: ...
 
-    def predict(self, abducted: Any, do: Any = None) -> Any: ...
+    def predict(self, abduction: Any, do: Any = None) -> Any: ...
 
 
 def traverse(model: TraversableModel, images: object) -> Traversals:

@@ -4,21 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from causaldiffae.files import idx
-from causaldiffae.generators import morphomnist, pendulum
-
-
-@pytest.fixture(scope="session")
-def pendulum_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 training and 4 test images."""
-    folder = tmp_path_factory.mktemp("pendulum")
-    for split, angles in (("train", (-30, 0, 25)), ("test", (10,))):
-        (folder / split).mkdir()
-        for labels in pendulum.true_labels(np.repeat(angles, 4), np.tile([70, 90, 110, 130], len(angles))):
-            Image.fromarray(pendulum.render(*labels[:2])).save(folder / split / pendulum.file_name(labels))
-    return folder
+from causaldiffae.generators import morphomnist
 
 
 @pytest.fixture(scope="session")

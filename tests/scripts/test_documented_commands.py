@@ -100,13 +100,13 @@ ELSEWHERE = {
     "mkdocs build --strict": CI,
     "pytest tests/test_scm.py tests/mechanisms": CI,
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
-    "python tools/compare_mechanisms.py": MEASURES,
+    "python tools/compare_mechanisms.py": SUITE + "tests/test_tools.py",
     "python tools/convert_model.py --model_path MODEL --data_dir DATA --separate_embeddings --out OUT": SUITE
     + "tests/scripts/test_convert_model.py",
     "python tools/convert_model.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit "
     "--labels labels.csv --steps 9000 --out OUT": SUITE + "tests/scripts/test_convert_model.py",
     "python tools/unusual_inputs.py --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist": (
-        MEASURES
+        SUITE + "tests/test_tools.py (slow)"
     ),
     "python scripts/export_weights.py --model_path weights/pendulum_causaldae_mini --data_dir data/pendulum": (
         SUITE + "tests/scripts/test_scripts.py"
@@ -119,7 +119,7 @@ ELSEWHERE = {
     "OMP_NUM_THREADS=1 python tools/crashes.py --kills 100": SUITE + "tests/checkpoints/test_crashes.py (slow)",
     "OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 10": MEASURES,
     "python tools/process_throughput.py --data_dir data/pendulum --rounds 4": MEASURES,
-    "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": MEASURES,
+    "OMP_NUM_THREADS=1 python tools/data_throughput.py --images 20000 --steps 60": SUITE + "tests/test_tools.py",
     "python tools/parity.py record before.json": SUITE + "tests/test_parity.py",
     "python tools/parity.py compare before.json": SUITE + "tests/test_parity.py",
     "python -m build": SUITE + "tests/scripts/test_wheel.py (slow)",

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import atheris
 import numpy as np
@@ -71,7 +72,7 @@ def read_manifest_bytes(content: bytes, folder: Path) -> None:
     verify(step)
 
 
-def _npz_seed(compressed: bool, **arrays: object) -> bytes:
+def _npz_seed(compressed: bool, **arrays: Any) -> bytes:
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     return buffer.getvalue()

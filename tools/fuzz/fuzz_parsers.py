@@ -280,11 +280,13 @@ def repair_manifest(files: Files) -> Files:
     """Updates the sizes and hashes in the manifest."""
     name = next((name for name in files if name.endswith("manifest.json")), None)
     try:
-        manifest = json.loads(files[name]) if name else None
+        if name is None:
+            return files
+        manifest = json.loads(files[name])
         for entry, described in manifest["files"].items() if manifest else ():
             content = files[name.replace("manifest.json", entry)]
             described.update(size=len(content), sha256=sha256(content).hexdigest())
-        return {**files, name: json.dumps(manifest).encode()} if name else files
+        return {**files, name: json.dumps(manifest).encode()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return files
 

@@ -201,7 +201,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="number of one input to run in this process")
     given = parser.parse_args()
     image_cache.cache_folder = image_folder.cache_folder = lambda folder: None  # it writes beside the data
-    image_cache.shared_folder = lambda where, size: None
+    image_cache.shared_folder = lambda address, size: None
     names = given.parser or list(PARSERS)
     if given.only is not None:
         show_one(names[0], given.only, given.seed)

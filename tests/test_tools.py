@@ -1,0 +1,60 @@
+"""Tools that measure for minutes, at their smallest."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paths import REPO
+from running import run
+
+TOOLS = REPO / "tools"
+
+
+def measured(tool: str, *arguments: object) -> list[str]:
+    """The lines that a tool prints."""
+    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=True
+    ).stdout.splitlines()
+
+
+def test_mechanisms_are_compared_on_every_effect() -> None:
+    arguments = ("--datasets", "morphomnist", "pendulum", "--num_train", 200)
+    short, long = (run(TOOLS / "compare_mechanisms.py", *arguments, "--steps", steps) for steps in (1, 300))
+    assert short.returncode == long.returncode == 0, long.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in long.stdout.splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["morphomnist", "thickness", "intensity"],
+        *(["pendulum", cause, f"shadow_{effect}"] for cause in ("angle", "light") for effect in ("length", "position")),
+    ]
+    before = [line.split("|")[4:-1] for line in short.stdout.splitlines()[2:]]
+    assert all(float(x) < 0.7 * float(y) for x, y in zip(rows[0][3:], before[0], strict=True)), "it has learned"
+
+
+def test_batches_are_timed_in_every_way_of_reading_them() -> None:
+    sizes = ("--images", 48, "--size", 16, "--batch_size", 4, "--steps", 2, "--rounds", 1, "--step_ms", 1)
+    head, *rows = measured("data_throughput.py", *sizes)
+    assert head.split() == ["images/s", "no", "step", "1", "ms", "steps"]
+    assert [row[:24].strip() for row in rows] == [
+        "memory", "warm map", "warm map, main thread", "cold map", "cold map, main thread",
+    ]  # fmt: skip
+    assert all(float(value) > 0 for row in rows for value in row[24:].split())
+
+
+@pytest.mark.slow
+def test_the_overhead_of_saving_is_measured_by_two_clocks(pendulum_dir: Path) -> None:
+    lines = measured("save_overhead.py", "--data_dir", pendulum_dir, "--steps", 1, "--rounds", 1)
+    kinds = [line[:31].split() for line in lines if "for 1 steps" in line]
+    assert [words[-1] for words in kinds] == ["none", "background", "between"] * 2
+
+
+@pytest.mark.slow
+def test_unusual_images_are_called_so(pendulum_dir: Path) -> None:
+    done = run(TOOLS / "unusual_inputs.py", "--model_path", REPO / "weights" / "pendulum_causaldae_mini",
+               "--data_dir", pendulum_dir)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shares = {line[:36].strip(): line[36:].split()[1] for line in done.stdout.splitlines() if "%" in line[36:]}
+    assert shares["test images"] == "0.00%" and shares["pixels shuffled"] == "100.00%"
