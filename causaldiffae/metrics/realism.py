@@ -104,19 +104,6 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + traces)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """KID of features (N, F) and (M, F): unbiased, and so around 0, or below, for sets of one distribution.
-
-    Sets of equal size are pairs, image by image, see `PairedKernelDistance`.
-    """
-    if min(len(a), len(b)) < 2:
-        return float("nan")
-    if len(a) == len(b):
-        return PairedKernelDistance(a, b)(np.arange(len(a)))
-    within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in map(_kernel, (a, b))]
-    return float(sum(within) - 2.0 * _kernel(a, b).mean())
-
-
 class PairedKernelDistance:
     """KID of two sets of features (N, F) of N pairs of images, for subsets and resamples of the pairs.
 

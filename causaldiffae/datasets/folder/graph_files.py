@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import networkx as nx
@@ -39,7 +39,6 @@ from causaldiffae.files.graph_formats import (
 from causaldiffae.files.graph_tables import parse_graph_table, parse_npy_matrix
 from causaldiffae.files.parsed_graph import ParsedGraph
 from causaldiffae.files.reading import parse_json_value
-from causaldiffae.files.storage import read_address
 from causaldiffae.files.text import decode_text
 from causaldiffae.files.yaml import parse_yaml
 from causaldiffae.graphs import CausalGraph
@@ -72,11 +71,6 @@ _UNOBSERVED: Final = {
     **dict.fromkeys(("latent", "unobserved", "u"), ("true", "yes", "1")),
 }
 _DOWHY_CONFOUNDERS: Final = "Unobserved Confounders"
-
-
-def read_graph(path: str | Path) -> CausalGraph:
-    """Reads a graph from a local file or an address like gs://bucket/graph.yaml; raises as `parse_graph`."""
-    return parse_graph(read_address(path, MAX_BYTES), str(path))[0]
 
 
 def parse_graph(

@@ -3,7 +3,6 @@
 import io
 import json
 import unicodedata
-from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causaldiffae.datasets.folder.description import parse_description
-from causaldiffae.datasets.folder.graph_files import parse_graph, read_graph
+from causaldiffae.datasets.folder.graph_files import parse_graph
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
@@ -143,11 +142,6 @@ def test_unobserved_common_causes_are_refused(declared: str) -> None:
         parsed(text, "g.dot")
     assert parsed(text.replace("U -> age;", ""), "g.dot").names == ("age", "smile"), "noise of one variable is left out"
     assert "U" in parse_graph(text.encode(), "g.dot", ("U", "age", "smile"))[0].names, "it is labelled"
-
-
-def test_a_graph_is_read_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "g.txt").write_text(AS_WRITTEN["dagitty.txt"])
-    assert set(read_graph(tmp_path / "g.txt").edges) == set(EDGES)
 
 
 def test_marks_of_missing_labels_are_declared_for_all_variables_or_one() -> None:
