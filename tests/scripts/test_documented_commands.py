@@ -84,7 +84,7 @@ ELSEWHERE = {
     "--iterations 2400": LATENT,
     "python scripts/image_train.py --config configs/circuit_causaldae_latent.yaml --data_dir DATA "
     "--vae_path RUN/autoencoder --run_dir RUN --minutes 47": LATENT,
-    "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 "
+    "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 --steps 15 "
     "--do arm=0.5 --do blue=0.9 --do green=0.9 --do red=0.2": LATENT,
     "causaldiffae estimate --dataset pendulum --sides 32,64,128 --table docs/training.md": SUITE
     + "tests/training/test_size_table.py",
