@@ -84,6 +84,8 @@ def parse(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["protocol"] == peers.NAME and not values["model_path"]:
         raise InputError(f"protocol: expected --model_path with {peers.NAME}, got none")
+    if values["protocol"] == peers.NAME and (given := [name for name in ("variables", "report") if values[name]]):
+        raise InputError(f"{given[0]}: expected none with protocol {peers.NAME}, got {values[given[0]]}")
     if values["workers"] < 1:
         raise InputError(f"workers: expected 1 or more, got {values['workers']}")
     return values
@@ -165,7 +167,7 @@ def main(argv: list[str]) -> None:
     if results:
         print(tables(results))
     if values["report"]:
-        paths = sorted(folder.glob("*.json"))
+        paths = [path for path in sorted(folder.glob("*.json")) if not peers.is_report(path)]
         if not paths:
             raise InputError(f"report: {folder} holds no results")
         print(f"written to {write_report(values['report'], [(path, read_results(path)) for path in paths])}")

@@ -70,6 +70,9 @@ def compute_chunks(
         folder: of finished chunks, see `claim_parts`.
         workers: number of processes; an accelerator always uses one.
         description: of the progress bar.
+
+    Raises:
+        InputError: if outputs that were stored cannot be read.
     """
     paths = [folder / f"chunk_{number:05d}.npz" for number in range(len(sizes))]
     parts = [read_arrays(path, _MAX_PART) for path in paths]
@@ -83,8 +86,14 @@ def compute_chunks(
         else:
             for number in _in_processes(run, missing, workers):
                 bar.update(sizes[number])
-    outputs = (part or read_arrays(path, _MAX_PART) for part, path in zip(parts, paths, strict=True))
-    return [part for part in outputs if part is not None]
+    return [_finished(path) if part is None else part for part, path in zip(parts, paths, strict=True)]
+
+
+def _finished(path: Path) -> dict[str, np.ndarray]:
+    """The outputs of a chunk that this computation has stored."""
+    if (part := read_arrays(path, _MAX_PART)) is None:
+        raise InputError(f"{path}: expected the outputs of a chunk, got none; another process may have removed them")
+    return part
 
 
 def _store(compute: Compute, paths: Sequence[Path], number: int) -> int:

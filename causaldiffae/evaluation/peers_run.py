@@ -47,13 +47,15 @@ class _Opened:
 def _open(job: Job) -> _Opened:
     device, settings = dist_util.dev(), job.settings
     loaded = load_model(job.model_path, device, settings.ema or None, predictor=job.guide)
-    folder, limit = data_folder(job.data_dir, loaded.spec), settings.num_images or None
-    data = read_split(loaded.spec.name, folder, "test", limit=limit, spec=loaded.spec)
-    engines = {"true labels": make_engine(loaded, settings, use_labels=True)}
-    if isinstance(loaded.model, CausalAutoencoder):  # without an encoder, the labels are always given
+    spec, model, engines = loaded.spec, loaded.model, {}
+    if getattr(model, "aligned", True):
+        engines["true labels"] = make_engine(loaded, settings, use_labels=hasattr(model, "abduct_given"))
+    if isinstance(model, CausalAutoencoder):  # without an encoder, the labels are always given
         engines["the image"] = make_engine(loaded, settings)
-    predictor = open_predictor(loaded.spec, job.predictor, device)
-    task = make_task(data, settings.seed, settings.chunk, settings.cycle_images)
+    test = read_split(spec.name, data_folder(job.data_dir, spec), "test", spec=spec)
+    predictor = open_predictor(spec, job.predictor, device)
+    sizes = settings.chunk, settings.cycle_images, settings.num_images
+    task = make_task(test, settings.seed, *sizes, sets_class=model.class_cond)
     return _Opened(loaded, engines, predictor, task, device)
 
 
@@ -66,7 +68,8 @@ def run_batch(job: Job, abduction: str, number: int) -> dict[str, np.ndarray]:
 def evaluate_as_peers(job: Job) -> dict[str, Any]:
     """Applies the protocol to a model and returns the content of OUT.json.
 
-    Models without an encoder are abducted from the true labels only.
+    Models without an encoder are abducted from the true labels only, a DiffAE without aligned latents from the image
+    only. The class is set if the model is conditioned on it.
 
     Raises:
         InputError: if results or parts of another evaluation have the same name, and as `evaluation.run.evaluate`.

@@ -13,9 +13,11 @@ import torch
 from paths import REPO
 from running import assert_refused, run
 
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.config import Config, ModelConfig, TrainConfig
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData
-from causaldiffae.datasets.registry import read_split
+from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import peers_run
 from causaldiffae.evaluation.peers import draw_interventions, evaluate_batch, make_task, peers_figures, peers_table
@@ -24,6 +26,7 @@ from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.run import Job
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Readings
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint
 
 SHARE, WEIGHTS = REPO / "assets" / "mnist_share", REPO / "weights" / "morphomnist_causaldae_mini"
 LEVELS = 4.0
@@ -45,7 +48,7 @@ def digits(folder: Path) -> ImageData:
 class Engine:
     """Predicts labels 1 and 10 above the requested or factual ones; its images are darkened factual ones."""
 
-    def abduct(self, x_start: torch.Tensor, classes: Any, labels: torch.Tensor) -> SimpleNamespace:
+    def abduct(self, x_start: torch.Tensor, classes: Any, drawn: Any, labels: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(images=x_start, labels=labels)
 
     def predict(self, abducted: SimpleNamespace, dos: Sequence[Mapping[str, Any]]) -> list[Counterfactual]:
@@ -85,6 +88,27 @@ def test_values_are_test_values_of_another_bin_and_classes_other_ones(digits: Im
         draw_interventions(replace(digits, labels=labels), 0)
 
 
+def test_a_part_of_the_split_has_the_interventions_of_the_whole(digits: ImageData) -> None:
+    whole, part = make_task(digits), make_task(digits, num_images=4)
+    rows = [digits.ids.index(each) for each in part.data.ids]
+    assert len(rows) == 4 and rows[-1] > 4, "spread over the split"
+    for name in ("thickness", "intensity", "digit"):
+        np.testing.assert_array_equal(part.values[name], whole.values[name][rows])
+    assert "digit" not in make_task(digits, sets_class=False).values
+    with pytest.raises(InputError, match="num_images: expected at most 12, the size of the test split, got 13"):
+        make_task(digits, num_images=13)
+
+
+def test_a_predictor_without_classes_leaves_them_out(digits: ImageData) -> None:
+    class Labels(Exact):
+        def read(self, images: np.ndarray) -> Readings:
+            return super().read(images)._replace(classes=None)
+
+    task = make_task(digits, batch_size=12)
+    found = peers_figures([evaluate_batch(Engine(), task, 0, Labels(digits))], digits.spec)  # type: ignore[arg-type]
+    assert list(found["interventions"]["thickness"]["own"]) == ["thickness", "intensity"]
+
+
 def test_figures_of_a_known_model(digits: ImageData) -> None:
     task = make_task(digits, batch_size=5, cycle_images=4)
     outputs = [evaluate_batch(Engine(), task, number, Exact(digits)) for number in range(3)]  # type: ignore[arg-type]
@@ -110,6 +134,29 @@ def test_figures_of_a_known_model(digits: ImageData) -> None:
     assert heads[0][-3:] == ["thickness", "intensity", "digit"] and heads[1][-3:] == ["error", "error", "accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("options", "abductions"),
+    [
+        ({"model_type": "diffae"}, ["the image"]),
+        ({"model_type": "conditional"}, ["true labels"]),
+        ({"model_type": "causaldae"}, ["true labels", "the image"]),
+    ],
+)
+def test_each_model_is_abducted_from_what_it_can_use_and_set_as_it_can(
+    options: dict[str, str], abductions: list[str], folder: Path, tmp_path: Path
+) -> None:
+    spec = dataset_spec("morphomnist")
+    sizes = {"num_channels": 32, "num_res_blocks": 1, "channel_mult": "1", "attention_resolutions": ""}
+    model = ModelConfig(**sizes, rep_dim=8, **options)  # type: ignore[arg-type]
+    config = Config(model=model, train=TrainConfig(dataset="morphomnist"))
+    network = create_model_and_diffusion(config, spec)[0]
+    export_weights(tmp_path / "model", network.state_dict(), describe_checkpoint(config, spec))
+    settings = ProtocolSettings(num_images=2, steps=2, chunk=2, cycle_images=2)
+    found = evaluate_as_peers(Job(str(tmp_path / "model"), str(folder), str(tmp_path / "out.json"), settings))
+    assert list(found["abduction"]) == abductions
+    assert all(list(each["interventions"]) == ["thickness", "intensity"] for each in found["abduction"].values())
+
+
 def test_the_script(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "results" / "peers.json"
     base = [f"--model_path={WEIGHTS}", f"--data_dir={folder}", f"--out={out}", "--protocol=melistas"]
@@ -127,6 +174,12 @@ def test_the_script(folder: Path, tmp_path: Path) -> None:
         run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=3"),
         "peers.json: expected results of this model, data and settings, got others; delete it",
     )
+    assert_refused(
+        run(REPO / "scripts" / "evaluate.py", *base, "--variables=thickness"),
+        "variables: expected none with protocol melistas",
+    )
+    report = run(REPO / "scripts" / "evaluate.py", f"--out={out.parent}", f"--report={tmp_path / 'r.html'}")
+    assert_refused(report, f"report: {out.parent} holds no results")
     assert_refused(
         run(REPO / "scripts" / "evaluate.py", "--protocol=melistas", "--all=weights", "--data_dir=x", f"--out={out}"),
         "protocol: expected --model_path with melistas, got none",
