@@ -81,11 +81,13 @@ def parse_flat(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         check_config_file(path)
     try:
         values = parser.parse_args(list(argv))
-        if values.get("follow_links", False):
-            follow_links()
-        return values
     except (ArgumentError, TypeError, KeyError, ValueError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    if values.get("recipe"):  # that of a flag has been expanded
+        raise InputError(f"recipe: expected it on the command line, as --recipe {values['recipe']}")
+    if values.get("follow_links", False):
+        follow_links()
+    return values
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -169,8 +171,6 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
             section, "ddim50" for a fixed stride.
     """
     betas = get_named_beta_schedule(config.noise_schedule, config.diffusion_steps)
-    if config.zero_terminal_snr:
-        betas = enforce_zero_terminal_snr(betas)
     mse = LossType.RESCALED_MSE if config.rescale_learned_sigmas else LossType.MSE
     if config.predict_xstart and config.predict_v:
         raise InputError("predict_xstart, predict_v: expected at most one of them, got both")
@@ -178,7 +178,7 @@ def create_gaussian_diffusion(config: DiffusionConfig, timestep_respacing: str =
     fixed = ModelVarType.FIXED_SMALL if config.sigma_small else ModelVarType.FIXED_LARGE
     return SpacedDiffusion(
         use_timesteps=space_timesteps(config.diffusion_steps, timestep_respacing or [config.diffusion_steps]),
-        betas=betas,
+        betas=enforce_zero_terminal_snr(betas) if config.zero_terminal_snr else betas,
         model_mean_type=ModelMeanType.VELOCITY if config.predict_v else mean_type,
         model_var_type=ModelVarType.LEARNED_RANGE if config.learn_sigma else fixed,
         loss_type=LossType.RESCALED_KL if config.use_kl else mse,

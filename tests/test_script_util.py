@@ -64,6 +64,13 @@ def test_a_recipe_stands_for_its_flags() -> None:
         parse_config(["--recipe=other"])
 
 
+def test_a_recipe_in_a_file_or_under_a_part_of_its_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("recipe: reference\n")
+    for given in (["--config", str(tmp_path / "c.yaml")], ["--rec", "reference"]):
+        with pytest.raises(InputError, match="recipe: expected it on the command line, as --recipe reference"):
+            parse_config(given)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -63,10 +63,10 @@ class ImageReference(NamedTuple):
         """Fits a reference to images (N, C, H, W) uint8; None for too few."""
         if len(images) < MIN_IMAGES:
             return None
-        order = rng.permutation(len(images))[:_MAX_IMAGES]
-        sample, others = (images[np.sort(rows)] for rows in np.array_split(order, 2))
+        some, others = np.array_split(rng.permutation(len(images))[:_MAX_IMAGES], 2)
+        kept, sample, others = (images[np.sort(chosen)] for chosen in (some[:MAX_ROWS], some, others))
         features = ImageFeatures.fit(sample)
-        rows = features(sample)[:MAX_ROWS].astype(np.float16).astype(np.float64)
+        rows = features(kept).astype(np.float16).astype(np.float64)
         return cls(features, rows, float(np.quantile(cdist(features(others), rows).min(axis=1), _IMAGE_QUANTILE)))
 
     def distances(self, images: np.ndarray) -> np.ndarray:

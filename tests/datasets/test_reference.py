@@ -9,8 +9,16 @@ import torch
 from tiny import squares, squares_spec
 
 from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.datasets import reference as reference_module
 from causaldiffae.datasets.images import ImageData
-from causaldiffae.datasets.reference import FILE, MIN_IMAGES, TrainingReference, families, reference_of_model
+from causaldiffae.datasets.reference import (
+    FILE,
+    MIN_IMAGES,
+    ImageReference,
+    TrainingReference,
+    families,
+    reference_of_model,
+)
 from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_tensors, write_tensors
 from causaldiffae.graphs import CausalGraph
@@ -44,6 +52,17 @@ def test_noise_negatives_and_constant_images_are_far_and_held_out_images_are_not
     for images in unusual:
         distances = reference.image_distances(images)
         assert distances is not None and (distances > 1).all()
+
+
+def test_the_rows_are_a_random_part_of_sorted_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_module, "MAX_ROWS", 40)
+    y, x = np.indices((8, 8))
+    places = np.linspace(0, 7, 400)[:, None, None]  # images are sorted by the place of a spot
+    images = (200 * np.exp(-((x - places) ** 2 + (y - 4) ** 2) / 2)).astype(np.uint8)[:, None]
+    found = ImageReference.fit(images, np.random.default_rng(0))
+    assert found is not None and len(found.rows) == 40
+    left, right = (np.median(found.distances(images[rows])) for rows in (slice(0, 40), slice(360, 400)))
+    assert right < 1.5 * left, "both ends are near some row"
 
 
 def test_the_distance_of_an_image_does_not_depend_on_the_others(reference: TrainingReference) -> None:
