@@ -19,17 +19,18 @@ OUT is a model folder, for instance the start of a further training (`--init_wei
 from __future__ import annotations
 
 import argparse
+import csv
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from causaldiffae.checkpoints.checkpoint import export_weights
-from causaldiffae.config import Config
+from causaldiffae.checkpoints.checkpoint import check_free, export_weights
+from causaldiffae.config import Config, ModelConfig
 from causaldiffae.datasets.images import check_complete, model_inputs
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
@@ -37,9 +38,10 @@ from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import reading
 from causaldiffae.image_datasets import ImageData
 from causaldiffae.losses import Observed, label_kl
+from causaldiffae.mechanisms.elementwise import FAMILIES
 from causaldiffae.model import CausalDiffAE, mechanism_nll
 from causaldiffae.nn import mlp
-from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model, run_cli
+from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model, run_cli
 from causaldiffae.training.fitting import fit, split_validation
 
 WARMUP = 0.1
@@ -104,12 +106,14 @@ def read_labels(path: Path, spec: DatasetSpec) -> Tensor:
     Raises:
         DataError: for a variable without a column, or a cell that is no number.
     """
-    with reading("a CSV file of numbers with a header", str(path)):
-        table: Any = np.genfromtxt(path, delimiter=",", names=True, dtype=np.float64, encoding="utf-8")
-    names = table.dtype.names or ()
+    with reading("a CSV file of numbers with a header", str(path)), path.open(encoding="utf-8-sig", newline="") as file:
+        names = [name.strip() for name in next(csv.reader(file), [])]
+        table = np.genfromtxt(file, delimiter=",", dtype=np.float64, ndmin=2)
     if missing := [name for name in spec.graph.names if name not in names]:
         raise DataError(f"{path}: expected a column {missing[0]!r}, got {', '.join(names)}")
-    labels = np.stack([np.atleast_1d(table[name]) for name in spec.graph.names], axis=1)
+    if table.shape[1] != len(names):
+        raise DataError(f"{path}: expected rows of {len(names)} numbers below the header, got none")
+    labels = table[:, [names.index(name) for name in spec.graph.names]]
     if not np.isfinite(labels).all():
         row = int(np.flatnonzero(~np.isfinite(labels).all(axis=1))[0])
         raise DataError(f"{path}: expected numbers, got another value in row {row + 1} below the header")
@@ -136,6 +140,7 @@ def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float
 
     @torch.no_grad()
     def validation_loss() -> float:
+        model.encoder.eval()
         return float(divergence(validation)[0])
 
     optimizer = torch.optim.AdamW(model.encoder.parameters(), lr=1e-3, weight_decay=1e-4)
@@ -179,6 +184,28 @@ def converted(
     return new
 
 
+def check_convertible(loaded: LoadedModel, after: ModelConfig, fits: bool, out: Path) -> None:
+    """Raises `InputError` for a model that cannot be converted as asked, or a folder that cannot be written.
+
+    Args:
+        fits: fit mechanisms to a table, also those of the kind that the model has.
+    """
+    before = loaded.config.model
+    if before.model_type != "causaldae":
+        raise InputError(f"model_path: expected model_type causaldae, got {before.model_type}")
+    if loaded.codec is not None or loaded.pixel_range != (-1.0, 1.0):
+        raise InputError("model_path: expected a model of pixels in [-1, 1], got one of codes or other pixels")
+    if after.separate_embeddings != before.separate_embeddings and not before.cond_hidden:
+        raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
+    if after == before and not fits:
+        raise InputError("mechanism: expected another one than that of the model, --labels or --separate_embeddings")
+    if after.mechanism not in FAMILIES and (fits or after.mechanism != before.mechanism):
+        raise InputError(f"mechanism: expected {', '.join(FAMILIES)}, got {after.mechanism}")
+    if not loaded.spec.graph.edges and (fits or after.mechanism != before.mechanism):
+        raise InputError("mechanism: expected a graph with edges, got one without")
+    check_free(out)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_path", required=True, help="run or model folder of a CausalDiffAE")
@@ -194,17 +221,13 @@ def main(argv: list[str]) -> None:
     loaded = load_model(args.model_path)
     config = loaded.config.model
     separate, mechanism = args.separate_embeddings or config.separate_embeddings, args.mechanism or config.mechanism
-    if config.model_type != "causaldae":
-        raise InputError(f"model_path: expected model_type causaldae, got {config.model_type}")
-    if separate != config.separate_embeddings and not config.cond_hidden:
-        raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
-    if (separate, mechanism) == (config.separate_embeddings, config.mechanism) and args.labels is None:
-        raise InputError("mechanism: expected another one than that of the model, --labels or --separate_embeddings")
+    model_config = replace(config, separate_embeddings=separate, mechanism=mechanism)
+    check_convertible(loaded, model_config, args.labels is not None, args.out)
     train, spec = loaded.config.train, loaded.spec
     data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
     check_complete(data.labels, spec.graph.names)
     table = None if args.labels is None else read_labels(args.labels, spec)
-    after = replace(loaded.config, model=replace(config, separate_embeddings=separate, mechanism=mechanism))
+    after = replace(loaded.config, model=model_config)
     model = cast(CausalDiffAE, loaded.model)
     model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))

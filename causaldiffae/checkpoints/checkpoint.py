@@ -165,6 +165,12 @@ def _remove_old(run_dir: Path, step: int, keep_last: int | None, keep_every: int
             shutil.rmtree(removed, ignore_errors=True)
 
 
+def check_free(folder: Path) -> None:
+    """Raises `InputError` for a folder that holds checkpoints."""
+    if folder.is_dir() and ((folder / MANIFEST).exists() or _steps(folder)):
+        raise InputError(f"{folder}: expected a folder without checkpoints; choose another output folder")
+
+
 def export_weights(
     path: str | os.PathLike[str],
     state: Mapping[str, torch.Tensor],
@@ -173,9 +179,8 @@ def export_weights(
 ) -> Path:
     """Writes a model folder, with floating-point tensors converted to `dtype` if given."""
     folder = Path(path)
+    check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MANIFEST).exists() or _steps(folder):
-        raise InputError(f"{folder}: expected a folder without checkpoints; choose another output folder")
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         write_tensors(Path(temporary) / MODEL, cast)

@@ -1,5 +1,7 @@
 """tools/convert_model.py: the same decoder with a separate embedding or other mechanisms."""
 
+import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from causaldiffae.config import Config, ModelConfig, TrainConfig
 from causaldiffae.datasets.images import model_inputs
 from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.generators import circuit
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
 
 TOOL = REPO / "tools" / "convert_model.py"
@@ -99,6 +102,11 @@ def test_mechanisms_are_fitted_to_a_table_of_labels(tmp_path: Path, circuit_dir:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        pytest.param(
+            "arm,blue,green,red\n",
+            "expected rows of 4 numbers below the header, got none",
+            marks=pytest.mark.filterwarnings("ignore:.*Empty input"),
+        ),
         ("arm,blue,green\n0.1,0.2,0.3\n", "expected a column 'red', got arm, blue, green"),
         ("arm,blue,green,red\n0.1,0.2,0.3,0.4\n0.1,no,0.3,0.4\n", "got another value in row 2 below the header"),
     ],
@@ -115,6 +123,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path, circuit_dir: Path, text: str
         ({"cond_hidden": 16, "separate_embeddings": True}, ["--separate_embeddings"], "mechanism: expected another"),
         ({}, ["--mechanism", "additive"], "mechanism: expected another"),
         ({}, ["--mechanism", "cubic"], "mechanism: expected"),
+        ({}, ["--mechanism", "one_hop"], "mechanism: expected additive, affine, spline, got one_hop"),
         ({"model_type": "conditional"}, ["--mechanism", "spline"], "model_path: expected model_type causaldae"),
     ],
 )
@@ -123,3 +132,24 @@ def test_what_cannot_be_converted_is_refused(
 ) -> None:
     assert_refused(convert(write_model(tmp_path / "old", **model), circuit_dir, *options), words)
     assert not (tmp_path / "new").exists()
+
+
+def test_missing_labels_and_folders_with_checkpoints_are_refused_before_the_fit(
+    tmp_path: Path, circuit_dir: Path
+) -> None:
+    (tmp_path / "new" / "step_0000001").mkdir(parents=True)
+    (tmp_path / "new" / "step_0000001" / "manifest.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("arm,blue,green,red\n0.1,,0.3,0.4\n")
+    model = write_model(tmp_path / "old")
+    arguments = ("--model_path", model, "--data_dir", circuit_dir, "--labels", tmp_path / "labels.csv")
+    assert_refused(run(TOOL, *arguments, "--out", tmp_path / "new"), "expected a folder without checkpoints")
+    assert_refused(run(TOOL, *arguments, "--out", tmp_path / "other"), "got another value in row 1 below the header")
+
+
+def test_names_in_the_header_of_a_table_are_read_as_they_are(tmp_path: Path) -> None:
+    module = importlib.import_module("convert_model")
+    spec = replace(
+        dataset_spec("circuit", 32), graph=CausalGraph(("arm", "blue", "a light", "x-pos"), (("arm", "blue"),))
+    )
+    (tmp_path / "labels.csv").write_text("x-pos,a light, arm,blue,note\n4,3,1,2,x\n8,7,5,6,\n")
+    assert module.read_labels(tmp_path / "labels.csv", spec).tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
