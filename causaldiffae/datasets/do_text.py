@@ -30,7 +30,7 @@ def parse_do(text: str, spec: DatasetSpec, warn: bool = True) -> CheckedDo:
         if name in do:
             raise InputError(f"do: expected each variable once, got {name[:80]} twice in {text[:200]!r}")
         try:
-            do[name] = float(value)
+            do[name] = value if value in categories else float(value)
         except ValueError:
             do[name] = value[:200]
     return spec.check_do(do, warn=warn)

@@ -21,6 +21,7 @@ from causaldiffae.files.idx import SPLIT_FILES, find_file, read_digits
 from causaldiffae.generators.common import complete_folder, is_finished
 from causaldiffae.graphs import CausalGraph
 
+_TORCHVISION_FOLDERS: Final = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 FILES: Final = tuple(
     f"{split}-{kind}-ubyte" for split in SPLIT_FILES.values() for kind in ("images-idx3", "labels-idx1")
 )
@@ -65,7 +66,8 @@ def copy_files(name: str, source: str | Path, out: str | Path) -> Path:
         DataError: if a file is missing or damaged.
     """
     source, out = Path(source), Path(out)
-    source = next((folder for folder in sorted(source.glob("*/raw")) if folder.is_dir()), source)
+    nested = source / _TORCHVISION_FOLDERS[name] / "raw"
+    source = nested if nested.is_dir() else source
     digests = {}
     for split in SPLIT_FILES.values():
         images, classes = read_digits(source, split)

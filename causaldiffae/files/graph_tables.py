@@ -14,10 +14,12 @@ import numpy as np
 
 from causaldiffae.errors import DataError
 from causaldiffae.files.graph_formats import edge_columns
+from causaldiffae.files.parsed_graph import undirected_edge
 from causaldiffae.files.text import read_small_table
 
 MAX_BYTES: Final = 1 << 20
 _MAX_HEADER: Final = 4096
+_UNDIRECTED: Final = ("undirected", "--", "---", "<->")
 
 
 def parse_graph_table(content: bytes, where: str) -> dict[str, Any]:
@@ -34,6 +36,7 @@ def parse_graph_table(content: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: expected an adjacency matrix or a list of edges, got an empty file")
     header, body = rows[0], rows[1:]
     if ends := edge_columns(header):
+        _check_directed(header, body, ends, where)
         return {"edges": [_two(row, ends, where) for row in body]}
     if len(header) == 2 and not (body and _is_number(body[0][-1])):
         return {"edges": [_two(row, (0, 1), where) for row in rows]}
@@ -48,6 +51,18 @@ def parse_graph_table(content: bytes, where: str) -> dict[str, Any]:
         order = [given.index(name) for name in names]
         return {"names": names, "adjacency": [_numbers([body[i][1:]], where)[0] for i in order]}
     raise DataError(f"{where}: expected a square matrix with names, or columns from and to, got {header}"[:500])
+
+
+def _check_directed(header: list[str], rows: list[list[str]], ends: tuple[int, int], where: str) -> None:
+    """Raises `DataError` for an undirected edge of a table with a column `type`, as Gephi writes it."""
+    names = [name.casefold() for name in header]
+    if "type" not in names:
+        return
+    kind = names.index("type")
+    for row in rows:
+        if len(row) > max(kind, *ends) and row[kind].casefold() in _UNDIRECTED:
+            mark = "<->" if row[kind] == "<->" else "--"
+            raise undirected_edge(where, row[ends[0]], mark, row[ends[1]])
 
 
 def _two(row: list[str], ends: tuple[int, int], where: str) -> list[str]:

@@ -57,3 +57,8 @@ def test_names_and_categories_may_contain_commas_and_equals_signs(text: str, do:
 def test_text_after_a_quoted_value_is_refused() -> None:
     with pytest.raises(InputError, match="do: hat: expected a comma after 'a', got 'b'"):
         parse_do('hat="a"b', spec_with_names("hat", categories=(("a", "b"),)))
+
+
+def test_a_category_with_the_name_of_a_number_is_that_category() -> None:
+    spec = spec_with_names("kids", categories=(("1", "2", "3+"),))
+    assert [parse_do(f"kids={name}", spec) for name in ("1", "2", "3+")] == [{"kids": i} for i in (0.0, 1.0, 2.0)]

@@ -10,7 +10,7 @@ from paths import REPO
 
 from causaldiffae.datasets.mnist import FILES, copy_files
 from causaldiffae.datasets.registry import can_measure, dataset_spec, measure, read_split, truth_is_known
-from causaldiffae.errors import InputError
+from causaldiffae.errors import DataError, InputError
 
 SHARE = REPO / "assets" / "mnist_share"
 
@@ -51,3 +51,13 @@ def test_damaged_files_are_not_copied(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="train-labels-idx1-ubyte"):
         copy_files("mnist", tmp_path / "bad", tmp_path / "out")
     assert not (tmp_path / "out").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_folder_of_another_data_set_in_a_torchvision_root_is_not_read(tmp_path: Path) -> None:
+    shutil.copytree(SHARE, tmp_path / "root" / "FashionMNIST" / "raw")
+    with pytest.raises(DataError):
+        copy_files("mnist", tmp_path / "root", tmp_path / "digits")
+    shutil.copytree(SHARE, tmp_path / "root" / "MNIST" / "raw")
+    for path in (tmp_path / "root" / "FashionMNIST" / "raw").iterdir():
+        path.write_bytes(b"other")
+    assert len(read_split("mnist", copy_files("mnist", tmp_path / "root", tmp_path / "digits"), "test"))

@@ -59,3 +59,11 @@ def test_other_tables_are_refused(text: str, message: str) -> None:
 def test_other_arrays_are_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="^g.npy: expected a square matrix of numbers"):
         parse_npy_matrix(content, "g.npy")
+
+
+@pytest.mark.parametrize(("mark", "words"), [("Undirected", "a -- b"), ("--", "a -- b"), ("<->", "a <-> b")])
+def test_undirected_edges_in_a_column_of_types_are_refused(mark: str, words: str) -> None:
+    table = "Source,Target,Type,Id\na,b,{},0\n"
+    with pytest.raises(DataError, match=words):
+        parse_graph_table(table.format(mark).encode(), "g.csv")
+    assert parse_graph_table(table.format("Directed").encode(), "g.csv") == {"edges": [["a", "b"]]}

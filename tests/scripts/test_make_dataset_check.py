@@ -210,7 +210,7 @@ def test_the_table_is_written_without_broken_images(check: Run, tmp_path: Path) 
     (folder / "im/7.png").unlink()
     assert check(folder)[0] == 2
     code, out, _ = check(folder, "--drop_broken")
-    assert code == 0 and "written without 2 images that cannot be read; the previous table is labels.csv.orig" in out[0]
+    assert code == 0 and "written without 2 images that cannot be read; the original table is labels.csv.orig" in out[0]
     assert (folder / "labels.csv.orig").read_text() == text
     rows = (folder / "labels.csv").read_text().splitlines()
     assert len(rows) == 19 and rows[0] == "file;age;grey;hat;split" and not any("im/4.png" in row for row in rows)

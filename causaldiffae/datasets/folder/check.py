@@ -21,7 +21,7 @@ from causaldiffae.datasets.folder.image_cache import cached_images, decode_all
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.image_folder import locate_images, open_image_folder
 from causaldiffae.datasets.folder.image_hints import hint_files, hint_pixels
-from causaldiffae.datasets.folder.label_table import SPLITS, Table
+from causaldiffae.datasets.folder.label_table import MISSING, SPLITS, Table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import read_tables
 from causaldiffae.datasets.folder.true_pairs import PAIRS, read_true_pairs
@@ -94,7 +94,11 @@ def check_folder(
     folder, content = open_image_folder(data_dir, problems, graph_path, image_size, channels)
     broken: list[int] = []
     if content is not None:
+        known = problems.count
         broken = _check_images(folder, content, problems)
+        if drop_broken and broken and known:
+            problems.add("drop_broken: expected no other problems of the table or the graph; correct them first")
+            broken = []
         hint_files(folder, content, problems)
         if content.spec is not None and not problems.count:
             _check_pairs(folder, content, problems)
@@ -152,8 +156,9 @@ def _write_without(folder: Folder, table: Table, broken: list[int]) -> str:
     if not len(kept):
         raise DataError(f"{table.where}: drop_broken: expected some images that can be read, got none")
     previous = next((file for file in read_tables(folder) if file.name == REDUCED_TABLE), None)
-    if previous is not None:
-        folder.write(f"{REDUCED_TABLE}.orig", previous.content)
+    original = f"{REDUCED_TABLE}.orig"
+    if previous is not None and not folder.has(original):
+        folder.write(original, previous.content)
     columns = {"file": table.files, **{name: column.cells() for name, column in table.cells.items()}}
     if table.splits is not None:
         columns["split"] = table.splits
@@ -162,7 +167,7 @@ def _write_without(folder: Folder, table: Table, broken: list[int]) -> str:
     writer.writerow(columns)
     writer.writerows(zip(*([cells[row] for row in kept] for cells in columns.values()), strict=True))
     folder.write(REDUCED_TABLE, text.getvalue().encode())
-    was = f"; the previous table is {REDUCED_TABLE}.orig" if previous is not None else ""
+    was = f"; the original table is {original}" if previous is not None else ""
     images = "image" if len(broken) == 1 else "images"
     return f"{folder.where}/{REDUCED_TABLE}: written without {len(broken)} {images} that cannot be read{was}"
 
@@ -228,7 +233,7 @@ def _independent_rows(content: Content) -> np.ndarray:
     if column is None:
         return rows
     groups = column.cells()
-    keys = [groups[row] or f"row {row}" for row in rows]
+    keys = [f"row {row}" if groups[row] in MISSING else groups[row] for row in rows]
     return rows[np.unique(keys, return_index=True)[1]]
 
 

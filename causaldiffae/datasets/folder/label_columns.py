@@ -23,18 +23,12 @@ from typing import Final
 import numpy as np
 
 from causaldiffae.datasets.folder.description import Variable
-from causaldiffae.datasets.folder.label_table import Table
+from causaldiffae.datasets.folder.label_table import MISSING, Table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.variables import category_indices
 from causaldiffae.files.tables import TextColumn
 
 MAX_CATEGORIES: Final = 1000
-MISSING: Final = frozenset(
-    (
-        *("", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-        *("N/A", "NA", "NULL", "NaN", "NAN", "None", "n/a", "nan", "null"),
-    )
-)
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.ASCII | re.IGNORECASE)
 _WITH_COMMA: Final = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][+-]?\d+)?", re.ASCII)
@@ -66,6 +60,9 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems)
     words = {word: count for word, count in rows.items() if word not in missing}
     where = f"{table.where}: {name}"
     numbers, problem = _numbers(words, table.separator, where, problems)
+    marks = {float(mark) for mark in declared.missing if _NUMBER.fullmatch(mark)}
+    for word in [word for word, number in numbers.items() if number in marks and word not in declared.categories]:
+        del numbers[word], words[word]  # a mark in another notation, such as -999,0
     joined = {} if declared.categories else _joined(words, numbers, where, problems)
     kind, categories, found = _kind(words, numbers, declared, joined)
     if categories and declared.kind is None and numbers:
@@ -170,7 +167,9 @@ def _kind(
     different = len(set(numbers.values())) if all_numbers else len(distinct)
     if kind is None:
         mostly_numbers = all_numbers or 2 * sum(words[word] for word in numbers) >= sum(words.values())
-        kind = "binary" if different == 2 else "continuous" if mostly_numbers else "categorical"
+        ends = {end for end in (declared.low, declared.high) if end is not None}
+        two = different == 2 and (not all_numbers or ends <= set(numbers.values()))
+        kind = "binary" if two else "continuous" if mostly_numbers else "categorical"
     if not words:
         return kind, (), "expected labels, got an empty column"
     if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):

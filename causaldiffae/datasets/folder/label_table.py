@@ -41,6 +41,13 @@ SPLIT_WORDS: Final = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), "test"),
 }
+MISSING: Final = frozenset(
+    (
+        *("", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+        *("N/A", "NA", "NULL", "NaN", "NAN", "None", "n/a", "nan", "null"),
+    )
+)
+"""Cells without a value, as in pandas."""
 _SPLIT_NUMBERS: Final = {"0": "train", "1": "val", "2": "test"}  # as in CelebA
 _FILE_COLUMNS: Final = (
     {"file", "filename"},
@@ -194,8 +201,8 @@ def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems:
 def with_splits(table: Table, column: TextColumn, problems: Problems) -> Table:
     """The table with the splits of a column; unknown words are reported."""
     numbers = {word: word.removesuffix(".0") for word in column.words}
-    if all(number in _SPLIT_NUMBERS for number in numbers.values()):
-        splits = {word: _SPLIT_NUMBERS[number] for word, number in numbers.items()}
+    if all(number in _SPLIT_NUMBERS for word, number in numbers.items() if word):
+        splits = {word: _SPLIT_NUMBERS.get(number, "") for word, number in numbers.items()}
     else:
         splits = {word: SPLIT_WORDS.get(word.casefold(), "") for word in column.words}
     read = [f"{word} as {split}" for word, split in splits.items() if split and word != split]
@@ -220,7 +227,8 @@ def assign_splits(table: Table, seed: int, shares: Sequence[float], group: str =
         return np.array(table.splits)
     keys = table.files
     if group in table.cells:
-        keys = [cell or file for cell, file in zip(table.cells[group].cells(), table.files, strict=True)]
+        cells = table.cells[group].cells()
+        keys = [file if cell in MISSING else cell for cell, file in zip(cells, table.files, strict=True)]
     hashes = [hashlib.sha256(f"{seed}/{key}".encode("utf-8", "surrogatepass")).digest() for key in keys]
     numbers = np.array([int.from_bytes(digest[:6], "big") / 2**48 for digest in hashes])  # in [0, 1)
     return np.array(SPLITS)[np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")]
@@ -235,7 +243,7 @@ def check_group(table: Table, splits: np.ndarray, group: str, problems: Problems
     occurs = np.stack([np.bincount(column.codes[splits == split], minlength=len(column.words)) for split in SPLITS])
     divided = []
     for code in np.nonzero((occurs > 0).sum(0) > 1)[0].tolist():
-        if column.words[code]:
+        if column.words[code] not in MISSING:
             found = [split for split, count in zip(SPLITS, occurs[:, code], strict=True) if count]
             divided.append(f"{column.words[code]!r:.40} in {' and '.join(found)}")
     if divided:

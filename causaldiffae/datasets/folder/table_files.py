@@ -70,11 +70,14 @@ def parse_tables(files: Sequence[TableFile], where: str, problems: Problems) -> 
     if "/" in first.name:
         parts = [table, *(parse_table(file.content, f"{where}/{file.name}", problems) for file in others)]
         return _joined([_in_split(part, file.name) for part, file in zip(parts, files, strict=True)], where, problems)
-    if first.name in _METADATA and table.splits is None:
+    if table.splits is None:
         tops = [file.partition("/")[0].casefold() if "/" in file else "" for file in table.files]
-        if all(top in SPLIT_WORDS for top in tops):
-            problems.note(f"{table.where}: the splits are the folders {', '.join(sorted(set(tops)))}")
+        folders = ", ".join(sorted(set(tops)))
+        if all(top in SPLIT_WORDS for top in tops) and first.name in _METADATA:
+            problems.note(f"{table.where}: the splits are the folders {folders}")
             return replace(table, splits=[SPLIT_WORDS[top] for top in tops])
+        if len(set(tops)) > 1 and all(top in SPLIT_WORDS for top in tops):
+            problems.hint(f"{table.where}: the folders {folders} are not read as splits; add a column `split` for that")
     return table
 
 

@@ -85,7 +85,9 @@ def _interventions(table: Table, chosen: list[int], spec: DatasetSpec, problems:
     texts, dos = table.cells["do"].cells(), []
     for i in chosen:
         try:
-            dos.append(parse_do(texts[i].removeprefix("do(").removesuffix(")"), spec, warn=False))
+            text = texts[i]
+            inner = text[3:-1] if text.startswith("do(") and text.endswith(")") else text
+            dos.append(parse_do(inner, spec, warn=False))
         except InputError as error:
             problems.add(f"{table.at(i)}: {error}")
             dos.append(CheckedDo())
@@ -110,7 +112,8 @@ def _true_labels(
     for j, name in enumerate(graph.names):
         if name in table.cells:
             kind = spec.kind(j) if spec.category_names(j) else "continuous"
-            declared = Variable(kind, categories=spec.category_names(j))
+            marks = spec.missing[j] if spec.missing else ()
+            declared = Variable(kind, categories=spec.category_names(j), missing=marks)
             given[:, j] = read_column(table, name, declared, problems).values[chosen]
     for pair, (file, row, do) in enumerate(zip(true_files, of, dos, strict=True)):
         known = content.labels[listed[file]] if file in listed else content.labels[rows[row]].copy()
