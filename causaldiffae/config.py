@@ -319,9 +319,10 @@ class Config:
 
     def ema_rates(self) -> list[str]:
         """Returns the decay rates of the moving averages as strings, as written in the configuration."""
-        rates = [part.strip() for part in self.train.ema_rate.split(",")]
+        parts = [part.strip() for part in self.train.ema_rate.split(",")]
+        rates = [f"0{part}" if part.startswith(".") else part for part in parts]
         try:
-            valid = all(0.0 <= float(rate) < 1.0 for rate in rates)
+            valid = all(0.0 <= float(rate) < 1.0 and rate[0].isdigit() for rate in rates)
         except ValueError:
             valid = False
         if not valid:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from causaldiffae.datasets.images import check_complete, keep_unchanged
+from causaldiffae.datasets.images import check_complete, check_counts, keep_unchanged
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
@@ -47,7 +47,7 @@ class Abduction(TensorFields):
         state: x_T (B, C, H, W) as returned by the solver; None for a model that generates from the latents alone.
         classes: (B,) or None.
         residual: (B, C, H, W) image minus reconstruction, or None.
-        x_start: (B, C, H, W) the images as the network sees them, or None if x_T was not encoded.
+        x_start: (B, C, H, W) the images as the network sees them, or None.
         codec_residual: (B, C, S, S) image minus its decoded code, of a latent model, or None.
         images: (B, C, S, S) the images in [-1, 1], or None.
     """
@@ -213,6 +213,7 @@ class CounterfactualEngine:
             raise InputError(f"labels: expected the labels of the images for {reason}, got none")
         if labels is not None and (self.model.needs_labels or self.model.unconditional_abduction):
             check_complete(labels.cpu().numpy(), self.spec.graph.names)  # NaN would be read as the first category
+        check_counts(len(x_start), classes=classes, labels=labels)
         classes = classes if self.model.class_cond else None
         images, x_start = x_start, self._to_network(x_start)
         lost = images - self._from_network(x_start) if self.codec_residual else None
@@ -287,7 +288,7 @@ class CounterfactualEngine:
         z = self.model.predict(abducted.u, self.act(do, count), self.most_probable)
         chosen = self.spec.classes_of(self.spec.check_do(do, count, warn=False), count)
         classes = abducted.classes if chosen is None else chosen.to(z.device)
-        keeps = chosen is None and guidance.is_off and abducted.x_start is not None
+        keeps = chosen is None and guidance.is_off and self._encoded(abducted)
         effects = self.keep_causes.intersection(do) if keeps else ()
         dropped = self.spec.graph.ancestors(*effects).difference(do)
         causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
@@ -362,8 +363,7 @@ class CounterfactualEngine:
         """Decodes interventions on the same factual images; consecutive ones with equal settings are batched."""
         decoded: list[Tensor] = []
         for settings, group in groupby(targets, key=lambda target: target.settings):
-            alike = list(group)
-            abducted = alike[0].abducted
+            abducted = (alike := list(group))[0].abducted
             size = self.spec.image_size**2 if abducted.x_T is None else abducted.x_T[0, 0].numel()
             together = max(self.pixels // max(len(abducted.u) * size, 1), 1)
             for batch in (alike[i : i + together] for i in range(0, len(alike), together)):

@@ -183,8 +183,11 @@ def _terms(
     affected = (z != z_factual).any(dim=2)  # (B, n)
     if getattr(model, "null_blocks", None) is not None:
         drop: Callable[[Tensor, Tensor], Tensor] = model.drop_blocks  # type: ignore[attr-defined]
-        parts = [(drop(z, affected), of_affected - 1.0), (drop(z, ~affected), of_invariant - 1.0)]
-        return [(z, 1.0), *parts, (None, 2.0 - of_affected - of_invariant)]
+        excess = [  # 0 for images without such a block
+            (weight - 1.0) * rows.any(dim=1).to(z.dtype).reshape(-1, 1, 1, 1)
+            for weight, rows in ((of_affected, affected), (of_invariant, ~affected))
+        ]
+        return [(z, 1.0), (drop(z, affected), excess[0]), (drop(z, ~affected), excess[1]), (None, -sum(excess))]
     both = z.new_tensor([of_affected, of_invariant])[:, None]
     affected_weight = torch.where(affected.any(dim=1), both[0], both[1]).reshape(-1, 1, 1, 1)
     invariant_weight = torch.where(affected.all(dim=1), both[0], both[1]).reshape(-1, 1, 1, 1)

@@ -42,6 +42,7 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
         same = [size for level, size in enumerate(map_sizes) if map_sizes[0] // side == 2**level]
         effect = f"attention is applied at {same[0]}, as in the published code" if same else "it has no effect"
         warnings.warn(f"attention_resolutions: expected sides among {map_sizes}, got {side}; {effect}", stacklevel=2)
+    alike = config.model_type != "diffscm" or cond_dim == len(spec.graph)  # categories have indicators
     return UNetModel(
         image_size=spec.image_size,
         in_channels=spec.channels,
@@ -50,7 +51,7 @@ def unet_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, 
         num_classes=spec.num_classes if config.class_cond else None,
         cond_dim=cond_dim,
         cond_hidden=config.cond_hidden,
-        cond_blocks=len(spec.graph) if config.separate_embeddings else 1,
+        cond_blocks=len(spec.graph) if config.separate_embeddings and alike else 1,
         learned_null=config.learned_null,
         patch_size=config.patch_size,
         num_res_blocks=config.num_res_blocks,

@@ -86,7 +86,8 @@ class LossSecondMomentResampler(UniformSampler):
         return {"history": torch.from_numpy(self._history.copy()), "count": torch.from_numpy(self._count.copy())}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._history, self._count = state["history"].numpy().copy(), state["count"].numpy().copy()
+        if state:  # a run that began with another sampler has none
+            self._history, self._count = state["history"].numpy().copy(), state["count"].numpy().copy()
 
 
 def create_named_schedule_sampler(name: str, num_timesteps: int) -> UniformSampler:

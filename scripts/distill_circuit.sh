@@ -3,5 +3,6 @@
 # Example: SIZE=mini ./scripts/distill_circuit.sh --few_steps 4 --minutes 60
 # launch.sh lists the environment variables (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
+EXTRAS=${EXTRAS:+$EXTRAS,}circuit
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch distill circuit causaldae "$@"

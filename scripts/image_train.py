@@ -42,7 +42,7 @@ from causaldiffae.train_util import LOGS, TrainLoop
 from causaldiffae.training.codes import encode_split, open_codec
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
-from causaldiffae.training.preflight import check_platform, out_of_memory_message, training_warnings
+from causaldiffae.training.preflight import check_platform, option_warnings, out_of_memory_message, training_warnings
 from causaldiffae.training.response_tracker import BEST
 from causaldiffae.training.responses import describe as describe_responses
 from causaldiffae.training.responses import write_responses
@@ -122,7 +122,8 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             print(text, flush=True)
             (run_dir / "config.yaml").write_text(text + "\n", encoding="utf-8")
             TrainingReference.fit(data).write(run_dir)
-            for sentence in training_warnings(train, data, dist_util.world_size(), isinstance(loop.model, LabelModel)):
+            of_data = training_warnings(train, data, dist_util.world_size(), isinstance(loop.model, LabelModel))
+            for sentence in (*option_warnings(loop.config), *of_data):
                 warnings.warn(sentence, stacklevel=1)
         loop.run()
         logger.close()

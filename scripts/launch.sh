@@ -173,7 +173,8 @@ launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains t
         fi
         return
     fi
-    word="masking mask_by label_fraction label_seed num_images"
+    word="masking mask_by label_fraction label_seed num_images image_size channels device follow_links"
+    word+=" noise_schedule diffusion_steps rescale_timesteps zero_terminal_snr"
     while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$word" "$@")
     launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
         "${configs[@]/#--config/--score_config}" ${flags[@]+"${flags[@]}"} --data_dir "$data_dir" --out "$folder"
@@ -242,7 +243,8 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
     shift 4
     dry_run=$(launch_dry_run "$@")
     vae_path=$(launch_flag vae_path "$@")
-    run_dir=${RUN_DIR:-$REPO_DIR/runs/${name}_$size}
+    run_dir=$(launch_flag run_dir "$@")
+    run_dir=${run_dir:-${RUN_DIR:-$REPO_DIR/runs/${name}_$size}}
     local -a configs=(--config "$REPO_DIR/configs/${dataset}_${model}_$size.yaml")
     if [ ! -f "${configs[1]}" ]; then
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
@@ -265,7 +267,8 @@ launch_distill() { # launch_distill DATASET MODEL DATA_DIR NAME ARGUMENTS...
     dry_run=$(launch_dry_run "$@")
     few_steps=$(launch_flag few_steps "$@")
     model_dir=${model_dir%/}
-    run_dir=${RUN_DIR:-$REPO_DIR/runs/${model_dir##*/}_${few_steps:-4}step}
+    run_dir=$(launch_flag run_dir "$@")
+    run_dir=${run_dir:-${RUN_DIR:-$REPO_DIR/runs/${model_dir##*/}_${few_steps:-4}step}}
     [ -n "$dry_run" ] || launch_make_data "$dataset" "$data_dir"
     launch_script "$run_dir" "$dry_run" distill.py --model_path "$model_dir" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
 }

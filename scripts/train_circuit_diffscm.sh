@@ -3,5 +3,6 @@
 # RUN_DIR/predictor), then the score network (configs/circuit_causaldae_SIZE.yaml with configs/baselines/diffscm.yaml over it).
 # launch.sh lists the environment variables (DATA_DIR, RUN_DIR, SIZE, NPROC, DRY_RUN ...); arguments are passed to the script.
 set -euo pipefail
+EXTRAS=${EXTRAS:+$EXTRAS,}circuit
 . "$(dirname -- "${BASH_SOURCE[0]}")/launch.sh"
 launch train circuit diffscm "$@"

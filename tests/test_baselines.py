@@ -247,6 +247,31 @@ def test_unaligned_do_takes_the_shortest_step_to_the_value_of_the_probe() -> Non
     torch.testing.assert_close(both, torch.tensor([-1.0, 2.0]).expand(B, 2), rtol=1e-4, atol=1e-4)
 
 
+def test_unaligned_do_takes_numbers_and_arrays_together() -> None:
+    net = build(**UNALIGNED)
+    u = net.abduct(IMAGES)
+    mixed = net.predict(u, {"size": torch.tensor(0.5), "grey": torch.full((B,), 0.25)})
+    torch.testing.assert_close(mixed, net.predict(u, {"size": torch.full((B,), 0.5), "grey": torch.full((B,), 0.25)}))
+
+
+def test_unaligned_latents_are_trained_on_images_without_labels() -> None:
+    net = build(**UNALIGNED)
+    loss, _ = step(net, "diffae", torch.zeros(B, dtype=torch.bool))
+    loss.backward()
+    assert max(float(p.grad.abs().max()) for p in net.unet.up_emb.parameters() if p.grad is not None) > 0
+
+
+def test_categories_of_a_diff_scm_share_the_first_layer_of_its_condition() -> None:
+    spec = replace(
+        squares_spec(), kinds=("continuous", "binary"), low=(1, 0), high=(7, 1), shift=(4, 0.4), scale=(2, 0.5)
+    )
+    options = {**DIFFSCM, "cond_hidden": 8, "separate_embeddings": True}
+    net, _ = create_model_and_diffusion(small_config(discrete=True, **options), spec)
+    assert isinstance(net.network.up_emb[0], torch.nn.Linear)
+    numbers, _ = create_model_and_diffusion(small_config(**options), squares_spec())
+    assert isinstance(numbers.network.up_emb[1], torch.nn.Conv1d)
+
+
 def test_the_aligned_loss_is_that_of_causaldiffae_without_mechanisms() -> None:
     net = build(**ALIGNED)
     loss, terms = step(net, "diffae")

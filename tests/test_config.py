@@ -119,3 +119,9 @@ def test_parse_ints() -> None:
             parse_ints("channel_mult", text)
     with pytest.raises(InputError, match="channel_mult: expected at most 16 numbers up to 65536"):
         parse_ints("channel_mult", ",".join("1" * 17))
+
+
+def test_a_rate_without_a_leading_digit_is_named_as_with_one() -> None:
+    assert small_config(ema_rate=".99, 0.9").ema_rates() == ["0.99", "0.9"]
+    with pytest.raises(InputError, match="ema_rate: expected numbers"):
+        small_config(ema_rate="+.99")

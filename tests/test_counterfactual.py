@@ -643,6 +643,14 @@ def test_missing_labels_and_classes_are_refused(needs: dict[str, bool], message:
         engine(5, Oracle(**needs)).abduct(images())
 
 
+@pytest.mark.parametrize("name", ["labels", "classes"])
+def test_labels_and_classes_are_one_per_image(name: str) -> None:
+    given = {"labels": torch.ones(1, 2), "classes": torch.zeros(1, dtype=torch.long)}
+    oracle = Oracle(needs_labels=name == "labels", class_cond=name == "classes")
+    with pytest.raises(InputError, match=f"{name}: expected {len(images())}, one per image, got 1"):
+        engine(5, oracle).abduct(images(), **{name: given[name]})
+
+
 def test_an_image_without_a_label_is_refused_by_models_that_use_labels_only() -> None:
     labels = torch.tensor([[4.0, 150.0]]).repeat(len(images()), 1)
     labels[1, 0] = torch.nan

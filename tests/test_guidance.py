@@ -177,6 +177,12 @@ def test_weights_that_are_not_finite_and_intervals_out_of_range_are_refused() ->
 STEPS, IMAGES, NOISE = torch.tensor([0.0, 12.0, 40.5, 73.25, 99.0]), normal(5, 2, 4, 4), normal(5, 2, 4, 4, seed=1)
 
 
+def test_weights_of_blocks_change_nothing_where_no_block_is_affected() -> None:
+    network = LinearNetwork(null_blocks=torch.full_like(Z[0], 7.0))
+    output = guided_model_output(network, Z, guidance=Guidance(1.0, 3.0, 1.0), z_factual=Z.clone())
+    torch.testing.assert_close(output(X, T), guided_model_output(network, Z)(X, T))
+
+
 @pytest.mark.parametrize("mean_type", ModelMeanType)
 @pytest.mark.parametrize("outside", [False, True])
 def test_thresholding_rescales_only_images_out_of_range(mean_type: ModelMeanType, outside: bool) -> None:

@@ -62,7 +62,8 @@ class DiffAE(CausalDiffAE):
         if self.probe is None or not do:
             return self.scm.predict(u, do, most_probable)
         indices = [self.scm.graph.index(name) for name in do]
-        values = torch.stack([torch.as_tensor(do[name], dtype=u.dtype, device=u.device) for name in do], dim=-1)
+        given = [torch.as_tensor(do[name], dtype=u.dtype, device=u.device).expand(len(u)) for name in do]
+        values = torch.stack(given, dim=-1)
         change = values - self.read_labels(u)[:, indices]
         inverse = torch.linalg.pinv(self.probe.weight[indices])  # (n d, k)
         return u + (change @ inverse.T).reshape(u.shape)
@@ -86,6 +87,10 @@ class DiffAETrainingStep(TrainingStep):
             terms["label_kl"] = torch.zeros_like(terms["label_kl"])
             terms["probe_mse"] = observed.mean(squared_error(model.read_labels(z.detach()), labels, observed))
         return z, terms
+
+    def conditioned(self, observed: Observed) -> Tensor:
+        """As `TrainingStep.conditioned`; all images if unaligned, whose latents are trained without labels."""
+        return super().conditioned(observed) | (not cast(DiffAE, self.model).aligned)
 
     def forward(self, *args: object, **kwargs: object) -> tuple[Tensor, dict[str, Tensor]]:
         """As `TrainingStep`, plus the error of the probe, whose gradient does not reach the encoder."""

@@ -131,8 +131,9 @@ def _job() -> list[Any]:
 
 def _has_ended(owner: dict[str, Any]) -> bool:
     job, (number, restarts) = owner.get("job"), _job()
-    if number and isinstance(job, list) and len(job) == 2 and job[0] == number:
-        return isinstance(job[1], int) and job[1] < restarts
+    before = job[1] if number and isinstance(job, list) and len(job) == 2 and job[0] == number else None
+    if isinstance(before, int) and before < restarts:
+        return True
     process = owner.get("process")
     if owner.get("machine") != _machine() or not isinstance(process, int) or process < 1:
         return False

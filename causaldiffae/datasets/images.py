@@ -6,7 +6,7 @@ size are resized by area averaging (`resize_area`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -164,6 +164,13 @@ def finite_images(images: torch.Tensor, what: str = "images") -> torch.Tensor:
             f"(index {shown})"
         )
     return images
+
+
+def check_counts(count: int, **given: Sized | None) -> None:
+    """Raises `InputError`, starting with the name, for values that are not one per image; None is not checked."""
+    for name, values in given.items():
+        if values is not None and len(values) != count:
+            raise InputError(f"{name}: expected {count}, one per image, got {len(values)}")
 
 
 def check_complete(labels: np.ndarray, variables: Sequence[str], ids: Sequence[str] | None = None) -> None:

@@ -91,7 +91,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
         The tables to print.
     """
     config = parse_flags(TestConfig, argv, description, recipes=RECIPES)
-    guidance, weights = config.guidance(), parse_numbers("sweep_w", config.sweep_w)
+    weights = parse_numbers("sweep_w", config.sweep_w)
     use_device(config.device)
     device = dist_util.dev()
     loaded = load_model(config.model_path, device, config.ema or None, config.dataset, config.predictor_path)
@@ -105,11 +105,13 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for message in intervention_warnings(spec.graph, dos):
         warnings.warn(message, stacklevel=2)
     dos = dos or [spec.check_do(do) for do in interventions.get(spec.name, default_interventions(spec))]
+    if weights and loaded.config.diffusion.few_steps:
+        raise InputError("sweep_w: expected none for a distilled model, whose guidance is that of its teacher")
+    guidance = make_engine(loaded, config).guidance  # also validates the flags
     groups: dict[str, list[tuple[Mapping[str, float], Guidance]]] = {"results": [(do, guidance) for do in dos]}
     groups["sweep_w"] = [(dos[0], replace(guidance, w=w, w_affected=None, w_invariant=None)) for w in weights]
     for name in parse_names("traverse", config.traverse, spec):
         groups[f"traversal_{name}"] = [({name: value}, guidance) for value in traversal_values(spec, name)]
-    make_engine(loaded, config)  # validates the flags
     data = read_test_images(config.data_dir, spec, dos, config.limit)
     check_labels(loaded.model, data)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)

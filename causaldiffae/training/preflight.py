@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from causaldiffae.config import TrainConfig
+from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
@@ -20,6 +20,22 @@ def check_platform() -> None:
     """Raises `InputError` on Windows, which cannot flush folders to disk and has no SIGUSR1."""
     if platform.system() == "Windows":
         raise InputError("training: expected Linux or macOS, got Windows; run it in WSL (wsl --install)")
+
+
+def option_warnings(config: Config) -> list[str]:
+    """Returns warnings about options that do not go together, one sentence each."""
+    model, loss, train = config.model, config.loss, config.train
+    found = []
+    if model.model_type == "diffscm" and model.label_cond and not (loss.drop_prob or loss.masking):
+        found.append(
+            "drop_prob: expected a number above 0 with label_cond, since Diff-SCM encodes without labels, got 0"
+        )
+    if train.lr_anneal_steps > train.total_steps:
+        found.append(
+            f"lr_anneal_steps: expected at most the {train.total_steps} steps of the run, got {train.lr_anneal_steps}; "
+            "the learning rate stays below lr"
+        )
+    return found
 
 
 def training_warnings(train: TrainConfig, data: ImageData, world: int = 1, needs_all_labels: bool = False) -> list[str]:

@@ -35,6 +35,8 @@ Changes = dict[str, tuple[Any, Any]]
 """Options by name, with their values before and now."""
 SCHEDULED: Final = ("lr", "params")
 """Entries of an optimizer group that are no options: the training loop sets the learning rate of each step."""
+OF_MEMORY: Final = ("use_checkpoint",)
+"""Options of the model that change neither its weights nor its results."""
 NOT_LISTED: Final = ("resume_checkpoint", "init_weights", "dry_run", "device")
 
 
@@ -107,7 +109,7 @@ def check_same_run(
     saved = Config.from_dict(described.get("config"))
     for part in ("model", "diffusion"):
         for name, before in saved.to_dict()[part].items():
-            if (value := config.to_dict()[part][name]) != before:
+            if (value := config.to_dict()[part][name]) != before and name not in OF_MEMORY:
                 raise InputError(
                     f"{name}: expected {before!r} as in {path}, got {value!r}; restore it or choose another run_dir"
                 )
@@ -141,7 +143,7 @@ def load_initial_weights(
     """
     loaded = load_model(dist_util.once_per_machine(lambda: str(local_checkpoint(path))))
     found, expected = asdict(loaded.config.model), asdict(config.model)
-    others = [f"--{name} {found[name]}" for name in found if found[name] != expected[name]]
+    others = [f"--{name} {found[name]}" for name in found if found[name] != expected[name] and name not in OF_MEMORY]
     if others:
         raise InputError(f"init_weights: expected weights of this network, got {path}; set {' '.join(others)}")
     if loaded.spec.to_dict() != spec.to_dict():

@@ -12,7 +12,8 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # not in Windows
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # Windows has no SIGUSR1
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class StopRequest:
@@ -55,3 +56,5 @@ class StopRequest:
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number)
+        if number == signal.SIGINT:  # a second Ctrl-C interrupts at once
+            signal.signal(number, self._handlers[self._signal])

@@ -116,6 +116,7 @@ def dead_process() -> int:
         ({}, EXPIRES_AFTER + 60, False),
         ({}, EXPIRES_AFTER - 60, True),
         ({"process": -1}, 0, False),  # stands for a process of this machine that has ended
+        ({"process": -1, "job": ["123", 1]}, 0, False),  # killed, and restarted in the same job
         ({"process": os.getppid(), "machine": "here"}, 0, True),
         ({"job": ["123", 0]}, 0, False),  # this job before it was requeued
         ({"job": ["123", 1]}, 0, True),  # another step of this job
@@ -131,7 +132,7 @@ def test_leases_that_do_not_count_are_removed(
     with hold_lease(RUN):
         own = json.loads((service.bucket / "run" / "lock" / OWN_NAME).read_text())
     if owner.get("process") == -1:
-        owner = {"process": dead_process(), "machine": own["machine"]}
+        owner = owner | {"process": dead_process(), "machine": own["machine"]}
     elif owner.get("machine") == "here":
         owner = owner | {"machine": own["machine"]}
     other(service, age, **owner)

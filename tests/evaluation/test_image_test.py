@@ -4,12 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from paths import REPO
+from running import assert_refused, run
 from tiny import squares, squares_spec
 from tiny_models import tiny_model
 
+from causaldiffae.datasets.registry import example_images
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.evaluation import settings
+from causaldiffae.evaluation import image_test, settings
 from causaldiffae.evaluation.image_test import (
     PlannedTest,
     intervention_table,
@@ -19,6 +23,7 @@ from causaldiffae.evaluation.image_test import (
 )
 from causaldiffae.evaluation.interventions import InterventionResult
 from causaldiffae.guidance import Guidance
+from causaldiffae.script_util import load_model
 
 
 def test_a_variable_s_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -102,3 +107,26 @@ def test_tables_show_error_rates_of_categories_or_the_fraction_reached() -> None
     known = intervention_table({"do(grey=7)": {**row, "measured_error_size": 0.125}}, spec).splitlines()
     assert known[1].split() == ["L1", "L1", "error", "error"] and known[2].split() == ["rate"]
     assert known[-1].split()[-2:] == ["0.125", "3.000"]
+
+
+def test_a_distilled_model_is_not_guided_by_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = REPO / "weights" / "morphomnist_causaldae_mini_4step"
+    arguments = (f"--model_path={student}", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}")
+    script = REPO / "scripts" / "image_causaldae_test.py"
+    refused = run(script, *arguments, "--sweep_w=0.5")
+    assert_refused(refused, "sweep_w: expected none for a distilled model, whose guidance is that of its teacher")
+    given = []
+
+    class Stop(Exception):
+        pass
+
+    def planned(*args: object, **named: object) -> None:
+        given.extend([*args, *named.values()])
+        raise Stop
+
+    monkeypatch.setattr(image_test, "PlannedTest", planned)
+    monkeypatch.setattr(image_test, "read_test_images", lambda *_: example_images(load_model(str(student)).spec, 2))
+    with pytest.raises(Stop):
+        image_test.run_test([*arguments, "--do=digit=7"], "", {}, "causaldae")
+    guidances = next(each for each in given if isinstance(each, tuple) and isinstance(each[0], Guidance))
+    assert [guidance.w_class for guidance in guidances] == [1.0]

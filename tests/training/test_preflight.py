@@ -16,7 +16,12 @@ from tiny import small_config, squares
 
 from causaldiffae import train_util
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.training.preflight import intervention_warnings, out_of_memory_message, training_warnings
+from causaldiffae.training.preflight import (
+    intervention_warnings,
+    option_warnings,
+    out_of_memory_message,
+    training_warnings,
+)
 
 SCRIPTS = [REPO / "scripts" / "image_train.py", *sorted((REPO / "classifiers").glob("*_classifier.py"))]
 TRAIN = small_config(batch_size=8).train
@@ -127,3 +132,13 @@ def test_training_on_windows_is_refused_in_one_line() -> None:
     process = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, check=True)
     line = "2 error: training: expected Linux or macOS, got Windows; run it in WSL (wsl --install)"
     assert len(SCRIPTS) > 4 and process.stdout.splitlines() == [line] * len(SCRIPTS)
+
+
+def test_options_that_do_not_go_together_are_named() -> None:
+    assert option_warnings(small_config(total_steps=6, lr_anneal_steps=6)) == []
+    (late,) = option_warnings(small_config(total_steps=6, lr_anneal_steps=7))
+    assert late.startswith("lr_anneal_steps: expected at most the 6 steps of the run, got 7")
+    diff_scm = {"model_type": "diffscm", "label_cond": True, "lr_anneal_steps": 0}
+    (null,) = option_warnings(small_config(**diff_scm, drop_prob=0.0))
+    assert null.startswith("drop_prob: expected a number above 0 with label_cond")
+    assert option_warnings(small_config(**diff_scm, drop_prob=0.1)) == []

@@ -94,6 +94,14 @@ def test_resuming_from_a_named_step(tmp_path: Path) -> None:
     assert_same(resumed, loop(tmp_path / "a"))
 
 
+def test_a_run_resumes_with_another_sampler_and_less_memory(tmp_path: Path) -> None:
+    loop(tmp_path, total_steps=2).run()
+    resumed = loop(tmp_path, schedule_sampler="loss-second-moment", use_checkpoint=True)
+    assert resumed.step == 2
+    resumed.run()
+    assert resumed.step == 6
+
+
 def test_another_network_is_refused(tmp_path: Path) -> None:
     loop(tmp_path, total_steps=1).run()
     message = "mechanism_width: expected 16 as in .*step_0000001, got 8; restore it or choose another run_dir"

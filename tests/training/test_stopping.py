@@ -13,7 +13,7 @@ from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.training.stopping import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -33,6 +33,13 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, number: signal.Sig
     resumed = loop(tmp_path, save_interval=1000)
     resumed.run()
     assert (resumed.stopped, resumed.step) == (False, 6)
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert stop.reason() == "SIGINT received"
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_the_time_limit_counts_from_construction(monkeypatch: pytest.MonkeyPatch) -> None:
