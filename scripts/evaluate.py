@@ -86,6 +86,9 @@ def parse(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"protocol: expected --model_path with {peers.NAME}, got none")
     if values["protocol"] == peers.NAME and (given := [name for name in ("variables", "report") if values[name]]):
         raise InputError(f"{given[0]}: expected none with protocol {peers.NAME}, got {values[given[0]]}")
+    several = not (values["model_path"] or values["answers"] or values["export_questions"])
+    if several and values["out"].endswith(".json"):
+        raise InputError(f"out: expected the folder of the results, got the file {values['out']}")
     if values["workers"] < 1:
         raise InputError(f"workers: expected 1 or more, got {values['workers']}")
     return values

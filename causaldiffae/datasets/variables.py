@@ -6,6 +6,7 @@ are numbers in label units. Labels of variables with named categories are catego
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -80,3 +81,13 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
         return float(value)
     shown = ", ".join(names if are_numbers else (f"{name} ({i})" for i, name in enumerate(names)))
     raise InputError(f"do: {variable}: expected one of {shown}, got {value!r}")
+
+
+def range_decimals(low: float, high: float) -> int:
+    """Decimal places that resolve a hundredth of a range; negative for thousands and more."""
+    return 2 - math.floor(math.log10(high - low)) if high > low else 2
+
+
+def round_in_range(value: float, low: float, high: float) -> float:
+    """Rounds a value to about a hundredth of a range, inside of it."""
+    return float(min(max(round(float(value), range_decimals(low, high)), low), high))

@@ -40,11 +40,15 @@ def batches_of(data: ImageData, batch_size: int) -> Iterator[ImageData]:
 
 
 def join_batches(batches: Sequence[Sequence[InterventionResult]]) -> list[InterventionResult]:
-    """Concatenates the results of batches; one list entry for each intervention."""
+    """Concatenates the results of batches; one list entry for each intervention.
+
+    What is unknown in one batch, such as the truth, is None for all of them.
+    """
     joined = []
+    lacks = lambda arrays: any(array is None for array in arrays)  # noqa: E731
     for parts in zip(*batches, strict=True):
         values: dict[str, Any] = {name: [getattr(part, name) for part in parts] for name in _ARRAYS}
-        arrays: dict[str, Any] = {n: None if each[0] is None else np.concatenate(each) for n, each in values.items()}
+        arrays: dict[str, Any] = {n: None if lacks(each) else np.concatenate(each) for n, each in values.items()}
         joined.append(InterventionResult(parts[0].do, **arrays))
     return joined
 

@@ -21,6 +21,7 @@ from causaldiffae.datasets.do_text import describe_do as describe_do  # also thi
 from causaldiffae.datasets.images import ImageData, check_complete, finite_images, model_inputs, to_uint8
 from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
+from causaldiffae.datasets.variables import round_in_range
 from causaldiffae.errors import InputError
 from causaldiffae.guidance import Guidance
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
@@ -181,14 +182,14 @@ def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray, np.ndarray | Non
     return true_counterfactual(data, do) if truth_is_known(data, do) else (true_labels(data, do), None)
 
 
-def traversal_values(spec: DatasetSpec, name: str, count: int = 6, digits: int = 4) -> list[float]:
-    """All categories of a variable, or `count` values over its range, rounded to significant `digits`."""
+def traversal_values(spec: DatasetSpec, name: str, count: int = 6) -> list[float]:
+    """All categories of a variable, or `count` values over its range, rounded to about a hundredth of it."""
     if spec.values_of(name):
         return list(spec.values_of(name))
     i = spec.graph.index(name)
-    margin = 0.05 * (spec.high[i] - spec.low[i])  # training data are sparse at the ends
-    values = np.linspace(spec.low[i] + margin, spec.high[i] - margin, count)
-    return [float(f"{value:.{digits}g}") for value in values]
+    low, high = spec.low[i], spec.high[i]
+    margin = 0.05 * (high - low)  # training data are sparse at the ends
+    return [round_in_range(value, low, high) for value in np.linspace(low + margin, high - margin, count)]
 
 
 def summary(result: InterventionResult, spec: DatasetSpec) -> dict[str, float]:

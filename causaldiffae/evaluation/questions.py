@@ -147,7 +147,9 @@ def _settings(given: dict[str, Any], where: str) -> ProtocolSettings:
         raise DataError(f"{where}: expected the keys {', '.join(sorted(defaults))}")
     given = defaults | given  # later versions have further options of the model, which answers do not depend on
     for name, default in defaults.items():
-        kinds = {tuple: (list,), float: (float, int)}.get(type(default), (type(default),))
+        kinds = {tuple: (list,), float: (float, int), type(None): (type(None), bool, float, int)}.get(
+            type(default), (type(default),)
+        )
         if type(given[name]) not in kinds:
             raise DataError(f"{where}: {name}: expected a value such as {default!r}, got {str(given[name])!r:.80}")
     try:

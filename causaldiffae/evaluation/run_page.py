@@ -45,7 +45,7 @@ def traverse(model: TraversableModel, images: object) -> Traversals:
     abducted = model.abduct(images)
     found = {}
     for name in model.spec.graph.names:
-        values = traversal_values(model.spec, name, VALUES, digits=3)
+        values = traversal_values(model.spec, name, VALUES)
         found[name] = (values, [model.predict(abducted, {name: value}).images for value in values])
     return found
 

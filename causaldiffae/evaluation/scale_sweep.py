@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import predict_split
 from causaldiffae.evaluation.tables import shown, text_table
@@ -90,12 +90,18 @@ def check_classes(data: ImageData) -> None:
 
 
 def choose_images(train: ImageData, num_validation: int = 0, num_reference: int = 0) -> tuple[ImageData, ImageData]:
-    """Images of the training split for the choice of the scale and for the comparison of CLD, disjoint; 0 for all.
+    """Images of the training split for the choice of the scale and for the comparison of CLD, disjoint
+    and evenly spread; 0 for all.
 
     The former are from the share on which the classifiers of this package validate (`split_validation` with seed 0).
     """
     kept, held_out = split_validation(len(train), seed=0)
-    return train.subset(held_out[: num_validation or None]), train.subset(kept[: num_reference or None])
+    chosen = (
+        rows[evenly_spread(min(count or len(rows), len(rows)), len(rows))]
+        for rows, count in ((held_out, num_validation), (kept, num_reference))
+    )
+    validation, reference = map(train.subset, chosen)
+    return validation, reference
 
 
 def sweep_scale(

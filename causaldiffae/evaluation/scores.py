@@ -240,7 +240,7 @@ class _Context:
         frechet = lambda rows: frechet_distance(features[rows], others[rows])  # noqa: E731
         found["fid_own"] = self._distance(frechet, candidate)
         found["kid_own"] = self._distance(PairedKernelDistance(features, others), candidate)
-        if self.scorer.inception_weights:
+        if self.scorer.inception_weights and candidate.finite.any():
             real = self.task.data.images if expected.images is None else expected.images
             pair = [
                 inception_features(images[candidate.finite], self.scorer.inception_weights, self.scorer.trust_inception)

@@ -24,6 +24,7 @@ from causaldiffae.counterfactual import AbductionKind
 from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scripts' name for it
 from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
+from causaldiffae.datasets.variables import round_in_range
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
 from causaldiffae.guidance import CLASS_WEIGHT, Guidance
@@ -140,7 +141,7 @@ def default_interventions(spec: DatasetSpec) -> list[CheckedDo]:
     for i, name in enumerate(spec.graph.names):
         low, high = spec.low[i], spec.high[i]
         value = low + 0.75 * (high - low) if spec.kind(i) == "continuous" else high
-        dos.append(spec.check_do({name: float(f"{value:.3g}")}))
+        dos.append(spec.check_do({name: round_in_range(value, low, high)}))
     return dos
 
 

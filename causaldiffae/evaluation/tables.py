@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from causaldiffae.evaluation.digests import json_digest
 from causaldiffae.metrics.intervals import interval
 
 Results = Mapping[str, Any]
@@ -149,12 +150,15 @@ def name_of(results: Results) -> str:
 
 
 def by_dataset(files: Sequence[Results]) -> dict[str, list[Results]]:
-    """Groups comparable results: those with the same data set, images and predictor."""
+    """Groups comparable results: those with the same data set, images, interventions and predictor."""
     groups: dict[str, list[Results]] = {}
     for results in files:
         data, predictor = results["data"], results["predictor"]["digest"]
         digests = f"{data['digest'][:6]}/{predictor[:6]}"
-        key = f"{data['dataset']}, {data['images']} images of {data['image_size']} px ({digests})"
+        settings = results["settings"]
+        asked = "".join(f", do({name})" for name in settings["variables"])
+        images = f"{data['images']} images of {data['image_size']} px"
+        key = f"{data['dataset']}, {images}, seed {settings['seed']}{asked} ({digests})"
         groups.setdefault(key, []).append(results)
     return groups
 
@@ -214,11 +218,18 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def seed_groups(files: Iterable[Results]) -> list[list[Results]]:
-    """Groups of two or more models that differ only in their training seed."""
-    groups: dict[str, list[Results]] = {}
+    """Groups of two or more models that differ only in their training seed, one per seed."""
+    groups: dict[str, dict[int, Results]] = {}
     for results in files:
-        groups.setdefault(results["model"]["recipe"], []).append(results)
-    return [group for group in groups.values() if len({results["model"]["seed"] for results in group}) > 1]
+        model = results["model"]
+        same = [
+            model["recipe"],
+            model.get("step"),
+            model.get("parameters"),
+            results["settings"],
+        ]  # parameters: of the guide
+        groups.setdefault(json_digest(same), {}).setdefault(model["seed"], results)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def seeds_table(files: Sequence[Results]) -> str:

@@ -25,6 +25,7 @@ from causaldiffae.datasets.images import ImageData, finite_images, to_model_rang
 from causaldiffae.datasets.reference import reference_of_model
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure, true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
+from causaldiffae.datasets.variables import range_decimals, round_in_range
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.checks import Checks, check
@@ -58,7 +59,7 @@ def slider_range(spec: DatasetSpec, i: int) -> SliderRange:
 
 def decimals_of(spec: DatasetSpec, i: int) -> int:
     """Decimal places that resolve a hundredth of a variable's range; negative for thousands and more."""
-    return 2 - math.floor(math.log10(spec.high[i] - spec.low[i]))
+    return range_decimals(spec.low[i], spec.high[i])
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,8 +291,9 @@ def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, floa
     if spec.kinds and spec.kinds[i] != "continuous":
         value = spec.high[i] if encoded[i] < (spec.low[i] + spec.high[i]) / 2 else spec.low[i]
         return {name: spec.category_names(i)[int(value)] if spec.category_names(i) else value}
-    values = [spec.low[i] + fraction * (spec.high[i] - spec.low[i]) for fraction in (0.28, 0.48)]
-    return {name: float(f"{max(values, key=lambda value: abs(value - encoded[i])):.3g}")}
+    low, high = spec.low[i], spec.high[i]
+    values = [low + fraction * (high - low) for fraction in (0.28, 0.48)]
+    return {name: round_in_range(max(values, key=lambda value: abs(value - encoded[i])), low, high)}
 
 
 def images_of(data: ImageData) -> list[SourceImage]:

@@ -45,10 +45,12 @@ def nearest_category(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
 
 
 def label_columns(labels: np.ndarray, values: Sequence[float]) -> np.ndarray:
-    """Labels (N,) as quantities: (N, 1) float64 numbers, or (N, K) indicators of three or more categories."""
+    """Labels (N,) as (N, 1) float64 numbers, or (N, K) indicators of three or more categories; NaN if missing."""
     if len(values) < 3:
         return labels[:, None].astype(np.float64)
-    return (nearest_category(labels, values)[:, None] == np.arange(len(values))).astype(np.float64)
+    columns = (nearest_category(labels, values)[:, None] == np.arange(len(values))).astype(np.float64)
+    columns[np.isnan(labels)] = np.nan
+    return columns
 
 
 def label_errors(predicted: np.ndarray, true: np.ndarray, categories: Sequence[Sequence[float]] = ()) -> np.ndarray:

@@ -129,10 +129,14 @@ def test_the_announcement_counts_what_is_left(tmp_path: Path, capsys: pytest.Cap
     assert "images are left" not in capsys.readouterr().err
 
 
-def test_joining_keeps_what_is_unknown_in_the_first_batch() -> None:
+def test_what_is_unknown_in_one_batch_is_unknown_in_all() -> None:
     one = result(DOS[0], DATA, 0)
-    (joined,) = join_batches([[one], [replace(one, measured_classes=None)]])
-    assert joined.measured_classes is None and len(joined.factual) == 14
+    known, unknown = replace(one, truth=one.factual), replace(one, truth=None)
+    for batches in ([[known], [unknown]], [[unknown], [known]]):
+        (joined,) = join_batches(batches)
+        assert joined.truth is None and len(joined.factual) == 14
+    (joined,) = join_batches([[known], [known]])
+    assert joined.truth is not None and len(joined.truth) == 14
 
 
 @pytest.mark.parametrize("at", [lambda steps: 2.0 + 0.5 * steps, lambda steps: 3.0])

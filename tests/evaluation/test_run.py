@@ -20,7 +20,7 @@ from causaldiffae.errors import DataError
 from causaldiffae.evaluation import run as evaluation_run
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, run_chunk
-from causaldiffae.evaluation.tables import over_seeds, seeds_table, shown, tables
+from causaldiffae.evaluation.tables import over_seeds, seed_groups, seeds_table, shown, tables
 from causaldiffae.predictors.predictor import Predictor, save_predictor
 from causaldiffae.script_util import MODELS, create_model_and_diffusion, describe_checkpoint
 
@@ -245,6 +245,20 @@ def test_tables() -> None:
     assert three["mean"] == 2.0 and three["high"] - 2.0 == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
     assert over_seeds([1.0]) == {"mean": 1.0, "low": None, "high": None, "seeds": 1}
     assert tables([]) == "" and seeds_table([]) == ""
+
+
+def test_seeds_are_grouped_by_recipe_step_guide_and_settings() -> None:
+    def file(seed: int, **changes: object) -> dict[str, Any]:
+        model = {"recipe": "r", "seed": seed, "step": 5, "parameters": 7, "name": f"{seed}{changes}", **changes}
+        return {"model": model, "settings": {"w": changes.pop("w", 1.0)}}
+
+    def sizes(*files: dict[str, Any]) -> list[int]:
+        return sorted(len(group) for group in seed_groups(files))
+
+    assert sizes(file(0), file(1)) == [2] and sizes(file(0), file(0)) == []
+    for changes in ({"w": 0.5}, {"step": 6}, {"parameters": 9}, {"recipe": "s"}):
+        assert sizes(file(0), file(1, **changes)) == []
+        assert sizes(file(0), file(1), file(0, **changes), file(1, **changes)) == [2, 2]
 
 
 def test_abduction_guidance_and_stop_change_the_figures(root: Path, tmp_path: Path) -> None:

@@ -119,6 +119,10 @@ def test_the_scale_is_chosen_and_compared_on_other_images_than_those_reported() 
     assert not set(validation.ids) & set(reference.ids)
     few = choose_images(train, 5, 7)
     assert [len(part) for part in few] == [5, 7]
+    spread = [
+        [part.ids.index(each) for each in some.ids] for part, some in zip((validation, reference), few, strict=True)
+    ]
+    assert spread[0][-1] > len(validation) // 2 and spread[1][-1] > len(reference) // 2, "over all images"
 
 
 def test_table_csv_and_plot(results: list[ScaleResult], tmp_path: Path) -> None:

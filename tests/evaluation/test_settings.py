@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from paths import REPO
 from tiny import squares_spec
 
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import image_test, run
+from causaldiffae.evaluation.interventions import traversal_values
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.settings import (
     RECIPES,
@@ -17,6 +19,7 @@ from causaldiffae.evaluation.settings import (
     parse_numbers,
 )
 from causaldiffae.evaluation.settings import TestConfig as Settings
+from causaldiffae.explorer.session import first_intervention
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.script_util import load_model, parse_flags
 
@@ -70,3 +73,11 @@ def test_tests_and_evaluations_pass_on_whether_causes_are_kept() -> None:
             run.make_engine(loaded, ProtocolSettings(keep_causes=keep)),
         ):
             assert len(engine.keep_causes) == expected
+
+
+def test_default_values_lie_in_narrow_ranges_of_large_numbers() -> None:
+    spec = replace(squares_spec(), low=(2001.0, 101000.0), high=(2009.0, 101500.0))
+    assert default_interventions(spec) == [{"size": 2007.0}, {"grey": 101375.0}]
+    years, grey = (traversal_values(spec, name) for name in spec.graph.names)
+    assert len(set(years)) == len(set(grey)) == 6 and 2001 <= years[0] < years[-1] <= 2009
+    assert 2001 <= float(first_intervention(spec, np.array([2002.0, 101100.0]))["size"]) <= 2009

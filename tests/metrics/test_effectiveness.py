@@ -46,6 +46,8 @@ def test_all_categories_are_equally_far_from_each_other() -> None:
     distances = ((columns[:, None] - columns) ** 2).sum(axis=2)
     np.testing.assert_array_equal(distances, 2.0 * (1 - np.eye(3)))
     np.testing.assert_array_equal(label_columns(np.array([3.0, 5.0]), ()), [[3.0], [5.0]])
+    missing = label_columns(np.array([np.nan, 1.0]), (0.0, 1.0, 2.0))
+    np.testing.assert_array_equal(missing, [[np.nan] * 3, [0.0, 1.0, 0.0]])
 
 
 def test_arms_and_outcomes_of_categories() -> None:
