@@ -298,9 +298,10 @@ def peak_memory(config: Config, spec: DatasetSpec, settings: SpeedSettings, refe
     """Peak memory of training in MiB, relative to the memory before; on the CPU in a separate process."""
     if torch.device(settings.device).type == "cuda":
         torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         train_one_side(config, spec, settings, reference)
-        return torch.cuda.max_memory_allocated() / 2**20
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     plain = SpeedSettings(**{field.name: getattr(settings, field.name) for field in fields(SpeedSettings)})
     with worker_pool(1) as pool:
         return pool.submit(_resident_growth, config, spec, replace(plain, compile=False), reference).result()
