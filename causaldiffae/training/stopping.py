@@ -46,7 +46,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+            self._handlers = {number: signal.signal(number, self._record) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:

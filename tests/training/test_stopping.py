@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,16 @@ from causaldiffae.checkpoints.checkpoint import load_checkpoint
 from causaldiffae.training.stopping import StopRequest
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """The usual handler of SIGINT, also in the background of a shell, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -35,11 +45,20 @@ def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, number: signal.Sig
     assert (resumed.stopped, resumed.step) == (False, 6)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_ends_at_once() -> None:
     with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
         assert stop.reason() == "SIGINT received"
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.reason() == ""
 
 
 def test_the_time_limit_counts_from_construction(monkeypatch: pytest.MonkeyPatch) -> None:
