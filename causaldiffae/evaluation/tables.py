@@ -222,13 +222,8 @@ def seed_groups(files: Iterable[Results]) -> list[list[Results]]:
     groups: dict[str, dict[int, Results]] = {}
     for results in files:
         model = results["model"]
-        same = [
-            model["recipe"],
-            model.get("step"),
-            model.get("parameters"),
-            results["settings"],
-        ]  # parameters: of the guide
-        groups.setdefault(json_digest(same), {}).setdefault(model["seed"], results)
+        trained = [model["recipe"], model.get("step"), model.get("parameters")]  # parameters include those of a guide
+        groups.setdefault(json_digest([trained, results["settings"]]), {}).setdefault(model["seed"], results)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
