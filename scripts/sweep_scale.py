@@ -20,7 +20,7 @@ import numpy as np
 
 from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, SOLVER_HELP, flag, with_help
-from causaldiffae.datasets.images import ImageData, evenly_spread
+from causaldiffae.datasets.images import ImageData, spread_or_all
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.scale_sweep import (
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     predictor = open_predictor(spec, config.label_predictor, device)
     autoencoders = load_autoencoders(config.autoencoders or find_shipped(spec, "autoencoders"), device)
     train = read_split(spec.name, config.data_dir, "train", spec=spec)
-    data = test.subset(evenly_spread(min(config.num_images or len(test), len(test)), len(test)))
+    data = test.subset(spread_or_all(config.num_images, len(test)))
     validation, reference = choose_images(train, config.num_validation, config.num_reference)
     scorers = Scorers(predictor.predictor, autoencoders, reference)
     engine = loaded.engine(

@@ -207,6 +207,11 @@ def model_inputs(data: ImageData, device: torch.device | str = "cpu") -> ModelIn
     return ModelInputs(to_model_range(data.images).to(device), classes, torch.from_numpy(data.labels).to(device))
 
 
+def spread_or_all(count: int, total: int) -> np.ndarray:
+    """Indices of `count` of `total` images, evenly spread; of all for 0, or for more than there are."""
+    return evenly_spread(min(count or total, total), total)
+
+
 def evenly_spread(count: int, total: int) -> np.ndarray:
     """Evenly spaced indices (count,) in 0..total-1, from the first to the last."""
     return np.linspace(0, total - 1, count).round().astype(np.int64)

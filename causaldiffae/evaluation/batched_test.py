@@ -45,10 +45,10 @@ def join_batches(batches: Sequence[Sequence[InterventionResult]]) -> list[Interv
     What is unknown in one batch, such as the truth, is None for all of them.
     """
     joined = []
-    lacks = lambda arrays: any(array is None for array in arrays)  # noqa: E731
     for parts in zip(*batches, strict=True):
         values: dict[str, Any] = {name: [getattr(part, name) for part in parts] for name in _ARRAYS}
-        arrays: dict[str, Any] = {n: None if lacks(each) else np.concatenate(each) for n, each in values.items()}
+        unknown = {name for name, each in values.items() if any(array is None for array in each)}
+        arrays: dict[str, Any] = {n: None if n in unknown else np.concatenate(each) for n, each in values.items()}
         joined.append(InterventionResult(parts[0].do, **arrays))
     return joined
 

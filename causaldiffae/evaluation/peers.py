@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae.counterfactual import Counterfactual, CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, evenly_spread, model_inputs
+from causaldiffae.datasets.images import ImageData, model_inputs, spread_or_all
 from causaldiffae.datasets.registry import true_counterfactual, truth_is_known
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
@@ -99,11 +99,11 @@ def make_task(
     total = len(test)
     if num_images > total:
         raise InputError(f"num_images: expected at most {total}, the size of the test split, got {num_images}")
-    rows = evenly_spread(num_images or total, total)
+    rows = spread_or_all(num_images, total)
     values = {name: each[rows] for name, each in draw_interventions(test, seed, sets_class).items()}
     data = test.subset(rows)
     long = np.zeros(len(data), bool)
-    long[evenly_spread(min(cycle_images or len(data), len(data)), len(data))] = True
+    long[spread_or_all(cycle_images, len(data))] = True
     order = np.argsort(~long, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(data), batch_size)]
     return PeersTask(data, values, long, batches, seed)

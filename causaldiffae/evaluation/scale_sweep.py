@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.images import ImageData, evenly_spread
+from causaldiffae.datasets.images import ImageData, spread_or_all
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import predict_split
 from causaldiffae.evaluation.tables import shown, text_table
@@ -96,11 +96,10 @@ def choose_images(train: ImageData, num_validation: int = 0, num_reference: int 
     The former are from the share on which the classifiers of this package validate (`split_validation` with seed 0).
     """
     kept, held_out = split_validation(len(train), seed=0)
-    chosen = (
-        rows[evenly_spread(min(count or len(rows), len(rows)), len(rows))]
+    validation, reference = (
+        train.subset(rows[spread_or_all(count, len(rows))])
         for rows, count in ((held_out, num_validation), (kept, num_reference))
     )
-    validation, reference = map(train.subset, chosen)
     return validation, reference
 
 

@@ -60,7 +60,7 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems)
     words = {word: count for word, count in rows.items() if word not in missing}
     where = f"{table.where}: {name}"
     numbers, problem = _numbers(words, table.separator, where, problems)
-    marks = {float(mark) for mark in declared.missing if _NUMBER.fullmatch(mark)}
+    marks = _numeric_marks(declared)
     for word in [word for word, number in numbers.items() if number in marks and word not in declared.categories]:
         del numbers[word], words[word]  # a mark in another notation, such as -999,0
     joined = {} if declared.categories else _joined(words, numbers, where, problems)
@@ -92,9 +92,14 @@ def _composed(column: TextColumn) -> TextColumn:
     return TextColumn(tuple(index), np.array(codes, np.int32)[column.codes])
 
 
+def _numeric_marks(declared: Variable) -> set[float]:
+    """The numbers that are declared as marks of missing labels."""
+    return {float(mark) for mark in declared.missing if _NUMBER.fullmatch(mark)}
+
+
 def _missing_words(words: Iterable[str], declared: Variable) -> set[str]:
     """The words that mark missing labels; numbers declared as `missing` match by value."""
-    numbers = {float(marker) for marker in declared.missing if _NUMBER.fullmatch(marker)}
+    numbers = _numeric_marks(declared)
     return {
         word
         for word in words
