@@ -206,7 +206,9 @@ class TrainConfig:
         "keep the best weights in RUN/best; 0 for all steps",
     )
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
-    resume_checkpoint: str = flag("", "step folder to resume from; default: the newest one in run_dir")
+    resume_checkpoint: str = flag(
+        "", "step folder to resume from, unless run_dir has a later step; default: the newest in run_dir"
+    )
     init_weights: str = flag("", "model folder with the initial weights of a new run")
     vae_path: str = flag(
         "", "train in the latent space of this autoencoder: folder of an AutoencoderKL or AutoencoderTiny of diffusers"

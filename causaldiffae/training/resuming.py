@@ -8,6 +8,7 @@ uninterrupted run. Other options take their new values, and the log lists them.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import warnings
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint
 from causaldiffae.config import Config
 from causaldiffae.datasets.label_subsets import labelled_mask
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.storage import is_remote
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.published.autoencoder import LatentSpace, check_same_autoencoder
@@ -43,17 +44,17 @@ NOT_LISTED: Final = ("resume_checkpoint", "init_weights", "dry_run", "device")
 def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
     """Returns the explicit step folder, or the newest intact one in the run directory; None if there is none.
 
-    Rank 0 chooses the step. From object storage, the first process of every machine fetches it: the machines need no
-    common folder. All processes must call this function.
+    If the explicit folder is outside the run directory, a later step of the run is preferred: a job that is started
+    again with the same options continues. Rank 0 chooses the step. From object storage, the first process of every
+    machine fetches it: the machines need no common folder. All processes must call this function.
 
     Raises:
         DataError: If there are checkpoints but all are damaged.
         InputError: If a local folder exists on the machine of rank 0, but not on another one.
     """
-    chosen, exists = dist_util.from_main(lambda: _choose_checkpoint(explicit, run_dir))
+    chosen, exists, address = dist_util.from_main(lambda: _choose_checkpoint(explicit, run_dir))
     if chosen is None or not exists:  # a missing explicit folder is reported when it is read
         return chosen
-    address = (explicit or str(run_dir)).rstrip("/")
     if is_remote(address):
         run = address.rpartition("/")[0] if STEP_NAME.fullmatch(address.rpartition("/")[2]) else address
         return dist_util.once_per_machine(
@@ -71,17 +72,36 @@ def checkpoint_to_resume(explicit: str, run_dir: str | Path) -> Path | None:
     return dist_util.once_per_machine(check)
 
 
-def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None, bool]:
-    chosen: Path | None
-    if explicit:
-        chosen = local_checkpoint(explicit)
-    elif is_remote(run_dir):
-        run = RemoteRun(str(run_dir))
-        run.upload_pending()
-        chosen = run.fetch_newest()
+def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None, bool, str]:
+    """The folder, whether it exists, and the address of the step or run that it comes from."""
+    run, named = str(run_dir).rstrip("/"), explicit.rstrip("/")
+    if not named:
+        chosen = _newest(run)
+        return chosen, chosen is not None, run
+    folder = local_checkpoint(named)
+    if is_remote(run):
+        within = named.startswith(f"{run}/")
     else:
-        chosen = latest_checkpoint(run_dir)
-    return chosen, chosen is not None and chosen.exists()
+        within = Path(named).resolve().is_relative_to(Path(run).resolve())
+    if not within:
+        with contextlib.suppress(DataError):  # the run has no intact step
+            own = _newest(run)
+            if own is not None and _step_of(own) > _step_of(folder):
+                return own, True, run
+    return folder, folder.exists(), named
+
+
+def _newest(run: str) -> Path | None:
+    if not is_remote(run):
+        return latest_checkpoint(run)
+    remote = RemoteRun(run)
+    remote.upload_pending()
+    return remote.fetch_newest()
+
+
+def _step_of(folder: Path) -> int:
+    match = STEP_NAME.fullmatch(folder.name)
+    return int(match[1]) if match else -1
 
 
 def batch_order(source: BatchSource) -> dict[str, int]:

@@ -124,7 +124,7 @@ def test_other_processes_fetch_the_step_that_rank_0_has_chosen(
         RemoteRun(RUN).upload(write(step))
     shutil.rmtree(run_folder(RUN))
     chosen = run_folder(RUN) / "step_0000001"
-    monkeypatch.setattr(dist_util, "from_main", lambda action: (chosen, True))
+    monkeypatch.setattr(dist_util, "from_main", lambda action: (chosen, True, RUN))
     monkeypatch.setattr(dist_util, "is_main", lambda: False)
     assert checkpoint_to_resume("", RUN) == chosen and load_checkpoint(chosen).step == 1
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,28 @@ def test_resuming_from_a_named_step(tmp_path: Path) -> None:
     assert resumed.step == 3
     resumed.run()
     assert_same(resumed, loop(tmp_path / "a"))
+
+
+def test_a_restarted_run_prefers_its_own_later_steps_to_a_named_one(tmp_path: Path) -> None:
+    """A job that is queued again has the same command line."""
+    loop(tmp_path / "a", total_steps=2).run()
+    options = {"resume_checkpoint": str(tmp_path / "a" / "step_0000002")}
+    loop(tmp_path / "b", total_steps=3, **options).run()
+    assert loop(tmp_path / "b", **options).step == 3
+    assert loop(tmp_path / "c", **options).step == 2
+    within = {"resume_checkpoint": str(tmp_path / "b" / "step_0000003")}
+    loop(tmp_path / "b", total_steps=4).run()
+    assert loop(tmp_path / "b", **within).step == 3, "a step of the run itself is what was asked for"
+
+
+def test_a_named_step_is_used_where_those_of_the_run_are_damaged(tmp_path: Path) -> None:
+    loop(tmp_path / "a", total_steps=2).run()
+    loop(tmp_path / "b", total_steps=3).run()
+    for file in (tmp_path / "b").glob("step_*/model.*"):
+        file.write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert loop(tmp_path / "b", resume_checkpoint=str(tmp_path / "a" / "step_0000002")).step == 2
 
 
 def test_a_run_resumes_with_another_sampler_and_less_memory(tmp_path: Path) -> None:
