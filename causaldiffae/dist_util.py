@@ -339,9 +339,20 @@ def once_per_machine(action: Callable[[], T]) -> T:
     return _shared(action, lambda: f"{socket.gethostname()} {machine()}")
 
 
+def from_all(action: Callable[[], T]) -> list[T]:
+    """Runs `action` in every process and returns all results, by rank; errors as in `once_per_machine`."""
+    return _outcomes(action, lambda: f"rank {rank()}")[0]
+
+
 def _shared(action: Callable[[], T], group: Callable[[], str]) -> T:
+    results, first = _outcomes(action, group)
+    return results[first]
+
+
+def _outcomes(action: Callable[[], T], group: Callable[[], str]) -> tuple[list[T], int]:
+    """Results by rank, None of processes that are not the first of their group, and the first rank of this group."""
     if not dist.is_initialized():
-        return action()
+        return [action()], 0
     place, code, result, failure = group(), 0, None, None
     with peer_errors("gathering the machines"):
         first = _gather_objects(place).index(place)
@@ -356,7 +367,7 @@ def _shared(action: Callable[[], T], group: Callable[[], str]) -> T:
         raise failure
     if code := max(code for _, code in outcomes):
         raise SystemExit(code)
-    return cast(T, outcomes[first][0])
+    return [cast(T, result) for result, _ in outcomes], first
 
 
 def _gather_objects(value: Any) -> list[Any]:

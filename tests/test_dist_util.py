@@ -312,7 +312,8 @@ def main(argv):
     dist_util.setup_dist("gloo", timeout_minutes=0.2 if argv[0] == "sleep" else 3.0)
     rank = dist_util.rank()
     answer = dist_util.from_main(lambda: ("a", rank))
-    print(rank, answer, dist_util.any_of(rank == 1), dist_util.any_of(False), flush=True)
+    print(rank, answer, dist_util.from_all(lambda: 2 * rank), dist_util.any_of(rank == 1), dist_util.any_of(False))
+    sys.stdout.flush()
     if argv[0] == "refuse":
         try:
             dist_util.from_main(refuse)
@@ -330,7 +331,7 @@ run_cli(main)
 def test_an_error_of_rank_0_ends_all_with_one_line() -> None:
     first, second = ended(start_group(AGREE, "refuse"))
     assert (first.code, second.code) == (2, 2)
-    assert first.out == "0 ('a', 0) True False\n" and second.out == "1 ('a', 0) True False\n"
+    assert first.out == "0 ('a', 0) [0, 2] True False\n" and second.out == "1 ('a', 0) [0, 2] True False\n"
     assert "error: in use" in first.err.splitlines()
     assert "error" not in second.err and "Traceback" not in first.err + second.err
 

@@ -1,6 +1,7 @@
 """Options of training that depend on the machine: bfloat16, compilation, and the number of steps for some minutes.
 
-A resumed run keeps what was chosen at its start. In several processes rank 0 measures, and all use its choice.
+A resumed run keeps what was chosen at its start. Of several processes the slowest
+decides, because all take each step together.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class _Machine:
         self._trial, self._pieces = Trial(training_step, config, spec, device, count), -(-train.batch_size // count)
 
     def seconds(self) -> float:
-        """Seconds of a training step on rank 0."""
-        return dist_util.from_main(lambda: self._trial.run(self.dtype, REPEATS)) * self._pieces
+        """Seconds of a training step in the slowest process."""
+        return max(dist_util.from_all(lambda: self._trial.run(self.dtype, REPEATS))) * self._pieces
 
     def can_compile(self) -> bool:
         """Whether every process can: machines may differ, and a choice of some would leave the others waiting."""

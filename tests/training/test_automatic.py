@@ -113,6 +113,13 @@ def test_a_trial_step_takes_the_images_of_a_forward_pass(monkeypatch: pytest.Mon
     assert counts == [8, 4, 8]
 
 
+def test_the_slowest_process_decides(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(1.0, 0.5)
+    monkeypatch.setattr(automatic.dist_util, "from_all", lambda action: [action(), 4.0])
+    config = small_config(minutes=20.0)
+    assert choose(config, step_of(config), squares_spec(), CPU)[0].train.total_steps <= 0.9 * 1200 / 4
+
+
 def test_minutes_set_steps_and_decay(machine: Callable[..., None]) -> None:
     machine(1.0, 0.5)
     config = small_config(minutes=20.0, microbatch=4, **AUTO)
