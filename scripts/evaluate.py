@@ -134,8 +134,8 @@ def score_answers(values: dict[str, Any]) -> dict[str, Any]:
     folder, data_dir, out = Path(values["answers"]), values["data_dir"], Path(values["out"])
     task, settings = questions.read_questions(folder, data_dir)
     answers = questions.read_answers(folder, task)
-    options = {"name": out.stem, "predictor": values["predictor"], "out": out}
-    return questions.score_answers(answers, task, settings, data_dir, **options)
+    options = {name: values[name] for name in ("predictor", "inception_weights", "trust_inception")}
+    return questions.score_answers(answers, task, settings, data_dir, name=out.stem, out=out, **options)
 
 
 def main(argv: list[str]) -> None:

@@ -232,6 +232,8 @@ def score_answers(
     name: str = "answers",
     predictor: str = "",
     out: Path | None = None,
+    inception_weights: str = "",
+    trust_inception: bool = False,
 ) -> dict[str, Any]:
     """Scores answers and returns the content of a results file, which is written to `out` if it is given.
 
@@ -240,6 +242,7 @@ def score_answers(
         data_dir: the data set, whose training images are references.
         name: of the system, in tables.
         predictor: folder of the predictor that reads labels; by default the shipped one.
+        inception_weights, trust_inception: for the FID, as in `run.Job`.
 
     Raises:
         InputError: if `out` holds other results, or the predictor does not fit the data set.
@@ -248,7 +251,8 @@ def score_answers(
     opened = open_predictor(spec, predictor)
     digest = hashlib.sha256(b"".join(hashlib.sha256(answers[key].tobytes()).digest() for key in sorted(answers)))
     model = {"type": "external", "digest": digest.hexdigest()[:16], "seed": 0, "recipe": digest.hexdigest()[:16]}
-    header = describe(model, task, settings, opened)
+    inception = (inception_weights, trust_inception)
+    header = describe(model, task, settings, opened, *inception)
     header["model"]["name"] = name
     header["data"]["folder"] = folder
     if out is not None and (known := known_results(out, header)) is not None:
@@ -256,7 +260,7 @@ def score_answers(
     outputs = outputs_of(answers, task)
     train = read_split(spec.name, folder, "train", spec=spec)
     with one_thread():
-        results = score_task(task, outputs, Scorer(opened.predictor, train, seed=settings.seed))
+        results = score_task(task, outputs, Scorer(opened.predictor, train, *inception, settings.seed))
     found = {**header, "results": results}
     if out is not None:
         write_results(out, found, task, outputs)

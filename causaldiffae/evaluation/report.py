@@ -175,8 +175,9 @@ def read_images(path: Path) -> dict[str, np.ndarray] | None:
 def _check_images(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Checks the arrays of `run.example_images`: same number of rows, images of the same shape."""
     variables = [key.removeprefix("values/") for key in arrays if key.startswith("values/")]
-    required = ["factual", "reconstruction", *(f"images/{name}" for name in variables)]
-    images = [arrays.get(key) for key in (*required, *(f"true_images/{name}" for name in variables))]
+    required = ["factual", *(f"images/{name}" for name in variables)]
+    optional = ["reconstruction", *(f"true_images/{name}" for name in variables)]
+    images = [arrays.get(key) for key in (*required, *optional)]
     shape = arrays["factual"].shape if "factual" in arrays else ()
     valid = len(shape) == 4 and shape[0] > 0 and shape[1] in (1, 3, 4) and 0 < max(shape[2:]) <= _MAX_SIDE
     valid = valid and min(shape[2:]) > 0 and all(key in arrays for key in required)
@@ -192,11 +193,14 @@ def category_names(results: Results, variable: str) -> list[str]:
 
 
 def image_grid(arrays: dict[str, np.ndarray], results: Results) -> np.ndarray:
-    """Grid of factual images, reconstructions, and each intervention's counterfactuals with the true ones."""
+    """Grid of factual images, reconstructions, and each intervention's counterfactuals with the true ones.
+
+    Reconstructions and true images are optional.
+    """
     count = min(_SHOWN, len(arrays["factual"]))
     rows = evenly_spread(count, len(arrays["factual"]))  # the split may be sorted
-    columns = [("factual", arrays["factual"][rows]), ("reconstruction", arrays["reconstruction"][rows])]
-    captions = [[""] * count, [""] * count]
+    columns = [(key, arrays[key][rows]) for key in ("factual", "reconstruction") if key in arrays]
+    captions = [[""] * count for _ in columns]
     for key in arrays:
         if key.startswith("values/"):
             name = key.removeprefix("values/")

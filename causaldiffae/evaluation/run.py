@@ -239,7 +239,9 @@ def latent_scores(
 def example_images(task: Task, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A few images spread over the task, with their interventions and outputs."""
     rows = evenly_spread(min(EXAMPLES, len(task)), len(task))
-    found = {"factual": task.data.images[rows], "labels": task.labels[rows], "reconstruction": outputs["images"][rows]}
+    found = {"factual": task.data.images[rows], "labels": task.labels[rows]}
+    if np.isfinite(outputs["composition"]).any():  # the answers of another system may have no reconstructions
+        found["reconstruction"] = outputs["images"][rows]
     for name in task.variables:
         found[f"values/{name}"] = task.values[name][rows]
         for key in (f"images/{name}", f"true_images/{name}", f"measured/{name}", f"true_labels/{name}"):

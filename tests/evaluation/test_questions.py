@@ -28,7 +28,8 @@ from causaldiffae.evaluation.questions import (
     score,
     score_answers,
 )
-from causaldiffae.evaluation.run import read_results
+from causaldiffae.evaluation.report import image_grid, read_images
+from causaldiffae.evaluation.run import images_file, read_results
 
 SCRIPT = REPO / "scripts" / "evaluate.py"
 SETTINGS = ProtocolSettings(num_images=4, seed=3)
@@ -130,8 +131,21 @@ def test_reconstructions_are_optional(root: Path, asked: Path) -> None:
     task = task_of(root)
     answers = read_answers(asked, task)
     assert set(answers) == {"thickness", "intensity"}
-    found = score_answers(answers, task, SETTINGS, str(root), predictor=str(root / "predictor"))
+    out = root / "without.json"
+    found = score_answers(answers, task, SETTINGS, str(root), predictor=str(root / "predictor"), out=out)
     assert found["results"]["composition"]["1"]["mean"] is None
+    arrays = read_images(images_file(out))
+    assert arrays is not None and "reconstruction" not in arrays
+    with_another_column = image_grid({**arrays, "reconstruction": arrays["factual"]}, found)
+    assert image_grid(arrays, found).shape[1] < with_another_column.shape[1]
+
+
+def test_inception_weights_are_those_of_the_answers_too(root: Path, asked: Path) -> None:
+    outcome = run(
+        SCRIPT, "--answers", asked, "--data_dir", root, "--predictor", root / "predictor",
+        "--out", root / "inception.json", "--inception_weights", root / "none.pt",
+    )  # fmt: skip
+    assert_refused(outcome, "inception_weights: expected a TorchScript file", "none.pt")
 
 
 def test_results_of_other_answers_are_not_overwritten(root: Path, tmp_path: Path) -> None:
