@@ -124,7 +124,9 @@ def free_memory(device: torch.device | str) -> int:
     found = [_read_number(Path("/proc/meminfo"), r"MemAvailable:\s+([0-9]+) kB") * 1024]
     limit = _read_number(CGROUP / "memory.max", r"([0-9]+)\s*")
     if limit:
-        found.append(max(0, limit - _read_number(CGROUP / "memory.current", r"([0-9]+)\s*")))
+        used = _read_number(CGROUP / "memory.current", r"([0-9]+)\s*")
+        cached = _read_number(CGROUP / "memory.stat", r"(?:.*\n)*inactive_file ([0-9]+)\n")  # freed when it is needed
+        found.append(max(0, limit - used + min(cached, used)))
     return min(found) if found[0] else 0
 
 

@@ -167,4 +167,6 @@ def test_the_free_memory_of_a_container_is_limited(tmp_path: Path, monkeypatch: 
     assert free_memory("cpu") == pytest.approx(whole, rel=0.2)
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
-    assert free_memory("cpu") == 2_000_000 if whole else 0
+    assert free_memory("cpu") == (2_000_000 if whole else 0)
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 600000\nactive_file 100000\n")
+    assert free_memory("cpu") == (2_600_000 if whole else 0)
