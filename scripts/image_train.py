@@ -113,7 +113,7 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             RemoteRun(train.run_dir).fetch_logs(LOGS)
         if codec is not None:
             dist_util.from_main(lambda: keep_in_run(codec, run_dir))
-        logger = Logger(run_dir, train.tensorboard, resume_step)
+        logger = Logger(run_dir, train.tensorboard, resume_step or 0)  # no row of a run without a checkpoint
         loop = TrainLoop(config, data, logger, test, stop, codes)
         logger.info(f"device: {describe_device()}")
         train = loop.config.train  # with the options that training has chosen

@@ -85,7 +85,10 @@ def test_other_models_and_their_test_scripts(data: Path, tmp_path: Path, model: 
 
 def test_a_run_resumes_with_its_own_autoencoder_only(data: Path, tmp_path: Path) -> None:
     tiny, other, run_dir = save_tiny(tmp_path / "tiny"), save_tiny(tmp_path / "other", seed=4), tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "progress.csv").write_text("step,mse\n40,1.0\n")  # of a run that ended before its first checkpoint
     assert train(data, run_dir, tiny).returncode == 0
+    assert "\n40," not in (run_dir / "progress.csv").read_text()
     assert_refused(train(data, run_dir, other, "--total_steps=3"), "vae_path", "another one")
     shutil.rmtree(run_dir / "autoencoder")
     assert_refused(train(data, run_dir, "", "--total_steps=3"), "vae_path: expected an autoencoder as for")
