@@ -98,7 +98,7 @@ class Estimate(NamedTuple):
         if self.fits:
             return ""
         if self.fitting_images:
-            return f"does not fit; --microbatch {self.fitting_images} does, with the same result"
+            return f"does not fit; --microbatch {self.fitting_images} does"
         return "does not fit; use a smaller configuration"
 
     def lines(self) -> list[str]:

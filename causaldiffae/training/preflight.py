@@ -75,7 +75,7 @@ def out_of_memory_message(train: TrainConfig, image_size: int) -> str:
     if images == 1:
         advice = "reduce --num_channels or use a smaller configuration"
     else:
-        advice = f"--microbatch {max(1, images // 2)} splits the batch with the same result"
+        advice = f"--microbatch {max(1, images // 2)} splits the batch"
     if train.data_on_device != "never":
         advice += "; --data_on_device never keeps the training images in host memory"
     return f"{problem}; {advice}"
