@@ -8,8 +8,9 @@ least squares on latents of the training labels, with variables dropped as in tr
 
 `--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood. Then the encoder is trained
 to infer the noise that these mechanisms require for the labels of an image. The network keeps its weights: it depends
-on the labels alone. Mechanisms need no images: `--labels FILE` fits them, also those of the kind that the model has, to
-a table with more labels, a CSV file with a column for every variable.
+on the labels alone. `--mechanism_width` and `--mechanism_depth` change the size of the mechanisms. They need no images:
+`--labels FILE` fits them, also those of the kind and size that the model has, to a table with more labels, a CSV file
+with a column for every variable.
 
 Mechanisms and encoder keep the weights with the lowest loss on a held-out sixteenth of the data.
 
@@ -44,6 +45,7 @@ from causaldiffae.nn import mlp
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, describe_checkpoint, load_model, run_cli
 from causaldiffae.training.fitting import fit, split_validation
 
+OF_MECHANISMS = ("mechanism", "mechanism_width", "mechanism_depth")
 WARMUP = 0.1
 """Share of the steps of each fit in which the learning rate increases."""
 
@@ -81,7 +83,7 @@ def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: 
     return new, fit(new, optimizer, training_loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
-def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int) -> float:
+def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: int = 256) -> float:
     """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones."""
     training, validation = split_validation(len(labels), seed=0)
 
@@ -89,7 +91,7 @@ def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int) -> float:
         return mechanism_nll(model.scm, chosen, Observed.of(torch.ones_like(chosen, dtype=torch.bool)))
 
     def loss(_: int) -> Tensor:
-        chosen = labels[training][torch.randint(len(training), (256,))]
+        chosen = labels[training[torch.randint(len(training), (batch_size,)).numpy()]]
         return nll(chosen + 0.005 * torch.randn(chosen.shape))
 
     @torch.no_grad()
@@ -160,11 +162,13 @@ def converted(
     steps: int,
     encoder_steps: int,
     table: Tensor | None = None,
+    batch_size: int = 256,
 ) -> CausalDiffAE:
     """The model under another configuration, fitted where it differs.
 
     Args:
         table: labels (N, n) in label units, to which the mechanisms are fitted in place of those of the data.
+        batch_size: labels of a step of the mechanisms.
     """
     spec = data.spec
     labels = spec.normalise(torch.from_numpy(data.labels).float())
@@ -172,16 +176,21 @@ def converted(
         hidden = before.model.cond_hidden
         model.unet.up_emb, error = separate_embedding(model.requires_grad_(False), labels, hidden, steps)
         print(f"embedding: {error:.1%} of the variance is not reproduced")
-    if before.model.mechanism == after.model.mechanism and table is None:
+    if same_mechanisms(before.model, after.model) and table is None:
         return model
     new = cast(CausalDiffAE, create_model_and_diffusion(after, spec)[0])
     new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("scm.")}, strict=False)
     given = labels if table is None else spec.normalise(table.float())
-    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, given, steps):.4f}")
+    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, given, steps, batch_size):.4f}")
     new.requires_grad_(False).encoder.requires_grad_(True)
     error = fit_encoder(new, data, labels, after.loss.label_std, encoder_steps)
     print(f"encoder: error of the labels {error:.4f} standard deviations")
     return new
+
+
+def same_mechanisms(before: ModelConfig, after: ModelConfig) -> bool:
+    """Whether two configurations have mechanisms of one kind and size."""
+    return all(getattr(before, name) == getattr(after, name) for name in OF_MECHANISMS)
 
 
 def check_convertible(loaded: LoadedModel, after: ModelConfig, fits: bool, out: Path) -> None:
@@ -191,6 +200,7 @@ def check_convertible(loaded: LoadedModel, after: ModelConfig, fits: bool, out: 
         fits: fit mechanisms to a table, also those of the kind that the model has.
     """
     before = loaded.config.model
+    fits = fits or not same_mechanisms(before, after)
     if before.model_type != "causaldae":
         raise InputError(f"model_path: expected model_type causaldae, got {before.model_type}")
     if loaded.codec is not None or loaded.pixel_range != (-1.0, 1.0):
@@ -199,9 +209,9 @@ def check_convertible(loaded: LoadedModel, after: ModelConfig, fits: bool, out: 
         raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
     if after == before and not fits:
         raise InputError("mechanism: expected another one than that of the model, --labels or --separate_embeddings")
-    if after.mechanism not in FAMILIES and (fits or after.mechanism != before.mechanism):
+    if fits and after.mechanism not in FAMILIES:
         raise InputError(f"mechanism: expected {', '.join(FAMILIES)}, got {after.mechanism}")
-    if not loaded.spec.graph.edges and (fits or after.mechanism != before.mechanism):
+    if fits and not loaded.spec.graph.edges:
         raise InputError("mechanism: expected a graph with edges, got one without")
     check_free(out)
 
@@ -213,15 +223,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     parser.add_argument("--separate_embeddings", action="store_true", help="one hidden layer per variable")
     parser.add_argument("--mechanism", default="", help="additive, affine or spline; by default unchanged")
+    parser.add_argument("--mechanism_width", type=int, help="hidden width of the mechanisms; by default unchanged")
+    parser.add_argument("--mechanism_depth", type=int, help="their hidden layers; by default unchanged")
     parser.add_argument("--labels", type=Path, help="CSV file of labels, to which the mechanisms are fitted")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the embedding and of the mechanisms")
+    parser.add_argument("--batch_size", type=int, default=256, help="labels of a step of the mechanisms")
     parser.add_argument("--encoder_steps", type=int, default=20_000, help="steps of 64 images of the encoder")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     loaded = load_model(args.model_path)
     config = loaded.config.model
-    separate, mechanism = args.separate_embeddings or config.separate_embeddings, args.mechanism or config.mechanism
-    model_config = replace(config, separate_embeddings=separate, mechanism=mechanism)
+    given = {name: value for name in OF_MECHANISMS if (value := getattr(args, name))}
+    separate = args.separate_embeddings or config.separate_embeddings
+    model_config = replace(config, separate_embeddings=separate, **given)
     check_convertible(loaded, model_config, args.labels is not None, args.out)
     train, spec = loaded.config.train, loaded.spec
     data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
@@ -229,7 +243,7 @@ def main(argv: list[str]) -> None:
     table = None if args.labels is None else read_labels(args.labels, spec)
     after = replace(loaded.config, model=model_config)
     model = cast(CausalDiffAE, loaded.model)
-    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table)
+    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table, args.batch_size)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
     print(args.out)
 

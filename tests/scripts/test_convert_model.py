@@ -99,6 +99,18 @@ def test_mechanisms_are_fitted_to_a_table_of_labels(tmp_path: Path, circuit_dir:
     assert found[0].sum(dim=-1).mean() > found[1].sum(dim=-1).mean() + 1.0
 
 
+def test_mechanisms_get_another_size(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old", mechanism="spline")
+    sized = ["--mechanism_width", 24, "--mechanism_depth", 2, "--batch_size", 8, "--steps", 20, "--encoder_steps", 2]
+    done = convert(old, circuit_dir, *sized)
+    assert done.returncode == 0, done.stderr
+    before, after = load_model(str(old)), load_model(str(tmp_path / "new"))
+    assert after.config.model == replace(before.config.model, mechanism_width=24, mechanism_depth=2)
+    states = before.model.state_dict(), after.model.state_dict()
+    assert all(torch.equal(states[1][k], v) for k, v in states[0].items() if k.startswith("unet."))
+    assert states[1]["scm.networks.3.2.weight"].shape == (24, 24)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
