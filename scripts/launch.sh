@@ -162,7 +162,7 @@ launch_share() { # launch_share DATASET: sets data_dir to the clone's share of t
 
 launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains the noised predictor of a Diff-SCM
     local folder=$1 size=$2 data_dir=$3 word value iterations=0 steps
-    local -a flags=() # the predictor sees the labels that the run sees
+    local -a flags=() overrides=() # the predictor sees the labels that the run sees
     shift 3
     while read -r word value _; do [ "$word" != iterations: ] || iterations=$value; done <"$REPO_DIR/configs/noised_$size.yaml"
     steps=$(launch_flag total_steps "$@")
@@ -173,11 +173,12 @@ launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains t
         fi
         return
     fi
-    word="masking mask_by label_fraction label_seed num_images image_size channels device follow_links"
+    word="masking mask_by label_fraction label_seed num_images image_size channels graph device follow_links"
     word+=" noise_schedule diffusion_steps rescale_timesteps zero_terminal_snr"
     while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$word" "$@")
+    while IFS= read -r word; do overrides+=("${word/#--config/--score_config}"); done < <(launch_select config "$@")
     launch_run "$PYTHON" "$REPO_DIR/classifiers/noised_classifier.py" --config "$REPO_DIR/configs/noised_$size.yaml" \
-        "${configs[@]/#--config/--score_config}" ${flags[@]+"${flags[@]}"} --data_dir "$data_dir" --out "$folder"
+        "${configs[@]/#--config/--score_config}" ${overrides[@]+"${overrides[@]}"} ${flags[@]+"${flags[@]}"} --data_dir "$data_dir" --out "$folder"
 }
 
 launch_autoencoder() { # launch_autoencoder FOLDER CONFIG DATASET DATA_DIR ARGUMENTS...: trains a small autoencoder

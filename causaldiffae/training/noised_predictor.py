@@ -66,6 +66,7 @@ class NoisedTraining:
     label_fraction: float = flag(1.0, "fraction of the training images with labels")
     label_seed: int = flag(0, "random seed of the selection of labelled images")
     mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
+    graph: str = flag("", "causal graph file of a folder data set; default: graph.yaml in data_dir")
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")
@@ -197,7 +198,9 @@ def run_training(argv: list[str], description: str) -> str:
     use_device(config.device)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None
-    whole = read_split(config.dataset, config.data_dir, "train", size, channels, config.num_images or None)
+    whole = read_split(
+        config.dataset, config.data_dir, "train", size, channels, config.num_images or None, graph=config.graph or None
+    )
     if config.masking:
         by_variable = config.mask_by == "variable"
         whole = with_labels_of(
@@ -217,7 +220,7 @@ def run_training(argv: list[str], description: str) -> str:
         "validation_loss": best,
         "by_level": by_level,
         "test_images": len(test),
-        "training": {key: value for key, value in asdict(config).items() if key not in ("data_dir", "device")},
+        "training": {key: value for key, value in asdict(config).items() if key not in ("data_dir", "graph", "device")},
         "training_seconds": round(time.monotonic() - start, 1),
     }
     folder = save_noised_predictor(Path(config.out), predictor, diffusion_config, figures)
@@ -235,7 +238,9 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
     values = parse_flat(parser, argv)
     if values.score_config:
         score = parse_config([part for path in values.score_config for part in ("--config", path)])
-        parser.set_defaults({name: getattr(score.train, name) for name in ("dataset", "image_size", "channels")})
+        parser.set_defaults(
+            {name: getattr(score.train, name) for name in ("dataset", "graph", "image_size", "channels")}
+        )
         parser.set_defaults({name: getattr(score.diffusion, name) for name in SCHEDULE})
         parser.set_defaults({name: getattr(score.loss, name) for name in MASKING})
         if score.loss.masking:  # the selection depends on the number of images

@@ -108,9 +108,11 @@ def test_diff_scm_trains_its_predictor_first(clone: Path) -> None:
 
 
 def test_the_labels_of_a_run_are_those_of_its_predictor(clone: Path) -> None:
-    given = ["--masking", "True", "--lr", "1e-3", "--label_fraction=0.1", "--num_images", "500"]
+    given = ["--masking", "True", "--lr", "1e-3", "--label_fraction=0.1", "--num_images", "500", "--config", "my.yaml"]
+    given += ["--config=more.yaml", "--graph", "g.yaml"]
     predictor, train = dry_run(clone, "train_mnist_diffscm.sh", *given, SIZE="mini")
-    selected = ["--masking", "True", "--label_fraction=0.1", "--num_images", "500"]
+    selected = ["--score_config", "my.yaml", "--score_config=more.yaml"]
+    selected += ["--masking", "True", "--label_fraction=0.1", "--num_images", "500", "--graph", "g.yaml"]
     assert predictor[-4 - len(selected) : -4] == selected and predictor[-4] == "--data_dir"
     assert train[-len(given) :] == given
 

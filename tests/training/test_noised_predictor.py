@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folders import make_folder
 from paths import REPO
 from running import assert_refused, run
 from tiny import squares
@@ -152,6 +153,18 @@ def test_the_script_takes_data_and_schedule_of_the_score_network(tmp_path: Path)
     assert "digit_accuracy" in outcome.stdout and "100%" in outcome.stderr
     figures = json.loads((tmp_path / "p" / "config.json").read_text())["figures"]
     assert len(figures["by_level"]) == 10 and np.isfinite(figures["validation_loss"])
+
+
+def test_the_graph_of_the_score_network_is_that_of_the_predictor(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data")
+    other, score = tmp_path / "other.yaml", tmp_path / "score.yaml"
+    (tmp_path / "data" / "graph.yaml").rename(other)
+    score.write_text(f"dataset: folder\ngraph: {other}\nimage_size: 16\ndiffusion_steps: 50\n")
+    small = ["--channel_mult=1,1", "--iterations=1", "--batch_size=4", f"--out={tmp_path / 'p'}"]
+    outcome = run(SCRIPT, f"--score_config={score}", f"--data_dir={tmp_path / 'data'}", *small)
+    assert outcome.returncode == 0, outcome.stderr
+    spec = dataset_spec("folder", 16, data_dir=tmp_path / "data", graph=other)
+    assert load_noised_predictor(tmp_path / "p", spec, DiffusionConfig(diffusion_steps=50)).spec == spec
 
 
 @pytest.mark.parametrize(
