@@ -154,6 +154,8 @@ _FEW = {
     "diffusion_steps": "50",
     "batch_size": "4",
     "total_steps": "2",
+    "minutes": "0",
+    "compile": "False",
     "log_interval": "1",
     "save_interval": "2",
     "sample_interval": "2",
