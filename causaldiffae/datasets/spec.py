@@ -254,6 +254,18 @@ class DatasetSpec:
                 self._warn_outside(name, checked[name])
         return checked
 
+    def do_labels(self, do: Mapping[str, Any]) -> CheckedDo:
+        """An intervention on labels, as in `ImageData.labels`, where a category is its number, whatever its name.
+
+        Args:
+            do: variable -> a label, or an array or tensor (count,) with one per image.
+        """
+        arrays = {
+            name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+            for name, value in do.items()
+        }
+        return CheckedDo({name: each.astype(np.float64) if each.ndim else float(each) for name, each in arrays.items()})
+
     def _check_value(self, name: str, value: Any) -> float:
         """Converts one value of a variable to a label."""
         if name == self.class_name:

@@ -185,7 +185,8 @@ class Counterfactuals:
         """The intervention; values that differ between images as their range."""
         if not self.do:
             return "no intervention"
-        texts = {n: v if np.ndim(v) == 0 else self._range(n, np.asarray(v)) for n, v in self.do.items()}
+        checked = self.spec.check_do(self.do, len(self), warn=False)
+        texts = {n: v if np.ndim(v) == 0 else self._range(n, checked[n]) for n, v in self.do.items()}
         return describe_do(texts, self.spec)
 
     def _range(self, name: str, values: np.ndarray) -> str:

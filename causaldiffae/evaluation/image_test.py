@@ -111,7 +111,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     groups: dict[str, list[tuple[Mapping[str, float], Guidance]]] = {"results": [(do, guidance) for do in dos]}
     groups["sweep_w"] = [(dos[0], replace(guidance, w=w, w_affected=None, w_invariant=None)) for w in weights]
     for name in parse_names("traverse", config.traverse, spec):
-        groups[f"traversal_{name}"] = [({name: value}, guidance) for value in traversal_values(spec, name)]
+        groups[f"traversal_{name}"] = [(spec.do_labels({name: v}), guidance) for v in traversal_values(spec, name)]
     data = read_test_images(config.data_dir, spec, dos, config.limit)
     check_labels(loaded.model, data)
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)

@@ -219,7 +219,7 @@ class TaskRunner:
         spec, count, cycles = part.spec, len(part), self.settings.cycles
         forward = {name: self._tensor(self.task.values[name][rows]) for name in self.task.variables}
         inverse = {name: self._tensor(part.labels[:, spec.graph.index(name)]) for name in self.task.variables}
-        dos = [spec.check_do(do, count, warn=False) for do in ({}, *({name: v} for name, v in forward.items()))]
+        dos = [spec.do_labels(do) for do in ({}, *({name: v} for name, v in forward.items()))]
         null, *results = self.engine.predict(self.engine.abduct(x_start, classes, self.generator, labels), dos)
         outputs = {
             "images": as_uint8(null.images),
@@ -262,9 +262,8 @@ class TaskRunner:
         classes = None if classes is None else classes[torch.from_numpy(rows).to(classes.device)]
 
         def apply(images: Tensor, labels: Tensor, do: Values) -> tuple[Tensor, Tensor]:
-            checked = self.engine.spec.check_do(do, len(images), warn=False)
             abducted = self.engine.abduct(images, classes, self.generator, labels)
-            result = self.engine.predict(abducted, [checked])[0]
+            result = self.engine.predict(abducted, [self.engine.spec.do_labels(do)])[0]
             return result.images, result.labels
 
         return apply
@@ -280,7 +279,7 @@ def measured_outputs(task: Task, rows: np.ndarray, outputs: Mapping[str, np.ndar
     for name in task.variables:
         found[f"measured/{name}"] = measure(spec, outputs[f"images/{name}"])
         if task.truth_is_known:
-            do = spec.check_do({name: task.values[name][rows]}, len(rows), warn=False)
+            do = spec.do_labels({name: task.values[name][rows]})
             labels, images, known = _truth(part, do)
             found |= {f"true_labels/{name}": labels, f"true_images/{name}": images, f"true_known/{name}": known}
             found[f"true_measured/{name}"] = measure(spec, images)

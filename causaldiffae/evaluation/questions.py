@@ -52,7 +52,7 @@ RECONSTRUCTION: Final = "reconstruction"
 Answer = Callable[[np.ndarray, np.ndarray, Mapping[str, np.ndarray]], np.ndarray]
 """(images (B, C, H, W) uint8, labels (B, n) in label units, do: variable -> (B,) values) -> images, shaped as given.
 
-`do` is empty for the reconstruction."""
+`do` is empty for the reconstruction. Labels and values of categories are their numbers in the order of the data set."""
 
 
 class Question(NamedTuple):

@@ -199,7 +199,9 @@ def image_grid(arrays: dict[str, np.ndarray], results: Results) -> np.ndarray:
     """
     count = min(_SHOWN, len(arrays["factual"]))
     rows = evenly_spread(count, len(arrays["factual"]))  # the split may be sorted
-    columns = [(key, arrays[key][rows]) for key in ("factual", "reconstruction") if key in arrays]
+    columns: list[tuple[str, np.ndarray]] = [
+        (key, arrays[key][rows]) for key in ("factual", "reconstruction") if key in arrays
+    ]
     captions = [[""] * count for _ in columns]
     for key in arrays:
         if key.startswith("values/"):

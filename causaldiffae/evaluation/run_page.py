@@ -46,7 +46,7 @@ def traverse(model: TraversableModel, images: object) -> Traversals:
     found = {}
     for name in model.spec.graph.names:
         values = traversal_values(model.spec, name, VALUES)
-        found[name] = (values, [model.predict(abducted, {name: value}).images for value in values])
+        found[name] = (values, [model.predict(abducted, model.spec.do_labels({name: v})).images for v in values])
     return found
 
 

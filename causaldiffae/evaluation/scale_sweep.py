@@ -126,7 +126,7 @@ def sweep_scale(
     spec, values = data.spec, np.asarray(data.spec.category_values(0))
     factual = class_numbers(spec, data.labels)
     target = other_classes(factual, len(values), seed)
-    do = spec.check_do({spec.graph.names[0]: values[target]}, len(data))
+    do = spec.do_labels({spec.graph.names[0]: values[target]})
     guidances = [Guidance(w=scale) for scale in scales]
     drawn = predict_split(engine, data, [do] * len(scales), guidances, batch_size, device, on_batch)
     of_factual = Posteriors(*scorers.predictor.posteriors(data.images))

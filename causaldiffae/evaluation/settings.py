@@ -140,8 +140,8 @@ def default_interventions(spec: DatasetSpec) -> list[CheckedDo]:
     dos = []
     for i, name in enumerate(spec.graph.names):
         low, high = spec.low[i], spec.high[i]
-        value = low + 0.75 * (high - low) if spec.kind(i) == "continuous" else high
-        dos.append(spec.check_do({name: round_in_range(value, low, high)}))
+        is_number = spec.kind(i) == "continuous"
+        dos.append(spec.do_labels({name: round_in_range(low + 0.75 * (high - low), low, high) if is_number else high}))
     return dos
 
 

@@ -12,7 +12,6 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.grids import readings
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
-from causaldiffae.metrics.effectiveness import nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure
 from causaldiffae.training.responses import Response, Responses, describe, requested_share
 
@@ -20,22 +19,14 @@ from causaldiffae.training.responses import Response, Responses, describe, reque
 def response_of(
     read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, name: str, reader: str
 ) -> Response:
-    """The response to one variable, from labels (N,) read off counterfactuals and factual images.
-
-    Images that are of the requested category before the intervention are left out.
-    """
-    i, rows = spec.graph.index(name), np.isfinite(read)
-    if values := spec.category_values(i):
-        rows &= nearest_category(factual, values) != nearest_category(requested, values)
-    if not rows.any():
-        return Response(Figure(None, None, None, 0, len(read)), reader)
-    return Response(requested_share(read[rows], factual[rows], requested[rows], spec, i), reader)
+    """The response to one variable, from labels (N,) read off counterfactuals and factual images."""
+    return Response(requested_share(read, factual, requested, spec, spec.graph.index(name)), reader)
 
 
 def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> dict[str, Response]:
     """The response to every variable that an intervention sets; `reader` is what reads the labels.
 
-    Images that are of the requested category or class before the intervention are left out.
+    Images that are of the requested class before the intervention are left out, as in `requested_share`.
     """
     read, factual = readings(result)
     found = {}

@@ -195,9 +195,9 @@ class Page:
             spec = session.spec
             names = [*spec.graph.names, *([spec.class_name] if session.loaded.model.class_cond else [])]
             chosen_rows = [i for i in range(len(names)) if boxes[i] or i == moved]
-            do = {names[i]: radios[i] if spec.values_of(names[i]) else sliders[i] for i in chosen_rows}
+            do = {names[i]: views.chosen_value(spec, names[i], radios[i], sliders[i]) for i in chosen_rows}
             chosen = int(digit) if digit is not None and session.loaded.model.class_cond else None
-            return session.run(Request(image, do, w, steps, chosen))
+            return session.run(Request(image, spec.do_labels(do), w, steps, chosen))
 
         return self._show(title, run, moved=moved)
 

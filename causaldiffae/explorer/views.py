@@ -149,6 +149,12 @@ def choices(spec: DatasetSpec, name: str) -> list[str]:
     return [spec.format_value(name, value) for value in spec.values_of(name)]
 
 
+def chosen_value(spec: DatasetSpec, name: str, choice: str | None, number: float) -> float:
+    """The label that the controls of a variable show: that of the chosen category, or the number of the slider."""
+    texts = choices(spec, name)
+    return spec.values_of(name)[texts.index(choice)] if choice in texts else number
+
+
 def choice_labels(result: Result, name: str) -> list[str]:
     """The texts of the radio buttons, with the probability of each category where the variable follows."""
     texts, probabilities = choices(result.spec, name), result.probabilities.get(name)

@@ -54,7 +54,8 @@ def draw_preview(
     x_start, classes, labels = model_inputs(few, device)
     interventions: list[dict[str, Any]] = [{}]
     if can_intervene(model):
-        interventions += [{name: value} for i, name in enumerate(test.spec.graph.names) for value in _ends(test, i)]
+        ends = [(name, value) for i, name in enumerate(test.spec.graph.names) for value in _ends(test, i)]
+        interventions += [test.spec.do_labels({name: value}) for name, value in ends]
     results = engine.predict(engine.abduct(x_start, classes, labels=labels), interventions)
     images = [to_uint8(result.images.cpu().numpy()) for result in results]
     spec, texts = test.spec, ["reconstruction"]

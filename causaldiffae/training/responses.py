@@ -89,7 +89,7 @@ class Response:
         """A line about an intervention such as "do(size)"."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return f"{what}: unknown, no labels can be read"
+            return f"{what}: unknown, no labels can be read or all images already have the requested ones"
         interval = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
         return f"{what}: {percent(share)} of the requested change{interval}, {self.verdict}"
 
@@ -157,7 +157,7 @@ def measure_responses(
     for part in (usable[k : k + batch_size] for k in range(0, len(usable), batch_size)):
         x_start, classes, labels = model_inputs(data.subset(part), device)
         abducted = engine.abduct(x_start, classes, torch.Generator(device).manual_seed(seed), labels)
-        results = engine.predict(abducted, [{name: values[part]} for name, values in requested.items()])
+        results = engine.predict(abducted, [spec.do_labels({name: values[part]}) for name, values in requested.items()])
         for i, (name, result) in enumerate(zip(requested, results, strict=True)):
             read[name].append(reader.read(to_uint8(result.images.cpu().numpy()))[:, i])
     if not len(usable):
@@ -171,14 +171,18 @@ def measure_responses(
 
 
 def requested_share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, i: int) -> Figure:
-    """The share of a requested change of variable i, from labels (N,) read off counterfactual and factual images."""
+    """The share of a requested change of variable i, from labels (N,) read off counterfactual and factual images.
+
+    Images that are read to be of the requested category before the intervention are left out.
+    """
     categories = [spec.category_values(i)]
     errors, nothing = (
         label_errors(labels[:, None], requested[:, None], categories)[:, 0] for labels in (read, factual)
     )
-    if categories[0]:
-        return mean_figure(1.0 - errors, rate=True)
     known = np.isfinite(errors) & np.isfinite(nothing)
+    if categories[0]:
+        known &= nothing > 0
+        return mean_figure(1.0 - errors[known], rate=True) if known.any() else Figure(None, None, None, 0, len(known))
     errors, nothing = errors[known], nothing[known]
     if not len(errors) or not nothing.any():
         return Figure(None, None, None, 0, len(known))

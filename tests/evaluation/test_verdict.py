@@ -44,7 +44,10 @@ def test_every_intervention_has_a_line_and_weak_ones_an_advice() -> None:
 def test_what_nothing_can_read_is_unknown() -> None:
     unread = np.full((3, 2), np.nan)
     lines, _ = verdict_of_test([result(1.0, {"size": 6.0}, measured_labels=unread)], SPEC, "", 64_000)
-    assert lines == ["response to interventions:", "  do(size=6): unknown, no labels can be read"]
+    assert lines == [
+        "response to interventions:",
+        "  do(size=6): unknown, no labels can be read or all images already have the requested ones",
+    ]
 
 
 def test_the_class_counts_where_it_was_another_one() -> None:

@@ -30,6 +30,17 @@ def png(uri: str) -> np.ndarray:
         return np.asarray(image)
 
 
+def test_a_choice_is_the_label_of_its_text() -> None:
+    thirds = replace(squares_spec(), kinds=("binary", "continuous"), low=(-1 / 3, 50.0), high=(1 / 3, 250.0))
+    name = thirds.graph.names[0]
+    for i in range(2):
+        chosen = views.chosen_value(thirds, name, views.choices(thirds, name)[i], 7.0)
+        assert chosen == thirds.values_of(name)[i]
+        assert thirds.check_do(thirds.do_labels({name: chosen})) == {name: chosen}
+    assert views.chosen_value(HATS, HATS.graph.names[0], "felt", 7.0) == 2.0
+    assert views.chosen_value(HATS, HATS.graph.names[1], None, 7.0) == 7.0
+
+
 @pytest.mark.parametrize(
     ("do", "expected"),
     [

@@ -26,6 +26,7 @@ from causaldiffae.training.responses import (
     mean_share,
     measure_responses,
     read_responses,
+    requested_share,
     requested_values,
     responses_of_model,
     stalled,
@@ -106,6 +107,15 @@ def test_the_share_is_that_of_the_requested_change(share: float) -> None:
     assert grey.low is not None and grey.high is not None and grey.low <= grey.mean <= grey.high
     requested = requested_values(labels[:, 1], SPEC, 1, np.random.default_rng(0))
     assert kind.mean == pytest.approx((requested != 2).mean()), "the share of pictures with the requested category"
+
+
+def test_images_that_are_read_as_the_requested_category_do_not_count() -> None:
+    """A reader that always says the same would otherwise credit pictures that do not change."""
+    read, requested = np.zeros(6), np.array([0.0, 0.0, 0.0, 1.0, 2.0, 1.0])
+    found = requested_share(read, read, requested, SPEC, 1)
+    assert (found.mean, found.images) == (0.0, 3)
+    assert requested_share(read, read, np.zeros(6), SPEC, 1).mean is None
+    assert requested_share(np.array([1.0, 2.0]), np.array([0.0, np.nan]), np.array([1.0, 2.0]), SPEC, 1).images == 1
 
 
 def test_requests_are_far_from_the_factual_labels() -> None:

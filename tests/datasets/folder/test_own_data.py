@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import make_folder, paint, table_rows
+from folders import GRAPH, make_folder, paint, table_rows
 from paths import REPO
 from PIL import Image
 from running import assert_refused, run
 from tiny import small_config
 
+from causaldiffae import CausalDiffAE
 from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.datasets.folder.image_folder import folder_spec
 from causaldiffae.errors import InputError
@@ -87,6 +88,35 @@ def test_counterfactuals_of_a_folder_are_scored(tmp_path: Path) -> None:
     assert tested.returncode == 0, tested.stderr
     rows = list(csv.DictReader((tmp_path / "out/counterfactuals.csv").open()))
     assert all(row["measured"] != "nan" for row in rows), "the predictor measures all labels"
+
+
+def test_categories_named_by_numbers_are_those_of_the_table(tmp_path: Path) -> None:
+    """In training, tests and evaluation, which pass the numbers of categories, in another order than their names."""
+    rows = [{**row, "hat": (9, 5, 1)[i % 3]} for i, row in enumerate(table_rows())]
+    graph = f"{GRAPH}".replace("hat: {}", "hat: {kind: categorical, categories: [9, 5, 1]}")
+    folder, run_dir = make_folder(tmp_path / "mine", rows, graph), tmp_path / "run"
+    few = ["--steps=3", "--vae_steps=2", "--batch_size=4"]
+    learned = run(REPO / "classifiers/folder_classifier.py", "--data_dir", folder, "--out", tmp_path / "p", *few)
+    assert learned.returncode == 0, learned.stderr
+    flags = ["--data_dir", folder, "--run_dir", run_dir, "--label_predictor", tmp_path / "p"]
+    trained = run(TRAIN, *MINI, *SHORT, *flags)
+    assert trained.returncode == 0 and "do(hat)" in trained.stderr, trained.stderr
+    flags = ["--model_path", run_dir, "--data_dir", folder]
+    tested = run(TEST, *flags, "--out_dir", tmp_path / "out", "--steps", 2, "--traverse", "hat")
+    assert tested.returncode == 0 and "do(hat=1)" in tested.stdout, tested.stderr
+    given = ["--predictor", tmp_path / "p", "--out", tmp_path / "found.json", *FAST]
+    scored = run(REPO / "scripts" / "evaluate.py", *flags, *given)
+    assert scored.returncode == 0, scored.stderr
+    model = CausalDiffAE.from_pretrained(run_dir, steps=2)
+    of_names = [
+        model.counterfactual([folder / "im/16.png"], do={"hat": each}).labels["hat"][0] for each in ("9", 5, 1.0)
+    ]
+    assert of_names == [0.0, 1.0, 2.0]
+    each = model.counterfactual([folder / "im/16.png", folder / "im/17.png"], do={"hat": np.array(["9", "1"])})
+    assert "do(hat=9, 1)" in repr(each)
+    spec = model.spec
+    assert spec.do_labels({"hat": 1, "age": np.array([30, 40])})["hat"] == 1.0
+    assert spec.check_do({"hat": 1})["hat"] == 2.0
 
 
 def test_the_graph_file_can_be_elsewhere(tmp_path: Path) -> None:
