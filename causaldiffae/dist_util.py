@@ -253,7 +253,13 @@ def dev() -> torch.device:
 def find_device(name: torch.device | str) -> torch.device:
     """Returns a device by name; for "auto" this process's own CUDA GPU, else Apple's MPS, else the CPU."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise InputError(f"device: expected auto, cpu, mps, cuda or cuda:N, got {name!r}") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device: expected auto or cpu, got {name}, and PyTorch finds no NVIDIA GPU")
+        return device
     environment = read_environment()
     if torch.cuda.is_available():
         return torch.device("cuda", environment.local_rank % torch.cuda.device_count())

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -96,6 +97,10 @@ class CounterfactualModel:
         if self.model_type is not None and found != self.model_type:
             message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
+        names = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters}
+        for name in options.keys() - names:
+            known = "label_corrections, correction_predictor, keep_unchanged, keep_causes, grid or use_labels"
+            raise InputError(f"{name}: expected an option of CounterfactualEngine, such as {known}")
         self.loaded, self._steps, self._solver, self._options = loaded, steps, solver, options
         self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver

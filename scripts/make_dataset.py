@@ -151,6 +151,8 @@ def training_sizes(config: str | None) -> dict[str, TrainingSize]:
     from causaldiffae.files.reading import read_file
     from causaldiffae.files.yaml import parse_yaml
 
+    if config and not Path(config).is_file() and (CONFIGS / f"{config}.yaml").is_file():
+        config = str(CONFIGS / f"{config}.yaml")
     files = [Path(config)] if config else sorted(CONFIGS.glob("folder_causaldae_*.yaml"))
     sizes = {}
     for file in files:

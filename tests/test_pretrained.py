@@ -177,6 +177,23 @@ REFUSED: list[tuple[dict[str, Any], Callable[[CounterfactualModel], object], str
         "expected a 'causaldae' model for CausalDiffAE, got a 'conditional' model",
     ),
     ({}, lambda model: CounterfactualModel(model.loaded, solver="euler"), "solver: .*'euler'"),
+    (
+        {},
+        lambda model: CounterfactualModel(model.loaded, label_correction=0),
+        "label_correction: expected an option of",
+    ),
+    ({}, lambda model: CounterfactualModel.from_pretrained("circuit-mini", device="gpu"), "device: .*, got 'gpu'"),
+    (
+        {},
+        lambda model: model.abduct(squares(2).images, labels=[["a", 1], ["b", 2]]),
+        r"labels: expected numbers \(N, 2\) in the order",
+    ),
+    ({}, lambda model: model.examples(), "examples: .* got 'folder'; a model does not hold images"),
+    (
+        {},
+        lambda model: model.abduct(np.zeros((2, 8, 8, 1), np.uint8)),
+        r"images: .*; channels come before rows: .*3, 1",
+    ),
     ({}, lambda model: model.sample(0), "sample: expected a positive integer, got 0"),
     ({"model_type": "diffae"}, lambda model: model.sample(2), "sample: expected a model with a prior"),
     ({}, lambda model: model.counterfactual(squares(2).images, do={"colour": 1.0}), "expected one of .*, got 'colour'"),

@@ -185,7 +185,8 @@ def example_images(spec: DatasetSpec, count: int = 8) -> ImageData:
     examples = DATASETS[spec.name].examples if spec.name in DATASETS else None
     if examples is None:
         known = ", ".join(name for name, entry in DATASETS.items() if entry.examples is not None)
-        raise InputError(f"examples: expected one of {known}, got {spec.name!r}")
+        advice = "; a model does not hold images of its data set, read them with read_split or from their files"
+        raise InputError(f"examples: expected a data set among {known}, got {spec.name!r}{advice}")
     if not (isinstance(count, int) and 1 <= count <= MAX_EXAMPLES):
         raise InputError(f"examples: expected an integer in 1..{MAX_EXAMPLES}, got {count!r}")
     return examples(spec, count)

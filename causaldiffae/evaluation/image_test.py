@@ -9,7 +9,6 @@ Two optional sweeps share the abduction of the interventions: the first interven
 from __future__ import annotations
 
 import csv
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -63,7 +62,7 @@ from causaldiffae.evaluation.settings import (
 )
 from causaldiffae.evaluation.tables import MISSING, UNKNOWN, number, text_table
 from causaldiffae.evaluation.verdict import verdict_of_test
-from causaldiffae.files.reading import file_stem
+from causaldiffae.files.reading import file_stem, without_nan, write_json
 from causaldiffae.guidance import Guidance
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
 from causaldiffae.script_util import LoadedModel, load_model, parse_flags
@@ -290,7 +289,7 @@ def write_outputs(
     verdict, report["responses"] = verdict_of_test(main, spec, reader, images_seen(Path(loaded.path)))
     doubts, report["compared_with_training"] = checks_of_test(main, spec, reference)
     report["verdict"] = verdict
-    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", without_nan(report))
     return "\n\n".join([*tables, "\n".join([*verdict, *doubts]), f"written to {out}"])
 
 

@@ -47,7 +47,14 @@ def prepare_inputs(
     if model.needs_labels and labels is None:
         labels = read("labels", x_start)
     if labels is not None:
-        labels = torch.as_tensor(np.asarray(labels), dtype=torch.float32).to(device)
+        try:
+            labels = torch.as_tensor(np.asarray(labels, np.float32)).to(device)
+        except (TypeError, ValueError):
+            order = ", ".join(spec.graph.names)
+            raise InputError(
+                f"labels: expected numbers (N, {len(spec.graph)}) in the order {order}, a category by its number, got "
+                f"{str(labels)[:80]}"
+            ) from None
         expected = (len(x_start), len(spec.graph))
         if labels.shape != expected:
             raise InputError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")

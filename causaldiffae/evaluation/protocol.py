@@ -154,9 +154,11 @@ def make_task(test: ImageData, settings: ProtocolSettings) -> Task:
     for name in settings.variables:
         spec.graph.index(name, "variables")
     variables = tuple(settings.variables) or spec.graph.names
+    labelled = [name for i, name in enumerate(spec.graph.names) if not np.isnan(test.labels[:, i]).all()]
     for name in variables:
-        if np.isnan(test.labels[:, spec.graph.index(name)]).all():
-            raise InputError(f"{name}: expected labels in the test split, got none")
+        if name not in labelled:
+            others = f"; evaluate others with --variables {','.join(labelled)}" if labelled else ""
+            raise InputError(f"{name}: expected labels in the test split, got none{others}")
     low, high = (end.reduce(test.labels).astype(np.float64) for end in (np.fmin, np.fmax))  # NaN is missing
     indices = evenly_spread(count, total)
     drawn = draw_values(spec, low, high, indices, settings.seed)

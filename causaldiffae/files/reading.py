@@ -187,6 +187,15 @@ def write_json(path: Path, value: Any) -> dict[str, Any]:
     return _write(path, text.encode("utf-8") + b"\n")
 
 
+def without_nan(value: Any) -> Any:
+    """The same plain types with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_tensors(path: Path) -> StateDict:
     """Reads a safetensors file to the CPU; raises `DataError` if it is missing or invalid.
 

@@ -70,7 +70,7 @@ def test_example_images_show_every_class_and_need_no_renderer() -> None:
 
 
 def test_missing_examples_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="examples: expected one of circuit, .*, got 'squares'"):
+    with pytest.raises(InputError, match="examples: expected a data set among circuit, .*, got 'squares'"):
         example_images(squares_spec())
     with pytest.raises(InputError, match=r"examples: expected an integer in 1\.\.64, got 65"):
         example_images(dataset_spec("pendulum"), 65)

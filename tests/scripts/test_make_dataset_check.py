@@ -250,6 +250,7 @@ def test_the_size_is_that_of_the_configuration(check: Run, tmp_path: Path) -> No
     needed = "hat: 3 categories need as many latents per variable, got 2 in small; train with --block_size 3"
     assert err == [f"warning: {needed}"]
     assert "training: 32x32 pixels, grey" in check(folder, "--config", config, "--image_size", 32)[1][1]
+    assert "with folder_causaldae_mini" in check(folder, "--config", "folder_causaldae_mini")[1][1]
     config.write_text("image_size: large\n")
     assert "small.yaml: expected integers as image_size" in check(folder, "--config", config)[2][0]
 

@@ -96,7 +96,9 @@ def test_counterfactuals_are_written_for_every_image(model_folder: Path, digits:
     assert "do(thickness=4)" in process.stdout
     assert arrays["pixel_std_1"].shape == (6, 1, 28, 28) and not arrays["label_std_1"].any(), "both labels are set"
     assert arrays["label_std_0"][:, 1].all() and figures["pixel_std"] == pytest.approx(arrays["pixel_std_0"].mean())
-    report = json.loads((out / "summary.json").read_text())
+    text = (out / "summary.json").read_text()
+    report = json.loads(text)
+    assert "NaN" not in text
     assert "\n".join(report["verdict"]) in process.stdout and "spread over 2 abductions" in process.stdout
     assert report["verdict"][0] == "response to interventions, 6 images, labels measured:"
     assert set(report["responses"]["do(thickness=2, intensity=90)"]) == {"thickness", "intensity"}

@@ -6,6 +6,7 @@ data set, a table is read as for training, without its graph file, and further c
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -146,19 +147,27 @@ def _with_labels(content: Content, description: FolderDescription, group: str, p
 def interpret_with_spec(where: str, tables: tuple[TableFile, ...], spec: DatasetSpec, links: bool = False) -> Content:
     """Reads the tables of the folder `where` with the spec of a model or built-in data set.
 
+    Models without need of labels draw counterfactuals of unlabelled images: columns without labels are accepted, and
+    missing ones with a warning.
+
     Raises:
         DataError: with the first problem, and the number of further ones.
     """
     problems = Problems()
     table = parse_tables(tables, where, problems)
-    check_columns(table, spec.graph.names, None, spec.group, problems)
     problems.raise_first()
+    if absent := [name for name in spec.graph.names if name not in table.cells]:
+        shown = ", ".join(absent)[:200]
+        warnings.warn(f"{table.where}: no column {shown}; these labels count as missing", stacklevel=2)
     columns = []
     for i, name in enumerate(spec.graph.names):
+        if name in absent:
+            columns.append(np.full(len(table.files), np.nan, np.float32))
+            continue
         categories = spec.category_names(i)
         kind = spec.kind(i) if categories else "continuous"  # as is a binary variable with numeric values
         declared = Variable(kind, categories=categories, missing=spec.missing[i] if spec.missing else ())
-        columns.append(read_column(table, name, declared, problems).values)
+        columns.append(read_column(table, name, declared, problems, optional=True).values)
     if spec.group and table.splits is None and spec.group not in table.cells:
         problems.add(f"{table.where}: expected a column {spec.group!r:.80} of groups to divide the images, got none")
     problems.raise_first()

@@ -115,6 +115,7 @@ def _description(content: bytes, where: str, columns: Sequence[str]) -> tuple[di
     if kind == "table":
         return parse_graph_table(content, where), {}
     if kind == "arrows":
+        text = re.sub(r"[ \t]#[ \t].*", "", text)
         lines = [line.strip() for line in re.split(r"[\n;]", text) if _COMMENT.sub("", line)]
         return {"edges": [edge for line in lines for edge in parse_arrows(line, where)]}, {}
     parse = {

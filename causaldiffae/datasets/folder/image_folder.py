@@ -161,7 +161,8 @@ def read_image_folder(
     assert content is not None and content.spec is not None and content.labels is not None
     rows = content.rows(split)
     if not len(rows):
-        raise DataError(f"{content.table.where}: expected images in split {split}, got none")
+        advice = "" if content.table.splits is not None else "; add a column `split` to assign images to it"
+        raise DataError(f"{content.table.where}: expected images in split {split}, got none{advice}")
     if limit is not None and limit < len(rows):  # the first ones may have the same label
         rows = rows[evenly_spread(limit, len(rows))]
     label = split if limit is None else f"{split}_{limit}"

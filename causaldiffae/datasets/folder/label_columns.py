@@ -52,13 +52,19 @@ class Column:
     values: np.ndarray
 
 
-def read_column(table: Table, name: str, declared: Variable, problems: Problems) -> Column:
-    """Converts a variable's column to numbers; every invalid cell is reported to `problems`."""
+def read_column(table: Table, name: str, declared: Variable, problems: Problems, optional: bool = False) -> Column:
+    """Converts a variable's column to numbers; every invalid cell is reported to `problems`.
+
+    Args:
+        optional: accept a column without any label.
+    """
     column = _composed(table.cells[name])
     rows = dict(zip(column.words, column.counts().tolist(), strict=True))
     missing = _missing_words(column.words, declared)
     words = {word: count for word, count in rows.items() if word not in missing}
     where = f"{table.where}: {name}"
+    if optional and not words:
+        return Column(declared.kind or "continuous", (), np.full(len(column.codes), np.nan, np.float32))
     numbers, problem = _numbers(words, table.separator, where, problems)
     marks = _numeric_marks(declared)
     for word in [word for word, number in numbers.items() if number in marks and word not in declared.categories]:

@@ -66,6 +66,11 @@ def test_files_that_others_write_are_read() -> None:
     assert parsed("names: [a, b]\nadjacency:\n- [0, 1]\n- [0, 0]\n", "g.yaml") == CausalGraph(("a", "b"), (("a", "b"),))
 
 
+def test_comments_end_lines_of_arrows() -> None:
+    text = "# causes\nage -> smile # known\nage -> n#1\n"
+    assert parsed(text, "g.txt").edges == (("age", "smile"), ("age", "n#1"))
+
+
 def test_yaml_scalars_are_text() -> None:
     """`no`, `on` and numbers are names; without `names`, the order is that of `variables`, then of the edges."""
     text = b"variables: {on: , c: {unit: 'no'}}\nedges: [[no, on], [1, c]]\n"

@@ -222,12 +222,24 @@ def test_a_model_reads_the_folder_with_its_own_spec(folder: Path) -> None:
     write_table(folder, rows)
     with pytest.raises(DataError, match=r"labels.csv:5: hat: expected one of cap, none, straw, got 'helmet'"):
         read(folder, "test", spec=spec)
-    write_table(folder, [{"file": "im/0.png", "age": 1}])
-    with pytest.raises(
-        DataError,
-        match=r"expected a column 'hat' for the variable of the graph, got none \(and 1 more; `causaldiffae check`",
-    ):
-        read(folder, "test", spec=spec)
+
+
+def test_labels_are_not_needed_with_the_spec_of_a_model(folder: Path) -> None:
+    spec = folder_spec(folder)
+    (folder / "graph.yaml").unlink()
+    write_table(
+        folder, [{"file": "im/0.png", "age": 1, "split": "test"}, {"file": "im/1.png", "age": 2, "split": "train"}]
+    )
+    with pytest.warns(UserWarning, match=r"labels.csv: no column hat, grey; these labels count as missing") as caught:
+        data = read(folder, "test", spec=spec)
+    assert len(caught) == 1 and data.ids == ["im/0.png"]
+    assert np.isnan(data.labels).tolist() == [[name != "age" for name in spec.graph.names]]
+    write_table(folder, [{"file": "im/0.png", "age": "", "grey": "", "hat": "", "split": "test"}])
+    assert np.isnan(read(folder, "test", spec=spec).labels).all()
+    write_table(folder, [{"file": "im/0.png", "hat": "cap"}])
+    with pytest.raises(DataError, match="expected images in split .*; add a column `split` to assign images to it"):
+        for split in ("train", "val", "test"):
+            read(folder, split, spec=spec)
 
 
 @pytest.fixture(scope="module")
