@@ -104,7 +104,8 @@ ELSEWHERE = {
     "python tools/convert_model.py --model_path MODEL --data_dir DATA --separate_embeddings --out OUT": SUITE
     + "tests/scripts/test_convert_model.py",
     "python tools/convert_model.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit "
-    "--labels labels.csv --steps 9000 --out OUT": SUITE + "tests/scripts/test_convert_model.py",
+    "--labels labels.csv --mechanism_width 128 --mechanism_depth 3 --steps 16000 --batch_size 1024 --out OUT": SUITE
+    + "tests/scripts/test_convert_model.py",
     "python tools/unusual_inputs.py --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist": (
         SUITE + "tests/test_tools.py (slow)"
     ),
