@@ -19,6 +19,7 @@ _SENTINEL: Final = re.compile(r"-?9{2,6}|-1|-9|-8+")
 _MARKS: Final = ("unknown", "missing", "not available", "undefined", "n.a.", "na.", "-", "--", ".", "nil", "not known")
 _LONGEST_END: Final = 60
 _FEW: Final = range(3, 11)
+_MANY_UNSEEN: Final = 5
 _FAR: Final = 10.0
 _FAR_LOGARITHM: Final = 4.0
 """Distances from the middle half of the values, in widths of this half, from which a value is an outlier."""
@@ -39,11 +40,18 @@ def check_training_labels(
             shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"
             where = f"all {len(values)} labelled training images"
             problems.add(f"{table.where}: {name}: expected two or more values, got {shown} in {where}")
-        for i, category in enumerate(column.categories):
-            if not (values == i).any():
-                rows = np.nonzero(column.values == i)[0]
-                first = f" (first in line {table.lines[rows[0]]})" if len(rows) else ""
-                problems.add(f"{table.where}: {name}: expected training labels {category!r}, got none{first}")
+        unseen = [i for i in range(len(column.categories)) if not (values == i).any()]
+        if len(unseen) > _MANY_UNSEEN:
+            problems.add(
+                f"{table.where}: {name}: expected training labels of all {len(column.categories)} categories, got none "
+                f"of {len(unseen)}, such as {column.categories[unseen[0]]!r:.80}; a date or an identifier is no "
+                "category: remove it from the graph and list it in `ignore`"
+            )
+            continue
+        for i in unseen:
+            rows = np.nonzero(column.values == i)[0]
+            first = f" (first in line {table.lines[rows[0]]})" if len(rows) else ""
+            problems.add(f"{table.where}: {name}: expected training labels {column.categories[i]!r}, got none{first}")
 
 
 def hint_labels(

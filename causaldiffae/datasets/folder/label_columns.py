@@ -183,6 +183,9 @@ def _kind(
         kind = "binary" if two else "continuous" if mostly_numbers else "categorical"
     if not words:
         return kind, (), "expected labels, got an empty column"
+    if kind == "continuous" and not numbers:
+        shown = ", ".join(map(repr, list(words)[:3]))[:200]
+        return kind, (), f"expected numbers, got words only, such as {shown}; declare `kind: categorical`"
     if kind == "continuous" or categories or (kind == "binary" and different == 2 and all_numbers):
         return kind, categories, ""
     if kind == "binary" and different != 2:

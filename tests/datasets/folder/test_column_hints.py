@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from causaldiffae.datasets.folder.column_hints import hint_groups, hint_labels
+from causaldiffae.datasets.folder.column_hints import check_training_labels, hint_groups, hint_labels
 from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.label_columns import read_column
 from causaldiffae.datasets.folder.label_table import Table
@@ -50,6 +50,21 @@ def test_a_heavy_tail_and_declared_limits_are_not() -> None:
     assert hints([f"{value:.6g}" for value in tail]) == []
     assert hints([*AGES, "1000"], high=1000.0) == []
     assert hints([str(10 * i - 1) for i in range(20)]) == [], "-1 belongs to the others"
+
+
+def test_a_column_of_dates_is_one_line() -> None:
+    dates = [f"{i:02d}.07.2021" for i in range(1, 31)]
+    table = Table("t", [f"{i}.png" for i in range(30)], np.arange(30), None, {"x": TextColumn.of(dates)})
+    problems = Problems()
+    columns = {"x": read_column(table, "x", Variable(), problems)}
+    check_training_labels(table, columns, np.arange(30) < 24, problems)
+    (line,) = problems.lines
+    assert line.startswith("t: x: expected training labels of all 30 categories, got none of 6, such as '25.07.2021'; ")
+    problems = Problems()
+    check_training_labels(table, columns, np.arange(30) < 28, problems)
+    assert [line.rpartition(", ")[0] for line in problems.lines] == [
+        f"t: x: expected training labels '{day}.07.2021'" for day in (29, 30)
+    ]
 
 
 def test_few_whole_numbers_may_be_categories() -> None:
