@@ -7,6 +7,7 @@ are numbers in label units. Labels of variables with named categories are catego
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -61,8 +62,8 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
     """Converts a category in an intervention to its label.
 
     Args:
-        value: a category name or index; if the names are numbers, a number is looked up as a name. A binary variable
-            without `names` takes `low` or `high`.
+        value: a category name or index; if the names are numbers, a number is looked up as a name. Names may differ in
+            case or in the form of Unicode if they are clear. A binary variable without `names` takes `low` or `high`.
 
     Raises:
         InputError: for any other value.
@@ -73,8 +74,13 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
         raise InputError(f"do: {variable}: expected {low:g} or {high:g}, got {value!r}")
     indices = category_indices(names)
     are_numbers = len(indices) > len(names)
-    if isinstance(value, str) and value in indices:
-        return float(indices[value])
+    if isinstance(value, str):
+        value = unicodedata.normalize("NFC", value)
+        alike = [name for name in names if name.casefold() == value.casefold()]
+        if value not in indices and len(alike) == 1:
+            value = alike[0]
+        if value in indices:
+            return float(indices[value])
     if is_number(value) and are_numbers and float(value) in indices:
         return float(indices[float(value)])
     if is_number(value) and not are_numbers and value in range(len(names)):

@@ -11,6 +11,7 @@ from paths import REPO
 
 from causaldiffae.datasets.registry import DATASETS, dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.datasets.variables import category_label
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
@@ -117,6 +118,16 @@ def test_categories_are_given_by_name_or_number() -> None:
         "33.3",
         "5",
     ]
+
+
+def test_names_may_differ_in_case_and_in_the_form_of_unicode() -> None:
+    def label(value: str, *names: str) -> float:
+        return category_label("hat", value, names, 0.0, len(names) - 1.0)
+
+    assert label("STRAW", "cap", "straw") == 1.0 and label("Mu\u0308tze", "cap", "M\u00fctze") == 1.0
+    assert label("aA", "Aa", "aA") == 1.0
+    with pytest.raises(InputError, match="expected one of Aa"):
+        label("aa", "Aa", "aA")
 
 
 @pytest.mark.parametrize(
