@@ -24,10 +24,9 @@ from causaldiffae.checkpoints import model_folders as folders
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, write_card
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine
+from causaldiffae.datasets import reference
 from causaldiffae.datasets.image_input import Images, as_model_images
 from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
-from causaldiffae.datasets.reference import FILE as REFERENCE
-from causaldiffae.datasets.reference import reference_of_model
 from causaldiffae.datasets.registry import (
     DATASETS,
     can_measure,
@@ -97,12 +96,11 @@ class CounterfactualModel:
         if self.model_type is not None and found != self.model_type:
             message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
-        names = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters}
-        for name in options.keys() - names:
-            known = "label_corrections, correction_predictor, keep_unchanged, keep_causes, grid or use_labels"
-            raise InputError(f"{name}: expected an option of CounterfactualEngine, such as {known}")
+        known = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters}
+        if unknown := options.keys() - known:
+            raise InputError(f"{min(unknown)}: expected an option of LoadedModel.engine or CounterfactualEngine")
         self.loaded, self._steps, self._solver, self._options = loaded, steps, solver, options
-        self._predictor_path, self.reference = predictor, reference_of_model(loaded.path, loaded.spec)
+        self._predictor_path, self.reference = predictor, reference.reference_of_model(loaded.path, loaded.spec)
         self.engine()  # validates steps and solver
 
     @classmethod
@@ -156,7 +154,7 @@ class CounterfactualModel:
 
     def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
         """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
-        options: dict[str, Any] = {"guidance": Guidance(w), "most_probable": most_probable, **self._options}
+        options = {"guidance": Guidance(w), "most_probable": most_probable, **self._options}
         return self.loaded.engine(self._steps, self._solver, **options)
 
     def examples(self, count: int = 8) -> ImageData:
@@ -319,7 +317,7 @@ class CounterfactualModel:
         described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
         target = export_weights(folder, self.network.state_dict(), described, dtype)
         keep_with_model(self.loaded.codec, target)
-        for log in ("progress.csv", responses.FILE, REFERENCE):
+        for log in ("progress.csv", responses.FILE, reference.FILE):
             folders.copy_beside(source, Path(log), target)
         if self.loaded.model.class_cond or self.loaded.model.needs_labels:
             save_predictor(target / folders.PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
