@@ -387,7 +387,7 @@ def load_model(
     model.to(device)
     if isinstance(model, DiffScm):
         folders = [folder / NOISED_PREDICTOR_FOLDER for folder in (Path(path), checkpoint.path.parent)]
-        predictor = predictor or next((str(folder) for folder in folders if folder.is_dir()), "none")
+        predictor = predictor or ("none" if codec else next((str(each) for each in folders if each.is_dir()), "none"))
         if predictor != "none":
             if codec is not None:
                 raise InputError(f"predictor_path: expected none for a model in latent space, got {predictor}")

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from causaldiffae import dist_util
-from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.checkpoint import CONFIG, load_checkpoint
 from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.folder.image_folder import has_split
@@ -31,6 +31,7 @@ from causaldiffae.datasets.registry import dataset_spec, find_dataset, read_spli
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation.run_page import write_run_page
+from causaldiffae.files.reading import read_json
 from causaldiffae.files.storage import is_remote
 from causaldiffae.logger import PROGRESS, Logger, read_progress
 from causaldiffae.model import LabelModel
@@ -44,6 +45,7 @@ from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, option_warnings, out_of_memory_message, training_warnings
 from causaldiffae.training.response_tracker import BEST
+from causaldiffae.training.responses import FILE as RESPONSES
 from causaldiffae.training.responses import describe as describe_responses
 from causaldiffae.training.responses import write_responses
 from causaldiffae.training.resuming import checkpoint_to_resume
@@ -132,9 +134,11 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             logger.info("\n".join(describe_responses(loop.responses.latest, loop.images_seen)))
         if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
             logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
-        best = loop.responses.best
-        if best is not None and (run_dir / BEST).is_dir():
-            logger.info(f"best step: {best.step}, its weights are in {run_dir / BEST}")
+        if is_remote(train.run_dir) and dist_util.is_main():  # the last row follows the last checkpoint
+            RemoteRun(train.run_dir).upload_logs((*LOGS, RESPONSES))
+        if dist_util.is_main() and (run_dir / BEST).is_dir():
+            step = read_json(run_dir / BEST / CONFIG)["trained_steps"]
+            logger.info(f"best step: {step}, its weights are in {run_dir / BEST}")
         if loop.stopped and (reason := loop.responses.stop_reason()):
             logger.info(f"finished after step {loop.step}: {reason}")
         elif loop.stopped:

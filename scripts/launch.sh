@@ -253,9 +253,9 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
     if [ "$size" = latent ] && [ -z "$vae_path" ]; then set -- --vae_path "$run_dir/autoencoder" "$@"; fi
     if [ -z "$dry_run" ]; then
         [ "$dataset" = folder ] || launch_make_data "$dataset" "$data_dir"
-        if [ "$size" = latent ]; then # there, Diff-SCM has its implicit predictor alone
+        if [ "$size" = latent ]; then # in latent space Diff-SCM has its implicit predictor alone
             [ -n "$vae_path" ] || launch_autoencoder "$run_dir/autoencoder" "${configs[1]}" "$dataset" "$data_dir" "$@"
-        elif [ "$model" = diffscm ]; then
+        elif [ "$model" = diffscm ] && [ -z "$vae_path" ]; then
             launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
         fi
     fi

@@ -353,6 +353,18 @@ def test_published_weights_are_not_saved_as_a_folder(tmp_path: Path) -> None:
         CounterfactualModel(published).save_pretrained(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("name", "do"), [("mnist_diffscm_mini", '{"digit": "9"}'), ("pendulum_causaldae_mini", '{"angle": 9.8}')]
+)
+def test_the_example_of_a_card_is_valid(name: str, do: str) -> None:
+    from causaldiffae.checkpoints.model_card import CardFacts, card
+
+    loaded = load_model(str(WEIGHTS / name))
+    text = card(WEIGHTS / name, CardFacts(loaded.config, loaded.spec, 1000, None, ""))
+    assert f"do={do}" in text
+    loaded.spec.check_do(json.loads(do))
+
+
 def test_names_of_a_checkpoint_cannot_break_the_card(tmp_path: Path) -> None:
     from causaldiffae.checkpoints.model_card import CardFacts, card
     from causaldiffae.graphs import CausalGraph

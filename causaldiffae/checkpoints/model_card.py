@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ tags:
 from causaldiffae import {public}
 
 model = {public}.from_pretrained("{name}")
-cf = model.counterfactual("image.png", do={{"{variable}": {value:g}}})
+cf = model.counterfactual("image.png", do={{"{variable}": {value}}})
 cf.show()
 ```
 
@@ -117,13 +118,21 @@ def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = N
         public="CausalDiffAE" if kind == "causaldae" else "CounterfactualModel",
         name=facts.name or "PATH OR NAME OF THIS REPOSITORY",
         variable=graph.names[0],
-        value=float(f"{spec.low[0] + 0.6 * (spec.high[0] - spec.low[0]):.3g}"),
+        value=_example_value(spec),
         classes=classes if config.model.class_cond else "",
         variables="\n".join(variables),
         steps=facts.steps or "an unknown number of",
         labelled=labelled if config.loss.masking else "",
         figures="\n".join(figures),
     )
+
+
+def _example_value(spec: DatasetSpec) -> str:
+    """A value of the first variable as Python text: a number in its range, or its last category."""
+    if names := spec.category_names(0):
+        return json.dumps(names[-1])
+    value = spec.high[0] if spec.values_of(spec.graph.names[0]) else spec.low[0] + 0.6 * (spec.high[0] - spec.low[0])
+    return f"{value:.3g}"
 
 
 def _cell(text: str) -> str:

@@ -8,6 +8,7 @@ the high noise levels where decoding begins, nor vice versa.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -210,6 +211,9 @@ def run_training(argv: list[str], description: str) -> str:
     test = read_split(config.dataset, config.data_dir, "test", limit=config.num_test or None, spec=whole.spec)
     NoisedPredictor(whole.spec, network)  # validates the sizes before training starts
     train, validation = map(whole.subset, split_validation(len(whole), config.seed))
+    if np.isnan(test.labels).all():
+        warnings.warn("the test images have no labels, so validation images evaluate the predictor", stacklevel=2)
+        test = validation
     start = time.monotonic()
     with progress_bar(total=config.iterations, desc="noised predictor", unit="step") as bar:
         predictor, best = train_noised_predictor(

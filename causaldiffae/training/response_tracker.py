@@ -7,6 +7,7 @@ belong to the state of the run: a resumed run stops where the uninterrupted one 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -96,6 +97,9 @@ class ResponseTracker:
     ) -> dict[str, float]:
         """Measures the responses at a step and returns the shares that are known, `response_NAME`."""
         if not can_intervene(model) or (reader := self._find_reader(model, config, data.spec)) is None:
+            if self.until:
+                advice = "set --label_predictor" if can_intervene(model) else "only a Diff-SCM with label_cond has them"
+                warnings.warn(f"train_until: no effect, nothing measures interventions; {advice}", stacklevel=2)
             return {}
         engine = self._engine(model, config, data.spec, autocast)
         self.latest = measure_responses(engine, data, reader)

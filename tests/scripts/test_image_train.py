@@ -8,6 +8,8 @@ from folders import make_folder, table_rows
 from paths import REPO
 from running import Outcome, assert_refused, run
 
+from causaldiffae.checkpoints.remote import run_folder
+
 RUN = "gs://bucket/run"
 NETWORK = ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8", "--batch_size=4"]
 
@@ -37,6 +39,8 @@ def test_a_service_that_fails_at_the_start_is_an_error_of_one_line(service: Fake
     resumed = train(data, 2)
     assert resumed.returncode == 0 and "resuming from step 1" in resumed.stderr
     assert (service.bucket / "run" / "step_0000002" / "manifest.json").exists()
+    logs = [folder / "progress.csv" for folder in (run_folder(RUN), service.bucket / "run")]
+    assert logs[0].read_text() == logs[1].read_text(), "the last row follows the last checkpoint"
 
 
 def test_a_damaged_validation_image_is_reported(tmp_path: Path) -> None:

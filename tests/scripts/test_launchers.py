@@ -147,6 +147,8 @@ def test_larger_images_get_an_autoencoder_first(clone: Path) -> None:
     chosen = ["--data_dir", folder, "--vae_path", "sd-vae"]
     (other,) = dry_run(clone, "train.sh", *chosen, SIZE="latent", MODEL="diffscm", DATA_DIR="")
     assert other[-4:] == chosen and "noised_classifier.py" not in str(other)
+    (other,) = dry_run(clone, "train.sh", *chosen, SIZE="fast", MODEL="diffscm", DATA_DIR="")
+    assert other[-4:] == chosen, "a predictor of pixels does not guide a model of codes"
     refused = launch(clone, "train.sh", "--data_dir", folder, SIZE="latent", RUN_DIR="gs://bucket/run", DRY_RUN="1")
     assert refused.returncode == 2 and "RUN_DIR: expected a local folder" in refused.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import make_folder
+from folders import make_folder, table_rows
 from paths import REPO
 from running import assert_refused, run
 from tiny import squares
@@ -165,6 +165,15 @@ def test_the_graph_of_the_score_network_is_that_of_the_predictor(tmp_path: Path)
     assert outcome.returncode == 0, outcome.stderr
     spec = dataset_spec("folder", 16, data_dir=tmp_path / "data", graph=other)
     assert load_noised_predictor(tmp_path / "p", spec, DiffusionConfig(diffusion_steps=50)).spec == spec
+
+
+def test_test_images_without_labels_do_not_lose_the_predictor(tmp_path: Path) -> None:
+    unlabelled = {"age": "", "grey": "", "hat": ""}
+    make_folder(tmp_path / "data", [row | (unlabelled if row["split"] == "test" else {}) for row in table_rows()])
+    small = ["--dataset=folder", "--channel_mult=1,1", "--image_size=16", "--iterations=1", "--batch_size=4"]
+    outcome = run(SCRIPT, *small, f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'p'}")
+    assert outcome.returncode == 0 and "validation images evaluate the predictor" in outcome.stderr, outcome.stderr
+    assert (tmp_path / "p" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatc
     assert not any("no better" in line for line in said[:4])
     unlabelled, _ = create_model_and_diffusion(small_config(model_type="diffscm"), spec)
     assert tracker.measure(unlabelled, config, squares(), 5) == {}, "nothing to intervene with"
+    with pytest.warns(UserWarning, match="train_until: no effect, nothing measures interventions; only a Diff-SCM"):
+        assert ResponseTracker("", said.append, 0.5).measure(unlabelled, config, squares(), 5) == {}
 
 
 def test_responses_are_those_of_the_default_engine_without_label_correction(monkeypatch: pytest.MonkeyPatch) -> None:
