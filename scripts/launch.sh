@@ -190,6 +190,14 @@ launch_autoencoder() { # launch_autoencoder FOLDER CONFIG DATASET DATA_DIR ARGUM
     if [ -f "$config" ]; then
         while read -r word value _; do [ "$word" != image_size: ] || flags=(--image_size "$value"); done <"$config"
     fi
+    while IFS= read -r config; do # the user's
+        config=${config#--config} config=${config#=}
+        [ -f "$config" ] || continue
+        while read -r word value _; do
+            value=${value#[\"\']} value=${value%[\"\']}
+            case " $names " in *" ${word%:} "*) [ "${word%:}" = "$word" ] || flags+=("--${word%:}" "$value") ;; esac
+        done <"$config"
+    done < <(launch_select config "$@")
     while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$names" "$@")
     launch_run "$PYTHON" "$REPO_DIR/scripts/train_autoencoder.py" --dataset "$dataset" --data_dir "$data_dir" \
         ${flags[@]+"${flags[@]}"} --out "$folder"

@@ -144,6 +144,12 @@ def test_larger_images_get_an_autoencoder_first(clone: Path) -> None:
     (run_dir / "autoencoder").mkdir(parents=True)
     (run_dir / "autoencoder" / "config.json").touch()
     assert dry_run(clone, "train.sh", *given, SIZE="latent", DATA_DIR="") == [train]
+    mine = clone.parent / "mine.yaml"
+    mine.write_text('image_size: 64  # small\nlr: 1.0e-3\ngraph: "h.yaml"\n')
+    for form in (["--config", str(mine)], [f"--config={mine}"]):
+        where = {"SIZE": "latent", "DATA_DIR": "", "RUN_DIR": str(clone.parent / "new")}
+        encoder, _ = dry_run(clone, "train.sh", "--data_dir", folder, *form, **where)
+        assert encoder[6:-2] == ["--image_size", "128", "--image_size", "64", "--graph", "h.yaml"]
     chosen = ["--data_dir", folder, "--vae_path", "sd-vae"]
     (other,) = dry_run(clone, "train.sh", *chosen, SIZE="latent", MODEL="diffscm", DATA_DIR="")
     assert other[-4:] == chosen and "noised_classifier.py" not in str(other)
