@@ -83,11 +83,18 @@ def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None,
         within = named.startswith(f"{run}/")
     else:
         within = Path(named).resolve().is_relative_to(Path(run).resolve())
-    if not within:
-        with contextlib.suppress(DataError):  # the run has no intact step
-            own = _newest(run)
-            if own is not None and _step_of(own) > _step_of(folder):
+    if within and is_remote(run):
+        return folder, folder.exists(), named
+    with contextlib.suppress(DataError):  # the run has no intact step
+        own = _newest(run)
+        if own is not None and _step_of(own) > _step_of(folder):
+            if not within:
                 return own, True, run
+            warnings.warn(
+                f"resume_checkpoint: {folder} is used every time this command is started, although the run has "
+                f"{own.name}; remove later steps, and leave out resume_checkpoint to continue",
+                stacklevel=2,
+            )
     return folder, folder.exists(), named
 
 
