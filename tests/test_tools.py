@@ -45,6 +45,7 @@ def test_batches_are_timed_in_every_way_of_reading_them() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # trains a model of size mini, which may be compiled
 def test_the_overhead_of_saving_is_measured_by_two_clocks(pendulum_dir: Path) -> None:
     lines = measured("save_overhead.py", "--data_dir", pendulum_dir, "--steps", 1, "--rounds", 1)
     kinds = [line[:31].split() for line in lines if "for 1 steps" in line]
