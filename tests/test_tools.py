@@ -17,7 +17,7 @@ def measured(tool: str, *arguments: object) -> list[str]:
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=True
+        command, env=environment, capture_output=True, text=True, timeout=800, check=True
     ).stdout.splitlines()
 
 
