@@ -94,7 +94,8 @@ def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     if batch.dtype != np.uint8:
         raise InputError(f"images: expected a uint8 array or floats in [-1, 1], got an array of {batch.dtype}")
     if batch.ndim != 4 or batch.shape[1] != spec.channels or batch.shape[2] != batch.shape[3] or not batch.size:
-        advice = "; channels come before rows: images.transpose(0, 3, 1, 2)" if batch.shape[-1] == spec.channels else ""
+        channels_last = batch.ndim == 4 and batch.shape[3] == spec.channels
+        advice = "; channels come before rows: images.transpose(0, 3, 1, 2)" if channels_last else ""
         raise InputError(f"images: expected an array (N, {spec.channels}, S, S), got shape {images.shape}{advice}")
     return resize_area(batch, spec.image_size)
 

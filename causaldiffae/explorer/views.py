@@ -19,6 +19,7 @@ from PIL import Image
 
 from causaldiffae.datasets.captions import MARK, caption_text, notable_differences
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import InputError
 from causaldiffae.evaluation.checks import beyond_range
 from causaldiffae.evaluation.interventions import describe_do
 from causaldiffae.explorer.graph_drawing import draw, roles
@@ -150,9 +151,17 @@ def choices(spec: DatasetSpec, name: str) -> list[str]:
 
 
 def chosen_value(spec: DatasetSpec, name: str, choice: str | None, number: float) -> float:
-    """The label that the controls of a variable show: that of the chosen category, or the number of the slider."""
+    """The label that the controls of a variable show: that of the chosen category, or the number of the slider.
+
+    Raises:
+        InputError: if no category is chosen, or for a number that `check_do` refuses.
+    """
     texts = choices(spec, name)
-    return spec.values_of(name)[texts.index(choice)] if choice in texts else number
+    if not texts:
+        return spec.check_do({name: number}, warn=False)[name]
+    if choice not in texts:
+        raise InputError(f"do: {name}: expected one of {', '.join(texts)}, got {choice!r}")
+    return spec.values_of(name)[texts.index(choice)]
 
 
 def choice_labels(result: Result, name: str) -> list[str]:

@@ -135,6 +135,8 @@ def test_a_damaged_pil_image_is_refused(tmp_path: Path) -> None:
         (np.zeros((2, 1, 8, 8), np.uint16), r"expected a uint8 array or floats in \[-1, 1\], got an array of uint16"),
         (np.full((2, 1, 8, 8), 2.0), r"expected floats in \[-1, 1\] .*, got floats in 2..2; for values in 0..255, use"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"expected an array \(N, 1, S, S\), got shape \(2, 3, 8, 8\)"),
+        (np.array(7, np.uint8), r"expected an array \(N, 1, S, S\), got shape \(\)$"),
+        (np.zeros((2, 8, 8, 1), np.uint8), r"got shape \(2, 8, 8, 1\); channels come before rows"),
         (np.zeros((2, 1, 8, 9), np.uint8), r"got shape \(2, 1, 8, 9\)"),
         (np.zeros((0, 1, 8, 8), np.uint8), r"got shape \(0, 1, 8, 8\)"),
         (torch.zeros(2, 1, 9, 9), r"expected a tensor \(N, 1, 8, 8\), got shape \(2, 1, 9, 9\)"),

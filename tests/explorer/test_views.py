@@ -12,6 +12,7 @@ from PIL import Image
 from tiny import squares_spec
 
 from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.errors import InputError
 from causaldiffae.evaluation.checks import check
 from causaldiffae.explorer import views
 from causaldiffae.explorer.graph_drawing import roles
@@ -39,6 +40,10 @@ def test_a_choice_is_the_label_of_its_text() -> None:
         assert thirds.check_do(thirds.do_labels({name: chosen})) == {name: chosen}
     assert views.chosen_value(HATS, HATS.graph.names[0], "felt", 7.0) == 2.0
     assert views.chosen_value(HATS, HATS.graph.names[1], None, 7.0) == 7.0
+    with pytest.raises(InputError, match="expected one of none, straw, felt, got None"):
+        views.chosen_value(HATS, HATS.graph.names[0], None, 7.0)
+    with pytest.raises(InputError, match="expected a finite number, got 'x'"):
+        views.chosen_value(HATS, HATS.graph.names[1], None, "x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
