@@ -207,7 +207,7 @@ class TrainConfig:
     )
     max_hours: float = flag(0.0, "save a checkpoint and stop after this many hours; 0 for no limit")
     resume_checkpoint: str = flag(
-        "", "step folder to resume from, every time; one of another run only if run_dir has no later step"
+        "", "step folder to resume from; one of another run is used only while run_dir has no later step"
     )
     init_weights: str = flag("", "model folder with the initial weights of a new run")
     vae_path: str = flag(

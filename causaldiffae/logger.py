@@ -37,7 +37,7 @@ class Logger:
     Args:
         run_dir: run directory, created if necessary.
         use_tensorboard: also write event files to `run_dir/tensorboard`.
-        resume_step: step to resume from; rows and events of later steps are removed.
+        resume_step: step to resume from, 0 for a new run; rows and events of later steps are removed.
 
     Raises:
         DataError: If an existing progress.csv was not written by this class.

@@ -90,10 +90,10 @@ def preview_images(train: TrainConfig, spec: DatasetSpec) -> ImageData:
     return read_split(train.dataset, train.data_dir, split, limit=PREVIEW_IMAGES, spec=spec)
 
 
-def find_resume_step(train: TrainConfig) -> int | None:
-    """Returns the step that the run resumes from, None for a new run; called in all processes."""
+def find_resume_step(train: TrainConfig) -> int:
+    """Returns the step that the run resumes from, 0 for a new run; called in all processes."""
     resumed = checkpoint_to_resume(train.resume_checkpoint, train.run_dir)
-    return None if resumed is None else dist_util.from_main(lambda: load_checkpoint(resumed).step)
+    return 0 if resumed is None else dist_util.from_main(lambda: load_checkpoint(resumed).step or 0)
 
 
 def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
@@ -115,7 +115,7 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             RemoteRun(train.run_dir).fetch_logs(LOGS)
         if codec is not None:
             dist_util.from_main(lambda: keep_in_run(codec, run_dir))
-        logger = Logger(run_dir, train.tensorboard, resume_step or 0)  # no row of a run without a checkpoint
+        logger = Logger(run_dir, train.tensorboard, resume_step)
         loop = TrainLoop(config, data, logger, test, stop, codes)
         logger.info(f"device: {describe_device()}")
         train = loop.config.train  # with the options that training has chosen

@@ -114,6 +114,16 @@ launch_select() { # launch_select "NAME NAME..." ARGUMENTS...: prints the flags 
     done
 }
 
+launch_config_flags() { # launch_config_flags FILE "NAME NAME...": prints the flags of these keys, one word per line
+    local key value
+    [ -f "$1" ] || return 0
+    while read -r key value _; do
+        [[ $key = *: && " $2 " = *" ${key%:} "* ]] || continue
+        value=${value#[\"\']}
+        printf '%s\n' "--${key%:}" "${value%[\"\']}"
+    done <"$1"
+}
+
 launch_is_model() { # launch_is_model DIR: whether it is a model folder, or a run with a checkpoint
     [ -f "$1/model.safetensors" ] || compgen -G "$1/step_*/" >/dev/null
 }
@@ -182,23 +192,16 @@ launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains t
 }
 
 launch_autoencoder() { # launch_autoencoder FOLDER CONFIG DATASET DATA_DIR ARGUMENTS...: trains a small autoencoder
-    local folder=$1 config=$2 dataset=$3 data_dir=$4 word value names='image_size channels graph num_images device follow_links'
+    local folder=$1 config=$2 dataset=$3 data_dir=$4 word names='image_size channels graph num_images device follow_links'
     local -a flags=()
     shift 4
     [[ $folder != *://* ]] || launch_die "RUN_DIR: expected a local folder for the autoencoder of SIZE=latent, or --vae_path"
     [ ! -f "$folder/config.json" ] || return 0
-    if [ -f "$config" ]; then
-        while read -r word value _; do [ "$word" != image_size: ] || flags=(--image_size "$value"); done <"$config"
-    fi
-    while IFS= read -r config; do # the user's
-        config=${config#--config} config=${config#=}
-        [ -f "$config" ] || continue
-        while read -r word value _; do
-            value=${value#[\"\']} value=${value%[\"\']}
-            case " $names " in *" ${word%:} "*) [ "${word%:}" = "$word" ] || flags+=("--${word%:}" "$value") ;; esac
-        done <"$config"
-    done < <(launch_select config "$@")
-    while IFS= read -r word; do flags+=("$word"); done < <(launch_select "$names" "$@")
+    while IFS= read -r word; do flags+=("$word"); done < <(
+        launch_config_flags "$config" image_size
+        launch_select config "$@" | while IFS= read -r word; do launch_config_flags "${word#--config=}" "$names"; done
+        launch_select "$names" "$@"
+    )
     launch_run "$PYTHON" "$REPO_DIR/scripts/train_autoencoder.py" --dataset "$dataset" --data_dir "$data_dir" \
         ${flags[@]+"${flags[@]}"} --out "$folder"
 }

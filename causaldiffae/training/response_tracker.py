@@ -98,7 +98,11 @@ class ResponseTracker:
         """Measures the responses at a step and returns the shares that are known, `response_NAME`."""
         if not can_intervene(model) or (reader := self._find_reader(model, config, data.spec)) is None:
             if self.until:
-                advice = "set --label_predictor" if can_intervene(model) else "only a Diff-SCM with label_cond has them"
+                advice = (
+                    "set --label_predictor"
+                    if can_intervene(model)
+                    else "only a Diff-SCM with label_cond can be measured"
+                )
                 warnings.warn(f"train_until: no effect, nothing measures interventions; {advice}", stacklevel=2)
             return {}
         engine = self._engine(model, config, data.spec, autocast)

@@ -79,12 +79,9 @@ def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None,
         chosen = _newest(run)
         return chosen, chosen is not None, run
     folder = local_checkpoint(named)
-    if is_remote(run):
-        within = named.startswith(f"{run}/")
-    else:
-        within = Path(named).resolve().is_relative_to(Path(run).resolve())
-    if within and is_remote(run):
+    if is_remote(run) and named.startswith(f"{run}/"):
         return folder, folder.exists(), named
+    within = not is_remote(run) and Path(named).resolve().is_relative_to(Path(run).resolve())
     with contextlib.suppress(DataError):  # the run has no intact step
         own = _newest(run)
         if own is not None and _step_of(own) > _step_of(folder):
@@ -92,7 +89,7 @@ def _choose_checkpoint(explicit: str, run_dir: str | Path) -> tuple[Path | None,
                 return own, True, run
             warnings.warn(
                 f"resume_checkpoint: {folder} is used every time this command is started, although the run has "
-                f"{own.name}; remove later steps, and leave out resume_checkpoint to continue",
+                f"{own.name}; to continue from it, remove the later steps, and drop resume_checkpoint afterwards",
                 stacklevel=2,
             )
     return folder, folder.exists(), named

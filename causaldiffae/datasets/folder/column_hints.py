@@ -44,8 +44,8 @@ def check_training_labels(
         if len(unseen) > _MANY_UNSEEN:
             problems.add(
                 f"{table.where}: {name}: expected training labels of all {len(column.categories)} categories, got none "
-                f"of {len(unseen)}, such as {column.categories[unseen[0]]!r:.80}; a date or an identifier is no "
-                "category: remove it from the graph and list it in `ignore`"
+                f"of {len(unseen)}, such as {column.categories[unseen[0]]!r:.80}; a date or an identifier is "
+                "not a category; remove it from the graph and list it in `ignore`"
             )
             continue
         for i in unseen:

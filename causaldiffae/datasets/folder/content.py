@@ -147,8 +147,7 @@ def _with_labels(content: Content, description: FolderDescription, group: str, p
 def interpret_with_spec(where: str, tables: tuple[TableFile, ...], spec: DatasetSpec, links: bool = False) -> Content:
     """Reads the tables of the folder `where` with the spec of a model or built-in data set.
 
-    Models without need of labels draw counterfactuals of unlabelled images: columns without labels are accepted, and
-    missing ones with a warning.
+    Not all models need labels, so a column may be empty. A missing column counts as empty, with a warning.
 
     Raises:
         DataError: with the first problem, and the number of further ones.

@@ -251,16 +251,12 @@ def check_group(table: Table, splits: np.ndarray, group: str, problems: Problems
         problems.add(f"{table.where}: split: expected each {group} in one split, got {divided[0]}{more}")
 
 
-def check_columns(
-    table: Table, names: Iterable[str], ignore: Sequence[str] | None, group: str, problems: Problems
-) -> None:
-    """Checks that every variable has a column, and that other columns are in `ignore`; None ignores all others."""
+def check_columns(table: Table, names: Iterable[str], ignore: Sequence[str], group: str, problems: Problems) -> None:
+    """Checks that every variable has a column, and that other columns are in `ignore`."""
     names = list(names)
     for name in names:
         if name not in table.cells:
             problems.add(f"{table.where}: expected a column {name!r} for the variable of the graph, got none")
-    if ignore is None:
-        return
     others = [name for name in table.cells if name not in names and name != group]
     left = [name for name in others if not any(_matches(name, pattern) for pattern in ignore)]
     if len(left) > 5:
