@@ -57,7 +57,8 @@ def open_codec(train: TrainConfig, spec: DatasetSpec, device: torch.device | str
 def encode_split(data: ImageData, codec: LatentSpace, data_dir: str | Path) -> Codes:
     """Returns the codes of a split, from the cache where it has them.
 
-    In several processes, the first one of each machine computes them. Without a writable cache, every process does.
+    In several processes, the first one that locks the cache computes them, and the others wait. Without a writable
+    cache, every process computes them.
     """
     spec = codec.code_spec(data.spec)
     shape = (len(data), spec.channels, spec.image_size, spec.image_size)
@@ -73,16 +74,17 @@ def encode_split(data: ImageData, codec: LatentSpace, data_dir: str | Path) -> C
         _encode(data.images, codec, codes)
         return [block_checksum(codes[start : start + BLOCK]) for start in range(0, len(codes), BLOCK)]
 
-    def read_or_write() -> None:
-        with FileLock(folder / "lock"):
-            if open_array(path, shape, DTYPE, "the images are encoded again") is None:
-                write_array(path, prefix, shape, DTYPE, fill, "codes of the images")
+    opened: list[np.ndarray] = []
 
-    dist_util.once_per_machine(read_or_write)
-    mapped = open_array(path, shape, DTYPE, "it was changed by another process")
-    if mapped is None:
-        raise InputError(f"{path}: expected the codes of the training images, got none; run the same command again")
-    return Codes(mapped, codec)
+    def read_or_write() -> None:
+        with FileLock(folder / "lock"):  # the other processes wait here, without the time limit of a collective operation
+            array = open_array(path, shape, DTYPE, "the images are encoded again")
+            if array is None:
+                array = write_array(path, prefix, shape, DTYPE, fill, "codes of the images")
+            opened.append(array)
+
+    dist_util.from_all(read_or_write)
+    return Codes(opened[0], codec)
 
 
 def _key(images: np.ndarray, codec: LatentSpace) -> str:

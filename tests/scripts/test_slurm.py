@@ -103,6 +103,13 @@ def test_the_signal_reaches_the_tasks_and_the_job_is_requeued(cluster: Path, sig
     assert job.calls == ["srun --kill-on-bad-exit=1 --cpus-per-task=8", "scontrol requeue 123"]
 
 
+def test_a_job_that_is_signalled_before_training_is_requeued(cluster: Path) -> None:
+    maker = 'import os, time\nfor task in (0, 1): os.write(1, b"runs\\n")\ntime.sleep(4)\n'
+    (cluster / "scripts" / "make_dataset.py").write_text(maker)
+    job = submit(cluster, LAUNCHER, signals=1, DATA_DIR=str(cluster.parent / "missing"))
+    assert job.code == 138 and job.lines == ["runs", "runs"] and job.calls == ["scontrol requeue 123"]
+
+
 @pytest.mark.parametrize("code", [0, 2, 1])
 def test_a_finished_or_failed_run_is_not_requeued(cluster: Path, code: int) -> None:
     job = submit(cluster, f"scripts/{LAUNCHER}", FINISHED_CODE=str(code))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from autoencoders import save_tiny
 from folders import make_folder, paint
+from processes import ended, start_group
 
 from causaldiffae.config import TrainConfig
 from causaldiffae.datasets.images import ImageData, to_model_range
@@ -87,6 +88,31 @@ def test_without_a_place_for_the_cache_codes_are_in_memory(
     expected = encode_split(data, codec, folder).array
     monkeypatch.setattr("causaldiffae.training.codes.cache_folder", lambda folder: None)
     np.testing.assert_array_equal(encode_split(data, codec, folder).array, expected)
+
+
+IN_TWO = """
+import sys, time
+from causaldiffae import dist_util
+from causaldiffae.datasets.registry import read_split
+from causaldiffae.published.autoencoder import load_latent_space
+from causaldiffae.training.codes import encode_split
+
+dist_util.setup_dist("gloo", timeout_minutes=0.4)
+data, codec = read_split("folder", sys.argv[1], "train"), load_latent_space(sys.argv[2])
+encode = codec.vae.encode
+codec.vae.encode = lambda images: (print("encodes", flush=True), time.sleep(35), encode(images))[2]
+codes = encode_split(data, codec, sys.argv[1])
+print(codes.array.astype(float).sum())
+dist_util.cleanup()
+"""
+
+
+@pytest.mark.slow
+def test_one_process_encodes_for_longer_than_a_collective_operation_may_take(folder: Path, tmp_path: Path) -> None:
+    done = ended(start_group(IN_TWO, folder, save_tiny(tmp_path / "tiny")))
+    assert [process.code for process in done] == [0, 0], done
+    lines = [line for process in done for line in process.out.splitlines()]
+    assert lines.count("encodes") == 1 and len(lines) == 3 and len(set(lines)) == 2
 
 
 def test_codes_that_are_not_finite_are_an_error_and_leave_nothing(folder: Path, codec: LatentSpace) -> None:
