@@ -39,8 +39,12 @@ launch_run() { # launch_run [exec] COMMAND...: with exec, signals reach the comm
     fi
 }
 
+launch_has_files() { # launch_has_files DIR
+    [ -d "$1" ] && [ -n "$(ls -A -- "$1")" ]
+}
+
 launch_make_data() { # launch_make_data DATASET DIR: makes the data set if DIR is missing or empty
-    [ -d "$2" ] && [ -n "$(ls -A -- "$2")" ] && return
+    ! launch_has_files "$2" || return 0
     local -a options=()
     case $1 in
     mnist | morphomnist) if [ -n "${MNIST:-}" ]; then options=(--mnist "$MNIST"); else options=(--download); fi ;;
@@ -170,6 +174,10 @@ launch_share() { # launch_share DATASET: sets data_dir to the clone's share of t
     launch_say "$1 is not in data/; using the share of it in ${data_dir#"$REPO_DIR/"}, set DATA_DIR for all images"
 }
 
+launch_check() { # launch_check ARGUMENTS...: ends if training refuses its options, before data or a predictor are made
+    [ -n "${DRY_RUN:-}" ] || "$PYTHON" "$REPO_DIR/scripts/image_train.py" "$@" --dry_run True >/dev/null || exit $?
+}
+
 launch_predictor() { # launch_predictor DIR SIZE DATA_DIR ARGUMENTS...: trains the noised predictor of a Diff-SCM
     local folder=$1 size=$2 data_dir=$3 word value iterations=0 steps
     local -a flags=() overrides=() # the predictor sees the labels that the run sees
@@ -251,8 +259,9 @@ launch_script() { # launch_script RUN_DIR DRY_RUN SCRIPT ARGUMENTS...: trains in
 }
 
 launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
-    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} dry_run run_dir vae_path
+    local dataset=$1 model=$2 data_dir=${3:-$REPO_DIR/data/$1} name=$4 size=${SIZE:-paper} dry_run run_dir vae_path predictor=''
     shift 4
+    local -a given=("$@")
     dry_run=$(launch_dry_run "$@")
     vae_path=$(launch_flag vae_path "$@")
     run_dir=$(launch_flag run_dir "$@")
@@ -261,16 +270,23 @@ launch_train() { # launch_train DATASET MODEL DATA_DIR NAME ARGUMENTS...
     if [ ! -f "${configs[1]}" ]; then
         configs=(--config "$REPO_DIR/configs/${dataset}_causaldae_$size.yaml" --config "$REPO_DIR/configs/baselines/$model.yaml")
     fi
-    if [ "$size" = latent ] && [ -z "$vae_path" ]; then set -- --vae_path "$run_dir/autoencoder" "$@"; fi
+    if [ "$size" = latent ]; then # Diff-SCM has its implicit predictor alone
+        [ "$model" != causalvae ] || launch_die "SIZE: expected paper, fast or mini with causalvae, got latent"
+        [ -n "$vae_path" ] || set -- --vae_path "$run_dir/autoencoder" "$@"
+    elif [ "$model" = diffscm ] && [ -z "$vae_path" ]; then
+        predictor=$run_dir/predictor
+    fi
+    set -- "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
     if [ -z "$dry_run" ]; then
+        if [ "$size" != latent ] && { [ -n "$predictor" ] && [ ! -f "$predictor/config.json" ] ||
+            [ "$dataset" != folder ] && ! launch_has_files "$data_dir"; }; then launch_check "$@"; fi
         [ "$dataset" = folder ] || launch_make_data "$dataset" "$data_dir"
-        if [ "$size" = latent ]; then # in latent space Diff-SCM has its implicit predictor alone
-            [ -n "$vae_path" ] || launch_autoencoder "$run_dir/autoencoder" "${configs[1]}" "$dataset" "$data_dir" "$@"
-        elif [ "$model" = diffscm ] && [ -z "$vae_path" ]; then
-            launch_predictor "$run_dir/predictor" "$size" "$data_dir" "$@"
+        if [ -n "$predictor" ]; then launch_predictor "$predictor" "$size" "$data_dir" ${given[@]+"${given[@]}"}; fi
+        if [ "$size" = latent ] && [ -z "$vae_path" ]; then
+            launch_autoencoder "$run_dir/autoencoder" "${configs[1]}" "$dataset" "$data_dir" ${given[@]+"${given[@]}"}
         fi
     fi
-    launch_script "$run_dir" "$dry_run" image_train.py "${configs[@]}" --data_dir "$data_dir" --run_dir "$run_dir" "$@"
+    launch_script "$run_dir" "$dry_run" image_train.py "$@"
 }
 
 launch_distill() { # launch_distill DATASET MODEL DATA_DIR NAME ARGUMENTS...

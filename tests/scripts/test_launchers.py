@@ -107,6 +107,37 @@ def test_diff_scm_trains_its_predictor_first(clone: Path) -> None:
     assert dry_run(clone, "train_mnist_diffscm.sh", SIZE="mini") == [train]
 
 
+RECORDER = """\
+import os, sys
+with open(os.environ["RECORD"], "a") as record:
+    record.write(" ".join([os.path.basename(sys.argv[0]), *sys.argv[-2:]]) + "\\n")
+sys.exit(2 if "--lrr" in sys.argv else 0)
+"""
+
+
+def test_options_are_checked_before_data_and_predictor_are_made(clone: Path) -> None:
+    (clone / "classifiers").mkdir()
+    for name in ("scripts/image_train.py", "scripts/make_dataset.py", "classifiers/noised_classifier.py"):
+        (clone / name).write_text(RECORDER)
+    data, run_dir = clone.parent / "made", clone / "runs" / "mnist_diffscm_mini"
+    where = {"SIZE": "mini", "DATA_DIR": str(data)}
+
+    def trained(*arguments: str) -> tuple[int, list[str]]:
+        code = launch(clone, "train_mnist_diffscm.sh", *arguments, **where).returncode
+        return code, [line for line in record(clone) if ".py" in line and "site-packages" not in line]
+
+    check, train = "image_train.py --dry_run True", "image_train.py --lr 1e-3"
+    assert trained("--lrr", "3") == (2, [check])
+    made = [f"make_dataset.py --out {data}", f"noised_classifier.py --out {run_dir / 'predictor'}"]
+    assert trained("--lr", "1e-3") == (0, [check, *made, train])
+    for path in (data / "images", run_dir / "predictor" / "config.json"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert trained("--lr", "1e-3") == (0, [train])
+    refused = launch(clone, "train.sh", "--data_dir", str(data), SIZE="latent", MODEL="causalvae", DRY_RUN="1")
+    assert refused.returncode == 2 and "SIZE: expected paper, fast or mini with causalvae" in refused.stderr
+
+
 def test_the_labels_of_a_run_are_those_of_its_predictor(clone: Path) -> None:
     given = ["--masking", "True", "--lr", "1e-3", "--label_fraction=0.1", "--num_images", "500", "--config", "my.yaml"]
     given += ["--config=more.yaml", "--graph", "g.yaml"]
