@@ -152,7 +152,7 @@ class LossConfig:
     teacher_steps: int = flag(25, "distillation: steps of the teacher in each direction")
     teacher_start: float = flag(2.5, "distillation: log(a / sigma) of the level at which the teacher starts to encode")
     teacher_scale: float = flag(1.0, "distillation of Diff-SCM: guidance scale s of the teacher")
-    mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
+    mask_by: str = flag("image", "hide all labels of an image (image), or each variable's independently (variable)")
 
 
 @with_help
@@ -198,7 +198,7 @@ class TrainConfig:
     keep_last: int = flag(2, "number of recent checkpoints to keep")
     keep_every: int = flag(0, "also keep checkpoints whose step is a multiple of this; 0 for none")
     background_save: bool = flag(True, "write checkpoints in a background thread")
-    storage_patience: float = flag(60.0, "minutes of failing writes and uploads before the run ends; 0 for none")
+    storage_patience: float = flag(60.0, "minutes of failing writes and uploads before the run ends; 0: at once")
     max_skipped_steps: int = flag(10, "consecutive steps with a non-finite loss or gradient to skip before failing")
     train_until: float = flag(
         0.0,

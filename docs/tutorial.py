@@ -87,7 +87,7 @@ print("light", steep.labels["light"])
 # %% [markdown]
 # ## Your own images and model folders
 #
-# Images are arrays, tensors in [-1, 1], PIL images or files. What a model needs beside the image (a digit's class) is
+# Images are arrays, tensors in [-1, 1], PIL images or files. What a model needs besides the image (a digit's class) is
 # read by a predictor. `save_pretrained` writes weights, configuration and a model card. `from_pretrained` opens the
 # folder, or the same files on the Hugging Face Hub (`pip install -e '.[hub]'`), where `digits.push_to_hub("me/digits")`
 # uploads them.

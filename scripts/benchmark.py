@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     settings = parse_flags(BenchmarkConfig, argv, __doc__ or "")
     path = ROOT / "configs" / f"{settings.dataset}_causaldae_{settings.size}.yaml"
     if not path.is_file():
-        raise InputError(f"size: got {settings.size!r} for {settings.dataset}, but there is no {path.name} in configs/")
+        raise InputError(f"size: expected a configuration configs/{path.name}, got none")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     config = parse_config(["--config", str(path)])

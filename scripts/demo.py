@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
     padded = [np.pad(grid, ((0, 0), (0, width - grid.shape[1]), (0, 0)), constant_values=255) for grid in grids]
     save_png(args.out / "counterfactuals.png", np.concatenate(padded))
     (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print("means over the images; L1 on 0..255, from the true image: of the factual image and of the counterfactual")
+    print("means over the images; L1 (0..255) to the true image, for the factual image and for the counterfactual")
     print(f"{'':14s}" + "".join(f"{key:>19s}" for key in TABLE))
     for dataset, entry in report.items():
         for name, row in ((dataset, entry), ("  also", entry["also"])):

@@ -109,7 +109,7 @@ def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
                 raise
             refused.append(f"{job.model_path}: {error}")
     if refused and not results:
-        raise InputError(f"none of {len(jobs)} models can be evaluated; {refused[0]}")
+        raise InputError(f"all: expected a model that can be evaluated, got none of {len(jobs)}; {refused[0]}")
     for reason in refused:
         warnings.warn(f"skipped: {reason}", stacklevel=1)
     return results
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
     if values["report"]:
         paths = [path for path in sorted(folder.glob("*.json")) if not peers.is_report(path)]
         if not paths:
-            raise InputError(f"report: {folder} holds no results")
+            raise InputError(f"report: expected results in {folder}, got none")
         print(f"written to {write_report(values['report'], [(path, read_results(path)) for path in paths])}")
 
 

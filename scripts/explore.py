@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", default="", help="a data set's folder to take images from; default: examples")
     parser.add_argument("--port", type=int, help=f"default: {PORT}, or the next free one")
     # Small networks gain nothing from a second thread, and are ten times slower when another process uses that core.
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; larger models profit from more; default 1")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; default 1, large models need more")
     add_device_flag(parser)
     args = parser.parse_args(argv)
     use_device(args.device)

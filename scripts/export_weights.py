@@ -4,10 +4,10 @@ python scripts/export_weights.py --model_path runs/pendulum_causaldae_mini --out
 python scripts/export_weights.py --model_path weights/pendulum_causaldae_mini --data_dir data/pendulum
 python scripts/export_weights.py --model_path runs/fine_tuned --average weights/start --share 0.7 --out weights/average
 
-The second command adds to a run or model folder the reference with which images and labels are compared
-(docs/counterfactuals.md); training has written it since it exists. The third one averages a fine-tuned model and the
-model that it started from, which keeps much of the accuracy of the first and of the robustness of the second (Wortsman
-et al., 2022, arXiv 2109.01903).
+The second command adds the reference with which images and labels are compared (docs/counterfactuals.md) to an older
+run or model folder; training now writes it. The third one averages a fine-tuned model and the model that it started
+from, which keeps much of the accuracy of the first and of the robustness of the second (Wortsman et al., 2022, arXiv
+2109.01903).
 """
 
 from __future__ import annotations

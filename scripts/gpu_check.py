@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="checks that would start later are skipped")
     parser.add_argument("--json", type=Path, help="also write the results, the hardware and the command to this file")
     parser.add_argument("--short", action="store_true", help="few images and a small network; always on a CPU")
-    parser.add_argument("--no_compile", action="store_true", help="compile nothing, which takes minutes")
+    parser.add_argument("--no_compile", action="store_true", help="skip the checks that compile, which take minutes")
     options = parser.parse_args(argv)
     if not 0 <= options.minutes < 1e6:
         raise InputError(f"minutes: expected 0 or more, got {options.minutes}")

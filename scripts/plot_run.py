@@ -43,7 +43,12 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory, or model folder with its log")
     parser.add_argument("--out", type=Path, help="folder to write to; default RUN/plots")
-    parser.add_argument("--traverse", choices=("True", "False"), default="False", help="needs a checkpoint")
+    parser.add_argument(
+        "--traverse",
+        choices=("True", "False"),
+        default="False",
+        help="also draw images with each variable set over its range",
+    )
     parser.add_argument("--data_dir", default="", help="data set of the traversed images")
     parser.add_argument("--images", type=int, default=4, help="number of traversed images; default %(default)s")
     parser.add_argument("--steps", type=int, default=15, help="evaluations in each direction; default %(default)s")

@@ -70,7 +70,7 @@ class StepSweepConfig:
     num_images: int = flag(100, "test images; 0 for all")
     batch_size: int = flag(100, "images per batch")
     margin: float = flag(MARGIN, "accepted increase of an error, as a fraction of the reference's mean")
-    label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
+    label_predictor: str = flag("", "predictor that reads labels; default: from weights/, if needed")
     judge: str = flag("", "deprecated alias of label_predictor")
     ema: str = flag("", "rate of the moving average, or 'none' for the trained weights; default: the first one")
     device: str = flag("auto", DEVICE_HELP)
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
     print(f"{table(rows, heads)}\n")
     if lines := describe_exceeded(rows, heads, config.margin):
         limits = f"{config.margin:.0%} of the mean ({NULL_MARGIN} grey levels for the null intervention)"
-        print(f"Differences to {settings[0]} that may exceed {limits}:", *lines, sep="\n  ", end="\n\n")
+        print(f"Differences from {settings[0]} that may exceed {limits}:", *lines, sep="\n  ", end="\n\n")
     print(f"fewest evaluations that are as good as {settings[0]}: {recommended or 'none of these'}\nwritten to {out}")
 
 

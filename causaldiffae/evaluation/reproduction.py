@@ -254,7 +254,7 @@ class Plan:
             arguments += [*self._configs(trained, "--score_config"), *where, "--out", run / "predictor", "--seed", seed]
             arguments += ["--iterations", total] if total else []
             command = self._program("classifiers/noised_classifier.py", *arguments, *device)
-            steps.append(Step(f"guide of {trained}, seed {seed}", command, run / "predictor", needs))
+            steps.append(Step(f"noised predictor of {trained}, seed {seed}", command, run / "predictor", needs))
             needs = (steps[0].name,)
         budget: tuple[object, ...] = ("--minutes", settings.minutes) if settings.minutes else ()
         if total:

@@ -56,7 +56,7 @@ class TestConfig:
     data_dir: str = flag("", "folder of the data set")
     dataset: str = flag("", "data set of a published state dict, if its tensor shapes are ambiguous")
     predictor_path: str = flag("", "noised predictor of a Diff-SCM, or 'none'; default: predictor/ in model_path")
-    label_predictor: str = flag("", "predictor that measures labels; default: from weights/, if needed")
+    label_predictor: str = flag("", "predictor that reads labels; default: from weights/, if needed")
     judge: str = flag("", "deprecated alias of label_predictor")
     out_dir: str = flag("", "output folder")
     do: list[str] = flag(
@@ -83,7 +83,7 @@ class TestConfig:
     use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
     keep_causes: bool | None = flag(None, KEEP_CAUSES_HELP)
     most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
-    samples: int = flag(1, "also draw this many abductions and show the spread of the interventions; 1 for none")
+    samples: int = flag(1, "also draw this many abductions and show the spread of the counterfactuals; 1 for none")
     x_T_noise: float = flag(0.0, "share of noise in the x_T of every draw, 0 to 1; 0 encodes the image exactly")
     sweep_w: str = flag("", "also apply the first intervention with these guidance weights, such as 0,0.5,1")
     traverse: str = flag("", "also traverse the ranges of these variables, such as thickness,intensity")

@@ -190,7 +190,7 @@ class Page:
 
         def run() -> Result:
             if image is None:
-                raise InputError("image: none is chosen; select or upload one")
+                raise InputError("image: expected a selected or uploaded image, got none")
             session = self.registry.session(title)
             spec = session.spec
             names = [*spec.graph.names, *([spec.class_name] if session.loaded.model.class_cond else [])]

@@ -52,11 +52,11 @@ _HELP: Final = {
     "guidance": "weight of the intervention while the image is decoded. For models with latents, 1 is unguided, larger "
     "weights show the values more strongly, with more side effects, and 0 ignores them. For Diff-SCM it is the scale "
     "of the predictor's gradient, and 0 is unguided",
-    "steps": "network evaluations that encode the image to noise, and as many that decode it; more are slower and more "
-    "exact",
+    "steps": "network evaluations that encode the image to noise, and as many that decode it; more are slower, "
+    "and the image usually follows the values more closely",
     "abduction cached": "the noise of an image (u and x_T) does not depend on the intervention: it is computed once "
     "for an image and a number of steps, so further interventions are faster",
-    "beyond the data": "a value that no training image has; what the model shows for it is an extrapolation",
+    "beyond the data": "a value outside the range of the training labels; the image for it is an extrapolation",
 }
 
 

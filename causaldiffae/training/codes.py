@@ -77,7 +77,7 @@ def encode_split(data: ImageData, codec: LatentSpace, data_dir: str | Path) -> C
     opened: list[np.ndarray] = []
 
     def read_or_write() -> None:
-        with FileLock(folder / "lock"):  # the other processes wait here, without the time limit of a collective operation
+        with FileLock(folder / "lock"):  # others wait here, where no collective operation times out
             array = open_array(path, shape, DTYPE, "the images are encoded again")
             if array is None:
                 array = write_array(path, prefix, shape, DTYPE, fill, "codes of the images")

@@ -221,7 +221,8 @@ def estimate(config: Config, spec: DatasetSpec, device: torch.device | str = "cp
             lambda count: Trial(step, config, spec, device, count, idle_clock).run(dtype, 2), images, device
         )
     except torch.OutOfMemoryError as error:
-        raise InputError(f"memory: {free / 2**20:,.0f} MiB of {device} do not hold the training state") from error
+        reason = f"memory: expected room for the training state on {device}, got {free / 2**20:,.0f} MiB"
+        raise InputError(reason) from error
     waited = (waiting_time() - waited) / (time.perf_counter() - start)
     parameters = count_parameters(model)
     state = state_mib(parameters, len(config.ema_rates()))

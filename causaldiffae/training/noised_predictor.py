@@ -66,7 +66,7 @@ class NoisedTraining:
     masking: bool = flag(False, "weak supervision: only label_fraction of the images have labels")
     label_fraction: float = flag(1.0, "fraction of the training images with labels")
     label_seed: int = flag(0, "random seed of the selection of labelled images")
-    mask_by: str = flag("image", "hide all labels of an image, or those of each variable by itself: image or variable")
+    mask_by: str = flag("image", "hide all labels of an image (image), or each variable's independently (variable)")
     graph: str = flag("", "causal graph file of a folder data set; default: graph.yaml in data_dir")
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ def config_files(folder: Path, dataset: str, model: str, sizes: Iterable[str]) -
             path.stem.rpartition("_")[2]: [path, over] for path in sorted(folder.glob(f"{dataset}_causaldae_*.yaml"))
         }
     if not own:
-        raise InputError(f"dataset, model: got {dataset}, {model}, but configs/ has no {dataset}_{model}_SIZE.yaml")
+        raise InputError(f"dataset, model: expected a configuration configs/{dataset}_{model}_SIZE.yaml, got none")
     ordered = sorted(own, key=lambda size: SIZES.index(size) if size in SIZES else len(SIZES))
     for size in sizes:
         if size not in own:

@@ -179,7 +179,7 @@ def test_the_script(folder: Path, tmp_path: Path) -> None:
         "variables: expected none with protocol melistas",
     )
     report = run(REPO / "scripts" / "evaluate.py", f"--out={out.parent}", f"--report={tmp_path / 'r.html'}")
-    assert_refused(report, f"report: {out.parent} holds no results")
+    assert_refused(report, f"report: expected results in {out.parent}, got none")
     assert_refused(
         run(REPO / "scripts" / "evaluate.py", "--protocol=melistas", "--all=weights", "--data_dir=x", f"--out={out}"),
         "protocol: expected --model_path with melistas, got none",

@@ -80,7 +80,7 @@ def test_models_differ_in_what_the_comparison_says(tmp_path: Path) -> None:
 def test_explicit_and_implicit_guidance_are_evaluated_on_one_run(tmp_path: Path) -> None:
     steps = plan(tmp_path).steps()
     explicit, implicit = (step_named(steps, f"evaluate diffscm_{kind}, seed 0") for kind in ("explicit", "implicit"))
-    guide = step_named(steps, "guide of diffscm_explicit, seed 0")
+    guide = step_named(steps, "noised predictor of diffscm_explicit, seed 0")
     assert explicit.command[2] == implicit.command[2] == str(guide.output.parent)
     assert "none" in implicit.command and "none" not in explicit.command
 

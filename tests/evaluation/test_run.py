@@ -144,7 +144,7 @@ def test_a_folder_of_models_gives_one_table_and_report(root: Path, tmp_path: Pat
     for name in ("one", "two"):
         shutil.copytree(models / "third", tmp_path / "bad" / name)
     refused = run(SCRIPT, "--all", tmp_path / "bad", *data, *FAST, "--num_images=4")
-    assert_refused(refused, "none of 2 models can be evaluated")
+    assert_refused(refused, "expected a model that can be evaluated, got none of 2")
     again = run(SCRIPT, "--out", out, "--report", tmp_path / "again.html")
     assert again.returncode == 0 and (tmp_path / "again.html").read_text() == text
 
