@@ -110,6 +110,42 @@ def test_interactions_of_two_causes_cause_no_false_alarms() -> None:
     assert found <= 2
 
 
+def test_rare_categories_cause_no_false_alarms() -> None:
+    """Two attributes of one image in fifty are expected together in one of 2,500, and are often never seen together."""
+    spec = spec_of([], ("binary",) * 5, "abcde")
+    found = [
+        independence.test_graph((np.random.default_rng(seed).random((1000, 5)) < 0.03).astype(float), spec)
+        for seed in range(30)
+    ]
+    assert sum(bool(each.contradictions) for each in found) <= 1
+    assert all(len(each.tests) == 10 for each in found)
+
+
+def test_rare_categories_that_occur_together_are_found() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((2, 1000)) < 0.03).astype(float)
+    together = np.where(rng.random(1000) < 0.7, a, b)
+    spec = spec_of([], ("binary",) * 2, "ab")
+    assert independence.test_graph(np.stack([a, together], axis=1), spec).contradictions
+
+
+def test_the_rows_of_a_sorted_factorial_design_are_not_related() -> None:
+    sizes = (10, 10, 10, 20)
+    grid = np.stack([each.ravel() for each in np.meshgrid(*map(np.arange, sizes), indexing="ij")], axis=1)
+    assert not independence.test_graph(grid, spec_of([], ("continuous",) * 4, "abcd")).contradictions
+
+
+def test_a_pair_that_appears_dependent_is_tested_with_a_finer_kernel() -> None:
+    spec, found = spec_of([("a", "c"), ("b", "c"), ("a", "d"), ("b", "d")]), 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        a, b = rng.normal(size=(2, 1000))
+        shared = np.sin(2 * a) * b
+        labels = [a, b, shared + 0.3 * rng.normal(size=1000), shared + 0.3 * rng.normal(size=1000)]
+        found += bool(independence.test_graph(np.stack(labels, axis=1), spec).contradictions)
+    assert found <= 3  # 4 of 10 with the first kernel alone
+
+
 # ---------------------------------------------------------------------- hidden common causes
 
 
