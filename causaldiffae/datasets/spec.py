@@ -246,6 +246,8 @@ class DatasetSpec:
                 self.graph.index(name, "do")
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
+            if isinstance(value, list | tuple):
+                value = np.array(value, object if any(isinstance(each, str) for each in value) else None)
             if getattr(value, "ndim", 0):
                 checked[name] = self._check_values(name, value, count)
             else:
@@ -285,7 +287,8 @@ class DatasetSpec:
         if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
             raise InputError(f"do: {name}: expected finite numbers, got NaN or infinity")
         distinct, indices = np.unique(values, return_inverse=True)
-        return np.array([self._check_value(name, value.item()) for value in distinct], np.float64)[indices.reshape(-1)]
+        distinct = [value.item() if isinstance(value, np.generic) else value for value in distinct]
+        return np.array([self._check_value(name, value) for value in distinct], np.float64)[indices.reshape(-1)]
 
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
         if name == self.class_name:

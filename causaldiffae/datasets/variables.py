@@ -63,14 +63,18 @@ def category_label(variable: str, value: Any, names: Sequence[str], low: float, 
 
     Args:
         value: a category name or index; if the names are numbers, a number is looked up as a name. Names may differ in
-            case or in the form of Unicode if they are clear. A binary variable without `names` takes `low` or `high`.
+            case or in the form of Unicode if they are clear. A binary variable without `names` takes `low` or `high`,
+            which may come from float32. Of two categories, False is the first one and True the second one.
 
     Raises:
         InputError: for any other value.
     """
+    if isinstance(value, bool | np.bool_) and len(names) in (0, 2):
+        return float(value) if names else (low, high)[int(value)]
     if not names:
-        if is_number(value) and value in (low, high):
-            return float(value)
+        near = [end for end in (low, high) if is_number(value) and math.isclose(value, end, rel_tol=1e-6)]
+        if near:
+            return near[0]
         raise InputError(f"do: {variable}: expected {low:g} or {high:g}, got {value!r}")
     indices = category_indices(names)
     are_numbers = len(indices) > len(names)

@@ -39,6 +39,7 @@ from causaldiffae.metrics.realism import (
     label_numbers,
 )
 from causaldiffae.predictors.predictor import Predictor, Readings
+from causaldiffae.training.responses import requested_share
 
 CANDIDATES: Final = ("model", "truth", "do_nothing", "nearest")
 REFERENCES: Final = 1000
@@ -211,6 +212,7 @@ class _Context:
             unknown = np.where(expected.known, excluded, np.nan)
             found["truth"] = {key: self.figure(getattr(pixels, key) + unknown) for key in ("l1", "psnr", "ssim")}
         found["drift"] = self._drift(expected.name, labels, measured)
+        found["response"] = self._response(expected.name, labels, measured)
         posteriors = Posteriors(*self.predictor.posteriors(candidate.images))
         divergence = cld(posteriors, self.factual_posteriors, self.reference_posteriors, *expected.bins)
         found["cld"] = self.figure(divergence + excluded)
@@ -228,6 +230,18 @@ class _Context:
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is Role.OTHER:
                 found[other] = {kind: self.figure_of(values, j) for kind, values in changes.items()}
+        return found
+
+    def _response(self, name: str, labels: np.ndarray, measured: np.ndarray) -> dict[str, Any]:
+        """The share of the requested change that the images show, see `training.responses.requested_share`."""
+        i, found = self.spec.graph.index(name), {}
+        pairs = {
+            "predictor": (labels, self.factual_readings.labels),
+            "measured": (measured, self.outputs["measured"]),
+        }
+        for reader, (after, before) in pairs.items():
+            share = requested_share(after[:, i], before[:, i], self.task.values[name], self.spec, i)
+            found[reader] = share.to_dict()
         return found
 
     def _realism(self, expected: _Expected, readings: Readings, candidate: _Candidate) -> dict[str, Any]:

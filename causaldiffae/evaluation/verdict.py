@@ -67,9 +67,14 @@ def evaluation_verdict(results: Results) -> list[str]:
 
 
 def _response(results: Results, name: str) -> Response | None:
-    """The response to a variable, from its mean errors in the counterfactuals and in the factual images."""
+    """The response to a variable; of results files without it, from mean errors, and so without an interval."""
     answers = dig(results, "results", "interventions", name, "answers")
     for reader, key in (("measured", "measured"), ("read by a predictor", "predictor")):
+        found = dig(answers, "model", "response", key)
+        if found and found.get("mean") is not None:
+            return Response(
+                Figure(*(found[each] for each in ("mean", "low", "high")), found.get("images") or 0), reader
+            )
         figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing")]
         error, nothing = (figure.get("mean") if figure else None for figure in figures)
         if error is not None and nothing:

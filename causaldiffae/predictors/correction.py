@@ -60,7 +60,7 @@ class LabelCorrection:
             raise InputError(f"label_corrections: expected a number of at least 1, got {count}")
         self.predictor, self.count, spec = predictor, count, predictor.spec
         self.range = np.asarray(spec.high, float) - np.asarray(spec.low, float)
-        self.continuous = np.array([spec.kind(i) == "continuous" for i in range(len(spec.graph))])
+        self.continuous = np.array([not values for values in spec.all_category_values()])
 
     def apply(
         self,
@@ -114,7 +114,9 @@ class LabelCorrection:
         """Errors (B, n) of labels as fractions of their range, and their sums (B,); infinite for images with NaN."""
         labels, found = self._read(images)
         error = (labels - target) / self.range
-        total = np.where(self.continuous, np.abs(error), np.abs(labels - target) > 1e-6).sum(axis=1)
+        nearest = self.predictor.spec.nearest_categories
+        wrong = nearest(torch.from_numpy(labels)) != nearest(torch.from_numpy(target))
+        total = np.where(self.continuous, np.abs(error), wrong).sum(axis=1)
         if classes is not None and found is not None:
             total += found != classes
         total[~images.isfinite().flatten(1).all(dim=1).cpu().numpy()] = np.inf

@@ -120,6 +120,26 @@ def test_categories_are_given_by_name_or_number() -> None:
     ]
 
 
+def test_a_binary_variable_takes_ends_that_float32_cannot_represent() -> None:
+    low, high = (float(np.float32(value)) for value in (0.1, 0.9))
+    assert low != 0.1 and category_label("dose", 0.1, (), low, high) == low
+    assert category_label("dose", 0.9, (), low, high) == high
+    with pytest.raises(InputError, match=r"expected 0\.1 or 0\.9, got 0\.11"):
+        category_label("dose", 0.11, (), low, high)
+
+
+def test_true_and_false_are_the_categories_of_a_binary_variable() -> None:
+    assert KINDS.check_do({"grey": True, "sign": False}) == {"grey": 1.0, "sign": -1.0}
+    assert KINDS.check_do({"grey": np.array([True, False])}, 2)["grey"].tolist() == [1.0, 0.0]
+
+
+def test_lists_and_tuples_have_one_value_per_image() -> None:
+    assert TOY.check_do({"a": [1.5, 3]}, 2)["a"].tolist() == [1.5, 3.0]
+    assert KINDS.check_do({"hat": ("straw", "cap", "straw")}, 3)["hat"].tolist() == [2.0, 0.0, 2.0]
+    with pytest.raises(InputError, match=r"one per image \(3,\), got shape \(2,\)"):
+        TOY.check_do({"a": [1.5, 3.0]}, 3)
+
+
 def test_names_may_differ_in_case_and_in_the_form_of_unicode() -> None:
     def label(value: str, *names: str) -> float:
         return category_label("hat", value, names, 0.0, len(names) - 1.0)

@@ -170,8 +170,9 @@ def test_the_truth_is_the_floor(found: dict[str, Any], do: str) -> None:
 def test_an_unchanged_image_scores_as_the_baseline(found: dict[str, Any], do: str) -> None:
     nothing = found["nothing"]["interventions"][do]
     ours, baseline = nothing["answers"]["model"], nothing["answers"]["do_nothing"]
-    for key in ("truth", "drift", "cld", "realism", "effects"):
+    for key in ("truth", "drift", "response", "cld", "realism", "effects"):
         assert ours[key] == baseline[key]
+    assert ours["response"]["predictor"]["mean"] == 0.0
     assert ours["cld"]["mean"] == pytest.approx(np.log(1 + np.e))
     assert all(figure["predictor"]["mean"] == 0.0 for figure in ours["drift"].values())
     assert all(effect["model"]["mean"] == 0.0 for effect in ours["effects"].values())
@@ -442,6 +443,10 @@ def test_figures_of_categories_are_rates() -> None:
     assert model["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(0.25)
     wilson = binomtest(count // 4, count).proportion_ci(0.95, "wilson")
     assert model["effectiveness"]["predictor"]["shape"]["high"] == pytest.approx(wilson.high)
+    changed = labels[:, 0] != task.values["shape"]
+    response = model["response"]["predictor"]
+    reached = np.mean(drawn[changed, 0, 0, 0] == task.values["shape"][changed])
+    assert response["mean"] == pytest.approx(reached) and response["images"] == changed.sum() < count
     assert answers["do_nothing"]["drift"] == {}, "hat and age descend from shape"
     assert answers["do_nothing"]["effectiveness"]["predictor"]["shape"]["mean"] == pytest.approx(
         np.mean(labels[:, 0] != task.values["shape"])

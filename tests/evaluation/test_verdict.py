@@ -75,3 +75,6 @@ def test_an_evaluation_compares_with_the_factual_images() -> None:
         "  do(size): 25% of the requested change, hardly followed",
         "  counterfactuals of size are not reliable yet; train longer",
     ]
+    share = {"mean": 0.9, "low": 0.8, "high": 0.95, "images": 7, "left_out": 2}
+    results["results"]["interventions"]["size"]["answers"]["model"]["response"] = {"predictor": share}
+    assert evaluation_verdict(results)[1] == "  do(size): 90% of the requested change (80% to 95%), followed"

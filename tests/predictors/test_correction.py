@@ -149,6 +149,27 @@ def test_categories_are_not_shifted() -> None:
     assert LabelCorrection(Predictor(kinds, config_for(kinds))).continuous.tolist() == [True, False]
 
 
+class DosePredictor(MeanPredictor):
+    """Label 1 is a binary variable of two numbers, which float32 cannot represent."""
+
+    spec = replace(
+        SPEC, kinds=("continuous", "binary"), categories=((), ()), low=(SPEC.low[0], 100.3), high=(SPEC.high[0], 200.7)
+    )
+
+    def read(self, images: np.ndarray) -> Readings:
+        labels, *others = super().read(images)
+        labels[:, 1] = np.where(images[:, 1].mean(axis=(1, 2)) > 127, 200.7, 100.3)
+        return Readings(labels, *others)
+
+
+def test_an_image_that_loses_its_category_is_not_taken() -> None:
+    labels = torch.tensor([[LOW[0] + 0.5 * RANGE[0], 100.3]]).float()
+    first, decoded = (picture(torch.tensor(LOW + RANGE * levels)[None]) for levels in ([0.54, 0.1], [0.5, 0.9]))
+    correction = LabelCorrection(DosePredictor())  # type: ignore[arg-type]
+    corrected = correction.apply(first, labels, torch.ones(1, 2, dtype=torch.bool), first, None, lambda *_: decoded)
+    assert torch.equal(corrected, first)
+
+
 def test_a_request_at_its_limit_is_not_decoded_again() -> None:
     decoder = Decoder([0.2, -0.2])
     correct(decoder, count=5)
