@@ -113,7 +113,8 @@ class CausalGraph:
             raise InputError(f"graph: unknown key {unknown[0]!r}, expected names, edges or adjacency")
         for key in keys:
             if not isinstance(description.get(key, []), list | tuple):
-                raise InputError(f"graph: {key}: expected a list, got {description[key]!r}")
+                example = ', like [["age", "glasses"]]' if key == "edges" else ""
+                raise InputError(f"graph: {key}: expected a list{example}, got {description[key]!r:.200}")
         edges, adjacency = description.get("edges"), description.get("adjacency")
         if edges is not None and adjacency is not None:
             raise InputError("graph: expected either edges or adjacency, got both")

@@ -98,7 +98,10 @@ def test_names_can_be_omitted() -> None:
         ({"nodes": ["a"]}, "unknown key 'nodes', expected names, edges or adjacency"),
         ({"names": ["a"], "edges": [], "adjacency": [[0]]}, "expected either edges or adjacency, got both"),
         ({"names": "ab"}, "names: expected a list, got 'ab'"),
-        ({"names": ["a"], "edges": {"a": "b"}}, "edges: expected a list, got {'a': 'b'}"),
+        (
+            {"names": ["a"], "edges": {"a": "b"}},
+            r'edges: expected a list, like \[\["age", "glasses"\]\], got {' "'a': 'b'}",
+        ),
         ({}, r"expected 1\.\.1000 variables and at most 50000 edges, got 0 variables and 0 edges"),
         ({"names": [""]}, "expected non-empty strings as variable names, got ''"),
         ({"names": [f"v{i}" for i in range(1001)]}, "expected .*, got 1001 variables and 0 edges"),

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch.overrides import TorchFunctionMode
 
+from causaldiffae.checkpoints.folder_layout import CONFIG, MODEL, files_of_other_model
 from causaldiffae.checkpoints.state_tree import flatten_state, unflatten_state
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import (
@@ -46,7 +47,7 @@ from causaldiffae.files.reading import (
 from causaldiffae.nn import ModuleT
 
 StepT = TypeVar("StepT")
-CONFIG, MODEL, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+MANIFEST = "manifest.json"
 TRAINING_TENSORS, TRAINING_PLAIN = "training.safetensors", "training.json"
 FORMAT = "causaldiffae checkpoint"
 VERSION = 1
@@ -177,14 +178,31 @@ def export_weights(
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Writes a model folder, with floating-point tensors converted to `dtype` if given."""
+    """Writes a model folder, with floating-point tensors converted to `dtype` if given.
+
+    If the folder holds another model, its other files (predictors, logs, ...) are removed.
+
+    Raises:
+        InputError: For another dtype, a file in place of the folder, or a folder with checkpoints or a model of another
+            program.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype: expected a floating-point dtype such as torch.float16, got {dtype!r:.80}")
     folder = Path(path)
     check_free(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    stale = files_of_other_model(folder, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder}: expected a folder, got a file; choose another output folder") from None
     cast = {k: v.to(dtype) if dtype is not None and v.is_floating_point() else v for k, v in state.items()}
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder) as temporary:
         write_tensors(Path(temporary) / MODEL, cast)
         write_json(Path(temporary) / CONFIG, dict(config))
+        for file in stale:
+            file.unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
         for name in (MODEL, CONFIG):
             (Path(temporary) / name).replace(folder / name)
     sync_to_disk(folder)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
+from causaldiffae.checkpoints.folder_layout import PREDICTOR_FOLDER, README
 from causaldiffae.config import Config
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import DataError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.logger import PROGRESS, STEP, read_progress
 
 _DESCRIPTIONS: Final = {
@@ -24,6 +25,7 @@ _DESCRIPTIONS: Final = {
     "causalvae": "A model in the style of CausalVAE: a causal encoder, a structural causal model and a convolutional "
     "decoder.",
 }
+_MAX_CATEGORIES: Final = 20  # of a variable in the table
 _LOSSES: Final = ("mse", "label_mse", "prior_kl", "mechanism_nll", "grad_norm")
 _CARD: Final = """\
 ---
@@ -88,19 +90,46 @@ class CardFacts:
 
 
 def write_card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> Path:
-    """Writes `folder/README.md`, with the last losses of the training log if the folder contains one."""
-    path = folder / "README.md"
-    path.write_text(card(folder, facts, metrics), encoding="utf-8")
+    """Writes `folder/README.md`, with the last losses of the training log if the folder contains one.
+
+    Raises:
+        InputError: for metrics that are not numbers.
+
+    Warns:
+        UserWarning: if there is another README.md than a model card, which is kept.
+    """
+    path, text = folder / README, card(folder, facts, metrics)
+    if path.exists() and not _is_card(path):
+        warnings.warn(f"{path}: kept, as it is no model card of this package; remove it to get one", stacklevel=4)
+    else:
+        path.write_text(text, encoding="utf-8")
     return path
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a file has the front matter of `card`."""
+    head = path.read_text(encoding="utf-8", errors="replace")[:10_000].split("---\n")
+    return len(head) > 2 and not head[0] and "library_name: causaldiffae\n" in head[1]
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raises `InputError` for values that are not numbers."""
+    for name, value in metrics.items():
+        try:
+            f"{value:.4g}"
+        except (TypeError, ValueError):
+            raise InputError(f"metrics: {name}: expected a number, got {value!r:.80}") from None
 
 
 def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = None) -> str:
     """Returns the text of the card."""
     spec, config = facts.spec, facts.config
     kind, graph, units = config.model.model_type, spec.graph, spec.units or [""] * len(spec.graph)
+    check_metrics(metrics or {})
     variables = [
-        f"| {_cell(name)} | {_cell(unit)} | {low:g} .. {high:g} | {_cell(', '.join(graph.parents[name]) or 'none')} |"
-        for name, unit, low, high in zip(graph.names, units, spec.low, spec.high, strict=True)
+        f"| {_cell(name)} | {_cell(units[i])} | {_cell(_labels(spec, i))} | "
+        f"{_cell(', '.join(graph.parents[name]) or 'none')} |"
+        for i, name in enumerate(graph.names)
     ]
     figures = [f"| {_cell(key)} | {value:.4g} |" for key, value in {**_last_losses(folder), **(metrics or {})}.items()]
     if figures:
@@ -125,6 +154,13 @@ def card(folder: Path, facts: CardFacts, metrics: Mapping[str, float] | None = N
         labelled=labelled if config.loss.masking else "",
         figures="\n".join(figures),
     )
+
+
+def _labels(spec: DatasetSpec, i: int) -> str:
+    """The range of a variable, or its categories."""
+    names = spec.category_names(i) or [f"{value:g}" for value in spec.category_values(i)]
+    more = f" and {len(names) - _MAX_CATEGORIES} more" if len(names) > _MAX_CATEGORIES else ""
+    return ", ".join(names[:_MAX_CATEGORIES]) + more if names else f"{spec.low[i]:g} .. {spec.high[i]:g}"
 
 
 def _example_value(spec: DatasetSpec) -> str:

@@ -13,29 +13,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, STEP_NAME
+from causaldiffae.checkpoints.checkpoint import STEP_NAME
+from causaldiffae.checkpoints.folder_layout import AUTOENCODER_FILES as AUTOENCODER_FILES
+from causaldiffae.checkpoints.folder_layout import AUTOENCODER_FOLDER as AUTOENCODER_FOLDER
+from causaldiffae.checkpoints.folder_layout import CONFIG, HUB_FILES, MODEL, type_of
+from causaldiffae.checkpoints.folder_layout import CORRECTION_FOLDER as CORRECTION_FOLDER
+from causaldiffae.checkpoints.folder_layout import NOISED_PREDICTOR_FOLDER as NOISED_PREDICTOR_FOLDER
+from causaldiffae.checkpoints.folder_layout import PREDICTOR_FOLDER as PREDICTOR_FOLDER
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.paths import WEIGHTS
 from causaldiffae.files.reading import file_size, read_json
 
-PREDICTOR_FOLDER: Final = "reader"
-"""Subfolder of a model folder with the predictor of labels and classes (predictors/predictor.py)."""
-CORRECTION_FOLDER: Final = "correction_predictor"
-"""Predictor that corrects labels, see `predictors/correction.py`; also the end of its name in `weights/`."""
-NOISED_PREDICTOR_FOLDER: Final = "predictor"
-"""Subfolder of a model folder with the noised predictor of a Diff-SCM (script_util.load_model)."""
-AUTOENCODER_FOLDER: Final = "autoencoder"
-"""Subfolder of a run or model folder with the autoencoder of a model in latent space (published/autoencoder.py)."""
-AUTOENCODER_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
-_FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/", f"{CORRECTION_FOLDER}/")
-HUB_FILES: Final = (
-    *(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)),
-    *(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES),
-    "progress.csv",
-    "README.md",
-    "responses.json",
-    "reference.safetensors",
-)
 PREDICTOR_TYPE: Final = "predictor"
 _HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -66,12 +54,11 @@ def describe_folder(folder: Path) -> FoundModel | None:
     try:
         described = read_json(config)
         dataset = described["dataset"]
-        kind = str(described.get("config", {}).get("model", {}).get("model_type", described["model_type"]))
+        kind = type_of(described)
         variables = tuple(str(name) for name in dataset["graph"]["names"])
     except (DataError, OSError, KeyError, TypeError, AttributeError):
         return None
-    # "causaldae" is named "causaldiffae" in early checkpoints
-    return FoundModel(folder, "causaldae" if kind == "causaldiffae" else kind, str(dataset["name"]), variables)
+    return FoundModel(folder, kind, str(dataset["name"]), variables)
 
 
 def models_in(folder: Path) -> list[FoundModel]:
@@ -109,14 +96,19 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     if given.is_dir() or given.is_file():
         return given
     shipped = shipped_models()
-    for short, found in shipped.items():
-        if str(name) in (short, found.path.name):
-            return found.path
+    if (path := shipped_path(str(name))) != str(name):
+        return Path(path)
     if _HUB_NAME.fullmatch(str(name)):
         return _download(str(name), revision)
     models = [short for short, found in shipped.items() if found.model_type != "class_autoencoders"]  # for IM1 and IM2
     known = ", ".join(models) or f"none: {WEIGHTS} not found; clone the repository to get it"
     raise InputError(f"model {str(name)!r}: folder not found; expected a folder, owner/repository, or one of {known}")
+
+
+def shipped_path(name: str) -> str:
+    """The folder of a shipped model, for its name or folder name; other names, and files, are returned as given."""
+    known = {} if Path(name).exists() else shipped_models()
+    return next((str(found.path) for short, found in known.items() if name in (short, found.path.name)), name)
 
 
 def _hub(what: str) -> Any:

@@ -1,9 +1,10 @@
 """Converts images to the input of a model, (N, C, S, S) in [-1, 1].
 
 Supports uint8 arrays (0..255), float arrays and tensors in [-1, 1], PIL images of every mode, and paths of image
-files; one image or a list. Files and PIL images are decoded like those of an image folder (folder/image_files.py):
-orientation, range of values, number of channels, centre crop, resizing. Sizes are checked before decoding. If the data
-set has light objects on a dark background, as MNIST has, files and PIL images with a light border are inverted.
+files; one image or a list; and a split in memory. Files and PIL images are decoded like those of an image folder
+(folder/image_files.py): orientation, range of values, number of channels, centre crop, resizing. Sizes are checked
+before decoding. If the data set has light objects on a dark background, as MNIST has, files and PIL images with a light
+border are inverted.
 
 The explorer prepares uploads by `prepare_file`, too, so the same file gives the same result there and in Python.
 """
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from causaldiffae.datasets.dataset import DATASETS
 from causaldiffae.datasets.folder.image_files import MAX_FILE_BYTES, ImageRule
-from causaldiffae.datasets.images import resize_area, to_model_range
+from causaldiffae.datasets.images import ImageData, resize_area, to_model_range
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.images import MAX_PIXELS, MAX_SIDE
 from causaldiffae.files.reading import read_file
 
-Images = np.ndarray | Tensor | Image.Image | str | Path | Sequence[Any]
+Images = np.ndarray | Tensor | Image.Image | str | Path | Sequence[Any] | ImageData
 
 
 def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
@@ -45,6 +46,7 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
         InputError: for an unsupported type or shape, values out of range, or an empty list.
         DataError: for a file or PIL image that cannot be read.
     """
+    images = images.images if isinstance(images, ImageData) else images
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         return _checked_floats(torch.from_numpy(images.astype(np.float32)), spec)
     if isinstance(images, Tensor) and images.is_floating_point():
@@ -55,8 +57,12 @@ def as_model_images(images: Images, spec: DatasetSpec) -> Tensor:
     several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not several:
         raise InputError("images: expected at least one image, got an empty list")
-    if all(isinstance(each, np.ndarray | Tensor) for each in several):
+    arrays = [each for each in several if isinstance(each, np.ndarray | Tensor)]
+    if len(arrays) == len(several):
         return torch.cat([as_model_images(each, spec) for each in several])
+    if arrays:
+        kinds = ", ".join(dict.fromkeys(type(each).__name__ for each in several))
+        raise InputError(f"images: expected a list of one kind, arrays or files and PIL images, got {kinds:.200}")
     prepared = [_prepare(each, spec) for each in several]
     if inverted := [i for i, each in enumerate(prepared) if each.inverted]:
         which = "the image is" if len(several) == 1 else f"{len(inverted)} of {len(several)} images are"

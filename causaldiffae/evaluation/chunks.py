@@ -6,6 +6,7 @@ different computations are never mixed. The caller removes the folder once it ha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ def compute_chunks(
     done = sum(sizes) - sum(sizes[number] for number in missing)
     run = partial(_store, compute, paths)
     with progress_bar(total=sum(sizes), initial=done, desc=description, unit="image") as bar:
+        if missing and not bar.disable:
+            note = f"the bar moves after each chunk of {sizes[missing[0]]} images, which may take minutes"
+            bar.write(f"{description}: {note}; the time left is estimated after the first", file=sys.stderr)
         if workers < 2 or len(missing) < 2 or device.type != "cpu":
             for number in missing:
                 bar.update(sizes[run(number)])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GAP = 2
 _HEADED_SIDE, _FONT_SIZE = 96, 11
 _TITLE = 13  # characters of a title per inch
+_HEADING_SIZE = 8  # points, in `labelled_grid`
 _HTML_SIDE = 96  # pixels of the page; small images are enlarged
 
 
@@ -77,12 +78,13 @@ def headed_tile(
 
 
 def wrap_heading(heading: str, fits: Callable[[str], bool]) -> list[str]:
-    """Breaks a heading after `=`, `,`, `_` or a space into lines that fit; a single part may be too long."""
+    """Breaks a heading at spaces, and long words after `=`, `,` or `_`, into lines that fit; a part may be too long."""
     lines = [""]
-    for part in re.findall(r"[^=,_ ]*[=,_ ]*", heading):
-        if lines[-1] and not fits((lines[-1] + part).rstrip()):
-            lines.append("")
-        lines[-1] += part
+    for word in re.findall(r"[^ ]+ *|^ +", heading):
+        for part in [word] if fits(word.rstrip()) else re.findall(r"[^=,_ ]+[=,_ ]*|^[=,_ ]+", word):
+            if lines[-1] and not fits((lines[-1] + part).rstrip()):
+                lines.append("")
+            lines[-1] += part
     return [line.rstrip() for line in lines]
 
 
@@ -104,7 +106,7 @@ def labelled_grid(
     """A grid with a heading per column and captions per row and cell.
 
     Args:
-        columns: headings and (N, C, H, W) uint8 images, the same N for all columns.
+        columns: headings, broken to lines that fit, and (N, C, H, W) uint8 images, the same N for all columns.
         row_captions: N captions at the left.
         cell_captions: for each column, N captions below the images.
 
@@ -118,11 +120,14 @@ def labelled_grid(
     width = 1.35 * len(columns) + 0.9
     title = "\n".join(textwrap.wrap(title, int(width * _TITLE)))
     row = max(1.5, 0.9 * width / len(columns) + 0.05 + 0.115 * lines)  # an image and its caption, in inches
-    size = (width, row * count + 0.6 + 0.15 * title.count("\n"))
+    room = (width - (0.9 if row_captions is not None else 0.3)) / len(columns) - 0.08  # of a heading, in inches
+    headings = _wrapped_headings([heading for heading, _ in columns], room)
+    above = max(heading.count("\n") for heading in headings)
+    size = (width, row * count + 0.6 + 0.15 * title.count("\n") + 0.13 * max(0, above - 1))
     figure = Figure(figsize=size, dpi=110, layout="tight")
     axes = figure.subplots(count, len(columns), squeeze=False)
-    for j, (heading, images) in enumerate(columns):
-        axes[0][j].set_title(heading, fontsize=8, parse_math=False)
+    for j, (heading, (_, images)) in enumerate(zip(headings, columns, strict=True)):
+        axes[0][j].set_title(heading, fontsize=_HEADING_SIZE, parse_math=False)
         for i in range(count):
             axis = axes[i][j]
             image = images[i].transpose(1, 2, 0)
@@ -136,6 +141,28 @@ def labelled_grid(
     if title:
         figure.suptitle(title, fontsize=9, y=1.0 - 0.05 / size[1], va="top", parse_math=False)
     return render(figure)
+
+
+def _wrapped_headings(headings: Sequence[str], room: float) -> list[str]:
+    """Headings of `labelled_grid`, broken to lines of at most `room` inches, so that adjacent ones do not overlap."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+    measure = FigureCanvasAgg(Figure(dpi=72)).get_renderer().get_text_width_height_descent
+    font = FontProperties(size=_HEADING_SIZE)
+
+    def fits(text: str) -> bool:
+        return bool(measure(text, font, False)[0] <= 72 * room)
+
+    return ["\n".join(part for line in text.split("\n") for part in wrap_heading(line, fits)) for text in headings]
+
+
+def spread_maps(pixel_std: np.ndarray) -> tuple[str, np.ndarray]:
+    """Heading and maps (N, 1, H, W) uint8 of standard deviations in grey levels; white is the largest of all."""
+    largest = float(pixel_std.max())
+    maps = np.rint(pixel_std * (255.0 / largest if largest else 0.0)).astype(np.uint8)
+    return f"spread of draws,\nwhite: {largest:.{0 if largest >= 10 else 1}f} of 255", maps
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:

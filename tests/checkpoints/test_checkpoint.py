@@ -89,6 +89,21 @@ def test_exported_weights(tmp_path: Path) -> None:
         export_weights(tmp_path / "run", state, CONFIG)
 
 
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, torch.complex64, float])
+def test_weights_are_exported_as_floats(tmp_path: Path, dtype: Any) -> None:
+    with pytest.raises(InputError, match=r"^dtype: expected a floating-point dtype such as torch\.float16, got "):
+        export_weights(tmp_path / "weights", small_network().state_dict(), CONFIG, dtype)
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/weights"])
+def test_a_file_is_no_folder_for_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=f"{name}: expected a folder, got a file"):
+        export_weights(tmp_path / name, small_network().state_dict(), CONFIG)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 # --- complete or absent -----------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,19 @@ def test_every_form_gives_the_same_tensor(tmp_path: Path) -> None:
         torch.testing.assert_close(as_model_images(single, SPEC), expected[:1], rtol=0, atol=0)
 
 
+def test_a_split_gives_its_images() -> None:
+    data = squares(3)
+    torch.testing.assert_close(as_model_images(data, SPEC), to_model_range(data.images), rtol=0, atol=0)
+
+
+def test_a_list_of_files_and_arrays_is_refused() -> None:
+    array = squares(1).images[0]
+    with pytest.raises(
+        InputError, match=r"^images: expected a list of one kind, arrays or files and PIL images, got str, ndarray$"
+    ):
+        as_model_images(["a.png", array, array], SPEC)
+
+
 def test_other_sizes_are_averaged_and_colours_become_grey() -> None:
     large = squares(1).images.repeat(3, axis=2).repeat(3, axis=3)
     torch.testing.assert_close(as_model_images(large, SPEC), to_model_range(squares(1).images))

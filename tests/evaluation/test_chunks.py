@@ -28,6 +28,14 @@ def test_only_missing_chunks_are_computed_and_all_are_returned_in_order(tmp_path
         claim_parts(tmp_path / "parts", "b")
 
 
+def test_a_line_says_when_the_bar_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A chunk gives no sign of progress; there is nothing to wait for where all chunks are finished."""
+    for said in (True, False):
+        compute_chunks(lambda number: {"value": np.array([number])}, [50, 7], tmp_path, 1, CPU, "angle")
+        line = "angle: the bar moves after each chunk of 50 images, which may take minutes; the time left is estimated"
+        assert (line in capsys.readouterr().err) is said
+
+
 def test_a_chunk_that_another_process_removed_is_an_error(tmp_path: Path) -> None:
     def compute(number: int) -> dict[str, np.ndarray]:
         for path in tmp_path.glob("chunk_*.npz"):

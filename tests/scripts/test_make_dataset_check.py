@@ -134,7 +134,7 @@ def test_all_that_is_wrong_in_a_graph_file_is_said_at_once(check: Run, tmp_path:
     )
     code, _, err = check(folder)
     graph, table = f"error: {folder}/graph.yaml", f"error: {folder}/labels.csv"
-    assert code == 2 and [line.split(", got")[0].split("; to")[0] for line in err] == [
+    assert code == 2 and [line.split(", got")[0].split("; ")[0] for line in err] == [
         f"{graph}: graph: expected no self-loops",
         f"{graph}: graph: edge hat -> shoe: expected variables among age, grey, hat",
         f"{graph}: graph: expected unique edges",
@@ -143,8 +143,8 @@ def test_all_that_is_wrong_in_a_graph_file_is_said_at_once(check: Run, tmp_path:
         f"{graph}: variables: expected names among age, grey, hat",
         f"{graph}: variables: hat: scale: expected a positive number",
         f"{graph}: resize: expected one of crop, area, pad",
-        f"{graph}: unknown key 'size', expected one of name, image_size, channels, resize, split_seed, split_shares, "
-        "ignore, missing, group, value_range",
+        f"{graph}: unknown key 'size', expected one of names, edges, adjacency, variables, name, image_size, channels, "
+        "resize, split_seed, split_shares, ignore, missing, group, value_range",
         f"{graph}: image_size: expected an integer in 8..512",
         f"{table}:4: age: expected a number",
         f"{folder}: 11 problems found",
@@ -158,6 +158,14 @@ def test_empty_random_splits_are_reported(check: Run, tmp_path: Path) -> None:
     code, _, err = check(folder)
     problem = "expected images in split test, got none; add a column `split` to assign images to it"
     assert code == 2 and err[0] == f"error: {folder}/labels.csv: {problem}"
+
+
+def test_random_splits_of_refused_paths_are_not_reported(check: Run, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    rows = [{key: value for key, value in row.items() if key != "split"} for row in table_rows()]
+    write_table(folder, [{**row, "file": f"/photos/{row['file']}"} for row in rows])
+    code, _, err = check(folder)
+    assert code == 2 and len(err) == 2 and "expected a path inside the folder, got '/photos/im/0.png' (the" in err[0]
 
 
 def test_unknown_splits_are_reported_once(check: Run, tmp_path: Path) -> None:

@@ -22,6 +22,26 @@ def test_rows_are_higher_where_captions_have_more_lines() -> None:
     assert three.shape[0] > one.shape[0] and three.shape[1] == one.shape[1]
 
 
+def test_long_headings_stay_above_their_column() -> None:
+    """White between the columns: a heading of four variables is broken to lines, and the images keep their size."""
+    black = np.zeros((2, 1, 8, 8), np.uint8)
+    long = "do(shadow_position=12.3, shadow_length=4.5, light=100, angle=-20)"
+    short, wrapped = (labelled_grid([(text, black)] * 3) for text in ("a", long))
+    assert wrapped.shape[0] > short.shape[0] and wrapped.shape[1] == short.shape[1]
+    first_image = int(np.argmax((wrapped < 60).all(axis=2).mean(axis=1) > 0.3))
+    ink = (wrapped[: first_image - 4] < 128).any(axis=(0, 2))
+    gaps = np.diff(np.flatnonzero(ink))
+    assert (gaps > 8).sum() == 2, "three separate headings"
+    dark = [((grid < 60).all(axis=2)).sum() for grid in (short, wrapped)]
+    assert dark[1] > 0.9 * dark[0]
+
+
+def test_line_breaks_of_a_heading_are_kept() -> None:
+    black = np.zeros((1, 1, 8, 8), np.uint8)
+    one, two, four = (labelled_grid([(text, black)]) for text in ("a b", "a\nb", "a\nb\nc\nd"))
+    assert not np.array_equal(one, two) and four.shape[0] > two.shape[0]
+
+
 def test_headings_stand_above_enlarged_tiles() -> None:
     black = np.zeros((4, 1, 8, 8), np.uint8)
     short, long = (headed_tile([("a", black), (text, black)]) for text in ("b", "do(shadow_position=12.3)"))
@@ -47,6 +67,9 @@ def test_headings_are_broken_after_signs() -> None:
     assert wrap_heading("factual", lambda text: len(text) < 9) == ["factual"]
     lines = wrap_heading("do(shadow_position=12.3, light=4)", lambda text: len(text) <= 10)
     assert lines == ["do(shadow_", "position=", "12.3,", "light=4)"]
+    lines = wrap_heading("do(angle=10, light=4, size=12)", lambda text: len(text) <= 18)
+    assert lines == ["do(angle=10,", "light=4, size=12)"], "first at spaces"
+    assert wrap_heading("", lambda _: False) == [""] and wrap_heading("_a", lambda _: False) == ["_", "a"]
 
 
 def test_texts_of_a_table_are_escaped() -> None:

@@ -120,9 +120,10 @@ def _check_images(folder: Folder, content: Content, problems: Problems) -> list[
     total = len(content.table.files)
     located = locate_images(folder, content, np.arange(total), problems)
     broken = np.setdiff1d(np.arange(total), located.rows).tolist()
+    are_assigned = content.table.splits is not None or all(content.table.files)  # random splits depend on the paths
     for split in SPLITS:
         rows = content.rows(split)
-        if not len(rows) and split != "val" and np.isin(content.splits, SPLITS).any():
+        if are_assigned and not len(rows) and split != "val" and np.isin(content.splits, SPLITS).any():
             hint = "" if content.table.splits is not None else "; add a column `split` to assign images to it"
             problems.add(f"{content.table.where}: expected images in split {split}, got none{hint}")
         if not len(rows):

@@ -98,7 +98,7 @@ def _group_column(table: Table, description: FolderDescription) -> str:
 def _with_labels(content: Content, description: FolderDescription, group: str, problems: Problems) -> Content:
     """Adds labels and the spec, computed from all training labels of each variable; declared values take precedence."""
     table, rule, names = content.table, content.rule, description.graph.names
-    check_columns(table, names, description.ignore, group, problems)
+    check_columns(table, names, description.ignore, group, problems, description.has_keys)
     present = [name for name in names if name in table.cells]
     declared = {name: description.variable(name) for name in names}
     columns = {name: read_column(table, name, declared[name], problems) for name in present}

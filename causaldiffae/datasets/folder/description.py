@@ -20,13 +20,14 @@ name: folder                                # or the built-in data set of the im
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from causaldiffae.datasets.dataset import DATASETS, check_form
-from causaldiffae.datasets.folder.graph_files import parse_graph
+from causaldiffae.datasets.folder.graph_files import GRAPH_KEYS, parse_graph
 from causaldiffae.datasets.folder.image_files import CHANNELS, MODES
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.spec import RESIZE_RULES, SPLIT_SHARES
@@ -56,7 +57,10 @@ class Variable:
 
 @dataclass(frozen=True)
 class FolderDescription:
-    """A graph and the declared properties of the data; see the module docstring."""
+    """A graph and the declared properties of the data; see the module docstring.
+
+    `has_keys` is false for the formats of other tools, which hold nothing but a graph.
+    """
 
     graph: CausalGraph
     variables: Mapping[str, Variable] = field(default_factory=dict)
@@ -69,6 +73,7 @@ class FolderDescription:
     ignore: tuple[str, ...] = ()
     group: str = ""
     value_range: tuple[float, ...] = ()
+    has_keys: bool = True
 
     def variable(self, name: str) -> Variable:
         """The declared properties of a variable."""
@@ -85,7 +90,8 @@ def parse_description(
             them is an error. Other arguments and errors as for `parse_graph`.
     """
     found = Problems() if problems is None else problems
-    graph, keys = parse_graph(content, where, columns, problems)
+    graph, found_keys = parse_graph(content, where, columns, problems, _KEYS)
+    keys = found_keys or {}
     for name in graph.names:
         if name in RESERVED:
             raise DataError(f"{where}: expected a variable name other than {', '.join(RESERVED)}, got {name!r}")
@@ -95,7 +101,7 @@ def parse_description(
     given: dict[str, Any] = {}
     for key, value in keys.items():
         with found.collect():
-            given |= _convert({key: value}, _KEYS, where)
+            given |= _convert({key: value}, _KEYS, where, (*GRAPH_KEYS, "variables"))
     if marks := given.pop("missing", ()):
         all_variables = {name: declared.get(name, Variable()) for name in graph.names}
         declared = {name: replace(each, missing=(*each.missing, *marks)) for name, each in all_variables.items()}
@@ -109,7 +115,7 @@ def parse_description(
         given |= form
     if problems is None:
         found.raise_first()
-    return FolderDescription(graph, declared, **given)
+    return FolderDescription(graph, declared, has_keys=found_keys is not None, **given)
 
 
 def _variables(given: Any, graph: CausalGraph, where: str, problems: Problems) -> dict[str, Variable]:
@@ -149,13 +155,21 @@ def _variable(entry: Any, where: str) -> Variable:
     return Variable(**given)
 
 
-def _convert(given: Mapping[str, Any], converters: Mapping[str, _Converter], where: str) -> dict[str, Any]:
-    """Converts each value; a converter raises any of three errors for a value other than its text describes."""
+def _convert(
+    given: Mapping[str, Any], converters: Mapping[str, _Converter], where: str, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Converts each value; a converter raises any of three errors for a value other than its text describes.
+
+    Args:
+        others: further keys, which messages list.
+    """
     converted = {}
     for key, value in given.items():
         if key not in converters:
-            known = ", ".join(converters)
-            raise DataError(f"{where}: unknown key {str(key)!r:.80}, expected one of {known}")
+            known = [*others, *converters]
+            nearest = difflib.get_close_matches(str(key)[:80], known, 1)
+            meant = f"; did you mean `{nearest[0]}`?" if nearest else ""
+            raise DataError(f"{where}: unknown key {str(key)!r:.80}, expected one of {', '.join(known)}{meant}")
         convert, expected = converters[key]
         try:
             converted[key] = convert(value)

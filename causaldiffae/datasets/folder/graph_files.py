@@ -1,13 +1,15 @@
 """Reads causal graphs from files of many formats, by file name extension or, for text files, by their content.
 
-YAML and JSON files contain `edges: [[cause, effect], ...]` or `edges: [cause -> effect, ...]` (and `names`, for
-variables without edges or in another order), or `names` and a 0/1 matrix `adjacency` with [i][j] = 1 for names[i] ->
-names[j]. They can also contain the description of a data set (description.py).
+YAML and JSON files contain `edges: [[cause, effect], ...]`, `edges: [cause -> effect, ...]` or `edges: {cause: [effect,
+...]}` (and `names`, for variables without edges or in another order), or `names` and a 0/1 matrix `adjacency` with
+[i][j] = 1 for names[i] -> names[j]. They can also contain the description of a data set (description.py), or nothing
+but `cause: [effect, ...]` for each variable.
 
 Other formats are DOT, GML and GraphML, dagitty's models, JSON of networkx, d3 and Cytoscape, the text of Tetrad and
 causal-learn, Bayesian networks (BIF), lists of edges and adjacency matrices as CSV, and matrices as .npy, whose
-variables have the order of the columns of the table. Nodes may have the names of columns as identifier, `label` or
-`name`. Nodes that are declared as unobserved are refused if they have several effects, and else left out.
+variables have the order of the columns of the table. A line of arrows may hold the name of a variable without edges.
+Nodes may have the names of columns as identifier, `label` or `name`. Nodes that are declared as unobserved are refused
+if they have several effects, and else left out.
 
 Files are untrusted: their size is limited, YAML tags and anchors are rejected, and YAML scalars are strings (so that a
 category `no` is not a boolean). Every error is a `DataError` that names the file.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -62,8 +64,11 @@ _KIND_BY_CONTENT: Final = (
     ("gml", r"(Creator\b[^\n]*\n)?\s*graph\s*\["),
     ("tetrad", r"Graph Nodes:"),
     ("bif", r"(network|variable|probability)\b[^\n]*\{"),
-    ("arrows", r"[^\n]*\S\s*(<?--?>|=>|<--?)\s*\S"),
+    ("arrows", r"([^\n,;\t|]*\n)*[^\n]*\S\s*(<?--?>|=>|<--?)\s*\S"),
 )
+_EXAMPLE: Final = "edges: [[age, glasses]]"
+_ARROW: Final = re.compile(r"--|[-=]>|<-|\bo-o\b")
+_NO_NAME: Final = re.compile(rf"{_ARROW.pattern}|[,|=:\[\]{{}}<>]")
 _COMMENT: Final = re.compile(r"\s+|//[^\n]*|#[^\n]*|/\*.*?\*/", re.DOTALL)
 _IDENTIFIER: Final = re.compile(r"\W*[A-Za-z_]{0,8}[-_ ]?\d+")
 _UNOBSERVED: Final = {
@@ -74,50 +79,55 @@ _DOWHY_CONFOUNDERS: Final = "Unobserved Confounders"
 
 
 def parse_graph(
-    content: bytes, where: str, columns: Sequence[str] = (), problems: Problems | None = None
-) -> tuple[CausalGraph, dict[str, Any]]:
+    content: bytes,
+    where: str,
+    columns: Sequence[str] = (),
+    problems: Problems | None = None,
+    other_keys: Collection[str] = (),
+) -> tuple[CausalGraph, dict[str, Any] | None]:
     """Parses the content of a file named `where`.
 
     Args:
         columns: names of the columns of the data set, if known, to choose between identifiers and labels of nodes.
         problems: gets one line for each invalid edge and each cycle, and the graph is returned without these edges; by
             default they are errors.
+        other_keys: keys of YAML and JSON files that are not variables.
 
     Returns:
-        The graph, and the other keys of a YAML or JSON file.
+        The graph, and the other keys of a YAML or JSON file; None for a format without keys.
 
     Raises:
         DataError: starting with `where`, for a damaged file or an invalid graph.
         InputError: for an unsupported extension.
     """
-    description, keys = _description(content, where, columns)
+    description, keys = _description(content, where, columns, {*GRAPH_KEYS, "variables", *other_keys})
     return _built(description, where, columns, problems), keys
 
 
-def _description(content: bytes, where: str, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Names and edges, or an adjacency matrix, and the other keys of a YAML or JSON file."""
+def _description(
+    content: bytes, where: str, columns: Sequence[str], known: set[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Names and edges, or an adjacency matrix, and the other keys of a YAML or JSON file, of which some are `known`."""
     extension = PurePosixPath(where).suffix.lower()
     if extension not in EXTENSIONS:
         raise InputError(f"{where}: expected a file name ending in {', '.join(EXTENSIONS)}, got {extension!r}")
     if extension == ".npy":
-        return {"adjacency": parse_npy_matrix(content, where)}, {}
+        return {"adjacency": parse_npy_matrix(content, where)}, None
     text = unicodedata.normalize("NFC", decode_text(content, where).text)
     kind = _KIND_BY_EXTENSION.get(extension) or _kind_by_content(text)
     if kind == "json":
-        return _from_json(parse_json_value(text, where), where, columns)
+        return _from_json(parse_json_value(text, where), where, columns, known)
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"{where}: expected at most {MAX_CHARACTERS} characters, got {len(text)}")
     if kind == "yaml":
         mapping = parse_yaml(text, where)
         if not isinstance(mapping, dict):
-            raise DataError(f"{where}: expected a mapping, like edges: [[cause, effect]]")
-        return _split(mapping, where)
+            raise DataError(f"{where}: expected a mapping, like {_EXAMPLE}")
+        return _split(mapping, where, known)
     if kind == "table":
-        return parse_graph_table(content, where), {}
+        return parse_graph_table(content, where), None
     if kind == "arrows":
-        text = re.sub(r"[ \t]#[ \t].*", "", text)
-        lines = [line.strip() for line in re.split(r"[\n;]", text) if _COMMENT.sub("", line)]
-        return {"edges": [edge for line in lines for edge in parse_arrows(line, where)]}, {}
+        return _from_arrows(text, where), None
     parse = {
         "dot": parse_dot,
         "gml": parse_gml,
@@ -125,7 +135,7 @@ def _description(content: bytes, where: str, columns: Sequence[str]) -> tuple[di
         "tetrad": parse_tetrad,
         "bif": parse_bif,
     }[kind]
-    return _named(parse(text, where), where, columns, prefer_labels=kind == "gml"), {}
+    return _named(parse(text, where), where, columns, prefer_labels=kind == "gml"), None
 
 
 def _kind_by_content(text: str) -> str:
@@ -136,35 +146,68 @@ def _kind_by_content(text: str) -> str:
     return next((kind for kind, pattern in _KIND_BY_CONTENT if re.match(pattern, start, re.IGNORECASE)), "table")
 
 
-def _from_json(value: Any, where: str, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_arrows(text: str, where: str) -> dict[str, Any]:
+    """Names and edges of lines such as `age -> smile`; a line without an arrow names a variable."""
+    names: list[str] = []
+    edges: list[list[str]] = []
+    for line in re.split(r"[\n;]", re.sub(r"[ \t]#[ \t].*", "", text)):
+        if _COMMENT.sub("", line):
+            found = [] if not _NO_NAME.search(line) else parse_arrows(line, where)
+            edges += found
+            names += [name for edge in found for name in edge] or [line.strip()]
+    return {"names": list(dict.fromkeys(names)), "edges": edges}
+
+
+def _from_json(
+    value: Any, where: str, columns: Sequence[str], known: set[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if is_graph_json(value):
-        return _named(parse_graph_json(value, where), where, columns), {}
+        return _named(parse_graph_json(value, where), where, columns), None
     if isinstance(value, list):
         value = {"edges": value}
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return _split(value, where)
+    return _split(value, where, known)
 
 
-def _split(mapping: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(mapping: dict[str, Any], where: str, known: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The graph and the other keys; without `names`, variables are ordered as in `variables`, then as in `edges`."""
+    if known.isdisjoint(mapping) and _maps_to_effects(mapping):
+        mapping = {"edges": mapping}
     graph: dict[str, Any] = {key: mapping[key] for key in GRAPH_KEYS if key in mapping}
-    variables, edges = mapping.get("variables"), mapping.get("edges", [])
-    if isinstance(edges, list):
-        edges = _pairs(edges, where)
-        graph |= {"edges": edges} if "edges" in mapping else {}
-    if "names" not in mapping and isinstance(variables, dict) and isinstance(edges, list):
-        ends = [name for edge in edges if isinstance(edge, list) for name in edge if isinstance(name, str)]
-        graph["names"] = list(dict.fromkeys([*variables, *ends]))
+    variables, given = mapping.get("variables"), mapping.get("edges") or []
+    if not graph and not isinstance(variables, dict):
+        got = f"the keys {', '.join(map(str, mapping))}" if mapping else "no keys"
+        raise DataError(f"{where}: expected a graph, like {_EXAMPLE}, got {got:.200}")
+    entries = [given] if _maps_to_effects(given) else given
+    if not isinstance(entries, list):
+        raise DataError(f"{where}: edges: expected a list, like {_EXAMPLE}, got {str(given)!r:.80}")
+    pairs = _pairs(entries, where)
+    graph |= {"edges": pairs} if "edges" in mapping else {}
+    causes = [name for entry in entries if _maps_to_effects(entry) for name in entry]
+    if "names" not in mapping and (isinstance(variables, dict) or causes):
+        ends = [name for pair in pairs if isinstance(pair, list) for name in pair if isinstance(name, str)]
+        graph["names"] = list(dict.fromkeys([*(variables or ()), *causes, *ends]))
     return graph, {key: value for key, value in mapping.items() if key not in GRAPH_KEYS}
 
 
+def _maps_to_effects(value: Any) -> bool:
+    """Whether a value maps variables to lists of their effects, which may be empty."""
+    if not isinstance(value, dict) or not value:
+        return False
+    lists = [[] if effects in ("", None) else effects for effects in value.values()]
+    names = [*value, *(name for each in lists for name in (each if isinstance(each, list) else [None]))]
+    return all(isinstance(name, str) and not _ARROW.search(name) for name in names)
+
+
 def _pairs(edges: list[Any], where: str) -> list[Any]:
-    """Edges as pairs, of which some are given as "cause -> effect" or as objects with source and target."""
+    """Edges as pairs, of which some are given as "cause -> effect", as objects with source and target, or by cause."""
     pairs: list[Any] = []
     for edge in edges:
         if isinstance(edge, str):
             pairs += parse_arrows(edge, where)
+        elif _maps_to_effects(edge):
+            pairs += [[cause, effect] for cause, effects in edge.items() for effect in effects or ()]
         else:
             pairs += edge_objects([edge], where) if isinstance(edge, dict) else [edge]
     return pairs

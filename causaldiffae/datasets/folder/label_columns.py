@@ -8,6 +8,7 @@ missing     an empty cell, pandas' markers such as NA, NaN, None and null, `?`, 
 numbers     with a decimal point, or in the whole column with a decimal comma (1.234,5) or thousands separators
             (1,234.5); 1,234 alone is ambiguous and refused, except in a table that is separated by semicolons
 categories  numbers of the same value are one (0 and 0.0), and so are spellings of truth values (TRUE and True)
+order       numbers by value, words alphabetically; of two words, a negative one (no, without_hat) is the first
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|in
 _WITH_COMMA: Final = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][+-]?\d+)?", re.ASCII)
 _POINT_GROUPS: Final = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
 _COMMA_GROUPS: Final = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", re.ASCII)
+_NEGATIVE: Final = re.compile(r"none|false|absent|negative|off|n|f|(no|not|non|without)([\W_].*)?", re.DOTALL)
 _TRUTH_VALUES: Final = ({"false", "true"}, {"no", "yes"}, {"n", "y"}, {"f", "t"}, {"off", "on"})
 
 
@@ -193,6 +195,12 @@ def _kind(
         return kind, (), f"expected 2 distinct values for a binary variable, got {different} ({shown})"
     if len(distinct) > MAX_CATEGORIES:
         return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}"
+    if kind == "binary" and not numbers:
+        return (
+            kind,
+            tuple(sorted(distinct, key=lambda word: (not _NEGATIVE.fullmatch(word.casefold()), word.casefold(), word))),
+            "",
+        )
     return kind, tuple(sorted(distinct, key=lambda word: (numbers.get(word, math.inf), word))), ""
 
 

@@ -251,8 +251,14 @@ def check_group(table: Table, splits: np.ndarray, group: str, problems: Problems
         problems.add(f"{table.where}: split: expected each {group} in one split, got {divided[0]}{more}")
 
 
-def check_columns(table: Table, names: Iterable[str], ignore: Sequence[str], group: str, problems: Problems) -> None:
-    """Checks that every variable has a column, and that other columns are in `ignore`."""
+def check_columns(
+    table: Table, names: Iterable[str], ignore: Sequence[str], group: str, problems: Problems, has_keys: bool = True
+) -> None:
+    """Checks that every variable has a column, and that other columns are in `ignore`.
+
+    Args:
+        has_keys: whether the file of the graph can hold the key `ignore`.
+    """
     names = list(names)
     for name in names:
         if name not in table.cells:
@@ -261,18 +267,26 @@ def check_columns(table: Table, names: Iterable[str], ignore: Sequence[str], gro
     left = [name for name in others if not any(_matches(name, pattern) for pattern in ignore)]
     if len(left) > 5:
         shown = ", ".join(left[:5])[:300]
+        advice = 'to skip them, list them in `ignore`, or ["*"] for all others'
+        advice = advice if has_keys else _without_keys("*", left[0])
         problems.add(
-            f"{table.where}: columns {shown} and {len(left) - 5} more: expected variables of the graph; to skip them, "
-            'list them in `ignore`, or ["*"] for all others'
+            f"{table.where}: columns {shown} and {len(left) - 5} more: expected variables of the graph; {advice}"
         )
         left = []
     for name in left:
-        problems.add(
-            f"{table.where}: column {name!r}: expected a variable of the graph; to skip it, list it in `ignore`"
-        )
+        advice = "to skip it, list it in `ignore`" if has_keys else _without_keys(name, name)
+        problems.add(f"{table.where}: column {name!r}: expected a variable of the graph; {advice}")
     for pattern in ignore:
         if "*" not in pattern and clean_name(pattern) not in table.cells:
             problems.add(f"{table.where}: expected a column {pattern!r}, which is listed in `ignore`, got none")
+
+
+def _without_keys(ignored: str, name: str) -> str:
+    """Advice on further columns, for a graph in a format of another tool."""
+    return (
+        f'write the graph as graph.yaml, with `ignore: ["{ignored:.80}"]` to skip it, or with `variables: '
+        f'{{"{name:.80}": {{}}}}` for a variable without edges'
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

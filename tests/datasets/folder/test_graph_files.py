@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from causaldiffae.datasets.folder.description import parse_description
 from causaldiffae.datasets.folder.graph_files import parse_graph
+from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.graphs import CausalGraph
 
@@ -104,6 +105,27 @@ def test_formats_of_other_tools_are_read(name: str) -> None:
     assert set(graph.edges) == set(EDGES) and set(graph.names) == {"age", "smile", "glasses"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("edges.yaml", "edges: {age: [smile, glasses], hat: []}\nimage_size: 32"),
+        ("edges.yaml", "edges:\n- age: [smile, glasses]\n- hat:\n"),
+        ("bare.yaml", "age: [smile, glasses]\nhat:\n"),
+        ("bare.json", '{"age": ["smile", "glasses"], "smile": [], "hat": []}'),
+        ("arrows.txt", "hat\n# causes\nage -> smile\nglasses <- age\n"),
+        ("arrows.txt", "age -> smile; glasses <- age; hat # the last\n"),
+    ],
+)
+def test_variables_with_their_effects_and_variables_without_edges(name: str, text: str) -> None:
+    graph = parse_description(text.encode(), name).graph
+    assert set(graph.edges) == set(EDGES) and set(graph.names) == {"age", "smile", "glasses", "hat"}
+
+
+@pytest.mark.parametrize("name", sorted(AS_WRITTEN))
+def test_formats_of_other_tools_have_no_keys(name: str) -> None:
+    assert parse_description(AS_WRITTEN[name].encode(), name).has_keys is (name in ("arrows.yaml", "pairs.json"))
+
+
 def test_text_files_are_told_apart_by_their_content() -> None:
     assert parsed(AS_WRITTEN["gml.txt"], "g.txt").names == ("age",)
     assert parsed("".join(nx.generate_graphml(nx.DiGraph([("a", "b")]))), "g.xml").edges == (("a", "b"),)
@@ -156,6 +178,7 @@ def test_marks_of_missing_labels_are_declared_for_all_variables_or_one() -> None
     assert description.group == "patient" and description.value_range == (0, 4095)
 
 
+EXAMPLE = "like edges: [[age, glasses]]"
 LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nedges: [*b, *b]\n"
 BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
 
@@ -175,7 +198,7 @@ BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
         ("g.yaml", "edges: [[a, b", "g.yaml: "),
         ("g.yaml", "[" * 1200, "g.yaml: "),
         ("g.yaml", "\0", "g.yaml: expected UTF-8, UTF-16 or Windows-1252 text"),
-        ("g.yaml", "- a\n", "g.yaml: expected a mapping, like edges: [[cause, effect]]"),
+        ("g.yaml", "- a\n", "g.yaml: expected a mapping, like edges: [[age, glasses]]"),
         ("g.yaml", b"\xff\x81", "g.yaml: expected UTF-8, UTF-16 or Windows-1252 text"),
         ("g.gml", DOWHY_GML.replace("directed 1", ""), "g.gml: expected a directed graph (`directed 1`)"),
         ("g.gml", "graph [ node", "g.gml: expected a GML graph ("),
@@ -197,14 +220,23 @@ BACKWARDS = DOWHY_GML.replace('source "Z"', 'source "Y"')
             "g.json: graph: expected an edge [cause, effect], got [[",
         ),
         ("g.json", "3", "g.json: expected a JSON object, got int"),
+        ("g.yaml", "edges: age -> glasses; smile", f"g.yaml: edges: expected a list, {EXAMPLE}, got 'age -> glasses; "),
+        ("g.yaml", "edges: {from: age, to: smile}", f"g.yaml: edges: expected a list, {EXAMPLE}, got "),
+        ("g.yaml", "edgse: [age -> glasses]", f"g.yaml: expected a graph, {EXAMPLE}, got the keys edgse"),
+        ("g.yaml", "age: [glasses]\nignore: [smile]", f"g.yaml: expected a graph, {EXAMPLE}, got the keys age, ignore"),
+        ("g.json", "{}", f"g.json: expected a graph, {EXAMPLE}, got no keys"),
+        ("g.txt", "a -> b\nc, d\n", "g.txt: expected an edge like age -> smile, got 'c, d'"),
+        ("g.txt", "a -> b\nc o-o d\n", "g.txt: edge c o-o d: expected edges cause -> effect"),
         ("g.json", '[{"a": 1}]', "edges: expected objects with source and target"),
     ],
 )
 def test_an_invalid_file_is_refused(
     name: str, content: bytes | str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    content = content if isinstance(content, bytes) else content.encode()
     with pytest.raises(InputError) as caught:
-        parsed(content, name)
+        parse_description(content, name, problems=Problems())  # also where single wrong edges are only collected
+        parse_description(content, name)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert capfd.readouterr().out == "", "nothing is printed"
 
@@ -217,7 +249,9 @@ SHARES = r"split_shares: expected three non-negative fractions \(train, val, tes
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nodes: [a]", "unknown key 'nodes', expected one of name, image_size"),
+        ("nodes: [a]", "unknown key 'nodes', expected one of names, edges, adjacency, variables, name, image_size"),
+        ("variabels: {a: {}}", "unknown key 'variabels', expected one of .*; did you mean `variables`\\?$"),
+        ("xyz: 1", "unknown key 'xyz', expected one of .*, value_range$"),
         ("image_size: 8.5", "image_size: " + WHOLE + "'8.5'"),
         ("image_size: large", "image_size: " + WHOLE + "'large'"),
         ("channels: [3]", "channels: " + WHOLE),

@@ -85,6 +85,34 @@ def test_spellings_of_truth_values_are_joined() -> None:
     assert read("AA", "Aa", "aa")[0].categories == ("AA", "Aa", "aa"), "genotypes"
 
 
+@pytest.mark.parametrize(
+    ("cells", "categories"),
+    [
+        (("Yes", "YES", "no", "Yes"), ("no", "Yes")),
+        (("with", "Without"), ("Without", "with")),
+        (("ja", "n"), ("n", "ja")),
+        (("beard", "No beard"), ("No beard", "beard")),
+        (("smoker", "non-smoker"), ("non-smoker", "smoker")),
+        (("OFF", "Auto"), ("OFF", "Auto")),
+        (("Male", "female"), ("female", "Male")),
+        (("old", "normal"), ("normal", "old")),
+        (("aa", "Aa"), ("Aa", "aa")),
+    ],
+)
+def test_the_negative_one_of_two_words_is_the_first_category(
+    cells: tuple[str, ...], categories: tuple[str, ...]
+) -> None:
+    """Others are in alphabetical order, capitals or not, so that 1 is never "no"."""
+    column, _ = read(*cells)
+    assert (column.kind, column.categories) == ("binary", categories)
+    assert column.values[0] == categories.index(cells[0])
+
+
+def test_the_order_of_other_categories_is_that_of_their_spelling() -> None:
+    assert read("Yes", "no", "maybe")[0].categories == ("Yes", "maybe", "no"), "not of two values"
+    assert read("1", "no", "no")[0].categories == ("1", "no"), "not of words alone"
+
+
 def test_equal_numbers_are_one_category() -> None:
     column, _ = read("0", "0.0", "1", "2", "2.00", kind="categorical")
     assert column.categories == ("0", "1", "2") and column.values.tolist() == [0, 0, 1, 2, 2]

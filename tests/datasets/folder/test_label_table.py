@@ -104,3 +104,18 @@ def test_other_columns_are_ignored_by_name_or_pattern() -> None:
     ]
     (line,) = problems()
     assert line.startswith("t: columns note_a, note [b], hat, x, y and 1 more: expected variables of the graph")
+    assert line.endswith('; to skip them, list them in `ignore`, or ["*"] for all others')
+
+
+def test_a_graph_without_keys_is_to_be_written_as_yaml() -> None:
+    few, many = (
+        parse_table(b"file,age," + names, "t", Problems())
+        for names in (b"smile\na,1,2\n", b"a,b,c,d,e,f\n" + b",1" * 8)
+    )
+    check_columns(few, ["age"], (), "", problems := Problems(), has_keys=False)
+    check_columns(many, ["age"], (), "", problems, has_keys=False)
+    assert problems.lines[0] == (
+        "t: column 'smile': expected a variable of the graph; write the graph as graph.yaml, with `ignore: "
+        '["smile"]` to skip it, or with `variables: {"smile": {}}` for a variable without edges'
+    )
+    assert 'graph.yaml, with `ignore: ["*"]` to skip it' in problems.lines[1]
