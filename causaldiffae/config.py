@@ -22,6 +22,9 @@ Auto = bool | Literal["auto"]
 
 
 DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
+WEIGHT_HELP: Final = (
+    "guidance weight; default 1 (none); of a Diff-SCM its scale s, by default 4.5, or 1.5 without predictor"
+)
 CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance, as of a distilled model"
 CORRECTION_PREDICTOR_HELP: Final = (
     "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"

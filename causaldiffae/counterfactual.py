@@ -23,7 +23,7 @@ from causaldiffae.datasets.images import check_complete, check_counts, keep_unch
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
-from causaldiffae.guidance import Causes, Guidance, explained_pixels, guided_model_output, thresholded
+from causaldiffae.guidance import Causes, Guidance, dropped_causes, explained_pixels, guided_model_output, thresholded
 from causaldiffae.nn import DiffusionModel, DirectModel, ImageCodec, TensorFields, in_low_precision
 from causaldiffae.predictors.correction import LabelCorrection
 from causaldiffae.solvers import DdimLoops, OdeSolver, SolverState
@@ -290,8 +290,7 @@ class CounterfactualEngine:
         classes = abducted.classes if chosen is None else chosen.to(z.device)
         keeps = chosen is None and guidance.is_off and self._encoded(abducted)
         effects = self.keep_causes.intersection(do) if keeps else ()
-        dropped = self.spec.graph.ancestors(*effects).difference(do)
-        causes = tuple(name in dropped for name in self.spec.graph.names) if dropped else ()
+        causes = dropped_causes(self.spec.graph, effects, do)
         return _Target(abducted, z, classes, _Settings(True, guidance, causes, sets_class=chosen is not None))
 
     def _without(self, abducted: Abduction, causes: Causes) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class DiffScm(LabelModel):
         self.predictor, self.schedule = predictor, schedule
 
     @property
+    def default_scale(self) -> float:
+        """The guidance scale s if none is given, chosen for MNIST (`scripts/sweep_scale.py`)."""
+        return 1.5 if self.predictor is None else 4.5
+
+    @property
     def has_labels(self) -> bool:
         """Whether the score network takes labels and can serve as implicit predictor."""
         return self.network.cond_dim is not None
@@ -167,6 +172,14 @@ def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, w
         num_heads=config.num_heads,
         num_classes=width or 0,
         learn_sigma=learn_sigma,
+    )
+
+
+def own_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state of a model without its noised predictor, which has a folder of its own (`NOISED_PREDICTOR_FOLDER`)."""
+    state = model.state_dict()
+    return (
+        state if not isinstance(model, DiffScm) else {k: v for k, v in state.items() if k.split(".")[0] != "predictor"}
     )
 
 

@@ -25,7 +25,8 @@ output is the unguided one, out(z). Diff-SCM decodes without labels where it is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -33,6 +34,7 @@ import torch
 from torch import Tensor
 
 from causaldiffae.errors import InputError
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.nn import ModelFn
 from causaldiffae.noise_schedule import NoiseSchedule
 
@@ -101,6 +103,28 @@ class Guidance:
     def invariant(self) -> float:
         """The weight of the invariant blocks."""
         return self.w if self.w_invariant is None else self.w_invariant
+
+
+def dropped_causes(graph: CausalGraph, effects: Collection[str], do: Collection[str]) -> Causes:
+    """The causes without which an intervention on effects is decoded: those that it does not set.
+
+    Warns:
+        UserWarning: if it sets all causes of an effect, which determine it in the training images.
+    """
+    dropped = graph.ancestors(*effects).difference(do)
+    for name in effects:
+        if (parents := graph.parents[name]) and set(parents) <= set(do):
+            warnings.warn(
+                f"do: {name}: its causes {', '.join(parents)} are set, too, and determine it; the image follows them; "
+                f"set the causes first, and {name} in the result",
+                stacklevel=2,
+            )
+    return tuple(name in dropped for name in graph.names) if dropped else ()
+
+
+def default_weight(model: object) -> float:
+    """The guidance weight of a model if none is given: the scale s of a Diff-SCM, and 1, no guidance, of others."""
+    return float(getattr(model, "default_scale", 1.0))
 
 
 def guided_model_output(

@@ -21,39 +21,41 @@ import torch
 from torch import Tensor
 
 from causaldiffae.checkpoints import model_folders as folders
-from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
-from causaldiffae.checkpoints.model_card import CardFacts, write_card
+from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine
 from causaldiffae.datasets import reference
 from causaldiffae.datasets.image_input import Images, as_model_images
-from causaldiffae.datasets.images import ImageData, finite_images, to_uint8
+from causaldiffae.datasets.images import ImageData, to_uint8
 from causaldiffae.datasets.registry import (
     DATASETS,
     can_measure,
     example_images,
-    find_dataset,
-    true_counterfactual,
-    truth_is_known,
+    known_truth,
 )
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.checks import check
-from causaldiffae.evaluation.counterfactuals import Counterfactuals
+from causaldiffae.evaluation.counterfactuals import Counterfactuals, collect
 from causaldiffae.evaluation.inputs import by_name, prepare_inputs
-from causaldiffae.evaluation.sampling import check_samples, draw_from_prior, spread
-from causaldiffae.files.reading import read_json
+from causaldiffae.evaluation.sampling import check_samples, conditions_of_sample, draw_from_prior, spread
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.guidance import Guidance
-from causaldiffae.nn import DirectModel, count_parameters
-from causaldiffae.predictors.correction import find_correction_predictor
-from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, save_predictor
-from causaldiffae.published.autoencoder import keep_with_model
-from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, describe_checkpoint, load_model
+from causaldiffae.guidance import Guidance, default_weight
+from causaldiffae.nn import DirectModel
+from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, predictor_is_shipped
+from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, load_model
 from causaldiffae.solvers import SolverState
 from causaldiffae.training import responses
+from causaldiffae.training.model_folder import write_model_folder
 
 _BATCH: Final = 64
-_PATHS: Final = ("data_dir", "run_dir", "graph", "resume_checkpoint", "init_weights", "label_predictor", "vae_path")
+_PER_CALL: Final = {
+    "self",
+    "model",
+    "spec",
+    "solver",
+    "guidance",
+    "most_probable",
+    "options",
+}  # not options of the class
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 
@@ -96,7 +98,7 @@ class CounterfactualModel:
         if self.model_type is not None and found != self.model_type:
             message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
-        known = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters}
+        known = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters} - _PER_CALL
         if unknown := options.keys() - known:
             raise InputError(f"{min(unknown)}: expected an option of LoadedModel.engine or CounterfactualEngine")
         self.loaded, self._steps, self._solver, self._options = loaded, steps, solver, options
@@ -152,9 +154,10 @@ class CounterfactualModel:
         size = f"{self.spec.channels}x{self.spec.image_size}x{self.spec.image_size}"
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
-    def engine(self, w: float = 1.0, most_probable: bool = False) -> CounterfactualEngine:
-        """The engine that computes counterfactuals with guidance weight `w`; see `CounterfactualEngine`."""
-        options = {"guidance": Guidance(w), "most_probable": most_probable, **self._options}
+    def engine(self, w: float | None = None, most_probable: bool = False) -> CounterfactualEngine:
+        """The engine that computes counterfactuals with guidance weight `w` (`default_weight`); see its class."""
+        weight = default_weight(self.network) if w is None else w
+        options = {"guidance": Guidance(weight), "most_probable": most_probable, **self._options}
         return self.loaded.engine(self._steps, self._solver, **options)
 
     def examples(self, count: int = 8) -> ImageData:
@@ -181,7 +184,7 @@ class CounterfactualModel:
         abduction: Abduction,
         do: Mapping[str, Any] | None = None,
         *,
-        w: float = 1.0,
+        w: float | None = None,
         most_probable: bool = False,
     ) -> Counterfactuals:
         """Action and prediction: the images under an intervention, or their reconstructions without one.
@@ -189,10 +192,11 @@ class CounterfactualModel:
         Args:
             do: variable -> value in label units or name of a category, or (N,) values, one per image. The class of a
                 class-conditional model is set under its name, such as {"digit": 7}.
-            w: guidance weight of the intervention; 1 is unguided, 0 ignores the latents.
+            w: guidance weight of the intervention; 1 is unguided, 0 ignores the latents. By default 1, and for a
+                Diff-SCM, whose weight is the scale s, 4.5 with a noised predictor and 1.5 without one.
             most_probable: give discrete descendants their most probable category, not that of the abducted noise.
         """
-        return self._result(self.engine(w, most_probable).predict(abduction, [do or {}]), do or {})
+        return self._result(self.engine(w, most_probable).predict(abduction, [do or {}]), do or {}, [abduction])
 
     def encode(self, images: Images | ImageData, *, classes: Any = None, labels: Any = None) -> Abduction:
         """DDIM inversion alone: the noise `x_T` of images and the latents `z` that it is encoded under.
@@ -220,7 +224,8 @@ class CounterfactualModel:
             raise InputError("z: expected none for a model that is inverted without latents; use predict with do")
         if x_T is not None and state is not None:
             state = SolverState(x_T.to(self.device), stop=state.stop)
-        return self.predict(replace(encoded, state=state, z=encoded.z if z is None else z.to(self.device)))
+        given = encoded.z if z is None else z.to(self.device)
+        return self.predict(replace(encoded, state=state, z=given, images=None))
 
     @torch.inference_mode()
     def counterfactual(
@@ -230,7 +235,7 @@ class CounterfactualModel:
         *,
         classes: Any = None,
         labels: Any = None,
-        w: float = 1.0,
+        w: float | None = None,
         seed: int = 0,
         most_probable: bool = False,
         samples: int = 1,
@@ -247,32 +252,38 @@ class CounterfactualModel:
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
         if weak := responses.unfollowed(responses.responses_of_model(self.loaded.path), checked):
-            warnings.warn(f"do: {weak}", stacklevel=2)
+            warnings.warn(f"do: {weak}", stacklevel=3)  # inference_mode adds a frame
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w, most_probable)
-        parts, encoded, spreads = [], [], []
+        parts, abductions, spreads = [], [], []
         for start in range(0, len(x_start), _BATCH):
             rows = slice(start, start + _BATCH)
             given = [None if each is None else each[rows] for each in (classes, labels)]
-            abducted = engine.abduct(x_start[rows], given[0], generator, given[1])
-            parts.append(engine.predict(abducted, [checked.rows(rows)])[0])
-            encoded.append(engine.read_labels(abducted.z))
+            abductions.append(engine.abduct(x_start[rows], given[0], generator, given[1]))
+            parts.append(engine.predict(abductions[-1], [checked.rows(rows)])[0])
             if samples > 1:
                 inputs = (x_start[rows], given[0], given[1])
-                spreads += spread(engine, inputs, [checked.rows(rows)], samples, seed + start, x_T_noise=x_T_noise)
-        known = isinstance(images, ImageData) and truth_is_known(images, checked)
-        factual, reader = to_uint8(x_start).cpu().numpy(), self._reader
+                options: dict[str, Any] = {
+                    "x_T_noise": x_T_noise,
+                    "variance_factor": self.loaded.config.loss.variance_factor,
+                }
+                spreads += spread(engine, inputs, [checked.rows(rows)], samples, seed + start, **options)
+        known = known_truth(images, checked) if isinstance(images, ImageData) else None
         return replace(
-            self._result(parts, do, factual),
-            read_factual=None if reader is None else by_name(self.spec, reader.read(factual)),
-            factual_labels=by_name(self.spec, torch.cat(encoded).cpu().numpy()),
+            self._result(parts, do, abductions),
             pixel_std=np.concatenate([each.pixel_std for each in spreads]) if spreads else None,
             label_std=by_name(self.spec, np.concatenate([each.label_std for each in spreads])) if spreads else None,
-            truth=true_counterfactual(images, checked)[1] if known and isinstance(images, ImageData) else None,
+            truth=None if known is None else known[1],
         )
 
     @torch.inference_mode()
     def sample(
-        self, count: int = 8, do: Mapping[str, Any] | None = None, *, classes: Any = None, w: float = 1.0, seed: int = 0
+        self,
+        count: int = 8,
+        do: Mapping[str, Any] | None = None,
+        *,
+        classes: Any = None,
+        w: float | None = None,
+        seed: int = 0,
     ) -> Counterfactuals:
         """Draws images from the model's joint distribution, under an intervention or none.
 
@@ -284,7 +295,8 @@ class CounterfactualModel:
         Raises:
             InputError: for a model whose latents have no prior in label units (an unaligned DiffAE).
         """
-        return self.predict(draw_from_prior(self.loaded, self.device, count, classes, seed), do, w=w)
+        drawn, engine = draw_from_prior(self.loaded, self.device, count, classes, seed), self.engine(w)
+        return self._result(engine.predict(drawn, [conditions_of_sample(engine, drawn, do or {})]), do or {})
 
     def read(self, images: Images) -> Readings:
         """Reads labels and classes from images with the predictor; `InputError` if none is shipped for the data set."""
@@ -308,27 +320,9 @@ class CounterfactualModel:
         Raises:
             InputError: for published weights for pixels in 0..1, which config.json cannot express.
         """
-        if self.loaded.pixel_range != (-1.0, 1.0):
-            raise InputError(f"{self.loaded.path}: expected pixels in -1..1, got published weights for pixels in 0..1")
-        source = Path(self.loaded.path)
-        steps = self.loaded.step or read_json(source / CONFIG).get("trained_steps")
-        described = describe_checkpoint(self.loaded.config, self.spec, self.loaded.codec)
-        described["config"]["train"] |= dict.fromkeys(_PATHS, "")
-        described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
-        target = export_weights(folder, self.network.state_dict(), described, dtype)
-        keep_with_model(self.loaded.codec, target)
-        for log in ("progress.csv", responses.FILE, reference.FILE):
-            folders.copy_beside(source, Path(log), target)
-        if self.loaded.model.class_cond or self.loaded.model.needs_labels:
-            save_predictor(target / folders.PREDICTOR_FOLDER, self._predictor.predictor, self._predictor.figures)
-        if corrects := find_correction_predictor(self.spec, self.loaded.path):
-            save_predictor(target / folders.CORRECTION_FOLDER, corrects.predictor, corrects.figures)
-        if getattr(self.network, "predictor", None) is not None:
-            for file in (CONFIG, MODEL):
-                folders.copy_beside(source, Path(folders.NOISED_PREDICTOR_FOLDER, file), target)
-        trained_on, size = find_dataset(self.spec.name).source, count_parameters(self.network)
-        write_card(target, CardFacts(self.loaded.config, self.spec, size, steps, trained_on, name), metrics)
-        return target
+        needs_predictor = self.loaded.model.class_cond or self.loaded.model.needs_labels
+        predictor = self._predictor if needs_predictor else None
+        return write_model_folder(self.loaded, folder, predictor, dtype=dtype, metrics=metrics, name=name)
 
     def push_to_hub(
         self,
@@ -381,17 +375,15 @@ class CounterfactualModel:
             raise InputError(f"{name}: this model needs them, but cannot read them from the images: {error}") from None
 
     def _result(
-        self, parts: Sequence[Counterfactual], do: Mapping[str, Any], factual: np.ndarray | None = None
+        self, parts: Sequence[Counterfactual], do: Mapping[str, Any], abducted: Sequence[Abduction] = ()
     ) -> Counterfactuals:
-        text = ", ".join(f"{name}={value}" for name, value in do.items() if not np.ndim(value))
-        decoded = finite_images(torch.cat([part.images for part in parts]), f"do({text:.200})" if do else "images")
-        images = to_uint8(decoded).cpu().numpy()
-        table, reader = torch.cat([part.labels for part in parts]).cpu().numpy(), self._reader
-        read = None if reader is None else by_name(self.spec, reader.read(images))
-        checks = check(self.reference, self.spec, do, table, factual)
-        checks.warn(stacklevel=4 if factual is None else 5)  # inference_mode adds a frame
-        given = (factual, None, None, self.spec, read, "" if reader is None else reader.name)
-        return Counterfactuals(images, by_name(self.spec, table), dict(do), *given, checks=checks)
+        """The result, with what is read from its images and what is known of the factual ones."""
+        can_read = self.spec.class_name in do and (self._predictor_path or predictor_is_shipped(self.spec))
+        classes = (lambda images: self._predictor.predictor.read(images).classes) if can_read else None
+        found = collect(self.engine(), parts, do, abducted, self._reader, classes, self.reference)
+        if found.checks is not None:  # the decorator of inference mode adds a frame
+            found.checks.warn(stacklevel=5 if torch.is_inference_mode_enabled() else 4)
+        return found
 
 
 class CausalDiffAE(CounterfactualModel):

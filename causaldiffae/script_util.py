@@ -20,7 +20,7 @@ from causaldiffae.baselines.causalvae import CausalVAE, CausalVAETrainingStep
 from causaldiffae.baselines.conditional import ConditionalTrainingStep, LabelConditional
 from causaldiffae.baselines.diffae import DiffAE, DiffAETrainingStep
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, build_with_weights, load_checkpoint
-from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER
+from causaldiffae.checkpoints.model_folders import NOISED_PREDICTOR_FOLDER, shipped_path
 from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.config import COMPONENTS, RECIPES, Config, DiffusionConfig, ModelConfig
 from causaldiffae.counterfactual import AbductionKind, CounterfactualEngine
@@ -363,7 +363,7 @@ def load_model(
         InputError: If there is no checkpoint, or it is damaged or does not match its description.
     """
     device = dist_util.find_device(device)
-    path = str(local_checkpoint(path)) if is_remote(path) else path
+    path = str(local_checkpoint(path)) if is_remote(path) else shipped_path(path)
     if Path(path).name == MODEL and Path(path).with_name(CONFIG).is_file():
         path = str(Path(path).parent)
     if Path(path).is_file():

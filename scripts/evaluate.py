@@ -25,7 +25,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.errors import InputError, check_given
 from causaldiffae.evaluation import peers, questions
 from causaldiffae.evaluation.peers_run import evaluate_as_peers
@@ -33,13 +32,13 @@ from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
 from causaldiffae.evaluation.tables import tables
-from causaldiffae.predictors.predictor import predictor_is_shipped
+from causaldiffae.predictors.predictor import predictor_is_shipped, shipped_sizes
 from causaldiffae.script_util import argument_parser, parse_flat, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 
 STANDARD = "standard"
 FLAGS = {
-    "model_path": "run directory, step folder or model folder",
+    "model_path": "run directory, step folder, model folder or shipped name",
     "all": "a folder; every checkpoint in it is evaluated",
     "export_questions": "write the questions of the protocol to this new folder, to be answered by another system",
     "answers": "folder of exported questions and their answers, which are scored",
@@ -118,11 +117,12 @@ def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
 def export(values: dict[str, Any], settings: ProtocolSettings) -> None:
     """Writes the questions of a data set."""
     folder, data_dir = Path(values["export_questions"]), values["data_dir"]
-    spec = dataset_spec(values["dataset"], values["image_size"] or None, data_dir=data_dir)
+    spec = questions.question_spec(values["dataset"], values["image_size"] or None, data_dir, values["predictor"])
     if not (values["predictor"] or predictor_is_shipped(spec)):
+        sizes = ", ".join(f"--image_size {size}" for size in shipped_sizes(spec.name))
         warnings.warn(
-            f"predictor: found no shipped one for {spec.name} at {spec.image_size} px; the answers are scored with "
-            "--predictor DIR, or export the questions with another --image_size",
+            f"predictor: found no shipped one for {spec.name} at {spec.image_size} px; score the answers with "
+            f"--predictor DIR{f', or export the questions with {sizes}' if sizes else ''}",
             stacklevel=1,
         )
     count = questions.export_questions(folder, questions.open_task(spec, data_dir, settings), settings)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
-from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER, copy_beside
+from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER, NOISED_PREDICTOR_FOLDER, copy_beside
 from causaldiffae.datasets.reference import FILE, TrainingReference
 from causaldiffae.datasets.registry import read_split
+from causaldiffae.diff_scm import own_weights
 from causaldiffae.errors import InputError
 from causaldiffae.files.reading import read_json
 from causaldiffae.published.autoencoder import keep_with_model
@@ -33,7 +34,7 @@ LOG_FILES = (
     "config.yaml",
     RESPONSES,
     FILE,
-    *(f"{CORRECTION_FOLDER}/{name}" for name in (CONFIG, MODEL)),
+    *(f"{folder}/{name}" for folder in (CORRECTION_FOLDER, NOISED_PREDICTOR_FOLDER) for name in (CONFIG, MODEL)),
 )
 
 
@@ -58,7 +59,7 @@ def averaged(loaded: LoadedModel, other: LoadedModel, share: float) -> dict[str,
         raise InputError(
             f"average: expected a model of the same data set, networks and diffusion, got another one in {other.path}"
         )
-    state, start = loaded.model.state_dict(), other.model.state_dict()
+    state, start = own_weights(loaded.model), own_weights(other.model)
     return {k: torch.lerp(start[k], v, share) if v.is_floating_point() else v for k, v in state.items()}
 
 
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"out: expected another folder than that of the model, got {args.out}")
     steps = loaded.step if loaded.step is not None else read_json(own / CONFIG).get("trained_steps")
     description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": steps}
-    state, logs = loaded.model.state_dict(), LOG_FILES
+    state, logs = own_weights(loaded.model), LOG_FILES
     if args.average:
         state = averaged(loaded, load_model(args.average, ema=args.ema), args.share)
         description["averaged_share"] = args.share

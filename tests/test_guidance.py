@@ -10,8 +10,10 @@ from torch import Tensor
 
 from causaldiffae.errors import InputError
 from causaldiffae.gaussian_diffusion import GaussianDiffusion, get_named_beta_schedule
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.guidance import (
     Guidance,
+    dropped_causes,
     effect_model_output,
     explained_pixels,
     guided_model_output,
@@ -270,3 +272,12 @@ def test_pixels_that_one_cause_explains_are_kept() -> None:
     assert torch.equal(drifting, kept), "a drift of a few thousandths is no difference"
     only_a = explained_pixels(Strips(), diffusion.noise_schedule, x_start, STRIPS, (True, False, False))
     assert only_a[..., : REGION - 1].all() and not only_a[..., REGION + 1 : 2 * REGION - 1].any()
+
+
+def test_causes_that_are_set_are_not_dropped_and_all_of_them_are_a_warning() -> None:
+    graph = CausalGraph(("a", "b", "c"), (("a", "c"), ("b", "c")))
+    assert dropped_causes(graph, ["c"], ["c"]) == (True, True, False)
+    assert dropped_causes(graph, ["c"], ["a", "c"]) == (False, True, False)
+    assert dropped_causes(graph, [], ["a"]) == ()
+    with pytest.warns(UserWarning, match="do: c: its causes a, b are set, too, and determine it"):
+        assert dropped_causes(graph, ["c"], ["a", "b", "c"]) == ()

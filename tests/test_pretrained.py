@@ -124,6 +124,16 @@ def test_other_noise_and_other_latents_are_decoded() -> None:
         assert (model.decode(encoded, **changes).images != model.decode(encoded).images).any()
 
 
+def test_the_result_of_predict_has_the_factual_images() -> None:
+    model, data = CounterfactualModel(tiny_model(), steps=2), squares(3)
+    abducted = model.abduct(data)
+    apart, at_once = model.predict(abducted, {"size": 6.0}), model.counterfactual(data, {"size": 6.0})
+    assert apart.factual is not None and at_once.factual is not None and apart.verdict == at_once.verdict != ""
+    np.testing.assert_array_equal(apart.factual, at_once.factual)
+    assert apart.to_dataframe().equals(at_once.to_dataframe())
+    assert model.decode(abducted).factual is None and model.sample(2).factual is None
+
+
 def test_guidance_reaches_the_result() -> None:
     model, data = CounterfactualModel(tiny_model(), steps=3), squares(2)
     plain, strong = (model.counterfactual(data, do={"size": 6.0}, w=w).images for w in (1.0, 2.5))
@@ -141,6 +151,44 @@ def test_the_truth_is_returned_where_it_is_known(tmp_path: Path, monkeypatch: py
     assert model.counterfactual(data.images, do={"angle": 20.0}).truth is None
     monkeypatch.setattr("causaldiffae.visualization.display.has_screen", lambda: False)
     assert cf.show().mode == "RGB" and (tmp_path / "do_angle_20.png").is_file()
+
+
+def test_the_truth_is_unknown_where_the_generator_cannot_draw_it() -> None:
+    model = CausalDiffAE.from_pretrained("morphomnist-mini", steps=2)
+    with pytest.warns(UserWarning, match="outside the range"):
+        assert model.counterfactual(model.examples(2), {"thickness": -1.0}).truth is None
+
+
+def test_a_class_that_is_set_is_read_and_named() -> None:
+    model = CausalDiffAE.from_pretrained("morphomnist-mini", steps=2)
+    cf = model.counterfactual(model.examples(3), {"digit": 1})
+    assert cf.factual_classes is not None and cf.factual_classes.tolist() == [0, 1, 2]
+    assert cf.read_classes is not None and f"do(digit): {(cf.read_classes[[0, 2]] == 1).mean():.0%} of" in cf.verdict
+    table = cf.to_dataframe()
+    assert table["counterfactual_digit"].tolist() == [1, 1, 1]
+    assert table["read_digit"].tolist() == cf.read_classes.tolist()
+    other = model.counterfactual(model.examples(2), {"thickness": 3.0})
+    assert other.read_classes is None and not any("digit" in name for name in other.to_dataframe())
+
+
+@pytest.mark.parametrize("name", ["mnist-diffscm-mini", "mnist-dit-mini"])
+def test_a_diff_scm_is_guided_by_default_and_opens_again(name: str, tmp_path: Path) -> None:
+    model = CounterfactualModel.from_pretrained(name, steps=2)
+    explicit = getattr(model.network, "predictor", None) is not None
+    assert model.engine().guidance.w == (4.5 if explicit else 1.5) and model.engine(2.0).guidance.w == 2.0
+    assert explicit is (name == "mnist-diffscm-mini")
+    again = CounterfactualModel.from_pretrained(model.save_pretrained(tmp_path / "saved"), steps=2)
+    cf, same = (each.counterfactual(model.examples(3), {"digit": 3}) for each in (model, again))
+    np.testing.assert_array_equal(cf.images, same.images)
+
+
+def test_samples_of_a_diff_scm_show_the_labels_that_are_drawn() -> None:
+    model = CounterfactualModel.from_pretrained("mnist-dit-mini")
+    drawn = model.sample(12, seed=1)
+    digits = drawn.labels["digit"]
+    assert set(digits) <= set(range(10)) and len(set(digits)) > 3
+    assert drawn.read_labels is not None and (drawn.read_labels["digit"] == digits).mean() >= 0.75
+    assert set(model.sample(3, {"digit": 4}).labels["digit"]) == {4.0}
 
 
 def test_classes_are_read_where_they_are_not_given() -> None:
@@ -182,6 +230,7 @@ REFUSED: list[tuple[dict[str, Any], Callable[[CounterfactualModel], object], str
         lambda model: CounterfactualModel(model.loaded, label_correction=0),
         "label_correction: expected an option of",
     ),
+    ({}, lambda model: CounterfactualModel(model.loaded, guidance=Guidance(2.0)), "guidance: expected an option of"),
     ({}, lambda model: CounterfactualModel.from_pretrained("circuit-mini", device="gpu"), "device: .*, got 'gpu'"),
     (
         {},

@@ -232,6 +232,14 @@ def save(folder: Path, **described: object) -> dict[str, torch.Tensor]:
     return state
 
 
+def test_load_model_takes_the_names_of_shipped_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_model("circuit-mini").path == load_model("circuit_causaldae_mini").path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "circuit-mini").mkdir()
+    with pytest.raises(InputError, match="circuit-mini: "):
+        load_model("circuit-mini")  # a folder of this name is preferred
+
+
 def test_load_model_uses_the_moving_average(tmp_path: Path) -> None:
     state = save(tmp_path)
     loaded = load_model(str(tmp_path))

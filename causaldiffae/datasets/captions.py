@@ -106,6 +106,12 @@ def caption_texts(
     return texts
 
 
+def class_captions(requested: np.ndarray, read: np.ndarray | None) -> list[str]:
+    """The texts of classes (N,) that are set, and that are read from the counterfactuals if something can."""
+    shown = ["" for _ in requested] if read is None else [f"{each:g}" for each in read]
+    return [caption_text(f"{want:g}", each, each != f"{want:g}") for want, each in zip(requested, shown, strict=True)]
+
+
 def plain_texts(spec: DatasetSpec, name: str, values: np.ndarray, unknown: str = "?") -> list[str]:
     """The values (N,) of one variable as texts."""
     return [unknown if np.isnan(value) else spec.format_value(name, value) for value in values]

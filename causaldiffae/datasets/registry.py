@@ -125,6 +125,14 @@ def true_labels(data: ImageData, do: Mapping[str, Any]) -> np.ndarray:
     return true_counterfactual(data, CheckedDo({name: checked[name] for name in data.spec.names_of(checked)}))[0]
 
 
+def known_truth(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """`true_counterfactual`, or None if the truth is unknown or the generator cannot draw this intervention."""
+    try:
+        return true_counterfactual(data, do) if truth_is_known(data, do) else None
+    except InputError:
+        return None
+
+
 def true_counterfactual(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Renders true counterfactuals, or takes them from the folder of the data set.
 

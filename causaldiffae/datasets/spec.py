@@ -287,8 +287,8 @@ class DatasetSpec:
         if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
             raise InputError(f"do: {name}: expected finite numbers, got NaN or infinity")
         distinct, indices = np.unique(values, return_inverse=True)
-        distinct = [value.item() if isinstance(value, np.generic) else value for value in distinct]
-        return np.array([self._check_value(name, value) for value in distinct], np.float64)[indices.reshape(-1)]
+        plain = [value.item() if isinstance(value, np.generic) else value for value in distinct]
+        return np.array([self._check_value(name, value) for value in plain], np.float64)[indices.reshape(-1)]
 
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
         if name == self.class_name:

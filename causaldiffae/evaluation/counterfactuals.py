@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
 
-from causaldiffae.datasets.captions import caption_note, caption_texts, join_captions
+from causaldiffae.counterfactual import Abduction, Counterfactual, CounterfactualEngine
+from causaldiffae.datasets.captions import caption_note, caption_texts, class_captions, join_captions
+from causaldiffae.datasets.images import finite_images, to_uint8
+from causaldiffae.datasets.reference import TrainingReference
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.checks import Checks
+from causaldiffae.evaluation.checks import Checks, check
+from causaldiffae.evaluation.inputs import by_name
 from causaldiffae.evaluation.interventions import describe_do
-from causaldiffae.evaluation.verdict import response_of
+from causaldiffae.evaluation.verdict import class_response, response_of
 from causaldiffae.files.reading import file_stem
-from causaldiffae.training.responses import describe
+from causaldiffae.training.responses import Reader, describe
 from causaldiffae.visualization.display import show_image
-from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid
+from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid, spread_maps
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LABELS: Final = "labels.csv"
 _SHOWN: Final = 8
+_SUFFIXES: Final = ("", "_factual", "_true", "_spread")
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +64,8 @@ class Counterfactuals:
         pixel_std: (N, 1, S, S) standard deviation over several abductions, in grey levels; None if none were drawn.
         label_std: variable -> (N,) that of the predicted labels; for a category, see `sampling.Spread`.
         checks: distances from the training data, and what is to be doubted; None if nothing was checked.
+        factual_classes: (N,) classes of the factual images; None if the intervention does not set the class.
+        read_classes: (N,) classes that a predictor reads from `images`, likewise, or None if nothing can read them.
     """
 
     images: np.ndarray
@@ -73,6 +81,8 @@ class Counterfactuals:
     pixel_std: np.ndarray | None = None
     label_std: dict[str, np.ndarray] | None = None
     checks: Checks | None = None
+    factual_classes: np.ndarray | None = None
+    read_classes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,14 +110,15 @@ class Counterfactuals:
     @property
     def verdict(self) -> str:
         """In words, which share of the requested change these images show; "" where nothing can read it."""
-        read, factual = self.read_labels, self.read_factual
-        if read is None or factual is None:
-            return ""
-        names, found = self.spec.names_of(self.do), {}
-        checked = self.spec.check_do(self.do, len(self), warn=False)
-        for name in names:
-            requested = np.broadcast_to(np.asarray(checked[name], np.float64), len(self))
-            found[name] = response_of(read[name], factual[name], requested, self.spec, name, self.reader)
+        found, checked = {}, self.spec.check_do(self.do, len(self), warn=False)
+        wanted = {name: np.broadcast_to(np.asarray(values, np.float64), len(self)) for name, values in checked.items()}
+        if self.read_labels is not None and self.read_factual is not None:
+            for name in self.spec.names_of(self.do):
+                pair = self.read_labels[name], self.read_factual[name]
+                found[name] = response_of(*pair, wanted[name], self.spec, name, self.reader)
+        if self.read_classes is not None:
+            name = self.spec.class_name
+            found[name] = class_response(self.read_classes, self.factual_classes, wanted[name])
         return "\n".join(describe(found))
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -131,7 +142,9 @@ class Counterfactuals:
         return [_pil(image) for image in self.images]
 
     def grid(self, count: int = _SHOWN) -> np.ndarray:
-        """Up to `count` rows of factual image, counterfactual and true image with their labels, (H, W, 3) uint8."""
+        """Up to `count` rows of factual image, counterfactual, spread and true image with labels, (H, W, 3) uint8."""
+        if type(count) is not int or count < 1:
+            raise InputError(f"count: expected a positive integer, got {count!r:.80}")
         count = min(count, len(self))
         columns, captions = [], []
         for heading, images, labels in self._kinds():
@@ -154,20 +167,26 @@ class Counterfactuals:
 
         Args:
             path: an image file such as grid.png, for up to `count` rows of `grid`; or a folder (a path without a
-                suffix), for 0000.png, 0000_factual.png, 0000_true.png and so on, and a table labels.csv.
+                suffix), for 0000.png, 0000_factual.png, 0000_true.png, 0000_spread.png (as in `grid`) and so on, and a
+                table labels.csv, in place of those that were saved there before. Missing folders are created.
 
         Raises:
-            InputError: for the suffix of another kind of file.
+            InputError: for the suffix of another kind of file, or a count below 1.
         """
         path = Path(path)
         if path.suffix and not path.is_dir():
             if path.suffix.lower() not in Image.registered_extensions():
                 raise InputError(f"path: expected an image file such as grid.png, or a folder, got {str(path)!r}")
-            Image.fromarray(self.grid(count)).save(path)
+            grid = Image.fromarray(self.grid(count))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid.save(path)
             return path
         path.mkdir(parents=True, exist_ok=True)
-        names = [f"{i:04d}.png" for i in range(len(self))]
-        for suffix, images in (("", self.images), ("_factual", self.factual), ("_true", self.truth)):
+        _remove_saved(path)
+        names = _file_names(len(self))
+        maps = None if self.pixel_std is None else spread_maps(self.pixel_std)[1]
+        kinds = zip(_SUFFIXES, (self.images, self.factual, self.truth, maps), strict=True)
+        for suffix, images in kinds:
             for name, image in zip(names, () if images is None else images, strict=images is not None):
                 _pil(image).save(path / name.replace(".png", f"{suffix}.png"))
         columns = {"image": names, **self._columns()}
@@ -209,10 +228,16 @@ class Counterfactuals:
         return f"{name} ({unit})" if unit else name
 
     def _kinds(self) -> list[tuple[str, np.ndarray, dict[str, list[str]]]]:
-        """Heading, images and texts of the labels: factual, counterfactual and true, as far as they are known."""
+        """Heading, images and labels: factual, counterfactual, its spread and true, as far as they are known."""
         kinds = [(self._title, self.images, self._captions())]
+        if self.pixel_std is not None:
+            spread = {name: [f"± {value:.2g}" for value in each] for name, each in (self.label_std or {}).items()}
+            kinds.append((*spread_maps(self.pixel_std), spread))
         if self.factual is not None and self.factual_labels is not None:
-            kinds.insert(0, ("factual", self.factual, self._texts(self.factual_labels)))
+            texts = self._texts(self.factual_labels)
+            if self.factual_classes is not None:
+                texts[self.spec.class_name] = [f"{each}" for each in self.factual_classes]
+            kinds.insert(0, ("factual", self.factual, texts))
         if self.truth is not None:
             kinds.append(("true", self.truth, {}))
         return kinds
@@ -225,7 +250,15 @@ class Counterfactuals:
         unknown = {name: np.full(len(self), np.nan) for name in self.labels}
         tables = (self.labels, self.read_labels or unknown, self.factual_labels or unknown)
         requested, read, factual = (np.stack([each[n] for n in self.spec.graph.names], axis=1) for each in tables)
-        return caption_texts(self.spec, requested, read, factual, self.do)
+        texts = caption_texts(self.spec, requested, read, factual, self.do)
+        if self.spec.class_name in self.do:
+            texts[self.spec.class_name] = class_captions(self._set_classes(), self.read_classes)
+        return texts
+
+    def _set_classes(self) -> np.ndarray:
+        """The class (N,) that the intervention sets."""
+        checked = self.spec.check_do(self.do, len(self), warn=False)
+        return np.broadcast_to(np.asarray(checked[self.spec.class_name], np.int64), len(self))
 
     def _columns(self) -> dict[str, list[str] | np.ndarray]:
         """Columns of the table of labels: numbers, or names of categories."""
@@ -241,10 +274,70 @@ class Counterfactuals:
                 columns[column] = [self.spec.format_value(name, v) for v in values] if named else values
             if self.label_std is not None:
                 columns[f"std_{name}"] = self.label_std[name]
+        if (name := self.spec.class_name) in self.do:
+            classes = {
+                "factual": self.factual_classes,
+                "counterfactual": self._set_classes(),
+                "read": self.read_classes,
+            }
+            columns |= {f"{kind}_{name}": values for kind, values in classes.items() if values is not None}
         if self.checks is not None:
             known = {"image_distance": self.checks.images, "label_distance": self.checks.labels}
             columns |= {name: values for name, values in known.items() if values is not None}
         return columns
+
+
+def collect(
+    engine: CounterfactualEngine,
+    parts: Sequence[Counterfactual],
+    do: Mapping[str, Any],
+    abducted: Sequence[Abduction],
+    reader: Reader | None,
+    read_classes: Callable[[np.ndarray], np.ndarray | None] | None,
+    reference: TrainingReference | None,
+) -> Counterfactuals:
+    """The counterfactuals of batches, with what is read from them and what is known of the factual images.
+
+    Args:
+        parts: results of `engine.predict` under `do`.
+        abducted: of the same images; none for samples.
+        reader: reads labels, if anything can.
+        read_classes: reads classes (N,) from images (N, C, S, S) uint8, where the intervention sets the class.
+        reference: of the training data.
+    """
+    spec = engine.spec
+    text = ", ".join(f"{name}={value}" for name, value in do.items() if not np.ndim(value))
+    decoded = finite_images(torch.cat([part.images for part in parts]), f"do({text:.200})" if do else "images")
+    images, table = to_uint8(decoded).cpu().numpy(), torch.cat([part.labels for part in parts]).cpu().numpy()
+    sources = [each.images for each in abducted if each.images is not None]
+    factual = to_uint8(torch.cat(sources)).cpu().numpy() if sources else None
+    known: dict[str, Any] = {"checks": check(reference, spec, do, table, factual)}
+    if reader is not None:
+        known |= {"read_labels": by_name(spec, reader.read(images)), "reader": reader.name}
+    if read_classes is not None:
+        known["read_classes"] = read_classes(images)
+    encoded = None
+    if factual is not None:
+        encoded = by_name(spec, engine.read_labels(torch.cat([each.z for each in abducted])).cpu().numpy())
+        known["read_factual"] = None if reader is None else by_name(spec, reader.read(factual))
+        classes = [each.classes for each in abducted if each.classes is not None]
+        known["factual_classes"] = torch.cat(classes).cpu().numpy() if classes and spec.class_name in do else None
+    return Counterfactuals(images, by_name(spec, table), dict(do), factual, encoded, None, spec, **known)
+
+
+def _file_names(count: int) -> list[str]:
+    return [f"{i:04d}.png" for i in range(count)]
+
+
+def _remove_saved(folder: Path) -> None:
+    """Removes the images of an earlier `save` to a folder, which its table lists; other tables are left alone."""
+    table = folder / LABELS
+    lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else []
+    head, *names = [line.partition(",")[0] for line in lines] or [""]
+    if head == "image" and names == _file_names(len(names)):
+        for name in names:
+            for suffix in _SUFFIXES:
+                (folder / name.replace(".png", f"{suffix}.png")).unlink(missing_ok=True)
 
 
 def _pil(image: np.ndarray) -> Image.Image:

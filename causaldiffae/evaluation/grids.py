@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from causaldiffae.datasets.captions import caption_note, caption_text, caption_texts, join_captions, label_captions
+from causaldiffae.datasets.captions import caption_note, caption_texts, class_captions, join_captions, label_captions
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.training.responses import MEASURED
-from causaldiffae.visualization.image_grids import labelled_grid
+from causaldiffae.visualization.image_grids import labelled_grid, spread_maps
 
 
 def readings(result: InterventionResult) -> tuple[np.ndarray, np.ndarray]:
@@ -32,9 +32,8 @@ def result_captions(result: InterventionResult, spec: DatasetSpec, rows: np.ndar
     factual = np.where(np.isnan(result.factual_labels), read_factual, result.factual_labels)
     texts = caption_texts(spec, requested[rows], read[rows], factual[rows], names, errors)
     if spec.class_name in result.do:
-        wanted, found = f"{result.do[spec.class_name]:g}", result.measured_classes
-        shown = ["" for _ in rows] if found is None else [f"{found[i]}" for i in rows]
-        texts[spec.class_name] = [caption_text(wanted, each, each != wanted) for each in shown]
+        wanted, found = np.full(len(rows), result.do[spec.class_name]), result.measured_classes
+        texts[spec.class_name] = class_captions(wanted, None if found is None else found[rows])
     return join_captions(texts)
 
 
@@ -72,10 +71,8 @@ def _spread_column(
     pixel_std: np.ndarray, label_std: np.ndarray, spec: DatasetSpec
 ) -> tuple[str, np.ndarray, list[str]]:
     """Heading, maps (N, 1, H, W) uint8 and captions of the spread over several abductions; white is the largest."""
-    largest = float(pixel_std.max())
-    drawn = np.rint(pixel_std * (255.0 / largest if largest else 0.0)).astype(np.uint8)
     texts = {name: [f"± {value:.2g}" for value in label_std[:, i]] for i, name in enumerate(spec.graph.names)}
-    return f"spread of draws,\nwhite: {largest:.{0 if largest >= 10 else 1}f} of 255", drawn, join_captions(texts)
+    return *spread_maps(pixel_std), join_captions(texts)
 
 
 def _rows(result: InterventionResult, count: int) -> np.ndarray:

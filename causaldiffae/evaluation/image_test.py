@@ -167,7 +167,7 @@ class PlannedTest:
             return results
         dos, guidances = [CheckedDo(do) for do in self.dos[: self.sampled]], self.guidances[: self.sampled]
         draws = (self.config.samples, self.config.batch_size, self.device, seed, guidances, self.config.x_T_noise)
-        spreads = spread_of_split(engine, part, dos, *draws)
+        spreads = spread_of_split(engine, part, dos, *draws, self.loaded.config.loss.variance_factor)
         drawn = [replace(result, **found._asdict()) for result, found in zip(results, spreads, strict=False)]
         return drawn + results[self.sampled :]
 
@@ -225,7 +225,7 @@ def make_engine(loaded: LoadedModel, config: TestConfig, steps: int | None = Non
         residual=config.residual,
         rescale_quantile=config.rescale_quantile,
         abduction=AbductionKind(config.abduction),
-        guidance=config.guidance(),
+        guidance=config.guidance(loaded.model),
         most_probable=config.most_probable,
         use_labels=config.use_labels,
         keep_causes=config.keep_causes,

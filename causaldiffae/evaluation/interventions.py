@@ -19,7 +19,7 @@ import torch
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.do_text import describe_do as describe_do  # also this module's name for it
 from causaldiffae.datasets.images import ImageData, check_complete, finite_images, model_inputs, to_uint8
-from causaldiffae.datasets.registry import measure, true_counterfactual, true_labels, truth_is_known
+from causaldiffae.datasets.registry import known_truth, measure, true_labels, truth_is_known
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import round_in_range
 from causaldiffae.errors import InputError
@@ -177,9 +177,14 @@ def evaluate_interventions(
     return results
 
 
-def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray, np.ndarray | None]:
-    """True labels and images; the image of another class is unknown."""
-    return true_counterfactual(data, do) if truth_is_known(data, do) else (true_labels(data, do), None)
+def _truth(data: ImageData, do: CheckedDo) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """True labels and images; None for what is unknown, as the image of another class."""
+    if (known := known_truth(data, do)) is not None:
+        return known
+    try:
+        return true_labels(data, do), None
+    except InputError:  # the generator cannot draw this intervention; the model can
+        return None, None
 
 
 def traversal_values(spec: DatasetSpec, name: str, count: int = 6) -> list[float]:

@@ -96,7 +96,7 @@ def _header(job: Job, opened: _Opened) -> dict[str, Any]:
     engine, spec = next(iter(opened.engines.values())), opened.loaded.spec
     correction = engine.correction
     warn_of_same_predictor(correction, opened.predictor)
-    settings = asdict(replace(job.settings, keep_unchanged=engine.keep_fraction))
+    settings = asdict(replace(job.settings, keep_unchanged=engine.keep_fraction, w=engine.guidance.w))
     header: dict[str, Any] = {
         "protocol": {"name": NAME, "version": VERSION, "settings": settings},
         "model": describe_model(opened.loaded),

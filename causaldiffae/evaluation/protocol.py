@@ -25,6 +25,7 @@ from causaldiffae.config import (
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
+    WEIGHT_HELP,
     flag,
     with_help,
 )
@@ -58,7 +59,7 @@ class ProtocolSettings:
     grid: str = flag("", "spacing of noise levels: centred, logsnr, rho or uniform; default: that of the solver")
     abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")
     stop: float = flag(1.0, "encode and decode only up to this fraction of T")
-    w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
+    w: float | None = flag(None, WEIGHT_HELP)
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)

@@ -41,7 +41,7 @@ from causaldiffae.evaluation.scores import score as score_task
 from causaldiffae.files.images import open_image
 from causaldiffae.files.reading import file_stem, read_file, read_json
 from causaldiffae.metrics.axioms import distance
-from causaldiffae.predictors.predictor import open_predictor
+from causaldiffae.predictors.predictor import load_predictor, open_predictor, shipped_folder
 from causaldiffae.training.predictor import data_digest
 from causaldiffae.visualization.image_grids import save_png
 
@@ -156,6 +156,14 @@ def _settings(given: dict[str, Any], where: str) -> ProtocolSettings:
         return ProtocolSettings(**(given | {"variables": tuple(map(str, given["variables"]))}))
     except InputError as error:
         raise DataError(f"{where}: {error}") from None
+
+
+def question_spec(dataset: str, image_size: int | None, data_dir: str | Path, predictor: str = "") -> DatasetSpec:
+    """The data set of questions; its images have the channels that the predictor reads, a given or a shipped one."""
+    spec = dataset_spec(dataset, image_size, data_dir=data_dir)
+    folder = predictor or shipped_folder(spec, "predictor")
+    channels = load_predictor(folder).predictor.spec.channels if folder else spec.channels
+    return spec if channels == spec.channels else dataset_spec(dataset, image_size, channels, data_dir=data_dir)
 
 
 def open_task(spec: DatasetSpec, data_dir: str, settings: ProtocolSettings) -> Task:
@@ -287,7 +295,9 @@ def score(
         name, predictor, out: as in `score_answers`.
     """
     settings = settings or ProtocolSettings()
-    task = open_task(dataset_spec(dataset, image_size, data_dir=data_dir), str(data_dir), settings)
+    spec = question_spec(dataset, image_size, data_dir, predictor)
+    open_predictor(spec, predictor)  # one that is missing is reported before all questions are asked
+    task = open_task(spec, str(data_dir), settings)
     answers = answers_of(answer, task, settings.chunk)
     path = Path(out) if out else None
     return score_answers(answers, task, settings, str(data_dir), name=name, predictor=predictor, out=path)

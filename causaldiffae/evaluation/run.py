@@ -35,7 +35,7 @@ from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings
 from causaldiffae.evaluation.results_file import check_digest, check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
-from causaldiffae.guidance import Guidance
+from causaldiffae.guidance import Guidance, default_weight
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 
@@ -110,7 +110,7 @@ def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any)
         keep_unchanged=settings.keep_unchanged,
         keep_causes=settings.keep_causes,
         abduction=AbductionKind(settings.abduction),
-        guidance=Guidance(settings.w, w_class=settings.w_class),
+        guidance=Guidance(default_weight(loaded.model) if settings.w is None else settings.w, w_class=settings.w_class),
         stop=settings.stop,
         **options,
     )
@@ -167,7 +167,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
     inception = (job.inception_weights, job.trust_inception)
-    settings = replace(job.settings, keep_unchanged=opened.engine.keep_fraction)  # the one that None stands for
+    engine = opened.engine  # has the values that None stands for
+    settings = replace(job.settings, keep_unchanged=engine.keep_fraction, w=engine.guidance.w)
     header = describe(describe_model(loaded), task, settings, predictor, *inception, opened.engine.correction)
     header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)

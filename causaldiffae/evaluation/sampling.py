@@ -25,7 +25,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.inputs import check_classes
 from causaldiffae.guidance import Guidance
-from causaldiffae.model import CausalAutoencoder
+from causaldiffae.model import CausalAutoencoder, LabelModel
 from causaldiffae.nn import DirectModel
 from causaldiffae.scm import sample_noise
 from causaldiffae.script_util import LoadedModel
@@ -49,10 +49,29 @@ def draw_from_prior(loaded: LoadedModel, device: torch.device, count: int, class
     shape = (count, *loaded.input_shape)
     direct = isinstance(model, DirectModel)
     state = None if direct else SolverState(torch.randn(shape, generator=generator).to(device))
+    if isinstance(model, LabelModel) and not model.discrete:  # categories are numbers of a block of one entry
+        for i in (spec.graph.index(name) for name in spec.graph.roots if name in spec.normalised_categories()):
+            values = torch.tensor(spec.normalised_categories()[spec.graph.names[i]], dtype=u.dtype)
+            u[:, i, 0] = values[torch.randint(len(values), (count,), generator=generator)].to(device)
     drawn = torch.randint(spec.num_classes or 1, (count,), generator=generator)
     given = drawn if classes is None else torch.as_tensor(classes).expand(count)
     chosen = check_classes(spec, given, count, device) if model.class_cond else None
     return Abduction(u, model.predict(u), state, chosen)
+
+
+def conditions_of_sample(engine: CounterfactualEngine, drawn: Abduction, do: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The intervention under which a draw is decoded.
+
+    x_T of a Diff-SCM is decoded without labels if nothing is set: a sample sets all variables to the labels that are
+    drawn, so that its image shows them.
+    """
+    if not engine.model.unconditional_abduction:
+        return do
+    spec, count = engine.spec, len(drawn.u)
+    checked = spec.check_do(do, count)
+    z = engine.model.predict(drawn.u, engine.act(checked, count))
+    labels = spec.nearest_categories(engine.read_labels(z)).cpu().numpy()
+    return CheckedDo(spec.do_labels({name: labels[:, i] for i, name in enumerate(spec.graph.names)}) | checked)
 
 
 class Spread(NamedTuple):
@@ -85,6 +104,7 @@ def draw_abduction(
     generator: torch.Generator,
     labels: Tensor | None = None,
     x_T_noise: float = 0.0,
+    variance_factor: float = 1.0,
 ) -> Abduction:
     """Draws another abduction of the same images, see the head of this file.
 
@@ -93,6 +113,7 @@ def draw_abduction(
         generator: on the device of the images.
         labels: (B, n) as given to `engine.abduct`.
         x_T_noise: the share s.
+        variance_factor: `LossConfig.variance_factor`, by which training reduced the variance of q(u | x0).
     """
     model, x_start = engine.model, abducted.x_start
     assert x_start is not None
@@ -100,7 +121,7 @@ def draw_abduction(
     if isinstance(model, CausalAutoencoder):
         posterior = model.encode(x_start)
         noise = torch.randn(posterior.mean.shape, generator=generator, device=x_start.device)
-        u = model.scm.infer(posterior.sample(noise), generator)
+        u = model.scm.infer(posterior.sample(variance_factor**0.5 * noise), generator)
         u = u if given is None or not engine.use_labels else model.with_labels(u, given, generator)
     else:
         u = model.abduct(x_start, given, generator)
@@ -125,6 +146,7 @@ def spread(
     seed: int = 0,
     guidances: Sequence[Guidance] | None = None,
     x_T_noise: float = 0.0,
+    variance_factor: float = 1.0,
 ) -> list[Spread]:
     """The spread of each intervention over `samples` abductions.
 
@@ -132,6 +154,7 @@ def spread(
         data: images, classes and labels, as for `engine.abduct`.
         samples: 2 or more.
         guidances: one per intervention; by default the engine's own.
+        x_T_noise, variance_factor: as in `draw_abduction`.
     """
     x_start, classes, labels = data
     generator = torch.Generator(x_start.device).manual_seed(seed)
@@ -140,7 +163,7 @@ def spread(
     means: list[Tensor | float] = [0.0 for _ in dos]
     squares: list[Tensor | float] = [0.0 for _ in dos]
     for k in range(samples):
-        drawn = draw_abduction(engine, abducted, generator, labels, x_T_noise)
+        drawn = draw_abduction(engine, abducted, generator, labels, x_T_noise, variance_factor)
         for i, result in enumerate(engine.predict(drawn, dos, guidances)):
             images = result.images.double()
             before = images - means[i]
@@ -177,6 +200,7 @@ def spread_of_split(
     seed: int = 0,
     guidances: Sequence[Guidance] | None = None,
     x_T_noise: float = 0.0,
+    variance_factor: float = 1.0,
 ) -> list[Spread]:
     """`spread` of all images of a split, in batches."""
     parts = []
@@ -184,5 +208,5 @@ def spread_of_split(
         rows = slice(start, min(start + batch_size, len(data)))
         inputs = model_inputs(data.subset(range(rows.start, rows.stop)), device)
         batch = [do.rows(rows) for do in dos]
-        parts.append(spread(engine, inputs, batch, samples, seed + start, guidances, x_T_noise))
+        parts.append(spread(engine, inputs, batch, samples, seed + start, guidances, x_T_noise, variance_factor))
     return [Spread(*(np.concatenate(each) for each in zip(*found, strict=True))) for found in zip(*parts, strict=True)]

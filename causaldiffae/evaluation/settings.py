@@ -16,6 +16,7 @@ from causaldiffae.config import (
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
+    WEIGHT_HELP,
     DiffusionConfig,
     flag,
     with_help,
@@ -27,7 +28,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import round_in_range
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
-from causaldiffae.guidance import CLASS_WEIGHT, Guidance
+from causaldiffae.guidance import CLASS_WEIGHT, Guidance, default_weight
 from causaldiffae.predictors.correction import LABEL_CORRECTIONS
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
@@ -72,7 +73,7 @@ class TestConfig:
     rescale_quantile: float = flag(0.0, "quantile of dynamic thresholding of x_0, such as 0.99; 0 disables it")
     abduction: str = flag("ddim", "x_T: ddim encodes the image, noise samples around it (published), none samples")
     stop: float = flag(1.0, "encode and decode only up to this fraction of T")
-    w: float = flag(1.0, "guidance weight; 1 for no guidance, 0 ignores the latents")
+    w: float | None = flag(None, WEIGHT_HELP)
     w_affected: float | None = flag(None, "guidance weight of intervened variables and descendants; default: w")
     w_invariant: float | None = flag(None, "guidance weight of all other variables; default: w")
     w_class: float = flag(CLASS_WEIGHT, CLASS_WEIGHT_HELP)
@@ -118,13 +119,14 @@ class TestConfig:
         respacing = self.timestep_respacing
         return len(space_timesteps(diffusion.diffusion_steps, respacing)) if respacing else self.steps
 
-    def guidance(self) -> Guidance:
-        """Guidance of the interventions."""
+    def guidance(self, model: object) -> Guidance:
+        """Guidance of the interventions of a model."""
         interval = parse_numbers("guidance_interval", self.guidance_interval)
         if len(interval) != 2:
             raise InputError(f"guidance_interval: expected two numbers, got {self.guidance_interval!r}")
         low, high = interval
-        return Guidance(self.w, self.w_affected, self.w_invariant, low, high, self.w_class)
+        weight = default_weight(model) if self.w is None else self.w
+        return Guidance(weight, self.w_affected, self.w_invariant, low, high, self.w_class)
 
 
 def resolve_alias(settings: object, alias: str, name: str) -> None:

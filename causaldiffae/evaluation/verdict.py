@@ -13,7 +13,7 @@ from causaldiffae.evaluation.grids import readings
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
 from causaldiffae.metrics.intervals import Figure, mean_figure
-from causaldiffae.training.responses import Response, Responses, describe, requested_share
+from causaldiffae.training.responses import PREDICTED, Response, Responses, describe, requested_share
 
 
 def response_of(
@@ -34,13 +34,17 @@ def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> 
         i, requested = spec.graph.index(name), np.full(len(read), float(result.do[name]))
         found[name] = response_of(read[:, i], factual[:, i], requested, spec, name, reader)
     if spec.class_name in result.do and result.measured_classes is not None:
-        wanted, rows = result.do[spec.class_name], np.ones(len(read), bool)
-        if result.factual_classes is not None:
-            rows = result.factual_classes != wanted
-        reached = (result.measured_classes == wanted)[rows].astype(np.float64)
-        share = mean_figure(reached, rate=True) if len(reached) else Figure(None, None, None, 0)
-        found[spec.class_name] = Response(share, "read by a predictor")
+        wanted = np.full(len(read), result.do[spec.class_name])
+        found[spec.class_name] = class_response(result.measured_classes, result.factual_classes, wanted)
     return found
+
+
+def class_response(read: np.ndarray, factual: np.ndarray | None, requested: np.ndarray) -> Response:
+    """The response to the class, from classes (N,) read off counterfactuals, and those of the factual images."""
+    rows = np.ones(len(read), bool) if factual is None else factual != requested
+    reached = (read == requested)[rows].astype(np.float64)
+    share = mean_figure(reached, rate=True) if len(reached) else Figure(None, None, None, 0)
+    return Response(share, PREDICTED)
 
 
 def verdict_of_test(
@@ -72,9 +76,7 @@ def _response(results: Results, name: str) -> Response | None:
     for reader, key in (("measured", "measured"), ("read by a predictor", "predictor")):
         found = dig(answers, "model", "response", key)
         if found and found.get("mean") is not None:
-            return Response(
-                Figure(*(found[each] for each in ("mean", "low", "high")), found.get("images") or 0), reader
-            )
+            return Response(Figure(found["mean"], found["low"], found["high"], found.get("images") or 0), reader)
         figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing")]
         error, nothing = (figure.get("mean") if figure else None for figure in figures)
         if error is not None and nothing:

@@ -23,21 +23,21 @@ from causaldiffae.checkpoints.model_folders import PREDICTOR_FOLDER
 from causaldiffae.counterfactual import Abduction
 from causaldiffae.datasets.images import ImageData, finite_images, to_model_range, to_uint8
 from causaldiffae.datasets.reference import reference_of_model
-from causaldiffae.datasets.registry import DATASETS, can_measure, measure, true_counterfactual, truth_is_known
+from causaldiffae.datasets.registry import DATASETS, can_measure, known_truth, measure
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import range_decimals, round_in_range
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.checks import Checks, check
-from causaldiffae.guidance import Guidance
+from causaldiffae.guidance import Guidance, default_weight
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import STEPS, LoadedModel
 from causaldiffae.training.responses import Reader, find_reader, responses_of_model, unfollowed
 
 STEP_RANGE: Final = (4, 50)
-_WEIGHTS: Final = {"latents": (1.0, 3.0), "implicit": (1.5, 5.0), "explicit": (4.5, 10.0)}
-"""Initial and largest guidance weight, for guidance by latents and by Diff-SCM's two kinds of predictor."""
+_MAX_WEIGHTS: Final = {"latents": 3.0, "implicit": 5.0, "explicit": 10.0}
+"""Largest guidance weight, for guidance by latents and by Diff-SCM's two kinds of predictor."""
 _CACHE_SIZE: Final = 64
 
 
@@ -155,7 +155,8 @@ class Session:
         self.device = next(loaded.model.parameters()).device
         self.is_diff_scm = isinstance(loaded.model, DiffScm)
         predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
-        self.first_w, self.max_w = _WEIGHTS[predictor if self.is_diff_scm else "latents"]
+        self.first_w = default_weight(loaded.model)
+        self.max_w = _MAX_WEIGHTS[predictor if self.is_diff_scm else "latents"]
         if loaded.config.diffusion.few_steps:  # distilled with the guidance of its teacher
             self.first_w = self.max_w = 1.0
         self._lock, self._responses = threading.Lock(), responses_of_model(loaded.path)
@@ -275,13 +276,8 @@ class Session:
 
 
 def _truth(image: SourceImage, do: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    if image.source is None or not truth_is_known(image.source):
-        return None, None
-    try:
-        labels, images = true_counterfactual(image.source, do)
-    except InputError:  # the generator cannot draw this intervention; the model can
-        return None, None
-    return labels[0], images[0]
+    known = None if image.source is None else known_truth(image.source, do)
+    return (None, None) if known is None else (known[0][0], known[1][0])
 
 
 def first_intervention(spec: DatasetSpec, encoded: np.ndarray) -> dict[str, float | str]:

@@ -241,6 +241,13 @@ def predictor_is_shipped(spec: DatasetSpec) -> bool:
     return shipped_folder(spec, "predictor") is not None
 
 
+def shipped_sizes(name: str) -> list[int]:
+    """Sizes of the images for which a predictor of a data set is shipped."""
+    found = (path.parent.name for root in (Path.cwd(), CLONE) for path in (root / "weights").glob("*/config.json"))
+    sizes = {each.removeprefix(f"{name}_").removesuffix("_predictor") for each in found if each.endswith("_predictor")}
+    return sorted(int(size) for size in sizes if size.isdecimal())
+
+
 def shipped_folder(spec: DatasetSpec, kind: str) -> str | None:
     """`weights/NAME_SIZE_KIND` beside the package or in the current folder, None if there is none."""
     for root in (Path.cwd(), CLONE):

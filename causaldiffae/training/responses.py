@@ -154,12 +154,15 @@ def measure_responses(
     requested = {name: requested_values(known[:, i], spec, i, rng) for i, name in enumerate(spec.graph.names)}
     read: dict[str, list[np.ndarray]] = {name: [] for name in requested}
     device = _device(engine)
+    generator = torch.Generator(device).manual_seed(seed)
     for part in (usable[k : k + batch_size] for k in range(0, len(usable), batch_size)):
         x_start, classes, labels = model_inputs(data.subset(part), device)
-        abducted = engine.abduct(x_start, classes, torch.Generator(device).manual_seed(seed), labels)
+        abducted = engine.abduct(x_start, classes, generator, labels)
         results = engine.predict(abducted, [spec.do_labels({name: values[part]}) for name, values in requested.items()])
         for i, (name, result) in enumerate(zip(requested, results, strict=True)):
-            read[name].append(reader.read(to_uint8(result.images.cpu().numpy()))[:, i])
+            finite = result.images.isfinite().flatten(1).all(dim=1).cpu().numpy()
+            found = reader.read(to_uint8(result.images.nan_to_num()).cpu().numpy())
+            read[name].append(np.where(finite, found[:, i], factual[part, i]))  # NaN shows nothing of the change
     if not len(usable):
         return {}
     return {

@@ -110,6 +110,47 @@ def test_a_folder_has_all_images_and_their_labels(cf: Counterfactuals, tmp_path:
     }
 
 
+def test_a_folder_holds_the_images_of_the_last_saving_alone(cf: Counterfactuals, tmp_path: Path) -> None:
+    folder = cf.save(tmp_path / "out")
+    (folder / "notes_0001.png").write_bytes(b"mine")
+    short = {name: values[:2] for name, values in cf.labels.items()}
+    replace(cf, images=cf.images[:2], labels=short, factual=None, factual_labels=None, truth=None).save(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["0000.png", "0001.png", "labels.csv", "notes_0001.png"]
+
+
+def test_images_of_others_are_not_removed(cf: Counterfactuals, tmp_path: Path) -> None:
+    for name in ("0042.png", "0043.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("image,age\n0042.png,3\n0043.png,4\n")
+    assert {"0042.png", "0043.png", "0009.png"} <= {path.name for path in cf.save(tmp_path).iterdir()}
+
+
+def test_the_spread_of_draws_is_shown_and_saved(cf: Counterfactuals, tmp_path: Path) -> None:
+    drawn = replace(
+        cf,
+        pixel_std=np.linspace(0, 20, 640, dtype=np.float32).reshape(10, 1, 8, 8),
+        label_std={"size": np.zeros(10), "grey": np.full(10, 3.25)},
+    )
+    page = drawn._repr_html_()
+    assert "spread of draws" in page and "white: 20 of 255" in page and "± 3.2" in page
+    assert drawn.grid(2).shape[1] > cf.grid(2).shape[1], "a further column"
+    folder = drawn.save(tmp_path / "out")
+    with Image.open(folder / "0009_spread.png") as image:
+        assert np.asarray(image).max() == 255 and np.asarray(image).shape == (8, 8)
+    assert "0000_spread.png" not in {path.name for path in cf.save(folder).iterdir()}
+
+
+def test_missing_folders_of_a_picture_are_created(cf: Counterfactuals, tmp_path: Path) -> None:
+    assert cf.save(tmp_path / "deep" / "out" / "grid.png", 1).is_file()
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0])
+def test_a_picture_has_at_least_one_row(cf: Counterfactuals, tmp_path: Path, count: int) -> None:
+    with pytest.raises(InputError, match=f"^count: expected a positive integer, got {count}"):
+        cf.save(tmp_path / "out" / "grid.png", count)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_has_the_first_images(cf: Counterfactuals, tmp_path: Path) -> None:
     sizes = []
     for count in (2, 4):

@@ -148,6 +148,13 @@ def test_a_traversal_of_the_class_has_all_classes_and_no_descendants(digits: Ima
     assert all(row["change"] == 0 for row in effects.values()), "the images are the factual ones"
 
 
+def test_interventions_that_the_generator_cannot_draw_have_no_truth(digits: ImageData) -> None:
+    with pytest.warns(UserWarning, match="outside the range"):
+        possible, other = evaluate(digits, [{"thickness": 3.0}, {"thickness": -1.0}], truth=False)
+    assert possible.truth is not None and other.truth is None and other.true_labels is None
+    assert other.counterfactual.shape == possible.counterfactual.shape
+
+
 def test_an_empty_list_of_interventions_is_refused(digits: ImageData) -> None:
     with pytest.raises(InputError, match="do: expected at least one intervention"):
         evaluate(digits, [])
@@ -210,7 +217,7 @@ def test_equal_interventions_share_one_rendered_truth(digits: ImageData, monkeyp
         rendered.append(dict(do))
         return true_counterfactual(data, do)
 
-    monkeypatch.setattr(interventions, "true_counterfactual", count)
+    monkeypatch.setattr(interventions, "known_truth", count)
     results = evaluate(digits, [DOS[0], DOS[0], DOS[1], DOS[0]])
     assert rendered == DOS and [result.do for result in results] == [DOS[0], DOS[0], DOS[1], DOS[0]]
     assert all(result.counterfactual_l1.max() == 0 for result in results)  # type: ignore[union-attr]

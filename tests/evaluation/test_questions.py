@@ -22,6 +22,7 @@ from causaldiffae.evaluation.questions import (
     answers_of,
     export_questions,
     open_task,
+    question_spec,
     questions_of,
     read_answers,
     read_questions,
@@ -201,6 +202,23 @@ def test_the_lack_of_a_predictor_is_a_warning(root: Path, tmp_path: Path) -> Non
     assert outcome.returncode == 0 and "predictor: " not in outcome.stderr and "6 questions" in outcome.stdout
     outcome = run(SCRIPT, *flags, tmp_path / "14", "--image_size", 14)
     assert outcome.returncode == 0 and "predictor: found no shipped one for morphomnist at 14 px" in outcome.stderr
+    assert "export the questions with --image_size 28" in outcome.stderr
+
+
+def test_questions_have_the_channels_of_the_predictor(tmp_path: Path) -> None:
+    """Published images of Pendulum have four channels, the shipped predictor reads three."""
+    assert dataset_spec("pendulum", 32).channels == 4 and question_spec("pendulum", 32, tmp_path).channels == 3
+    assert question_spec("pendulum", 96, tmp_path).channels == 4, "no predictor of this size"
+    given = str(REPO / "weights" / "pendulum_32_predictor")
+    assert question_spec("pendulum", 96, tmp_path, given).channels == 3
+
+
+def test_a_predictor_that_is_missing_is_reported_before_questions_are_asked(root: Path) -> None:
+    def answer(*_: object) -> np.ndarray:
+        raise AssertionError("no question may be asked")
+
+    with pytest.raises(InputError, match="predictor: expected a folder, got none"):
+        score(answer, "morphomnist", root / "morphomnist", SETTINGS, image_size=14)
 
 
 def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:

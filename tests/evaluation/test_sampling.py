@@ -65,6 +65,16 @@ def test_the_spread_is_the_standard_deviation_of_the_labels() -> None:
     assert null.label_std[:, 0] == pytest.approx(loaded.spec.scale[0] / d**0.5, rel=0.3)
 
 
+def test_draws_have_the_variance_that_training_drew() -> None:
+    loaded = with_variance(0.0)
+    engine = loaded.engine(2)
+    whole, less = (spread(engine, (X, None, None), [{}], 60, 0, variance_factor=each)[0] for each in (1.0, 0.01))
+    np.testing.assert_allclose(less.label_std[:, 0], 0.1 * whole.label_std[:, 0], rtol=1e-3)
+    config = replace(loaded.config, loss=replace(loaded.config.loss, variance_factor=0.0))
+    cf = CounterfactualModel(replace(loaded, config=config), steps=2).counterfactual(squares(2), {}, samples=3)
+    assert cf.label_std is not None and not cf.label_std["size"].any()
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     loaded = with_variance(0.0)
     first, again, other = (spread_of(loaded, seed=seed) for seed in (1, 1, 2))

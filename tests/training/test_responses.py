@@ -109,6 +109,34 @@ def test_the_share_is_that_of_the_requested_change(share: float) -> None:
     assert kind.mean == pytest.approx((requested != 2).mean()), "the share of pictures with the requested category"
 
 
+class Diverged(Painter):
+    """Every second picture has NaN in a place that the reader does not look at."""
+
+    def predict(self, x: Tensor, interventions: list[dict[str, np.ndarray]]) -> list[Any]:
+        results = super().predict(x, interventions)
+        for result in results:
+            result.images[::2, 0, 1, 1] = torch.nan
+        return results
+
+
+def test_pictures_with_nan_show_nothing_of_the_change() -> None:
+    labels = np.tile([[100.0, 0.0]], (8, 1))
+    found = measure_responses(Diverged(1.0), data(labels), READER)  # type: ignore[arg-type]
+    assert found["grey"].share.mean == pytest.approx(0.5, abs=0.01) and found["grey"].share.images == 8
+
+
+def test_every_image_has_noise_of_its_own() -> None:
+    drawn: list[Tensor] = []
+
+    class Noisy(Painter):
+        def abduct(self, x_start: Tensor, classes: Any, generator: Any, labels: Any) -> Tensor:
+            drawn.append(torch.rand(len(x_start), generator=generator))
+            return super().abduct(x_start, classes, generator, labels)
+
+    measure_responses(Noisy(1.0), data(labels_of(8)), READER, batch_size=4)  # type: ignore[arg-type]
+    assert len(set(torch.cat(drawn).tolist())) == 8
+
+
 def test_images_that_are_read_as_the_requested_category_do_not_count() -> None:
     """A reader that always says the same would otherwise credit pictures that do not change."""
     read, requested = np.zeros(6), np.array([0.0, 0.0, 0.0, 1.0, 2.0, 1.0])
