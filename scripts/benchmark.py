@@ -12,7 +12,6 @@ with the shipped mini weights.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from causaldiffae.evaluation.speed import (
     time_forward,
     time_training,
 )
+from causaldiffae.files.reading import without_nan, write_json
 from causaldiffae.nn import count_parameters
 from causaldiffae.script_util import load_model, parse_config, parse_flags, run_cli
 
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
             "settings": asdict(settings),
             "torch": torch.__version__,
         }
-        Path(settings.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(settings.json), without_nan(report))
 
 
 def timing_row(name: str, timing: Timing, count: int, max_spread: float) -> str:

@@ -11,7 +11,6 @@ OUT/counterfactuals.png and OUT/report.json.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.grids import draw_grid
 from causaldiffae.evaluation.interventions import InterventionResult, evaluate_interventions, summary
+from causaldiffae.files.reading import without_nan, write_json
 from causaldiffae.generators import morphomnist, pendulum
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import STEPS, load_model, run_cli
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     width = max(grid.shape[1] for grid in grids)
     padded = [np.pad(grid, ((0, 0), (0, width - grid.shape[1]), (0, 0)), constant_values=255) for grid in grids]
     save_png(args.out / "counterfactuals.png", np.concatenate(padded))
-    (args.out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(args.out / "report.json", without_nan(report))
     print("means over the images; L1 (0..255) to the true image, for the factual image and for the counterfactual")
     print(f"{'':14s}" + "".join(f"{key:>19s}" for key in TABLE))
     for dataset, entry in report.items():

@@ -13,7 +13,6 @@ counterfactuals), each of these images as a file, and summary.json.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -35,6 +34,7 @@ from causaldiffae.evaluation.imagenet import (
     load_imagenet_model,
     read_image,
 )
+from causaldiffae.files.reading import without_nan, write_json
 from causaldiffae.guidance import Guidance
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.truth import l1_errors
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
         "classes": {str(index): class_names()[index] for index in classes},
         "pictures": rows,
     }
-    (out / "summary.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", without_nan(report))
     print(f"written to {out}")
 
 

@@ -12,7 +12,6 @@ counterfactuals.png and scale.json.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from causaldiffae.evaluation.scale_sweep import (
     write_sweep,
 )
 from causaldiffae.evaluation.settings import parse_numbers, resolve_alias
+from causaldiffae.files.reading import without_nan, write_json
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.interpretability import class_numbers, load_autoencoders
 from causaldiffae.predictors.predictor import find_shipped, open_predictor
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
     )
     report = {"model": loaded.path, "settings": asdict(config), "recommended": best.scale}
     report |= {"scales": figures, "scales_on_validation": on_validation}
-    (out / "scale.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "scale.json", without_nan(report))
     accuracy, divergence = (float(np.nanmean(chosen.values[name])) for name in ("accuracy", "cld"))
     print(
         f"{sweep_table(results, best)}\n\nrecommended: s = {best.scale:g}, chosen on {len(validation)} validation "

@@ -11,7 +11,6 @@ DIR` includes label corrections and a distilled model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from causaldiffae.evaluation.step_sweep import (
     table,
     write_rows,
 )
+from causaldiffae.files.reading import without_nan, write_json
 from causaldiffae.logger import progress_bar
 from causaldiffae.script_util import FEW_STEP, LoadedModel, load_model, parse_flags, run_cli
 from causaldiffae.training.devices import use_device
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
     figures = {str(row.setting): {name: asdict(figure) for name, figure in row.figures().items()} for row in rows}
     recommended = str(best.setting) if best else None
     report = {"model": loaded.path, "settings": asdict(config), "recommended": recommended, "rows": figures}
-    (out / "steps.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "steps.json", without_nan(report))
     print(f"{table(rows, heads)}\n")
     if lines := describe_exceeded(rows, heads, config.margin):
         limits = f"{config.margin:.0%} of the mean ({NULL_MARGIN} grey levels for the null intervention)"
