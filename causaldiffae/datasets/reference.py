@@ -10,12 +10,14 @@ causes: thickness 5 is known and intensity 70 is known, but not together. Both d
 the sample (as in Sun et al., 2022, arXiv 2204.06507), divided by the largest ordinary one, so values above 1 are out of
 distribution:
 
-    images   the 99.8 % quantile over training images that are not in the sample
+    images   the 99.8 % quantile over training images that are not in the sample; copies of an image count once, and
+             images of one group, such as the views of a scene, are all in it or all outside if groups are given
     labels   0.25 standard deviations, or the 99.5 % quantile over training rows, each without itself, if that is larger
 """
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ _MAX_IMAGES: Final = 4000
 _MAX_LABELS: Final = 100_000
 _IMAGE_QUANTILE: Final = 0.998
 _LABEL_QUANTILE: Final = 0.995
+_LEAST: Final = 0.05  # smallest threshold of images; half precision moves the rows by up to 0.03
 _TOLERANCE: Final = 0.25  # standard deviations; the labels of a model are not exact
 _BETWEEN_CATEGORIES: Final = 3.0  # standard deviations; larger than every threshold
 
@@ -59,19 +62,50 @@ class ImageReference(NamedTuple):
     threshold: float
 
     @classmethod
-    def fit(cls, images: np.ndarray, rng: np.random.Generator) -> ImageReference | None:
-        """Fits a reference to images (N, C, H, W) uint8; None for too few."""
+    def fit(
+        cls, images: np.ndarray, rng: np.random.Generator, groups: np.ndarray | None = None
+    ) -> ImageReference | None:
+        """Fits a reference to images (N, C, H, W) uint8; None for too few distinct ones, or a single group.
+
+        Args:
+            groups: (N,) numbers or names, equal for images of the same scene or person; by default all differ.
+        """
         if len(images) < MIN_IMAGES:
             return None
-        some, others = np.array_split(rng.permutation(len(images))[:_MAX_IMAGES], 2)
+        drawn = _distinct(images, rng.permutation(len(images)), _MAX_IMAGES)
+        some, others = _halves(drawn, np.arange(len(images)) if groups is None else groups)
+        if len(drawn) < MIN_IMAGES or not len(some):
+            return None
         kept, sample, others = (images[np.sort(chosen)] for chosen in (some[:MAX_ROWS], some, others))
         features = ImageFeatures.fit(sample)
         rows = features(kept).astype(np.float16).astype(np.float64)
-        return cls(features, rows, float(np.quantile(cdist(features(others), rows).min(axis=1), _IMAGE_QUANTILE)))
+        ordinary = float(np.quantile(cdist(features(others), rows).min(axis=1), _IMAGE_QUANTILE))
+        return cls(features, rows, max(ordinary, _LEAST))
 
     def distances(self, images: np.ndarray) -> np.ndarray:
         """Distances (N,) of images (N, C, H, W) uint8, 1 for the largest ordinary one."""
         return cdist(self.features(images), self.rows).min(axis=1) / self.threshold
+
+
+def _distinct(images: np.ndarray, order: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` indices of `order` (N,) whose images differ from all before them."""
+    found: dict[bytes, int] = {}
+    for i in order.tolist():
+        if len(found) == count:
+            break
+        found.setdefault(hashlib.sha256(images[i].tobytes()).digest(), i)
+    return np.array(list(found.values()), np.int64)
+
+
+def _halves(order: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divides `order` (N,) into two parts without a common group; the first is empty for a single group.
+
+    The first part has the groups that appear first, up to half of the images.
+    """
+    _, first, inverse = np.unique(groups[order], return_index=True, return_inverse=True)
+    place = first[inverse]  # of the first image of the same group
+    middle = min(np.sort(place)[(len(order) - 1) // 2], place.max() - 1)
+    return order[place <= middle], order[place > middle]
 
 
 # ---------------------------------------------------------------------- labels

@@ -319,13 +319,16 @@ def score_latents(
 
 
 def _dci_figures(fit: dci.DciFit, blocks: int) -> dict[str, float]:
-    latent, block = dci.scores(fit.importances), dci.scores(dci.by_block(fit.importances, blocks))
+    """The scores, over the labels with importances or R²; NaN without such labels."""
+    scored = np.isfinite(fit.informativeness)
+    importances = fit.importances[:, scored | fit.importances.any(axis=0)]
+    latent, block = dci.scores(importances), dci.scores(dci.by_block(importances, blocks))
     return {
         "disentanglement": latent.disentanglement,
         "completeness": latent.completeness,
         "block_disentanglement": block.disentanglement,
         "block_completeness": block.completeness,
-        "informativeness": float(np.mean(fit.informativeness)),
+        "informativeness": float(fit.informativeness[scored].mean()) if scored.any() else float("nan"),
     }
 
 

@@ -24,7 +24,7 @@ from causaldiffae.errors import InputError
 from causaldiffae.evaluation.interventions import Measurement, describe_do, finite_uint8
 from causaldiffae.evaluation.tables import MISSING, shown, text_table
 from causaldiffae.metrics.effectiveness import label_errors
-from causaldiffae.metrics.intervals import Figure, mean_figure, write_figures
+from causaldiffae.metrics.intervals import Figure, mean_figure, rate_difference_figure, write_figures
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.script_util import FEW_STEP, LoadedModel
 from causaldiffae.solvers import SolverState
@@ -58,14 +58,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Values (N,) float64 of one setting, by the keys of `headings`."""
+    """Values (N,) float64 of one setting, by the keys of `headings`; those of `rates` are 0 or 1."""
 
     setting: Setting
     values: dict[str, np.ndarray]
+    rates: frozenset[str] = frozenset()
 
     def figures(self) -> dict[str, Figure]:
         """Means with intervals over images."""
-        return {name: mean_figure(values) for name, values in self.values.items()}
+        return {name: mean_figure(values, rate=name in self.rates) for name, values in self.values.items()}
 
 
 def parse_settings(text: str) -> list[Setting]:
@@ -162,7 +163,10 @@ def sweep_steps(
             if on_batch is not None:
                 on_batch(len(part))
     joined = {s: {name: np.concatenate(pieces) for name, pieces in found.items()} for s, found in values.items()}
-    return [SweepRow(setting, found) for setting, found in joined.items()]
+    rates = {
+        f"error:{describe_do(do, spec)}:{name}" for do in dos for name in _affected(do, spec) if spec.values_of(name)
+    }
+    return [SweepRow(setting, found, frozenset(rates)) for setting, found in joined.items()]
 
 
 def _images(engine: CounterfactualEngine, abducted: Abduction, dos: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
@@ -174,15 +178,15 @@ def exceeded(row: SweepRow, reference: SweepRow, margin: float = MARGIN) -> dict
 
     A setting is as good if the upper end of the 95 % interval of the difference, over paired images, lies below a
     margin: `margin` times the reference's mean, or `NULL_MARGIN` for the null intervention (a test of non-inferiority:
-    with few images the interval is wide, and the setting is not accepted). Figures that could not be measured for the
-    reference are left out.
+    with few images the interval is wide, also that of a rate if no image differs, and the setting is not accepted).
+    Figures that could not be measured for the reference are left out.
     """
     found = {}
     for name, values in reference.values.items():
         mean = mean_figure(values).mean
         if name == SAME_NOISE or mean is None:
             continue
-        difference = mean_figure(row.values[name] - values)
+        difference = (rate_difference_figure if name in row.rates else mean_figure)(row.values[name] - values)
         if difference.high is None or difference.high > (NULL_MARGIN if name == NULL else margin * mean):
             found[name] = difference
     return found

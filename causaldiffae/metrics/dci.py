@@ -12,6 +12,9 @@ standardised latents. A latent is one number; the importance of a block is the s
 
 For a label of three or more categories, whose codes are not quantities, the indicators of the categories are predicted:
 its importances are means over the indicators, and R^2 is that of all indicators together.
+
+A label that is constant in the training images cannot be fitted, and has neither importances nor R^2; nor has a label
+that is constant in the test images R^2. A label without importances has no completeness.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class DciFit:
-    """Importances (D, K) float64, 0 or more, and informativeness (K,), R^2 on held-out images."""
+    """Importances (D, K) float64, 0 or more, and informativeness (K,), R^2 on held-out images; NaN where unknown."""
 
     importances: np.ndarray
     informativeness: np.ndarray
@@ -63,7 +66,8 @@ def scores(importances: np.ndarray) -> Scores:
         return Scores(float("nan"), float("nan"))
     weights = matrix.sum(axis=1) / total
     disentanglement = float((weights * (1.0 - _entropies(matrix))).sum())
-    return Scores(disentanglement, float((1.0 - _entropies(matrix.T)).mean()))
+    used = matrix[:, matrix.any(axis=0)]
+    return Scores(disentanglement, float((1.0 - _entropies(used.T)).mean()))
 
 
 def _entropies(rows: np.ndarray) -> np.ndarray:
@@ -78,7 +82,7 @@ def _entropies(rows: np.ndarray) -> np.ndarray:
 
 def by_block(importances: np.ndarray, blocks: int) -> np.ndarray:
     """Importances (D, K) of D = blocks * d latents, block after block, to (blocks, K)."""
-    return importances.reshape(blocks, -1, importances.shape[1]).sum(axis=1)
+    return importances.reshape(blocks, len(importances) // blocks, importances.shape[1]).sum(axis=1)
 
 
 def _boosted_trees(latents: int) -> Any:
@@ -113,10 +117,10 @@ def _fit(
     for j in range(train_labels.shape[1]):
         values = categories[j] if categories else ()
         rows, test_rows = (~np.isnan(labels[:, j]) for labels in (train_labels, test_labels))
-        if not (rows.any() and test_rows.any()):
+        targets = label_columns(train_labels[rows, j], values)
+        if not test_rows.any() or not (targets != targets[:1]).any():
             informativeness[j] = np.nan
             continue
-        targets = label_columns(train_labels[rows, j], values)
         expected = label_columns(test_labels[test_rows, j], values)
         predicted = np.empty_like(expected)
         for k, target in enumerate(targets.T):

@@ -1,13 +1,15 @@
-"""Confidence intervals over images, by the bootstrap and, for rates, by Wilson's formula.
+"""Confidence intervals over images, by the bootstrap and, for rates and few images, by formulas.
 
 A figure is a mean over N images. Its 95 % interval contains the central means of `RESAMPLES` resamples: N images drawn
 with replacement, the same draws for all figures of one N, so that figures can be compared (Efron and Tibshirani, 1993,
 chapter 13). The means of resamples of few images vary too little. Their percentiles are therefore those of Student's t
-(expanded percentiles, Hesterberg, 2015, arXiv 1411.5279), which makes no difference for many images.
+(expanded percentiles, Hesterberg, 2015, arXiv 1411.5279), which makes no difference for many images. Resamples of fewer
+than `FEW` images have too few distinct means, so these images have the interval of Student's t, or of Welch's t for the
+difference of two groups.
 
-The resamples of a rate without a single event are all 0, so rates have Wilson's interval (Wilson, 1927). A value that
-cannot be computed for an image is NaN; such images are left out of the mean and counted. There is no interval for one
-image.
+The resamples of a rate without a single event are all 0, so rates have Wilson's interval (Wilson, 1927), and the
+difference of two rates of the same images that of Tango (1998). A value that cannot be computed for an image is NaN;
+such images are left out of the mean and counted. There is no interval for one image.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
 
 RESAMPLES: Final = 1000
+FEW: Final = 8
+"""The interval of the mean of fewer values is that of Student's t."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,9 @@ def mean_figure(values: np.ndarray, seed: int = 0, rate: bool = False) -> Figure
     if rate:
         wilson = binomtest(round(values[finite].sum()), found).proportion_ci(0.95, "wilson")
         return Figure(mean, float(wilson.low), float(wilson.high), found, left_out)
+    if found < FEW:
+        half = interval(values[finite])
+        return Figure(mean, mean - half, mean + half, found, left_out)
     counts = resample_counts(len(values), seed)
     kept = counts * finite
     totals, sizes = kept @ np.where(finite, values, 0.0), kept.sum(axis=1)
@@ -120,7 +128,10 @@ def interval(values: np.ndarray) -> float:
 
 
 def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) -> Figure:
-    """Mean of values (N,) where `treated` (N,) bool is true minus the mean elsewhere; images are resampled."""
+    """Mean of values (N,) where `treated` (N,) bool is true minus the mean elsewhere; images are resampled.
+
+    The interval is Welch's if one of the groups has fewer than `FEW` values.
+    """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     groups = [finite & treated, finite & ~treated]
@@ -131,6 +142,9 @@ def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) ->
     mean = float(values[groups[0]].mean() - values[groups[1]].mean())
     if smallest == 1:
         return Figure(mean, None, None, found, left_out)
+    if smallest < FEW:
+        half = _welch(*(values[group] for group in groups))
+        return Figure(mean, mean - half, mean + half, found, left_out)
     counts, filled = resample_counts(len(values), seed), np.where(finite, values, 0.0)
     sums = [(counts * group) @ filled for group in groups]
     sizes = [(counts * group).sum(axis=1) for group in groups]
@@ -140,10 +154,54 @@ def difference_figure(values: np.ndarray, treated: np.ndarray, seed: int = 0) ->
     return Figure(mean, float(low), float(high), found, left_out)
 
 
+def _welch(*groups: np.ndarray) -> float:
+    """Half-width of the 95 % interval of the difference of the means of two groups, with Welch's degrees of freedom."""
+    parts = np.array([group.var(ddof=1) / len(group) for group in groups])
+    if not parts.any():
+        return 0.0
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(group) - 1) for part, group in zip(parts, groups, strict=True))
+    return float(student_t.ppf(0.975, freedom) * parts.sum() ** 0.5)
+
+
+def rate_difference_figure(differences: np.ndarray) -> Figure:
+    """The difference of two rates of the same images, with the score interval of Tango (1998, Stat. Med. 17, 891).
+
+    Unlike that of the mean of the differences, it has a width also where all differences are 0.
+
+    Args:
+        differences: (N,) an event of 0 or 1 under one condition minus that under the other; NaN is left out.
+    """
+    values = np.asarray(differences, np.float64)
+    values = values[np.isfinite(values)]
+    count, left_out = len(values), len(differences) - len(values)
+    if not count:
+        return Figure(None, None, None, 0, left_out)
+    mean = float(values.mean())
+    if count == 1:
+        return Figure(mean, None, None, 1, left_out)
+    more, fewer = int((values > 0).sum()), int((values < 0).sum())
+    low, high = -_tango_end(fewer, more, count), _tango_end(more, fewer, count)
+    return Figure(mean, low, high, count, left_out)
+
+
+def _tango_end(more: int, fewer: int, count: int) -> float:
+    """The upper end of Tango's interval of (more - fewer) / count, from the numbers of discordant pairs."""
+    z = float(norm.ppf(0.975))
+
+    def excess(delta: float) -> float:
+        """The score of a true difference `delta` below that of the 97.5 % quantile; 0 at the end of the interval."""
+        b, c = (2 * count - more + fewer) * delta - more - fewer, -fewer * delta * (1 - delta)
+        rarer = ((max(b * b - 8 * count * c, 0.0)) ** 0.5 - b) / (4 * count)  # most likely rate of `fewer`
+        return more - fewer - count * delta + z * (count * max(2 * rarer + delta * (1 - delta), 0.0)) ** 0.5
+
+    mean = (more - fewer) / count
+    return 1.0 if mean == 1 else float(brentq(excess, mean + 1e-6, 1.0))  # the score is 0 also at some means
+
+
 def statistic_figure(
     statistic: Callable[[np.ndarray], float], count: int, seed: int = 0, resamples: int = 100, left_out: int = 0
 ) -> Figure:
-    """Any statistic of a set of images with the 95 % interval t * s, from the standard deviation s of resamples.
+    """Any statistic of a set of images with the interval of `student_figure` from resamples of the images.
 
     The tails of few resamples are coarse, their standard deviation is not (7 % at 100). Repeated images in a resample
     increase distances between sets, so the interval is centred at the statistic and not at the mean of the resamples.
@@ -165,8 +223,13 @@ def statistic_figure(
 
 
 def student_figure(value: float, drawn: np.ndarray, count: int, left_out: int = 0) -> Figure:
-    """A value with the 95 % interval of Student's t from (R,) resampled values; no interval for fewer than two."""
-    if len(drawn) < 2:
+    """A value with the 95 % interval t * s * (N / (N - 1))^(1/2), s the standard deviation of (R,) resampled values.
+
+    s has the degrees of freedom of the N = `count` images and of the R resamples, and t those of the fewer of them.
+    Resamples vary less than sets of N images do, which the root corrects. No interval for fewer than two of either.
+    """
+    fewest = min(len(drawn), count)
+    if fewest < 2:
         return Figure(value, None, None, count, left_out)
-    half = float(student_t.ppf(0.975, len(drawn) - 1) * np.std(drawn, ddof=1))
+    half = float(student_t.ppf(0.975, fewest - 1) * np.std(drawn, ddof=1)) * (count / (count - 1)) ** 0.5
     return Figure(value, value - half, value + half, count, left_out)

@@ -101,7 +101,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ second @ root)
     traces = np.trace(first) + np.trace(second) - 2.0 * np.sqrt(np.maximum(product, 0.0)).sum()
-    return float(((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + traces)
+    distance = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + traces
+    return float(np.maximum(distance, 0.0))  # rounding makes that of equal sets negative
 
 
 class PairedKernelDistance:

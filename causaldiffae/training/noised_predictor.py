@@ -177,17 +177,19 @@ def figures_by_level(
             outputs = predictor(diffusion.q_sample(x_start, t, noise), diffusion.model_timesteps(t))
             read.append(predictor.read(outputs))
             log_prob.append(predictor.log_prob(outputs, labels[start : start + 256]))
-        errors = (spec.denormalise(torch.cat(read)) - spec.denormalise(labels)).abs()
+        found = torch.cat(read)
+        errors = (spec.denormalise(found) - spec.denormalise(labels)).abs()
         log_probs = (torch.cat(log_prob) * observed.weights()).sum(dim=1)
         row = {"level": level, "log_prob": float(observed.mean(log_probs))}
         for i, (name, head) in enumerate(zip(spec.graph.names, predictor.heads, strict=True)):
-            known = errors[observed.labels[:, i], i]
+            known = observed.labels[:, i]
             if head.values:
-                row[f"{name}_accuracy"] = float(known.lt(1e-3).float().mean())
+                right = head.category(found[known, i]) == head.category(labels[known, i])
+                row[f"{name}_accuracy"] = float(right.float().mean())
             else:
-                row[f"{name}_error"] = float(known.mean())
-            if len(known) < len(data):
-                row[f"{name}_images"] = float(len(known))
+                row[f"{name}_error"] = float(errors[known, i].mean())
+            if not known.all():
+                row[f"{name}_images"] = float(known.sum())
         rows.append(row)
     return rows
 

@@ -329,7 +329,8 @@ def errors_on(predictor: Predictor, data: ImageData | None) -> dict[str, float] 
         if not len(true):
             continue
         if head.values:
-            figures[f"{head.name}_accuracy"] = float((found == true).mean())
+            categories = (nearest_category(labels, head.values) for labels in (found, true))
+            figures[f"{head.name}_accuracy"] = float(np.equal(*categories).mean())
         else:
             figures[head.name] = float(np.abs(found - true).mean())
         if len(true) < len(data):

@@ -65,6 +65,41 @@ def test_the_rows_are_a_random_part_of_sorted_images(monkeypatch: pytest.MonkeyP
     assert right < 1.5 * left, "both ends are near some row"
 
 
+def views(scenes: int, count: int, seed: int = 0) -> np.ndarray:
+    """`count` noisy views of each of `scenes` random patterns."""
+    rng = np.random.default_rng(seed)
+    each = np.repeat(rng.uniform(60, 200, (scenes, 1, 8, 8)), count, axis=0)
+    return (each + rng.normal(0, 2, each.shape)).astype(np.uint8)
+
+
+def test_images_of_a_group_are_on_one_side_of_the_split() -> None:
+    """Otherwise the threshold is the distance between views of one scene, and new scenes are far."""
+    images, groups, new = views(60, 10), np.repeat([f"scene {i}" for i in range(60)], 10), views(300, 1, seed=1)
+    divided, whole = (ImageReference.fit(images, np.random.default_rng(0), each) for each in (None, groups))
+    assert divided is not None and whole is not None
+    assert (divided.distances(new) > 1).mean() > 0.3 and (whole.distances(new) > 1).mean() < 0.05
+    assert 250 <= len(whole.rows) <= 350, "about half of the images"
+    assert ImageReference.fit(images, np.random.default_rng(0), np.zeros(600, int)) is None, "one group"
+    apart = ImageReference.fit(images, np.random.default_rng(0), np.arange(600))
+    assert apart is not None and apart.threshold == divided.threshold
+
+
+def test_copies_of_images_count_once() -> None:
+    once, new = data(300).images, data(300, seed=1).images
+    found = ImageReference.fit(np.repeat(once, 10, axis=0), np.random.default_rng(0))
+    assert found is not None and len(found.rows) == 150
+    assert (found.distances(new) > 1).mean() < 0.05
+    assert ImageReference.fit(np.repeat(once[: MIN_IMAGES - 1], 10, axis=0), np.random.default_rng(0)) is None
+
+
+def test_the_threshold_of_images_that_hardly_differ_is_not_0() -> None:
+    """They differ in the place of one pixel, which the features do not contain."""
+    images = np.full((240, 1, 64, 64), 100, np.uint8)
+    images[np.arange(240), 0, np.arange(240) // 60 + 20, np.arange(240) % 60 + 2] = 101
+    found = ImageReference.fit(images, np.random.default_rng(0))
+    assert found is not None and found.threshold > 0.01 and (found.distances(images) <= 1).all()
+
+
 def test_the_distance_of_an_image_does_not_depend_on_the_others(reference: TrainingReference) -> None:
     images = data(300, seed=1).images
     together = reference.image_distances(images)

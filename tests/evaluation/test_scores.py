@@ -320,7 +320,7 @@ def test_dci_intervals_are_students_t_of_the_refits(
         return dci.DciFit(np.eye(2), np.full(2, next(values)))
 
     monkeypatch.setattr(dci, "REGRESSORS", {"boosting": fit})
-    z, labels = np.zeros((8, 2, 1)), np.zeros((8, 2))
+    z, labels = np.zeros((20_000, 2, 1)), np.zeros((20_000, 2))
     found = score_latents(z, labels, z, labels, resamples, 0)["boosting"]["informativeness"]
     expected = quantile * np.std(np.linspace(0.3, 0.7, resamples + 1)[1:], ddof=1)
     assert found["high"] - found["mean"] == pytest.approx(expected, rel=1e-4)
@@ -332,6 +332,25 @@ def test_one_refit_has_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     found = score_latents(z, labels, z, labels, 1, 0)["lasso"]["informativeness"]
     assert (found["mean"], found["low"], found["high"]) == (0.5, None, None)
     assert shown(found, interval=True) == "0.500"
+
+
+@pytest.mark.parametrize("constant", ["both", "train", "test"])
+def test_dci_leaves_out_labels_that_are_constant(constant: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(0, 1, (200, 3))
+    z = labels[:, :2, None] + rng.normal(0, 0.05, (200, 2, 2))
+    train, test = labels[:120].copy(), labels[120:].copy()
+    for part, name in ((train, "train"), (test, "test")):
+        if constant in ("both", name):
+            part[:, 2] = 2.0
+    found = score_latents(z[:120], train, z[120:], test, 2, 0)
+    alone = score_latents(z[:120], train[:, :2], z[120:], test[:, :2], 2, 0)
+    for name, figures in found.items():
+        assert figures["informativeness"] == alone[name]["informativeness"]
+        if constant != "test":  # else the latents have importances for this label
+            assert figures == alone[name]
+    nothing = score_latents(z[:120], train[:, 2:] * 0, z[120:], test[:, 2:], 2, 0)
+    assert {figure["mean"] for figures in nothing.values() for figure in figures.values()} == {None}
 
 
 def squares_engine(steps: str, **options: Any) -> CounterfactualEngine:

@@ -96,6 +96,9 @@ def test_errors_of_categories_are_rates() -> None:
     rows = sweep_steps(engines, data, [{"angle": "a"}], measurement=lambda images: np.full((len(images), 4), 2.0))  # type: ignore[arg-type, dict-item]
     assert headings([{"angle": 0.0}], data.spec)["error:do(angle=a):angle"] == "do(angle=a), angle error rate"
     assert (rows[0].values["error:do(angle=a):angle"] == 1.0).all()
+    figure = rows[0].figures()["error:do(angle=a):angle"]
+    assert figure.low is not None and figure.low < 0.7 and figure.high == pytest.approx(1.0), "Wilson's interval"
+    assert rows[0].rates == {"error:do(angle=a):angle"}, "its effects are continuous"
 
 
 def row(setting: str, l1: float, spread: float = 0.0) -> SweepRow:
@@ -133,6 +136,19 @@ def test_fewer_images_accept_less() -> None:
         for count in (20, 2000)
     )
     assert few is None and many is not None
+
+
+def rates(setting: str, wrong: int, count: int) -> SweepRow:
+    values = {"error:do(a=1):a": (np.arange(count) < wrong).astype(float)}
+    return SweepRow(parse_settings(f"{setting},x:1")[0], values, frozenset(values))
+
+
+def test_few_images_without_differences_do_not_accept_a_rate() -> None:
+    """The difference of ten pairs without an event may be 0.28, of 2,000 pairs 0.002."""
+    (difference,) = exceeded(rates("a:10", 1, 10), rates("ddim:250", 1, 10)).values()
+    assert difference.mean == 0.0 and difference.high == pytest.approx(0.27753, rel=1e-4)
+    assert recommend([rates("ddim:250", 0, 10), rates("a:10", 0, 10)]) is None
+    assert recommend([rates("ddim:250", 200, 2000), rates("a:10", 200, 2000)]) is not None
 
 
 def test_label_corrections_count_as_evaluations() -> None:

@@ -28,6 +28,21 @@ def test_a_latent_without_importance_has_no_weight() -> None:
     assert np.isnan(scores(np.zeros((2, 2))).disentanglement)
 
 
+def test_a_label_without_importance_has_no_completeness() -> None:
+    assert scores(np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])).completeness == 1.0
+    nothing = by_block(np.zeros((4, 0)), 2)
+    assert nothing.shape == (2, 0) and np.isnan(scores(nothing).completeness)
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_a_label_that_is_constant_in_training_is_not_fitted(name: str) -> None:
+    z = np.random.default_rng(0).normal(0, 1, (60, 2))
+    labels = np.stack([z[:, 0], np.full(60, 0.1)], axis=1)
+    labels[50:, 1] = np.arange(10)
+    fit = REGRESSORS[name](z[:40], labels[:40], z[40:], labels[40:])
+    assert fit.informativeness[0] > 0.5 and np.isnan(fit.informativeness[1]) and not fit.importances[:, 1].any()
+
+
 @pytest.mark.parametrize("bad", [[[-1.0, 0.0]], [[np.nan, 1.0]]])
 def test_importances_are_finite_and_not_negative(bad: list[list[float]]) -> None:
     with pytest.raises(InputError, match="importances: expected non-negative finite numbers"):

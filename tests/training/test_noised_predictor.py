@@ -11,14 +11,21 @@ import torch
 from folders import make_folder, table_rows
 from paths import REPO
 from running import assert_refused, run
-from tiny import squares
+from tiny import squares, squares_spec
 
 from causaldiffae.config import DiffusionConfig
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.losses import Observed
-from causaldiffae.predictors.noised_predictor import NoisedPredictor, NoisedPredictorConfig, load_noised_predictor
+from causaldiffae.predictors.noised_predictor import (
+    NoisedPredictor,
+    NoisedPredictorConfig,
+    label_heads,
+    load_noised_predictor,
+)
 from causaldiffae.script_util import create_gaussian_diffusion
 from causaldiffae.training.noised_predictor import (
     NoisedTraining,
@@ -99,6 +106,42 @@ def test_the_loss_is_a_mean_over_the_observed_labels_of_each_variable() -> None:
         loss = negative_log_likelihood(net, diffusion, images, wrong, t, noise, Observed.of(labelled))
     expected = -log_prob[labelled[:, 0], 0].mean() - log_prob[labelled[:, 1], 1].mean()
     torch.testing.assert_close(loss, expected)
+
+
+class Scripted(torch.nn.Module):
+    """The heads of a predictor of one binary variable; it reads the categories `read` (N,) of all images."""
+
+    def __init__(self, spec: DatasetSpec, read: np.ndarray) -> None:
+        super().__init__()
+        self.heads, self.unused = label_heads(spec), torch.nn.Parameter(torch.zeros(1))
+        self.outputs = torch.from_numpy(np.eye(2, dtype=np.float32)[read])
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.outputs
+
+    def log_prob(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(labels)
+
+    read = NoisedPredictor.read
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), (1e-4, 5e-4), (0.1, 0.9), (12345.6, 98765.4)])
+def test_accuracies_compare_categories_whatever_their_values(values: tuple[float, float]) -> None:
+    category = np.arange(40) % 3 % 2
+    labels = np.array(values, np.float32)[category][:, None]
+    (low, high), graph, shift, scale = (
+        values,
+        CausalGraph(("on",)),
+        (float(labels.mean(dtype=np.float64)),),
+        (float(labels.std()),),
+    )
+    form = {"kinds": ("binary",), "categories": (), "units": (), "low": (low,), "high": (high,)}
+    spec = replace(squares_spec(), graph=graph, shift=shift, scale=scale, **form)
+    data = replace(squares(40), spec=spec, labels=labels)
+    diffusion = create_gaussian_diffusion(DiffusionConfig(diffusion_steps=100))
+    for read, accuracy in ((category, 1.0), (1 - category, 0.0)):
+        (row,) = figures_by_level(Scripted(spec, read), diffusion, data, (0.0,))  # type: ignore[arg-type]
+        assert row["on_accuracy"] == accuracy
 
 
 class Reader(torch.nn.Module):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 from folders import make_folder, table_rows
 from paths import REPO
 from support import pendulum_images
+from tiny import squares
 
 from causaldiffae.errors import InputError
 from causaldiffae.generators import morphomnist
-from causaldiffae.predictors.predictor import Predictor
+from causaldiffae.predictors.common import Head
+from causaldiffae.predictors.predictor import Predictor, Readings
 from causaldiffae.training import predictor as training
 from causaldiffae.training.fitting import fit
 
@@ -118,6 +121,22 @@ def test_missing_labels_are_left_out_by_variable(tmp_path: Path) -> None:
     training.refit_last_layer(predictor, prepared)
     figures = training.errors_on(predictor, prepared.test)
     assert figures is not None and all(np.isfinite(value) for value in figures.values())
+
+
+def test_accuracies_compare_categories_not_their_values_in_another_precision() -> None:
+    """Labels are float32, and 0.1 is not; an image without the label is left out."""
+    category = np.array([0, 1, 1, 0])
+    labels = np.append(np.array([0.1, 0.9], np.float32)[category], np.float32(np.nan))[:, None]
+    data, spec, heads = (
+        replace(squares(5), labels=labels),
+        SimpleNamespace(graph=["on"]),
+        [Head("on", 0, 2, (0.1, 0.9))],
+    )
+    for read, accuracy in ((category, 1.0), (1 - category, 0.0)):
+        readings = Readings(np.array([0.1, 0.9])[np.append(read, 0)][:, None], None, np.empty((5, 0), np.float32))
+        predictor = SimpleNamespace(spec=spec, heads=heads, read=lambda _, readings=readings: readings)
+        figures = training.errors_on(predictor, data)  # type: ignore[arg-type]
+        assert figures == {"images": 5.0, "on_accuracy": accuracy, "on_images": 4.0}
 
 
 def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
