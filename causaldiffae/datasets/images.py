@@ -80,6 +80,7 @@ class ImageData:
         base_images: (N, 28, 28) uint8 digits from which the images were rendered, if available.
         labelled: bool mask of the labels that may be used, (N, n) by label or (N,) by image; None for all.
         pairs: true counterfactuals that the folder of the data set contains; None without any.
+        groups: (N,) text, equal for images that belong together, such as those of a patient; None without a column.
     """
 
     spec: DatasetSpec
@@ -91,6 +92,7 @@ class ImageData:
     base_images: np.ndarray | None = None
     labelled: np.ndarray | None = None
     pairs: TruePairs | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,7 +108,7 @@ class ImageData:
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageData:
         """The subset at `indices`, in this order."""
         rows = np.asarray(indices, dtype=np.int64)
-        names = ("images", "labels", "classes", "base_images", "labelled")
+        names = ("images", "labels", "classes", "base_images", "labelled", "groups")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         chosen = {name: array[rows] for name, array in arrays.items()}
         pairs = None if self.pairs is None else self.pairs.take(rows)

@@ -11,7 +11,7 @@ the sample (as in Sun et al., 2022, arXiv 2204.06507), divided by the largest or
 distribution:
 
     images   the 99.8 % quantile over training images that are not in the sample; copies of an image count once, and
-             images of one group, such as the views of a scene, are all in it or all outside if groups are given
+             images of one group, such as the views of a scene, are all in it or all outside
     labels   0.25 standard deviations, or the 99.5 % quantile over training rows, each without itself, if that is larger
 """
 
@@ -198,7 +198,7 @@ class TrainingReference:
         known = np.isfinite(labels)
         scale = np.array([labels[known[:, i], i].std() if known[:, i].any() else 1.0 for i in range(len(spec.graph))])
         scale = np.where(scale > 0, scale, 1.0)
-        images = ImageReference.fit(data.images, rng)
+        images = ImageReference.fit(data.images, rng, data.groups)
         found = [FamilyReference.fit(labels, family, scale, spec, rng) for family in families(spec.graph)]
         return cls(spec, images, tuple(each for each in found if each is not None), scale)
 

@@ -80,6 +80,9 @@ def test_images_of_a_group_are_on_one_side_of_the_split() -> None:
     assert (divided.distances(new) > 1).mean() > 0.3 and (whole.distances(new) > 1).mean() < 0.05
     assert 250 <= len(whole.rows) <= 350, "about half of the images"
     assert ImageReference.fit(images, np.random.default_rng(0), np.zeros(600, int)) is None, "one group"
+    spec, names = replace(SPEC, group="scene"), [str(i) for i in range(600)]
+    of_data = TrainingReference.fit(ImageData(spec, "train", images, data(600).labels, None, names, groups=groups))
+    assert of_data.images is not None and of_data.images.threshold == whole.threshold
     apart = ImageReference.fit(images, np.random.default_rng(0), np.arange(600))
     assert apart is not None and apart.threshold == divided.threshold
 

@@ -30,6 +30,17 @@ def read(folder: str | Path, split: str = "train", **options: Any) -> ImageData:
     return read_split("folder", folder, split, **options)
 
 
+def test_images_have_the_groups_of_the_table(tmp_path: Path) -> None:
+    """An image without a group is one of its own, also if another group has the name of its file."""
+    cells = ["p1", "p1", "", "im/2.png"]
+    rows = [{**row, "group": cells[i] if i < 4 else f"q{i}"} for i, row in enumerate(table_rows())]
+    groups = read(make_folder(tmp_path / "set", rows)).groups
+    assert groups is not None and len(groups) == 12
+    assert groups[0] == groups[1] and len(set(groups)) == 11
+    assert read(tmp_path / "set").subset([3, 0]).groups.tolist() == groups[[3, 0]].tolist()  # type: ignore[union-attr]
+    assert read(make_folder(tmp_path / "other")).groups is None
+
+
 def test_a_folder_is_read(folder: Path) -> None:
     spec = folder_spec(folder)
     assert spec.graph.names == ("hat", "age", "grey") and spec.graph.edges == (("age", "grey"),)
