@@ -149,7 +149,7 @@ class Step:
         """Whether the output is complete."""
         if self.kind == "data":
             return self.output.is_dir() and any(self.output.iterdir())
-        if self.kind in ("predictor", "guide"):
+        if self.kind in ("predictor", "noised"):
             return (self.output / "config.json").is_file()
         if self.kind == "train":
             return self._is_trained()
