@@ -41,6 +41,8 @@ sys.exit(max(task.returncode for task in tasks))
 SCONTROL = '#!/bin/sh\necho "scontrol $*" >>"$RECORD"\n'
 TRAINER = """\
 import os, signal, sys, time
+if "--dry_run" in sys.argv:
+    sys.exit()
 def say(text):
     os.write(1, f"task {os.environ['SLURM_PROCID']} {text}\\n".encode())
 def stop(number, _):

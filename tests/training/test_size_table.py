@@ -41,7 +41,7 @@ def test_all_sizes_of_a_data_set_are_found_smallest_first() -> None:
     }
     with pytest.raises(InputError, match="size: expected mini, fast, paper.* for pendulum, got 'huge'"):
         config_files(CONFIGS, "pendulum", "causaldae", ["huge"])
-    with pytest.raises(InputError, match="dataset, model: got pendulums, causaldae"):
+    with pytest.raises(InputError, match="dataset, model: expected a configuration configs/pendulums_causaldae_SIZE"):
         config_files(CONFIGS, "pendulums", "causaldae", [])
 
 
