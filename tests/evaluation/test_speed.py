@@ -155,6 +155,6 @@ def test_the_script(tmp_path: Path) -> None:
     withheld = json.loads((tmp_path / "busy.json").read_text())
     assert withheld["forward_ratio"] is None and len(withheld["withheld"]) == 4
     assert_refused(run(script, "--steps=1"), "steps: expected 2 or more, got 1")
-    assert_refused(run(script, "--size=huge"), "no morphomnist_causaldae_huge.yaml")
+    assert_refused(run(script, "--size=huge"), "size: expected a configuration configs/morphomnist_causaldae_huge.yaml")
     if not torch.cuda.is_available():
         assert_refused(run(script, "--device=cuda"), "device: expected cpu, got cuda")
