@@ -23,7 +23,7 @@ Auto = bool | Literal["auto"]
 
 DEVICE_HELP: Final = "auto, cpu, mps, cuda or cuda:N; auto takes CUDA, else Apple's MPS, else the CPU"
 WEIGHT_HELP: Final = (
-    "guidance weight; default 1 (none); of a Diff-SCM its scale s, by default 4.5, or 1.5 without predictor"
+    "guidance weight; default 1, no guidance; for a Diff-SCM the scale s, default 4.5, or 1.5 without a predictor"
 )
 CLASS_WEIGHT_HELP: Final = "guidance weight of an intervention on the class; 1 for no guidance, as of a distilled model"
 CORRECTION_PREDICTOR_HELP: Final = (

@@ -177,10 +177,8 @@ def dit_from_config(config: ModelConfig, spec: DatasetSpec, learn_sigma: bool, w
 
 def own_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state of a model without its noised predictor, which has a folder of its own (`NOISED_PREDICTOR_FOLDER`)."""
-    state = model.state_dict()
-    return (
-        state if not isinstance(model, DiffScm) else {k: v for k, v in state.items() if k.split(".")[0] != "predictor"}
-    )
+    others = "predictor." if isinstance(model, DiffScm) else ()
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(others)}
 
 
 def label_width(spec: DatasetSpec) -> int:

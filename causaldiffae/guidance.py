@@ -122,9 +122,9 @@ def dropped_causes(graph: CausalGraph, effects: Collection[str], do: Collection[
     return tuple(name in dropped for name in graph.names) if dropped else ()
 
 
-def default_weight(model: object) -> float:
-    """The guidance weight of a model if none is given: the scale s of a Diff-SCM, and 1, no guidance, of others."""
-    return float(getattr(model, "default_scale", 1.0))
+def guidance_weight(model: object, w: float | None = None) -> float:
+    """The guidance weight w, by default that of the model: the scale s of a Diff-SCM, and 1, no guidance, of others."""
+    return float(getattr(model, "default_scale", 1.0)) if w is None else w
 
 
 def guided_model_output(

@@ -38,7 +38,7 @@ from causaldiffae.evaluation.counterfactuals import Counterfactuals, collect
 from causaldiffae.evaluation.inputs import by_name, prepare_inputs
 from causaldiffae.evaluation.sampling import check_samples, conditions_of_sample, draw_from_prior, spread
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.guidance import Guidance, default_weight
+from causaldiffae.guidance import Guidance, guidance_weight
 from causaldiffae.nn import DirectModel
 from causaldiffae.predictors.predictor import LoadedPredictor, Readings, open_predictor, predictor_is_shipped
 from causaldiffae.script_util import SOLVER, STEPS, LoadedModel, load_model
@@ -47,15 +47,8 @@ from causaldiffae.training import responses
 from causaldiffae.training.model_folder import write_model_folder
 
 _BATCH: Final = 64
-_PER_CALL: Final = {
-    "self",
-    "model",
-    "spec",
-    "solver",
-    "guidance",
-    "most_probable",
-    "options",
-}  # not options of the class
+_NO_OPTIONS: Final = ("self", "model", "spec", "solver", "guidance", "most_probable", "options")
+"""Parameters of engines that the class or its methods set."""
 
 ModelT = TypeVar("ModelT", bound="CounterfactualModel")
 
@@ -98,8 +91,8 @@ class CounterfactualModel:
         if self.model_type is not None and found != self.model_type:
             message = f"expected a {self.model_type!r} model for {type(self).__name__}, got a {found!r} model"
             raise InputError(f"{loaded.path}: {message}; CounterfactualModel opens every type")
-        known = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters} - _PER_CALL
-        if unknown := options.keys() - known:
+        known = {*signature(LoadedModel.engine).parameters, *signature(CounterfactualEngine).parameters}
+        if unknown := options.keys() - known.difference(_NO_OPTIONS):
             raise InputError(f"{min(unknown)}: expected an option of LoadedModel.engine or CounterfactualEngine")
         self.loaded, self._steps, self._solver, self._options = loaded, steps, solver, options
         self._predictor_path, self.reference = predictor, reference.reference_of_model(loaded.path, loaded.spec)
@@ -155,9 +148,9 @@ class CounterfactualModel:
         return f"{type(self).__name__}({self.loaded.path!r}: {self.spec.name}, images {size}, {edges})"
 
     def engine(self, w: float | None = None, most_probable: bool = False) -> CounterfactualEngine:
-        """The engine that computes counterfactuals with guidance weight `w` (`default_weight`); see its class."""
-        weight = default_weight(self.network) if w is None else w
-        options = {"guidance": Guidance(weight), "most_probable": most_probable, **self._options}
+        """The engine that computes counterfactuals; `w` and `most_probable` as in `predict`."""
+        guidance = Guidance(guidance_weight(self.network, w))
+        options = {"guidance": guidance, "most_probable": most_probable, **self._options}
         return self.loaded.engine(self._steps, self._solver, **options)
 
     def examples(self, count: int = 8) -> ImageData:

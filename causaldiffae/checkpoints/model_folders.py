@@ -95,12 +95,13 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     given = Path(name)
     if given.is_dir() or given.is_file():
         return given
-    shipped = shipped_models()
     if (path := shipped_path(str(name))) != str(name):
         return Path(path)
     if _HUB_NAME.fullmatch(str(name)):
         return _download(str(name), revision)
-    models = [short for short, found in shipped.items() if found.model_type != "class_autoencoders"]  # for IM1 and IM2
+    models = [
+        short for short, found in shipped_models().items() if found.model_type != "class_autoencoders"
+    ]  # for IM1 and IM2
     known = ", ".join(models) or f"none: {WEIGHTS} not found; clone the repository to get it"
     raise InputError(f"model {str(name)!r}: folder not found; expected a folder, owner/repository, or one of {known}")
 

@@ -7,15 +7,15 @@ them (Pearl, Causality, 2009); networkx finds a minimal S. Each pair is tested b
     R = features of x minus their regression on S,   Q likewise of y,   H0: E[R_j Q_k] = 0 for all j, k
 
 by Hotelling's test of the means of the products, which allows for variances that depend on S, and by Pillai's trace of
-R and Q, which does not estimate the covariance of the products: for two rare categories, it is far too small where they
-hardly occur together. A pair is dependent by the larger p of the two. Features are two
-polynomials of the ranks of a continuous variable, so that dependences that are not monotonic are found, and indicators
-of the categories of a discrete one. The regression is kernel ridge regression on S with the bandwidth and penalty of
-least leave-one-out error. It assumes no form, so smooth nonlinear mechanisms cause no false alarms, as long as S is
-small: a thousand rows do not show a function of many variables, and what the regression misses appears as dependence.
-Pairs that only larger sets separate are not tested, and a pair that appears dependent is tested again with a finer
-kernel. Several jumps of a mechanism (x = floor(2 s)) remain too sharp for it. Holm's correction bounds the probability
-of a false alarm anywhere in the graph by alpha.
+R and Q, which does not use the sample covariance of the products: that of two rare categories is far too small where
+they hardly occur together. The larger p of the two counts. Features are two polynomials of the ranks of a continuous
+variable, so that dependences that are not monotonic are found, and indicators of the categories of a discrete one. The
+regression is kernel ridge regression on S with the bandwidth and penalty of least leave-one-out error. It assumes no
+form, so smooth nonlinear mechanisms cause no false alarms, as long as S is small: a thousand rows do not show a
+function of many variables, and what the regression misses appears as dependence. Pairs that only larger sets separate
+are not tested, and a pair that appears dependent is tested again with a finer kernel. Several jumps of a mechanism (x =
+floor(2 s)) remain too sharp for it. Holm's correction bounds the probability of a false alarm anywhere in the graph by
+alpha.
 
 A dependence means that an edge is missing, or a common cause of x and y. The directions of edges, and common causes of
 variables that have an edge, cannot be tested in this way.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.headers import describe_model, warn_of_same_predictor
 from causaldiffae.evaluation.peers import NAME, VERSION, PeersTask, evaluate_batch, make_task, peers_figures
 from causaldiffae.evaluation.results_file import check_digest
-from causaldiffae.evaluation.run import Job, data_folder, make_engine
+from causaldiffae.evaluation.run import Job, data_folder, make_engine, resolved
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
 from causaldiffae.model import CausalAutoencoder
 from causaldiffae.predictors.predictor import LoadedPredictor, open_predictor
@@ -96,7 +96,7 @@ def _header(job: Job, opened: _Opened) -> dict[str, Any]:
     engine, spec = next(iter(opened.engines.values())), opened.loaded.spec
     correction = engine.correction
     warn_of_same_predictor(correction, opened.predictor)
-    settings = asdict(replace(job.settings, keep_unchanged=engine.keep_fraction, w=engine.guidance.w))
+    settings = asdict(resolved(job.settings, engine))
     header: dict[str, Any] = {
         "protocol": {"name": NAME, "version": VERSION, "settings": settings},
         "model": describe_model(opened.loaded),

@@ -35,7 +35,7 @@ from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings
 from causaldiffae.evaluation.results_file import check_digest, check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
-from causaldiffae.guidance import Guidance, default_weight
+from causaldiffae.guidance import Guidance, guidance_weight
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
 
@@ -110,10 +110,15 @@ def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any)
         keep_unchanged=settings.keep_unchanged,
         keep_causes=settings.keep_causes,
         abduction=AbductionKind(settings.abduction),
-        guidance=Guidance(default_weight(loaded.model) if settings.w is None else settings.w, w_class=settings.w_class),
+        guidance=Guidance(guidance_weight(loaded.model, settings.w), w_class=settings.w_class),
         stop=settings.stop,
         **options,
     )
+
+
+def resolved(settings: ProtocolSettings, engine: CounterfactualEngine) -> ProtocolSettings:
+    """The settings with the values of the engine in place of those that are None."""
+    return replace(settings, keep_unchanged=engine.keep_fraction, w=engine.guidance.w)
 
 
 @lru_cache(maxsize=1)
@@ -167,8 +172,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     loaded, task, out = opened.loaded, opened.task, Path(job.out)
     predictor = open_predictor(loaded.spec, job.predictor, opened.device)
     inception = (job.inception_weights, job.trust_inception)
-    engine = opened.engine  # has the values that None stands for
-    settings = replace(job.settings, keep_unchanged=engine.keep_fraction, w=engine.guidance.w)
+    settings = resolved(job.settings, opened.engine)
     header = describe(describe_model(loaded), task, settings, predictor, *inception, opened.engine.correction)
     header["model"] |= {"path": loaded.path, "name": out.stem, "config": loaded.config.to_dict()}
     header["data"]["folder"] = data_folder(job.data_dir, loaded.spec)

@@ -50,9 +50,10 @@ def draw_from_prior(loaded: LoadedModel, device: torch.device, count: int, class
     direct = isinstance(model, DirectModel)
     state = None if direct else SolverState(torch.randn(shape, generator=generator).to(device))
     if isinstance(model, LabelModel) and not model.discrete:  # categories are numbers of a block of one entry
-        for i in (spec.graph.index(name) for name in spec.graph.roots if name in spec.normalised_categories()):
-            values = torch.tensor(spec.normalised_categories()[spec.graph.names[i]], dtype=u.dtype)
-            u[:, i, 0] = values[torch.randint(len(values), (count,), generator=generator)].to(device)
+        for name, categories in spec.normalised_categories().items():
+            if name in spec.graph.roots:
+                chosen_ones = torch.randint(len(categories), (count,), generator=generator)
+                u[:, spec.graph.index(name), 0] = torch.tensor(categories, dtype=u.dtype)[chosen_ones].to(device)
     drawn = torch.randint(spec.num_classes or 1, (count,), generator=generator)
     given = drawn if classes is None else torch.as_tensor(classes).expand(count)
     chosen = check_classes(spec, given, count, device) if model.class_cond else None

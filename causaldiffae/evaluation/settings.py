@@ -28,7 +28,7 @@ from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import round_in_range
 from causaldiffae.errors import InputError, check_given, check_least
 from causaldiffae.evaluation.sampling import check_samples
-from causaldiffae.guidance import CLASS_WEIGHT, Guidance, default_weight
+from causaldiffae.guidance import CLASS_WEIGHT, Guidance, guidance_weight
 from causaldiffae.predictors.correction import LABEL_CORRECTIONS
 from causaldiffae.respace import space_timesteps
 from causaldiffae.script_util import SOLVER, STEPS
@@ -125,8 +125,7 @@ class TestConfig:
         if len(interval) != 2:
             raise InputError(f"guidance_interval: expected two numbers, got {self.guidance_interval!r}")
         low, high = interval
-        weight = default_weight(model) if self.w is None else self.w
-        return Guidance(weight, self.w_affected, self.w_invariant, low, high, self.w_class)
+        return Guidance(guidance_weight(model, self.w), self.w_affected, self.w_invariant, low, high, self.w_class)
 
 
 def resolve_alias(settings: object, alias: str, name: str) -> None:

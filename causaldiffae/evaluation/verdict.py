@@ -13,7 +13,7 @@ from causaldiffae.evaluation.grids import readings
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
 from causaldiffae.metrics.intervals import Figure, mean_figure
-from causaldiffae.training.responses import PREDICTED, Response, Responses, describe, requested_share
+from causaldiffae.training.responses import MEASURED, PREDICTED, Response, Responses, describe, requested_share
 
 
 def response_of(
@@ -73,7 +73,7 @@ def evaluation_verdict(results: Results) -> list[str]:
 def _response(results: Results, name: str) -> Response | None:
     """The response to a variable; of results files without it, from mean errors, and so without an interval."""
     answers = dig(results, "results", "interventions", name, "answers")
-    for reader, key in (("measured", "measured"), ("read by a predictor", "predictor")):
+    for reader, key in ((MEASURED, "measured"), (PREDICTED, "predictor")):
         found = dig(answers, "model", "response", key)
         if found and found.get("mean") is not None:
             return Response(Figure(found["mean"], found["low"], found["high"], found.get("images") or 0), reader)

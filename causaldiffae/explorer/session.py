@@ -29,7 +29,7 @@ from causaldiffae.datasets.variables import range_decimals, round_in_range
 from causaldiffae.diff_scm import DiffScm
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation.checks import Checks, check
-from causaldiffae.guidance import Guidance, default_weight
+from causaldiffae.guidance import Guidance, guidance_weight
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import STEPS, LoadedModel
@@ -155,7 +155,7 @@ class Session:
         self.device = next(loaded.model.parameters()).device
         self.is_diff_scm = isinstance(loaded.model, DiffScm)
         predictor = "implicit" if getattr(loaded.model, "predictor", None) is None else "explicit"
-        self.first_w = default_weight(loaded.model)
+        self.first_w = guidance_weight(loaded.model)
         self.max_w = _MAX_WEIGHTS[predictor if self.is_diff_scm else "latents"]
         if loaded.config.diffusion.few_steps:  # distilled with the guidance of its teacher
             self.first_w = self.max_w = 1.0

@@ -21,7 +21,7 @@ from causaldiffae.datasets.folder.image_cache import cached_images, decode_all
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.image_folder import locate_images, open_image_folder
 from causaldiffae.datasets.folder.image_hints import hint_files, hint_pixels
-from causaldiffae.datasets.folder.label_table import MISSING, SPLITS, Table
+from causaldiffae.datasets.folder.label_table import SPLITS, Table, groups_of
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import read_tables
 from causaldiffae.datasets.folder.true_pairs import PAIRS, read_true_pairs
@@ -230,12 +230,8 @@ def _independent_rows(content: Content) -> np.ndarray:
     """The rows of all splits; of rows with the same group only the first, as they are related."""
     assert content.spec is not None
     rows = np.flatnonzero(np.isin(content.splits, SPLITS))
-    column = content.table.cells.get(content.spec.group) if content.spec.group else None
-    if column is None:
-        return rows
-    groups = column.cells()
-    keys = [f"row {row}" if groups[row] in MISSING else groups[row] for row in rows]
-    return rows[np.unique(keys, return_index=True)[1]]
+    groups = groups_of(content.table, content.spec.group)
+    return rows if groups is None else rows[np.unique(groups[rows], return_index=True)[1]]
 
 
 def _summary(folder: Folder, content: Content, sizes: Mapping[str, TrainingSize], tested: str) -> list[str]:

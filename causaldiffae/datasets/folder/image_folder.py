@@ -29,7 +29,7 @@ from causaldiffae.datasets.folder.file_names import find_files
 from causaldiffae.datasets.folder.graph_files import EXTENSIONS, MAX_BYTES
 from causaldiffae.datasets.folder.image_cache import cache_folder, cached_images
 from causaldiffae.datasets.folder.image_files import CHANNELS, MODES
-from causaldiffae.datasets.folder.label_table import MISSING, SPLITS
+from causaldiffae.datasets.folder.label_table import SPLITS, groups_of
 from causaldiffae.datasets.folder.probe import measure_value_range
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import TableFile, has_table, read_tables
@@ -170,22 +170,9 @@ def read_image_folder(
     pairs = read_true_pairs(folder, content, rows, label, problems) if not problems.count else None
     problems.raise_first()
     ids = [content.table.files[row] for row in rows]
-    groups = _groups(content, ids, rows)
+    groups = groups_of(content.table, content.spec.group)
+    groups = None if groups is None else groups[rows]
     return ImageData(content.spec, split, images, content.labels[rows], None, ids, pairs=pairs, groups=groups)
-
-
-def _groups(content: Content, ids: list[str], rows: np.ndarray) -> np.ndarray | None:
-    """The group of each row (N,); an image without one is a group of its own."""
-    column = content.table.cells.get(content.spec.group) if content.spec and content.spec.group else None
-    if column is None:
-        return None
-    cells = column.cells()
-    return np.array(
-        [
-            f"file {name}" if cells[row] in MISSING else f"group {cells[row]}"
-            for name, row in zip(ids, rows.tolist(), strict=True)
-        ]
-    )
 
 
 def has_split(data_dir: str | Path, spec: DatasetSpec, split: str) -> bool:

@@ -196,12 +196,10 @@ def _kind(
     if len(distinct) > MAX_CATEGORIES:
         return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}"
     if kind == "binary" and not numbers:
-        return (
-            kind,
-            tuple(sorted(distinct, key=lambda word: (not _NEGATIVE.fullmatch(word.casefold()), word.casefold(), word))),
-            "",
-        )
-    return kind, tuple(sorted(distinct, key=lambda word: (numbers.get(word, math.inf), word))), ""
+        ordered = sorted(distinct, key=lambda word: (not _NEGATIVE.fullmatch(word.casefold()), word.casefold(), word))
+    else:
+        ordered = sorted(distinct, key=lambda word: (numbers.get(word, math.inf), word))
+    return kind, tuple(ordered), ""
 
 
 def _hint_mixed(words: Mapping[str, int], numbers: Mapping[str, float], where: str, problems: Problems) -> None:

@@ -234,6 +234,14 @@ def assign_splits(table: Table, seed: int, shares: Sequence[float], group: str =
     return np.array(SPLITS)[np.searchsorted(np.cumsum(shares)[:2], numbers, side="right")]
 
 
+def groups_of(table: Table, group: str) -> np.ndarray | None:
+    """The group of each row, (N,) text; a row without one is a group of its own. None without a column `group`."""
+    if group not in table.cells:
+        return None
+    cells = table.cells[group].cells()
+    return np.array([f"row {row}" if cell in MISSING else f"group {cell}" for row, cell in enumerate(cells)])
+
+
 def check_group(table: Table, splits: np.ndarray, group: str, problems: Problems) -> None:
     """Checks that the column `group` exists and that no group is divided between splits."""
     if group not in table.cells:
