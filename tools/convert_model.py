@@ -9,8 +9,8 @@ least squares on latents of the training labels, with variables dropped as in tr
 `--mechanism` fits mechanisms of another kind to the training labels by maximum likelihood. Then the encoder is trained
 to infer the noise that these mechanisms require for the labels of an image. The network keeps its weights: it depends
 on the labels alone. `--mechanism_width` and `--mechanism_depth` change the size of the mechanisms. They need no images:
-`--labels FILE` fits them, also those of the kind and size that the model has, to a table with more labels, a CSV file
-with a column for every variable.
+`--labels FILE` fits them to a table with more labels, a CSV file with a column for every variable. Mechanisms of the
+kind and size that the model has are trained on.
 
 Mechanisms and encoder keep the weights with the lowest loss on a held-out sixteenth of the data.
 
@@ -83,8 +83,12 @@ def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: 
     return new, fit(new, optimizer, training_loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
-def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: int = 256) -> float:
-    """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones."""
+def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: int = 256, lr: float = 2e-3) -> float:
+    """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones.
+
+    Args:
+        lr: the largest learning rate.
+    """
     training, validation = split_validation(len(labels), seed=0)
 
     def nll(chosen: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: 
     def validation_loss() -> float:
         return float(nll(labels[validation]))
 
-    optimizer = torch.optim.AdamW(model.scm.parameters(), lr=2e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.scm.parameters(), lr=lr, weight_decay=1e-4)
     return fit(model.scm, optimizer, loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
@@ -163,12 +167,13 @@ def converted(
     encoder_steps: int,
     table: Tensor | None = None,
     batch_size: int = 256,
+    lr: float = 2e-3,
 ) -> CausalDiffAE:
     """The model under another configuration, fitted where it differs.
 
     Args:
         table: labels (N, n) in label units, to which the mechanisms are fitted in place of those of the data.
-        batch_size: labels of a step of the mechanisms.
+        batch_size, lr: labels of a step of the mechanisms, and their largest learning rate.
     """
     spec = data.spec
     labels = spec.normalise(torch.from_numpy(data.labels).float())
@@ -176,12 +181,15 @@ def converted(
         hidden = before.model.cond_hidden
         model.unet.up_emb, error = separate_embedding(model.requires_grad_(False), labels, hidden, steps)
         print(f"embedding: {error:.1%} of the variance is not reproduced")
-    if same_mechanisms(before.model, after.model) and table is None:
+    alike = same_mechanisms(before.model, after.model)
+    if alike and table is None:
         return model
     new = cast(CausalDiffAE, create_model_and_diffusion(after, spec)[0])
-    new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("scm.")}, strict=False)
+    kept = {k: v for k, v in model.state_dict().items() if alike or not k.startswith("scm.")}
+    new.load_state_dict(kept, strict=alike)
     given = labels if table is None else spec.normalise(table.float())
-    print(f"mechanisms: held-out negative log-likelihood {fit_mechanisms(new, given, steps, batch_size):.4f}")
+    nll = fit_mechanisms(new, given, steps, batch_size, lr)
+    print(f"mechanisms: held-out negative log-likelihood {nll:.4f}", flush=True)
     new.requires_grad_(False).encoder.requires_grad_(True)
     error = fit_encoder(new, data, labels, after.loss.label_std, encoder_steps)
     print(f"encoder: error of the labels {error:.4f} standard deviations")
@@ -228,6 +236,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--labels", type=Path, help="CSV file of labels, to which the mechanisms are fitted")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the embedding and of the mechanisms")
     parser.add_argument("--batch_size", type=int, default=256, help="labels of a step of the mechanisms")
+    parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate of the mechanisms")
     parser.add_argument("--encoder_steps", type=int, default=20_000, help="steps of 64 images of the encoder")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -243,7 +252,8 @@ def main(argv: list[str]) -> None:
     table = None if args.labels is None else read_labels(args.labels, spec)
     after = replace(loaded.config, model=model_config)
     model = cast(CausalDiffAE, loaded.model)
-    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table, args.batch_size)
+    size = (args.batch_size, args.lr)
+    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table, *size)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
     print(args.out)
 

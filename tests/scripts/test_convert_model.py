@@ -111,6 +111,19 @@ def test_mechanisms_get_another_size(tmp_path: Path, circuit_dir: Path) -> None:
     assert states[1]["scm.networks.3.2.weight"].shape == (24, 24)
 
 
+def test_mechanisms_of_the_same_kind_and_size_are_trained_on(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old", mechanism="spline")
+    labels = circuit.predict(circuit.sample_noise(200, np.random.default_rng(0)), {})
+    table = tmp_path / "labels.csv"
+    np.savetxt(table, labels, delimiter=",", header="arm,blue,green,red", comments="")
+    fitted = ("--labels", table, "--steps", 2, "--batch_size", 8, "--lr", 1e-9, "--encoder_steps", 2)
+    done = convert(old, circuit_dir, *fitted)
+    assert done.returncode == 0, done.stderr
+    states = [load_model(str(tmp_path / name)).model.state_dict() for name in ("old", "new")]
+    for key in (each for each in states[0] if each.startswith("scm.")):
+        torch.testing.assert_close(states[1][key], states[0][key], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
