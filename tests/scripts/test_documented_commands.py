@@ -61,9 +61,6 @@ ELSEWHERE = {
     + "tests/training/test_step_parts.py",
     "python scripts/export_weights.py --model_path RUN --average FORMER --share 0.7 --out weights/NAME": SUITE
     + "tests/scripts/test_export_weights.py",
-    "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --data_dir DATA --out_dir OUT "
-    "--num_images 1000 --do thickness=3.5 --do intensity=90 --do intensity=200 "
-    "--settings dpmpp2m:25,exact_ddim:15,exact_ddim:4": SUITE + "tests/evaluation/test_step_sweep.py",
     "python scripts/sweep_steps.py --model_path weights/morphomnist_causaldae_mini --student "
     "weights/morphomnist_causaldae_mini_2step --data_dir DATA --out_dir OUT --num_images 1000 --do thickness=3.5 "
     "--do intensity=90 --do intensity=200 --settings exact_ddim:2,few_step:2,few_step:2+1": (
@@ -86,7 +83,7 @@ ELSEWHERE = {
     "--vae_path RUN/autoencoder --run_dir RUN --minutes 47": LATENT,
     "python scripts/image_causaldae_test.py --model_path RUN --data_dir DATA --out_dir OUT --num_images 64 --steps 15 "
     "--do arm=0.5 --do blue=0.9 --do green=0.9 --do red=0.2": LATENT,
-    "causaldiffae estimate --dataset pendulum --sides 32,64,128 --table docs/training.md": SUITE
+    "causaldiffae estimate --dataset pendulum --sides 32,64,128 --table docs/practical_guide.md": SUITE
     + "tests/training/test_size_table.py",
     "SIZE=latent ./scripts/train.sh --data_dir my_images": LATENT,
     "SIZE=latent ./scripts/train.sh --data_dir my_images --image_size 256": LATENT,
