@@ -63,12 +63,7 @@ def encode_split(data: ImageData, codec: LatentSpace, data_dir: str | Path) -> C
     spec = codec.code_spec(data.spec)
     shape = (len(data), spec.channels, spec.image_size, spec.image_size)
     folder = dist_util.once_per_machine(lambda: cache_folder(open_folder(data_dir)))
-    if folder is None:
-        array = np.empty(shape, DTYPE)
-        _encode(data.images, codec, array)
-        return Codes(array, codec)
     prefix = f"codes-{data.split}-{'x'.join(map(str, shape))}-"
-    path = folder / f"{prefix}{_key(data.images, codec)}.npy"
 
     def fill(codes: np.ndarray) -> list[int]:
         _encode(data.images, codec, codes)
@@ -77,13 +72,18 @@ def encode_split(data: ImageData, codec: LatentSpace, data_dir: str | Path) -> C
     opened: list[np.ndarray] = []
 
     def read_or_write() -> None:
+        if folder is None:
+            opened.append(np.empty(shape, DTYPE))
+            _encode(data.images, codec, opened[0])
+            return
+        path = folder / f"{prefix}{_key(data.images, codec)}.npy"
         with FileLock(folder / "lock"):  # others wait here, where no collective operation times out
             array = open_array(path, shape, DTYPE, "the images are encoded again")
             if array is None:
                 array = write_array(path, prefix, shape, DTYPE, fill, "codes of the images")
             opened.append(array)
 
-    dist_util.from_all(read_or_write)
+    dist_util.from_all(read_or_write)  # also where only some machines have a cache
     return Codes(opened[0], codec)
 
 

@@ -9,6 +9,7 @@ from autoencoders import save_tiny
 from folders import make_folder, paint
 from processes import ended, start_group
 
+from causaldiffae import dist_util
 from causaldiffae.config import TrainConfig
 from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.registry import read_split
@@ -88,6 +89,20 @@ def test_without_a_place_for_the_cache_codes_are_in_memory(
     expected = encode_split(data, codec, folder).array
     monkeypatch.setattr("causaldiffae.training.codes.cache_folder", lambda folder: None)
     np.testing.assert_array_equal(encode_split(data, codec, folder).array, expected)
+
+
+def test_machines_with_and_without_a_cache_take_part_in_the_same_collective_operations(
+    folder: Path, codec: LatentSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise they wait for each other until the time-out."""
+    called: list[str] = []
+    for name in ("once_per_machine", "from_all"):
+        monkeypatch.setattr(dist_util, name, lambda action, name=name: (called.append(name), action())[1])
+    encode_split(train_split(folder), codec, folder)
+    cached, called[:] = called[:], []
+    monkeypatch.setattr("causaldiffae.training.codes.cache_folder", lambda folder: None)
+    encode_split(train_split(folder), codec, folder)
+    assert called == cached == ["once_per_machine", "from_all"]
 
 
 IN_TWO = """
