@@ -100,7 +100,8 @@ def read_environment(environment: Mapping[str, str] | None = None) -> ProcessInf
     if launcher == "slurm":
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
         address = address or first_slurm_host(nodes)
-        port = port or 20000 + (integer("SLURM_JOB_ID", 0, 10**9) or 0) % 20000
+        step = int(re.sub(r"\D", "", environment.get("SLURM_STEP_ID", "")) or 0)  # others may run at the same time
+        port = port or 20000 + ((integer("SLURM_JOB_ID", 0, 10**9) or 0) + 1009 * step) % 20000
     local_rank, local_size = integer(local_rank_name, 0, 10**6) or 0, integer(local_size_name, 1, 10**6)
     return ProcessInfo(launcher.split()[0], rank_here, size, local_rank, local_size, address, port)
 
@@ -202,8 +203,7 @@ def _agree_by_mpi(info: ProcessInfo) -> tuple[str, int]:
             f"mpi4py: required for the {info.world_size} processes of mpiexec, cannot be imported ({error}); "
             "install the extra `mpi`, or set MASTER_ADDR and MASTER_PORT"
         ) from error
-    ours = not MPI.Is_initialized()
-    if ours:
+    if ours := not MPI.Is_initialized():
         MPI.Init()
     world = MPI.COMM_WORLD
     if world.Get_size() != info.world_size:

@@ -39,6 +39,8 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a
         (TORCHRUN, ProcessInfo("torchrun", 1, 2, 1, None, "a", 1234)),
         (SLURM, ProcessInfo("slurm", 5, 8, 1, None, "gpu03", 20000)),
         (SLURM | {"SLURM_JOB_ID": "70001", "MASTER_ADDR": "b"}, ProcessInfo("slurm", 5, 8, 1, None, "b", 30001)),
+        # The third step of a job, whose port is not that of a step beside it.
+        (SLURM | {"SLURM_JOB_ID": "70001", "SLURM_STEP_ID": "2"}, ProcessInfo("slurm", 5, 8, 1, None, "gpu03", 32019)),
         # A batch script of eight tasks that starts python itself, without srun.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n1"}, ProcessInfo()),
         # mpiexec within the single step that the scheduler made for the shell.
