@@ -37,10 +37,13 @@ class DataError(InputError):
 
 
 def check_given(settings: object, *names: str) -> None:
-    """Raises `InputError` for the first empty setting; the names are also flags."""
+    """Raises `InputError` for the first empty setting, or output that is not local; the names are also flags."""
     for name in names:
-        if not getattr(settings, name):
+        value = getattr(settings, name)
+        if not value:
             raise InputError(f"{name}: expected a value, got none; set --{name}")
+        if name.startswith("out") and "://" in value:  # would be written to a local folder of that name
+            raise InputError(f"{name}: expected a local path, got {value}")
 
 
 def check_least(settings: object, **minimum: int) -> None:

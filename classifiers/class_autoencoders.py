@@ -15,6 +15,7 @@ from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics import interpretability
+from causaldiffae.predictors.common import check_output
 from causaldiffae.script_util import parse_flags, run_cli
 from causaldiffae.training.devices import use_device
 
@@ -40,6 +41,7 @@ class AutoencoderTraining:
 
 def main(argv: list[str]) -> None:
     config = parse_flags(AutoencoderTraining, argv, __doc__ or "")
+    check_output(config.out, interpretability.MODEL_TYPE)
     use_device(config.device)
     train = read_split(config.dataset, config.data_dir, "train", limit=config.num_images or None)
     interpretability.ClassAutoencoders(train.spec)  # refuses a data set without classes at once

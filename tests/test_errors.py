@@ -2,10 +2,11 @@
 
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
-from causaldiffae.errors import MAX_MESSAGE, DataError, InputError
+from causaldiffae.errors import MAX_MESSAGE, DataError, InputError, check_given
 from causaldiffae.script_util import run_cli
 
 
@@ -26,3 +27,11 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
         warnings.simplefilter("always")
         run_cli(main, [])
     assert capsys.readouterr().err == "warning: w?]0;x?\nerror: a?[2J ?b\n"
+
+
+def test_outputs_are_local() -> None:
+    """`Path("gs://bucket/out")` is a folder `gs:` in the working directory."""
+    remote = SimpleNamespace(data_dir="gs://bucket/data", out_dir="out", out="gs://bucket/out")
+    check_given(remote, "data_dir", "out_dir")
+    with pytest.raises(InputError, match="^out: expected a local path, got gs://bucket/out$"):
+        check_given(remote, "data_dir", "out")

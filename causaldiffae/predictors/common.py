@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from causaldiffae.checkpoints.checkpoint import Checkpoint, export_weights, load_checkpoint
+from causaldiffae.checkpoints.checkpoint import CONFIG, Checkpoint, check_free, export_weights, load_checkpoint
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.files.reading import read_json
 
 ConfigT = TypeVar("ConfigT")
 
@@ -46,6 +47,21 @@ def make_heads(variables: Iterable[tuple[str, tuple[float, ...]]], continuous_si
         heads.append(Head(name, start, len(values) or continuous_size, values))
         start += heads[-1].size
     return heads
+
+
+def check_output(out: str | Path, model_type: str) -> None:
+    """Refuses an output folder before training, in which `save_folder` would fail or replace another type of model.
+
+    Raises:
+        InputError: for a file, or a folder with checkpoints or a model that is not of `model_type`.
+    """
+    folder = Path(out)
+    if folder.is_file():
+        raise InputError(f"out: expected a folder, got the file {folder}")
+    check_free(folder)
+    kind = read_json(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else model_type
+    if kind != model_type:
+        raise InputError(f"out: expected a new folder or a model of type {model_type!r}, got {kind!r} in {folder}")
 
 
 def save_folder(folder: str | Path, module: nn.Module, model_type: str, **described: Any) -> Path:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from causaldiffae.checkpoints.checkpoint import build_with_weights
 from causaldiffae.config import DiffusionConfig, flag, parse_ints, with_help
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import InputError
 from causaldiffae.predictors.common import Head, check_same, make_heads, open_folder, read_network, save_folder
 from causaldiffae.unet import EncoderUNetModel
 
@@ -70,6 +70,8 @@ class NoisedPredictor(nn.Module):
         patch = config.patch_size
         if patch < 1 or spec.image_size % patch:
             raise InputError(f"patch_size: expected a divisor of the image size {spec.image_size}, got {patch}")
+        if not 0 < config.min_std < 10:
+            raise InputError(f"min_std: expected a number in (0, 10), got {config.min_std}")
         self.spec, self.config, self.heads = spec, config, label_heads(spec)
         side = spec.image_size // patch
         sides = parse_ints("attention_resolutions", config.attention_resolutions)
@@ -149,6 +151,4 @@ def load_noised_predictor(
             raise InputError(f"predictor: {path}: expected {name} {expected!r}, as the model, got {got!r}")
     check_same(theirs, spec, ("image_size", "channels", "kinds", "categories", "shift", "scale"), str(path))
     config = read_network(NoisedPredictorConfig, found.config.get("network"), str(path))
-    if not 0 < config.min_std < 10:
-        raise DataError(f"{path}: min_std: expected a number in (0, 10), got {config.min_std}")
     return build_with_weights(lambda: NoisedPredictor(spec, config), found.model_state, str(path)).to(device)

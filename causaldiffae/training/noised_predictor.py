@@ -29,7 +29,9 @@ from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import Observed
+from causaldiffae.predictors.common import check_output
 from causaldiffae.predictors.noised_predictor import (
+    MODEL_TYPE,
     SCHEDULE,
     NoisedPredictor,
     NoisedPredictorConfig,
@@ -183,6 +185,8 @@ def figures_by_level(
         row = {"level": level, "log_prob": float(observed.mean(log_probs))}
         for i, (name, head) in enumerate(zip(spec.graph.names, predictor.heads, strict=True)):
             known = observed.labels[:, i]
+            if not known.any():
+                continue
             if head.values:
                 right = head.category(found[known, i]) == head.category(labels[known, i])
                 row[f"{name}_accuracy"] = float(right.float().mean())
@@ -198,6 +202,7 @@ def run_training(argv: list[str], description: str) -> str:
     """Runs the script: trains and saves a predictor, and returns the table to print."""
     check_platform()
     config, network, diffusion_config = _parse(argv, description)
+    check_output(config.out, MODEL_TYPE)
     use_device(config.device)
     diffusion = create_gaussian_diffusion(diffusion_config)
     size, channels = config.image_size or None, config.channels or None

@@ -37,8 +37,10 @@ from causaldiffae.errors import check_given, check_least
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
 from causaldiffae.metrics.effectiveness import nearest_category
+from causaldiffae.predictors.common import check_output
 from causaldiffae.predictors.predictor import (
     CLASS,
+    MODEL_TYPE,
     VAE_LATENTS,
     Predictor,
     check_fits,
@@ -344,6 +346,7 @@ def run_training(argv: list[str], description: str, dataset: str, **defaults: An
     """Runs a classifier script: trains and saves a predictor, and returns the table to print."""
     check_platform()
     config = parse_flags(PredictorTraining, argv, description, defaults=defaults)
+    check_output(config.out, MODEL_TYPE)
     use_device(config.device)
     start = time.monotonic()
     prepared = prepare(config, dataset)

@@ -108,4 +108,9 @@ def test_data_without_classes_is_refused(tmp_path: Path) -> None:
         train_class_autoencoders(train.subset([0, 1, 2]), 1, 1)
     with pytest.raises(DataError, match="expected a model of type 'class_autoencoders' .*, got 'predictor'"):
         load_autoencoders(REPO / "weights" / "pendulum_32_predictor")
-    assert_refused(run(REPO / "classifiers" / "class_autoencoders.py", f"--out={tmp_path}"), "data_dir: ")
+    script = REPO / "classifiers" / "class_autoencoders.py"
+    assert_refused(run(script, f"--out={tmp_path}"), "data_dir: ")
+    (tmp_path / "run" / "step_0000001").mkdir(parents=True)
+    few = ("--num_images=40", "--class_epochs=1", "--all_epochs=1")
+    refused = run(script, f"--data_dir={SHARE}", f"--out={tmp_path / 'run'}", *few)
+    assert_refused(refused, "run: expected a folder without checkpoints")

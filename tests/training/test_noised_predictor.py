@@ -219,12 +219,23 @@ def test_test_images_without_labels_do_not_lose_the_predictor(tmp_path: Path) ->
     assert (tmp_path / "p" / "config.json").is_file()
 
 
+def test_a_variable_without_test_labels_does_not_lose_the_predictor(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", [row | ({"hat": ""} if row["split"] == "test" else {}) for row in table_rows()])
+    small = ["--dataset=folder", "--channel_mult=1,1", "--image_size=16", "--iterations=1", "--batch_size=4"]
+    outcome = run(SCRIPT, *small, f"--data_dir={tmp_path / 'data'}", f"--out={tmp_path / 'p'}")
+    assert outcome.returncode == 0, outcome.stderr
+    (row, *_) = json.loads((tmp_path / "p" / "config.json").read_text())["figures"]["by_level"]
+    assert set(row) == {"level", "log_prob", "age_error", "grey_accuracy"}
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--data_dir=", "data_dir: expected a value, got none"),
         ("--iterations=0", "iterations: expected 1 or more, got 0"),
         ("--pool=mean", "pool: expected"),
+        ("--min_std=0", "min_std: expected a number in (0, 10), got 0.0"),
+        ("--out=gs://bucket/p", "out: expected a local path, got gs://bucket/p"),
         ("--noise_schedule=square", "noise_schedule: expected"),
         ("--patch_size=5", "patch_size: expected a divisor of the image size 28, got 5"),
     ],
@@ -232,3 +243,20 @@ def test_test_images_without_labels_do_not_lose_the_predictor(tmp_path: Path) ->
 def test_invalid_settings_are_refused(tmp_path: Path, flag: str, message: str) -> None:
     base = ["--dataset=mnist", f"--data_dir={SHARE}", f"--out={tmp_path / 'p'}"]
     assert_refused(run(SCRIPT, *base, flag), message)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    """A run in place of its subfolder `predictor`, and the model folder of a score network, which would be replaced."""
+    (tmp_path / "run" / "step_0000001").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    model = shutil.copytree(REPO / "weights" / "mnist_dit_mini", tmp_path / "model")
+    before = (model / "model.safetensors").read_bytes()
+    for name, message in (
+        ("run", "run: expected a folder without checkpoints"),
+        ("file", "out: expected a folder, got the file"),
+        ("model", "out: expected a new folder or a model of type 'noised_predictor', got 'diffscm' in"),
+    ):
+        tiny = ("--channel_mult=1,1", "--patch_size=4", "--iterations=1", "--batch_size=4", "--num_test=8")
+        outcome = run(SCRIPT, "--dataset=mnist", f"--data_dir={SHARE}", f"--out={tmp_path / name}", *tiny)
+        assert_refused(outcome, message)
+    assert (model / "model.safetensors").read_bytes() == before

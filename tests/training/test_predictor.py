@@ -159,3 +159,13 @@ def test_missing_and_invalid_settings_are_refused() -> None:
         training.PredictorTraining(out="x")
     with pytest.raises(InputError, match="steps: expected 1 or more, got 0"):
         training.PredictorTraining("a", "b", steps=0)
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "step_0000001").mkdir(parents=True)
+    monkeypatch.setattr(training, "train_predictor", lambda *_: pytest.fail("it is trained"))
+    given = [f"--data_dir={make_folder(tmp_path / 'data')}", f"--out={tmp_path / 'run'}", "--image_size=16"]
+    with pytest.raises(InputError, match="run: expected a folder without checkpoints"):
+        training.run_training(given, "", "folder")
