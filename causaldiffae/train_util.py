@@ -39,7 +39,7 @@ from causaldiffae.training.automatic import choose, with_recorded
 from causaldiffae.training.codes import Codes
 from causaldiffae.training.distillation import create_training_step
 from causaldiffae.training.random_draws import draw_for_step, step_arguments, stream_seed
-from causaldiffae.training.response_tracker import BEST, ResponseTracker
+from causaldiffae.training.response_tracker import BEST, BEST_FILES, ResponseTracker
 from causaldiffae.training.resuming import (
     batch_order,
     changed_options,
@@ -51,7 +51,7 @@ from causaldiffae.training.resuming import (
     with_layout_of,
 )
 from causaldiffae.training.saving import LOGS as LOGS
-from causaldiffae.training.saving import RETRY_SECONDS, all_finite, create_writer, tolerated
+from causaldiffae.training.saving import RETRY_SECONDS, all_finite, create_writer, tolerated, upload_logs
 from causaldiffae.training.skipped_steps import REPORT, SkippedSteps
 from causaldiffae.training.stopping import StopRequest
 
@@ -137,8 +137,7 @@ class TrainLoop:
             self.training_step = DistributedDataParallel(self.training_step, gradient_as_bucket_view=True)
 
     def _resume(self, run_dir: str | Path) -> None:
-        explicit = self.config.train.resume_checkpoint
-        path = checkpoint_to_resume(explicit, run_dir)
+        path = checkpoint_to_resume(self.config.train.resume_checkpoint, run_dir)
         if path is None:
             return
         checkpoint = load_checkpoint(path, with_training=True)
@@ -389,7 +388,8 @@ class TrainLoop:
         with tolerated("counterfactuals", patience):
             self.logger.log_image("counterfactuals", image, self.step)
         with tolerated(BEST, patience):
-            self.responses.keep_best(self.logger.run_dir, self.model, self.config, self.spec, self.images_seen)
+            if self.responses.keep_best(self.logger.run_dir, self.model, self.config, self.spec, self.images_seen):
+                upload_logs(self.config.train, BEST_FILES)
         self.logger.logkvs(found)
         self.stop.request(self.responses.stop_reason())
         self.model.load_state_dict(state)

@@ -26,7 +26,6 @@ CONFIG_FLAGS = ("--config", "--score_config")
 def model_type(argv: Sequence[str]) -> str:
     """Type of the model in `--model_path`; "causaldae" where its folder does not say."""
     from causaldiffae.checkpoints.model_folders import describe_folder, find_model
-    from causaldiffae.checkpoints.remote import local_checkpoint
     from causaldiffae.errors import InputError
 
     path = ""
@@ -35,7 +34,7 @@ def model_type(argv: Sequence[str]) -> str:
         if name == "--model_path":
             path = value if equals else following
     try:
-        found = describe_folder(find_model(local_checkpoint(path))) if path else None
+        found = describe_folder(find_model(path)) if path else None
     except InputError:  # the script reports it
         found = None
     return "causaldae" if found is None else found.model_type

@@ -67,7 +67,6 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model_path",
-        type=Path,
         required=True,
         help="run directory or step folder; with --average also a model folder",
     )
@@ -81,7 +80,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.out is None and not args.data_dir:
         raise InputError("out: expected a folder to write, got none")
-    loaded = load_model(str(args.model_path), ema=args.ema)
+    loaded = load_model(args.model_path, ema=args.ema)
     own = Path(loaded.path) if loaded.step is None else Path(loaded.path).parent
     if args.out is None:
         write_reference(loaded, own, args.data_dir)

@@ -21,6 +21,7 @@ import yaml
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import CONFIG, load_checkpoint
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
 from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.folder.image_folder import has_split
@@ -44,12 +45,13 @@ from causaldiffae.training.codes import encode_split, open_codec
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, option_warnings, out_of_memory_message, training_warnings
-from causaldiffae.training.response_tracker import BEST
+from causaldiffae.training.response_tracker import BEST, BEST_FILES
 from causaldiffae.training.responses import FILE as RESPONSES
 from causaldiffae.training.responses import describe as describe_responses
 from causaldiffae.training.responses import write_responses
 from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
+from causaldiffae.training.saving import upload_logs
 from causaldiffae.training.stopping import StopRequest
 
 PREVIEW_IMAGES = 32
@@ -112,9 +114,10 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
         resume_step = find_resume_step(train)
         run_dir = run_folder(train.run_dir)
         if is_remote(train.run_dir) and dist_util.is_main():
-            RemoteRun(train.run_dir).fetch_logs(LOGS)
+            RemoteRun(train.run_dir).fetch_logs((*LOGS, *BEST_FILES))
         if codec is not None:
             dist_util.from_main(lambda: keep_in_run(codec, run_dir))
+            upload_logs(train, BESIDE_STEPS)
         logger = Logger(run_dir, train.tensorboard, resume_step)
         loop = TrainLoop(config, data, logger, test, stop, codes)
         logger.info(f"device: {describe_device()}")
@@ -134,8 +137,7 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
             logger.info("\n".join(describe_responses(loop.responses.latest, loop.images_seen)))
         if dist_util.is_main() and read_progress(run_dir / PROGRESS)[1]:
             logger.info(f"curves and graph: {write_run_page(run_dir, run_dir / 'plots')[-1]}")
-        if is_remote(train.run_dir) and dist_util.is_main():  # the last row follows the last checkpoint
-            RemoteRun(train.run_dir).upload_logs((*LOGS, RESPONSES))
+        upload_logs(train, (*LOGS, RESPONSES))  # the last row follows the last checkpoint
         if dist_util.is_main() and (run_dir / BEST).is_dir():
             step = read_json(run_dir / BEST / CONFIG)["trained_steps"]
             logger.info(f"best step: {step}, its weights are in {run_dir / BEST}")

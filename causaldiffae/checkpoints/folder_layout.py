@@ -20,16 +20,17 @@ NOISED_PREDICTOR_FOLDER: Final = "predictor"
 AUTOENCODER_FOLDER: Final = "autoencoder"
 """Subfolder of a run or model folder with the autoencoder of a model in latent space (published/autoencoder.py)."""
 AUTOENCODER_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
+BESIDE_STEPS: Final = (*(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES), "reference.safetensors")
+"""Files of a run directory that the use of a step needs."""
 README: Final = "README.md"
 """The model card (model_card.py)."""
 _FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/", f"{CORRECTION_FOLDER}/")
 HUB_FILES: Final = (
     *(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)),
-    *(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES),
+    *BESIDE_STEPS,
     "progress.csv",
     README,
     "responses.json",
-    "reference.safetensors",
 )
 
 

@@ -20,6 +20,7 @@ from causaldiffae.checkpoints.folder_layout import CONFIG, HUB_FILES, MODEL, typ
 from causaldiffae.checkpoints.folder_layout import CORRECTION_FOLDER as CORRECTION_FOLDER
 from causaldiffae.checkpoints.folder_layout import NOISED_PREDICTOR_FOLDER as NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.folder_layout import PREDICTOR_FOLDER as PREDICTOR_FOLDER
+from causaldiffae.checkpoints.remote import local_checkpoint
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.paths import WEIGHTS
 from causaldiffae.files.reading import file_size, read_json
@@ -82,17 +83,19 @@ def short_name(folder: str) -> str:
 
 
 def find_model(name: str | Path, revision: str | None = None) -> Path:
-    """Returns the folder of a model, downloading it from the hub if necessary.
+    """Returns the folder of a model, downloading it from the hub or from object storage if necessary.
 
     Args:
-        name: model folder, run directory or step folder, shipped name or folder name, or "owner/repository".
+        name: model folder, run directory or step folder, shipped name or folder name, "owner/repository", or the URL of
+            a run directory or step, of which a local copy is returned.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
         InputError: If there is no such model; the message lists the shipped models.
         DataError: If the download fails.
+        StorageError: If the storage service cannot be reached.
     """
-    given = Path(name)
+    given = local_checkpoint(name)
     if given.is_dir() or given.is_file():
         return given
     if (path := shipped_path(str(name))) != str(name):

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock
+
 from causaldiffae.checkpoints.checkpoint import (
     MANIFEST,
     STEP_NAME,
@@ -30,6 +32,7 @@ from causaldiffae.checkpoints.checkpoint import (
     steps_to_remove,
     verify,
 )
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
 from causaldiffae.checkpoints.lease import LOCK_FOLDER, OWN_NAME, take_lease
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import read_json, sync_to_disk, write_json
@@ -58,6 +61,8 @@ def run_folder(run_dir: str | os.PathLike[str]) -> Path:
 def local_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Returns a local path unchanged; for a URL, a local copy of the step or of the newest intact step of the run.
 
+    The copy lies in `run_folder`, with the files `BESIDE_STEPS` of the run.
+
     Raises:
         DataError: If there is no checkpoint, or it is damaged.
         StorageError: If the storage service cannot be reached.
@@ -65,12 +70,13 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
     if not is_remote(str(path)):
         return Path(path)
     url, _, name = str(path).rstrip("/").rpartition("/")
-    if STEP_NAME.fullmatch(name):
-        return RemoteRun(url).fetch(int(name.removeprefix("step_")))
-    newest = RemoteRun(str(path)).fetch_newest()
-    if newest is None:
+    given = STEP_NAME.fullmatch(name)
+    run = RemoteRun(url if given else str(path))
+    found = run.fetch(int(given[1])) if given else run.fetch_newest()
+    if found is None:
         raise DataError(f"{path}: expected a checkpoint, found none")
-    return newest
+    run.fetch_logs(BESIDE_STEPS)
+    return found
 
 
 class RemoteRun:
@@ -192,7 +198,10 @@ class RemoteRun:
             StorageError: If a request fails.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"step_{step:07d}"
+        with FileLock(self.folder.with_suffix(".lock")):  # another process would replace a folder that this one reads
+            return self._fetch(step, self.folder / f"step_{step:07d}")
+
+    def _fetch(self, step: int, target: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=self.folder))
         try:
             temporary.chmod(0o755)
@@ -231,11 +240,13 @@ class RemoteRun:
 
     def fetch_logs(self, names: Sequence[str]) -> None:
         """Downloads files of the run directory unless they exist locally."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             url, target = f"{self.url}/{name}", self.folder / name
             if not target.exists() and self._call("exists", url):
-                self._call("copy", url, str(target), overwrite=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
+                    self._call("copy", url, str(Path(temporary, target.name)), overwrite=True)
+                    Path(temporary, target.name).replace(target)
 
     def upload_logs(self, names: Sequence[str]) -> None:
         """Uploads files of the run directory; failures are warnings."""

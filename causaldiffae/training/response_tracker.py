@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
-from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
 from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData
@@ -23,6 +23,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.published.autoencoder import LatentSpace
 from causaldiffae.script_util import LoadedModel, Model, describe_checkpoint
 from causaldiffae.training.previews import can_intervene, draw_preview
+from causaldiffae.training.responses import FILE as RESPONSES
 from causaldiffae.training.responses import (
     HARDLY,
     PATIENCE,
@@ -38,6 +39,7 @@ from causaldiffae.training.responses import (
 
 BEST: Final = "best"
 """Folder of a run with the weights of its best step."""
+BEST_FILES: Final = tuple(f"{BEST}/{name}" for name in (MODEL, CONFIG, RESPONSES))
 
 
 class Measurement(NamedTuple):

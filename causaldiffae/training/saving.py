@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from causaldiffae import dist_util
 from causaldiffae.checkpoints.remote import RemoteRun
 from causaldiffae.checkpoints.writer import CheckpointWriter
 from causaldiffae.config import TrainConfig
@@ -37,6 +38,12 @@ def create_writer(train: TrainConfig, run_dir: Path) -> CheckpointWriter:
         on_written=partial(_upload, train) if is_remote(train.run_dir) else None,
         patience=train.storage_patience,
     )
+
+
+def upload_logs(train: TrainConfig, names: Sequence[str]) -> None:
+    """Uploads files of a remote run directory on rank 0, see `RemoteRun.upload_logs`."""
+    if is_remote(train.run_dir) and dist_util.is_main():
+        RemoteRun(train.run_dir).upload_logs(names)
 
 
 def _upload(train: TrainConfig, folder: Path) -> None:

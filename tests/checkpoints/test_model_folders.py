@@ -14,17 +14,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_storage import install_service
 from hub_server import hub_of
 from paths import REPO
 from processes import plain_environment
+from support import CHECKPOINT_CONFIG, small_network
 from tiny_models import write_diffscm
 
 from causaldiffae import CausalDiffAE, CounterfactualModel
 from causaldiffae.checkpoints import model_folders
+from causaldiffae.checkpoints.checkpoint import save_checkpoint
 from causaldiffae.checkpoints.model_folders import describe_folder, find_model, models_in, shipped_models, short_name
+from causaldiffae.checkpoints.remote import run_folder
 from causaldiffae.errors import DataError, InputError
 
 WEIGHTS = REPO / "weights"
+
+
+def test_a_run_in_object_storage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = install_service(tmp_path, monkeypatch).bucket
+    state = {"model_state": small_network().state_dict(), "ema_states": {}, "training_state": None}
+    save_checkpoint(bucket / "run", 3, config=CHECKPOINT_CONFIG, **state)
+    assert find_model("gs://bucket/run") == run_folder("gs://bucket/run") / "step_0000003"
+    with pytest.raises(DataError, match="gs://bucket/none: expected a checkpoint, found none"):
+        find_model("gs://bucket/none")
 
 
 def test_shipped_names() -> None:

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,13 @@ from tiny import small_config, squares
 
 from causaldiffae import dist_util, train_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint, run_folder
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.logger import Logger
 from causaldiffae.script_util import load_model
 from causaldiffae.train_util import TrainLoop
+from causaldiffae.training.response_tracker import BEST_FILES, ResponseTracker
 from causaldiffae.training.resuming import checkpoint_to_resume
 
 RUN = "gs://bucket/run"
@@ -127,6 +131,69 @@ def test_other_processes_fetch_the_step_that_rank_0_has_chosen(
     monkeypatch.setattr(dist_util, "from_main", lambda action: (chosen, True, RUN))
     monkeypatch.setattr(dist_util, "is_main", lambda: False)
     assert checkpoint_to_resume("", RUN) == chosen and load_checkpoint(chosen).step == 1
+
+
+def test_processes_of_a_machine_download_a_step_once(service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second download would replace the folder that another process reads."""
+    RemoteRun(RUN).upload(write(1))
+    shutil.rmtree(run_folder(RUN))
+    service.calls.clear()
+    copy = service.copy
+
+    def slow_copy(source: str, target: str, overwrite: bool) -> None:
+        time.sleep(0.05)
+        copy(source, target, overwrite)
+
+    monkeypatch.setattr(service, "copy", slow_copy)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: RemoteRun(RUN).fetch(1), range(4)))
+    assert set(found) == {run_folder(RUN) / "step_0000001"}
+    weights = [address for name, address in service.calls if name == "copy" and address.endswith("model.safetensors")]
+    assert len(weights) == 1
+
+
+def test_the_files_beside_a_step_are_fetched_with_it(service: FakeBlobfile) -> None:
+    RemoteRun(RUN).upload(write(1))
+    (run_folder(RUN) / "autoencoder").mkdir()
+    for name in BESIDE_STEPS:
+        (run_folder(RUN) / name).write_text(name)
+    RemoteRun(RUN).upload_logs(BESIDE_STEPS)
+    for path in (RUN, f"{RUN}/step_0000001"):
+        shutil.rmtree(run_folder(RUN))
+        assert local_checkpoint(path) == run_folder(RUN) / "step_0000001"
+        assert [(run_folder(RUN) / name).read_text() for name in BESIDE_STEPS] == list(BESIDE_STEPS)
+
+
+def test_an_interrupted_download_leaves_no_file(service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a file would count as the whole one, as files that exist are not downloaded."""
+    RemoteRun(RUN).upload(write(1))
+    (run_folder(RUN) / "progress.csv").write_text("step,loss")
+    RemoteRun(RUN).upload_logs(("progress.csv",))
+    shutil.rmtree(run_folder(RUN))
+
+    def broken_copy(source: str, target: str, overwrite: bool) -> None:
+        Path(target).write_text("ste")
+        raise RuntimeError("connection lost")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="connection lost"):
+        patch.setattr(service, "copy", broken_copy)
+        RemoteRun(RUN).fetch_logs(("progress.csv",))
+    RemoteRun(RUN).fetch_logs(("progress.csv",))
+    assert (run_folder(RUN) / "progress.csv").read_text() == "step,loss"
+
+
+def test_the_best_step_is_uploaded_when_it_improves(service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep_best(self: ResponseTracker, run_dir: Path, *others: object) -> bool:
+        (run_dir / "best").mkdir(exist_ok=True)
+        for name in BEST_FILES:
+            (run_dir / name).write_text(f"at {trained.step}")
+        return trained.step < 3
+
+    monkeypatch.setattr(ResponseTracker, "keep_best", keep_best)
+    monkeypatch.setattr(ResponseTracker, "measure", lambda *_: {})
+    trained = loop(run_folder(RUN), preview=True, run_dir=RUN, total_steps=4, sample_interval=1)
+    trained.run()
+    assert [(service.bucket / "run" / name).read_text() for name in BEST_FILES] == ["at 2"] * 3
 
 
 def test_a_local_step_that_was_not_uploaded_does_not_count(service: FakeBlobfile) -> None:

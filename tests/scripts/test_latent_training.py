@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from autoencoders import save_tiny, save_vae
+from fake_storage import install_service
 from folders import make_folder
 from paths import REPO
 from running import Outcome, assert_refused, run
 
 from causaldiffae import CounterfactualModel
+from causaldiffae.checkpoints.remote import run_folder
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import DataError
 from causaldiffae.evaluation.sampling import draw_abduction
@@ -26,7 +28,7 @@ def data(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "data")
 
 
-def train(data: Path, run_dir: Path, vae: Path | str, *more: str, model: str = "causaldae") -> Outcome:
+def train(data: Path, run_dir: Path | str, vae: Path | str, *more: str, model: str = "causaldae") -> Outcome:
     configs = [REPO / "configs" / "folder_causaldae_latent.yaml"]
     if model != "causaldae":
         configs.append(REPO / "configs" / "baselines" / f"{model}.yaml")
@@ -81,6 +83,19 @@ def test_other_models_and_their_test_scripts(data: Path, tmp_path: Path, model: 
     tested = run(script, *given, "--do", "age=60", "--steps=2", "--num_images=2", "--use_bf16=False")
     assert tested.returncode == 0, tested.stderr
     assert (tmp_path / "out" / "counterfactuals.csv").is_file()
+
+
+def test_a_remote_run_is_used_on_another_machine(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_service(tmp_path, monkeypatch)
+    url, vae = "gs://bucket/run", save_tiny(tmp_path / "vae")
+    trained = train(data, url, vae)
+    assert trained.returncode == 0, trained.stderr
+    shutil.rmtree(vae)
+    shutil.rmtree(run_folder(url))
+    assert CounterfactualModel.from_pretrained(url).loaded.codec is not None
+    exported = run(REPO / "scripts" / "export_weights.py", "--model_path", url, "--out", tmp_path / "model")
+    assert exported.returncode == 0, exported.stderr
+    assert CounterfactualModel.from_pretrained(tmp_path / "model").loaded.codec is not None
 
 
 def test_a_run_resumes_with_its_own_autoencoder_only(data: Path, tmp_path: Path) -> None:
