@@ -274,6 +274,29 @@ def test_pixels_that_one_cause_explains_are_kept() -> None:
     assert only_a[..., : REGION - 1].all() and not only_a[..., REGION + 1 : 2 * REGION - 1].any()
 
 
+class Hinting(Strips):
+    """One cause alone also tells a small part of the effect's strip."""
+
+    def model_outputs(
+        self, x_t: Tensor, t: Tensor, conditions: Sequence[Tensor | None], classes: Tensor | None = None
+    ) -> list[Tensor]:
+        outputs = [output.clone() for output in super().model_outputs(x_t, t, conditions, classes)]
+        for output, z in zip(outputs, conditions, strict=True):
+            assert z is not None
+            a, b, e = z[:, :, 0].unbind(1)
+            alone = (a != DROPPED) & (b == DROPPED) & (e == DROPPED)
+            output[alone, :, 1:5, -5:-1] = 2 * a[alone, None, None, None]
+        return outputs
+
+
+def test_small_areas_of_the_effect_are_not_kept() -> None:
+    diffusion = GaussianDiffusion(betas=get_named_beta_schedule("linear", 1000), model_mean_type=ModelMeanType.START_X)
+    x_start = Strips().model_outputs(torch.zeros(2, 1, 6, 3 * REGION), T[:2], [STRIPS])[0]
+    args = (diffusion.noise_schedule, x_start, STRIPS, CAUSES)
+    expected = explained_pixels(Strips(), *args)
+    assert torch.equal(explained_pixels(Hinting(), *args), expected)
+
+
 def test_causes_that_are_set_are_not_dropped_and_all_of_them_are_a_warning() -> None:
     graph = CausalGraph(("a", "b", "c"), (("a", "c"), ("b", "c")))
     assert dropped_causes(graph, ["c"], ["c"]) == (True, True, False)
