@@ -103,6 +103,8 @@ ELSEWHERE = {
     "python tools/convert_model.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit "
     "--labels labels.csv --mechanism_width 128 --mechanism_depth 3 --steps 16000 --batch_size 1024 --out OUT": SUITE
     + "tests/scripts/test_convert_model.py",
+    "python tools/convert_model.py --model_path OUT --data_dir data/circuit --labels labels.csv --steps 40000 "
+    "--batch_size 1024 --lr 5e-3 --out OUT2": SUITE + "tests/scripts/test_convert_model.py",
     "python tools/unusual_inputs.py --model_path weights/morphomnist_causaldae_mini --data_dir data/morphomnist": (
         SUITE + "tests/test_tools.py (slow)"
     ),
