@@ -33,6 +33,7 @@ from typing import Final, Protocol, cast
 import torch
 from torch import Tensor
 
+from causaldiffae.datasets.images import neighbour_reach
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
 from causaldiffae.nn import ModelFn
@@ -295,9 +296,9 @@ def explained_pixels(
 
     A pixel is explained by a variable if the x_0 that is predicted from a noised image given this variable alone is
     that given all variables: the difference, averaged over noise levels and 3 x 3 pixels, is at most `EXPLAINED` of
-    that without any variable. An intervention on an effect must not change such pixels. Small areas are left out (an
-    opening by 5 x 5 pixels, after which the areas that remain get one pixel of their border back): they are parts of
-    the effect, which stay in the image as traces of its factual value. All sizes are for images of 32 pixels.
+    that without any variable. An intervention on an effect must not change such pixels. Small areas are left out by an
+    opening of 5 x 5 pixels, after which the others get one pixel of their border back: they belong to the effect, and
+    would remain in the image as traces of its factual value. Sizes are those for 32 pixels, and grow with the image.
 
     Args:
         x_start: (B, C, H, W) factual images.
@@ -319,7 +320,7 @@ def explained_pixels(
         differences.append(torch.stack([(other - full).abs().amax(dim=1) for other in others]))
     mean = torch.stack(differences).mean(dim=0)
     best = torch.stack([mean[0], mean[1:].amin(dim=0)])
-    reach = max(1, round(min(x_start.shape[-2:]) / 32))
+    reach = neighbour_reach(x_start)
     unexplained, explained = torch.nn.functional.avg_pool2d(best, 2 * reach + 1, stride=1, padding=reach)
     kept = (explained <= EXPLAINED * (unexplained + _MARGIN))[:, None]
     interior = -_widened(-kept.float(), 2 * reach)

@@ -83,7 +83,7 @@ def separate_embedding(model: CausalDiffAE, labels: Tensor, hidden: int, steps: 
     return new, fit(new, optimizer, training_loss, validation_loss, steps=steps, warmup=WARMUP)
 
 
-def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: int = 256, lr: float = 2e-3) -> float:
+def fit_mechanisms(model: CausalDiffAE, labels: Tensor, steps: int, batch_size: int, lr: float) -> float:
     """Fits the mechanisms to normalised labels (N, n); returns the negative log-likelihood of held-out ones.
 
     Args:
@@ -165,9 +165,9 @@ def converted(
     data: ImageData,
     steps: int,
     encoder_steps: int,
-    table: Tensor | None = None,
-    batch_size: int = 256,
-    lr: float = 2e-3,
+    table: Tensor | None,
+    batch_size: int,
+    lr: float,
 ) -> CausalDiffAE:
     """The model under another configuration, fitted where it differs.
 
@@ -252,8 +252,8 @@ def main(argv: list[str]) -> None:
     table = None if args.labels is None else read_labels(args.labels, spec)
     after = replace(loaded.config, model=model_config)
     model = cast(CausalDiffAE, loaded.model)
-    size = (args.batch_size, args.lr)
-    model = converted(model, loaded.config, after, data, args.steps, args.encoder_steps, table, *size)
+    steps = (args.steps, args.encoder_steps)
+    model = converted(model, loaded.config, after, data, *steps, table, args.batch_size, args.lr)
     export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
     print(args.out)
 

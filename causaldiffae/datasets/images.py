@@ -219,6 +219,11 @@ def evenly_spread(count: int, total: int) -> np.ndarray:
     return np.linspace(0, total - 1, count).round().astype(np.int64)
 
 
+def neighbour_reach(images: torch.Tensor) -> int:
+    """How many pixels in each direction are the neighbours of a pixel of images (..., H, W): 1 for 32 pixels."""
+    return max(1, round(min(images.shape[-2:]) / 32))
+
+
 def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float = KEEP_UNCHANGED) -> torch.Tensor:
     """Replaces pixels of counterfactual images that hardly change by those of the factual images.
 
@@ -235,7 +240,7 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
     if not fraction:
         return images
     factual = factual.to(images.dtype)
-    reach = max(1, round(min(images.shape[-2:]) / 32))  # neighbours in each direction
+    reach = neighbour_reach(images)
     size = 2 * reach + 1
     difference = (images - factual).nan_to_num().abs().amax(dim=1, keepdim=True)
     change = torch.nn.functional.avg_pool2d(difference, size, stride=1, padding=reach, count_include_pad=False)
