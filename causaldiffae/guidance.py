@@ -33,10 +33,9 @@ from typing import Final, Protocol, cast
 import torch
 from torch import Tensor
 
-from causaldiffae.datasets.images import neighbour_reach
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
-from causaldiffae.nn import ModelFn
+from causaldiffae.nn import ModelFn, neighbour_reach
 from causaldiffae.noise_schedule import NoiseSchedule
 
 Causes = tuple[bool, ...]

@@ -16,6 +16,7 @@ import torch
 
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.errors import InputError
+from causaldiffae.nn import neighbour_reach
 
 KEEP_UNCHANGED: Final = 0.1
 """Smallest change of a pixel that counts, as a fraction of the largest one of its image."""
@@ -217,11 +218,6 @@ def spread_or_all(count: int, total: int) -> np.ndarray:
 def evenly_spread(count: int, total: int) -> np.ndarray:
     """Evenly spaced indices (count,) in 0..total-1, from the first to the last."""
     return np.linspace(0, total - 1, count).round().astype(np.int64)
-
-
-def neighbour_reach(images: torch.Tensor) -> int:
-    """How many pixels in each direction are the neighbours of a pixel of images (..., H, W): 1 for 32 pixels."""
-    return max(1, round(min(images.shape[-2:]) / 32))
 
 
 def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float = KEEP_UNCHANGED) -> torch.Tensor:
