@@ -1,7 +1,8 @@
-"""Gives a trained CausalDiffAE other mechanisms or separate embeddings, and keeps the rest of its decoder.
+"""Gives a trained CausalDiffAE other mechanisms, another encoder or separate embeddings; its decoder stays.
 
     python tools/convert_model.py --model_path weights/NAME --data_dir DATA --out OUT --separate_embeddings
     python tools/convert_model.py --model_path weights/NAME --data_dir DATA --out OUT --mechanism spline
+    python tools/convert_model.py --model_path weights/NAME --data_dir DATA --out OUT --encoder_steps 20000
 
 `--separate_embeddings` replaces the hidden layer that embeds all latents by one per variable, fitted to the old one by
 least squares on latents of the training labels, with variables dropped as in training.
@@ -11,6 +12,9 @@ to infer the noise that these mechanisms require for the labels of an image. The
 on the labels alone. `--mechanism_width` and `--mechanism_depth` change the size of the mechanisms. They need no images:
 `--labels FILE` fits them to a table with more labels, a CSV file with a column for every variable. Mechanisms of the
 kind and size that the model has are trained on.
+
+`--encoder_steps` alone trains the encoder on, and `--encoder_channels` trains one of other widths from random weights.
+With other mechanisms the encoder is trained by default, with `--encoder_steps 0` it is not.
 
 Mechanisms and encoder keep the weights with the lowest loss on a held-out sixteenth of the data.
 
@@ -30,13 +34,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from causaldiffae.checkpoints.checkpoint import check_free, export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, check_free, export_weights
 from causaldiffae.config import Config, ModelConfig
 from causaldiffae.datasets.images import check_complete, model_inputs
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.files.reading import reading
+from causaldiffae.files.reading import read_json, reading
 from causaldiffae.image_datasets import ImageData
 from causaldiffae.losses import Observed, label_kl
 from causaldiffae.mechanisms.elementwise import FAMILIES
@@ -46,6 +50,7 @@ from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, de
 from causaldiffae.training.fitting import fit, split_validation
 
 OF_MECHANISMS = ("mechanism", "mechanism_width", "mechanism_depth")
+ENCODER_STEPS = 20_000
 WARMUP = 0.1
 """Share of the steps of each fit in which the learning rate increases."""
 
@@ -158,42 +163,46 @@ def fit_encoder(model: CausalDiffAE, data: ImageData, labels: Tensor, std: float
     return float((model.read_labels(mean) - labels[validation]).square().mean().sqrt())
 
 
-def converted(
-    model: CausalDiffAE,
-    before: Config,
-    after: Config,
-    data: ImageData,
-    steps: int,
-    encoder_steps: int,
-    table: Tensor | None,
-    batch_size: int,
-    lr: float,
-) -> CausalDiffAE:
-    """The model under another configuration, fitted where it differs.
-
-    Args:
-        table: labels (N, n) in label units, to which the mechanisms are fitted in place of those of the data.
-        batch_size, lr: labels of a step of the mechanisms, and their largest learning rate.
-    """
-    spec = data.spec
+def converted(loaded: LoadedModel, after: Config, data: ImageData, settings: argparse.Namespace) -> CausalDiffAE:
+    """The model under another configuration, fitted where it differs and where the settings ask for it."""
+    spec, before, model = data.spec, loaded.config.model, cast(CausalDiffAE, loaded.model)
+    table = None if settings.labels is None else read_labels(settings.labels, spec)
     labels = spec.normalise(torch.from_numpy(data.labels).float())
-    if before.model.separate_embeddings != after.model.separate_embeddings:
-        hidden = before.model.cond_hidden
-        model.unet.up_emb, error = separate_embedding(model.requires_grad_(False), labels, hidden, steps)
+    if before.separate_embeddings != after.model.separate_embeddings:
+        model.unet.up_emb, error = separate_embedding(
+            model.requires_grad_(False), labels, before.cond_hidden, settings.steps
+        )
         print(f"embedding: {error:.1%} of the variance is not reproduced")
-    alike = same_mechanisms(before.model, after.model)
-    if alike and table is None:
-        return model
     new = cast(CausalDiffAE, create_model_and_diffusion(after, spec)[0])
-    kept = {k: v for k, v in model.state_dict().items() if alike or not k.startswith("scm.")}
-    new.load_state_dict(kept, strict=alike)
-    given = labels if table is None else spec.normalise(table.float())
-    nll = fit_mechanisms(new, given, steps, batch_size, lr)
-    print(f"mechanisms: held-out negative log-likelihood {nll:.4f}", flush=True)
-    new.requires_grad_(False).encoder.requires_grad_(True)
-    error = fit_encoder(new, data, labels, after.loss.label_std, encoder_steps)
-    print(f"encoder: error of the labels {error:.4f} standard deviations")
+    other = ("scm.",) * (not same_mechanisms(before, after.model)) + ("encoder.",) * other_encoder(before, after.model)
+    new.load_state_dict(new.state_dict() | {k: v for k, v in model.state_dict().items() if not k.startswith(other)})
+    if fits_mechanisms(before, after.model, settings):
+        given = labels if table is None else spec.normalise(table.float())
+        nll = fit_mechanisms(new, given, settings.steps, settings.batch_size, settings.lr)
+        print(f"mechanisms: held-out negative log-likelihood {nll:.4f}", flush=True)
+    if steps := encoder_steps(before, after.model, settings):
+        new.requires_grad_(False).encoder.requires_grad_(True)
+        error = fit_encoder(new, data, labels, after.loss.label_std, steps)
+        print(f"encoder: error of the labels {error:.4f} standard deviations")
     return new
+
+
+def fits_mechanisms(before: ModelConfig, after: ModelConfig, settings: argparse.Namespace) -> bool:
+    """Whether mechanisms are fitted: others, or those of the model to a table of labels."""
+    return settings.labels is not None or not same_mechanisms(before, after)
+
+
+def encoder_steps(before: ModelConfig, after: ModelConfig, settings: argparse.Namespace) -> int:
+    """Steps of the encoder: as set, otherwise those of an encoder that the conversion requires."""
+    if settings.encoder_steps is not None:
+        return cast(int, settings.encoder_steps)
+    required = other_encoder(before, after) or fits_mechanisms(before, after, settings)
+    return ENCODER_STEPS if required else 0
+
+
+def other_encoder(before: ModelConfig, after: ModelConfig) -> bool:
+    """Whether the encoders of two configurations have other widths."""
+    return before.encoder_channels != after.encoder_channels
 
 
 def same_mechanisms(before: ModelConfig, after: ModelConfig) -> bool:
@@ -201,27 +210,27 @@ def same_mechanisms(before: ModelConfig, after: ModelConfig) -> bool:
     return all(getattr(before, name) == getattr(after, name) for name in OF_MECHANISMS)
 
 
-def check_convertible(loaded: LoadedModel, after: ModelConfig, fits: bool, out: Path) -> None:
-    """Raises `InputError` for a model that cannot be converted as asked, or a folder that cannot be written.
-
-    Args:
-        fits: fit mechanisms to a table, also those of the kind that the model has.
-    """
+def check_convertible(loaded: LoadedModel, after: ModelConfig, settings: argparse.Namespace) -> None:
+    """Raises `InputError` for a model that cannot be converted as requested, or a folder that cannot be written."""
     before = loaded.config.model
-    fits = fits or not same_mechanisms(before, after)
+    fits, steps = fits_mechanisms(before, after, settings), encoder_steps(before, after, settings)
     if before.model_type != "causaldae":
         raise InputError(f"model_path: expected model_type causaldae, got {before.model_type}")
     if loaded.codec is not None or loaded.pixel_range != (-1.0, 1.0):
         raise InputError("model_path: expected a model of pixels in [-1, 1], got one of codes or other pixels")
     if after.separate_embeddings != before.separate_embeddings and not before.cond_hidden:
         raise InputError("separate_embeddings: expected a model with cond_hidden, got one with a linear embedding")
-    if after == before and not fits:
-        raise InputError("mechanism: expected another one than that of the model, --labels or --separate_embeddings")
+    if after == before and not fits and not steps:
+        raise InputError(
+            "mechanism: expected another one than that of the model, --labels, --encoder_steps or --separate_embeddings"
+        )
+    if other_encoder(before, after) and not steps:
+        raise InputError("encoder_steps: expected 1 or more for an encoder of other widths, got 0")
     if fits and after.mechanism not in FAMILIES:
         raise InputError(f"mechanism: expected {', '.join(FAMILIES)}, got {after.mechanism}")
     if fits and not loaded.spec.graph.edges:
         raise InputError("mechanism: expected a graph with edges, got one without")
-    check_free(out)
+    check_free(settings.out)
 
 
 def main(argv: list[str]) -> None:
@@ -237,24 +246,24 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=3000, help="steps of the embedding and of the mechanisms")
     parser.add_argument("--batch_size", type=int, default=256, help="labels of a step of the mechanisms")
     parser.add_argument("--lr", type=float, default=2e-3, help="largest learning rate of the mechanisms")
-    parser.add_argument("--encoder_steps", type=int, default=20_000, help="steps of 64 images of the encoder")
+    parser.add_argument("--encoder_channels", default="", help="widths of the encoder; by default unchanged")
+    parser.add_argument("--encoder_steps", type=int, help=f"steps of its training; {ENCODER_STEPS} where it is needed")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     loaded = load_model(args.model_path)
     config = loaded.config.model
-    given = {name: value for name in OF_MECHANISMS if (value := getattr(args, name))}
+    given = {name: value for name in (*OF_MECHANISMS, "encoder_channels") if (value := getattr(args, name))}
     separate = args.separate_embeddings or config.separate_embeddings
     model_config = replace(config, separate_embeddings=separate, **given)
-    check_convertible(loaded, model_config, args.labels is not None, args.out)
-    train, spec = loaded.config.train, loaded.spec
-    data = read_split(spec.name, args.data_dir, "train", limit=train.num_images or None, spec=spec)
+    check_convertible(loaded, model_config, args)
+    spec, limit = loaded.spec, loaded.config.train.num_images or None
+    data = read_split(spec.name, args.data_dir, "train", limit=limit, spec=spec)
     check_complete(data.labels, spec.graph.names)
-    table = None if args.labels is None else read_labels(args.labels, spec)
     after = replace(loaded.config, model=model_config)
-    model = cast(CausalDiffAE, loaded.model)
-    steps = (args.steps, args.encoder_steps)
-    model = converted(model, loaded.config, after, data, *steps, table, args.batch_size, args.lr)
-    export_weights(args.out, model.state_dict(), describe_checkpoint(after, spec, loaded.codec))
+    state = converted(loaded, after, data, args).state_dict()
+    steps = loaded.step or read_json(Path(loaded.path) / CONFIG).get("trained_steps")
+    described = describe_checkpoint(after, spec, loaded.codec) | {"trained_steps": steps}
+    export_weights(args.out, state, described)
     print(args.out)
 
 

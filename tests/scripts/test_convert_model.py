@@ -1,6 +1,7 @@
 """tools/convert_model.py: the same decoder with a separate embedding or other mechanisms."""
 
 import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def convert(model: Path, data: Path, *options: object) -> Outcome:
     return run(TOOL, "--model_path", model, "--data_dir", data, "--out", model.parent / "new", *options)
 
 
+def encoder_error(folder: Path, data_dir: Path) -> float:
+    loaded = load_model(str(folder))
+    data = read_split("circuit", str(data_dir), "train", spec=loaded.spec)
+    labels = loaded.spec.normalise(torch.from_numpy(data.labels).float())
+    with torch.no_grad():
+        z = loaded.model.predict(loaded.model.abduct(model_inputs(data, "cpu")[0]))  # type: ignore[union-attr]
+        return float((loaded.model.read_labels(z) - labels).square().mean())
+
+
 def test_a_separate_embedding_is_near_the_old_one_and_the_rest_is_kept(tmp_path: Path, circuit_dir: Path) -> None:
     old = write_model(tmp_path / "old", cond_hidden=16, block_null=True)
     done = convert(old, circuit_dir, "--separate_embeddings", "--steps", 1000)
@@ -68,16 +78,7 @@ def test_other_mechanisms_are_fitted_with_an_encoder_for_them_and_the_network_is
     assert after.config.model.mechanism == "spline"
     kept = after.model.state_dict()
     assert all(torch.equal(kept[k], v) for k, v in before.model.state_dict().items() if k.startswith("unet."))
-    data = read_split("circuit", str(circuit_dir), "train", spec=after.spec)
-    labels = after.spec.normalise(torch.from_numpy(data.labels).float())
-    with torch.no_grad():
-        errors = [
-            (each.model.read_labels(each.model.predict(each.model.abduct(model_inputs(data, "cpu")[0]))) - labels)
-            .square()
-            .mean()
-            for each in (before, after)  # type: ignore[union-attr]
-        ]
-    assert errors[1] < 0.3 * errors[0], errors
+    assert encoder_error(tmp_path / "new", circuit_dir) < 0.3 * encoder_error(old, circuit_dir)
 
 
 def test_mechanisms_are_fitted_to_a_table_of_labels(tmp_path: Path, circuit_dir: Path) -> None:
@@ -124,6 +125,33 @@ def test_mechanisms_of_the_same_kind_and_size_are_trained_on(tmp_path: Path, cir
         torch.testing.assert_close(states[1][key], states[0][key], atol=1e-6, rtol=0)
 
 
+def test_the_encoder_alone_is_trained_on(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old", mechanism="spline")
+    done = convert(old, circuit_dir, "--encoder_steps", 150)
+    assert done.returncode == 0, done.stderr
+    before, after = (load_model(str(tmp_path / name)).model.state_dict() for name in ("old", "new"))
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"encoder"}
+    assert encoder_error(tmp_path / "new", circuit_dir) < 0.5 * encoder_error(old, circuit_dir)
+
+
+def test_an_encoder_of_other_widths_is_trained(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old", mechanism="spline")
+    done = convert(old, circuit_dir, "--encoder_channels", "8,16", "--encoder_steps", 150)
+    assert done.returncode == 0, done.stderr
+    after = load_model(str(tmp_path / "new"))
+    assert after.config.model.encoder_channels == "8,16"
+    assert encoder_error(tmp_path / "new", circuit_dir) < 0.5 * encoder_error(old, circuit_dir)
+
+
+def test_steps_of_the_model_are_kept(tmp_path: Path, circuit_dir: Path) -> None:
+    old = write_model(tmp_path / "old", mechanism="spline")
+    described = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(described | {"trained_steps": 77}))
+    assert convert(old, circuit_dir, "--encoder_steps", 1).returncode == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["trained_steps"] == 77
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -147,6 +175,8 @@ def test_a_damaged_table_is_refused(tmp_path: Path, circuit_dir: Path, text: str
         ({}, ["--separate_embeddings"], "separate_embeddings: expected a model with cond_hidden"),
         ({"cond_hidden": 16, "separate_embeddings": True}, ["--separate_embeddings"], "mechanism: expected another"),
         ({}, ["--mechanism", "additive"], "mechanism: expected another"),
+        ({}, ["--encoder_steps", "0"], "mechanism: expected another"),
+        ({}, ["--encoder_channels", "8", "--encoder_steps", "0"], "encoder_steps: expected 1 or more for an encoder"),
         ({}, ["--mechanism", "cubic"], "mechanism: expected"),
         ({}, ["--mechanism", "one_hop"], "mechanism: expected additive, affine, spline, got one_hop"),
         ({"model_type": "conditional"}, ["--mechanism", "spline"], "model_path: expected model_type causaldae"),
