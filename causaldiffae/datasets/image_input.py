@@ -101,7 +101,8 @@ def _checked_bytes(images: np.ndarray, spec: DatasetSpec) -> np.ndarray:
         raise InputError(f"images: expected a uint8 array or floats in [-1, 1], got an array of {batch.dtype}")
     if batch.ndim != 4 or batch.shape[1] != spec.channels or batch.shape[2] != batch.shape[3] or not batch.size:
         channels_last = batch.ndim == 4 and batch.shape[3] == spec.channels
-        advice = "; channels come before rows: images.transpose(0, 3, 1, 2)" if channels_last else ""
+        axes = "2, 0, 1" if images.ndim == 3 else "0, 3, 1, 2"
+        advice = f"; channels come before rows: images.transpose({axes})" if channels_last else ""
         raise InputError(f"images: expected an array (N, {spec.channels}, S, S), got shape {images.shape}{advice}")
     return resize_area(batch, spec.image_size)
 

@@ -20,6 +20,7 @@ import numpy as np
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import file_stem, read_file, replace_file
+from causaldiffae.graphs import CausalGraph
 
 
 def choose_labelled(count: int, fraction: float, seed: int, variable: str = "") -> np.ndarray:
@@ -99,6 +100,19 @@ def labelled_mask(observed: np.ndarray) -> np.ndarray:
     """The mask (N, n) of observed labels, or that of labelled images (N,) if every image has all labels or none."""
     images: np.ndarray = np.any(observed, axis=1)
     return images if np.array_equal(images, np.all(observed, axis=1)) else observed
+
+
+def never_together(graph: CausalGraph, observed: np.ndarray) -> list[str]:
+    """Variables that are never labelled together with all their parents, so that their mechanism has no likelihood.
+
+    Args:
+        observed: (N, n) bool, which labels of the training images are known.
+    """
+    return [
+        name
+        for name, parents in graph.parents.items()
+        if parents and not observed[:, [graph.index(each) for each in (name, *parents)]].all(axis=1).any()
+    ]
 
 
 def _read_list(path: Path, data: ImageData, count: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from causaldiffae.graphs import CausalGraph
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")  # used in file names
 _LARGEST: Final = {"image_size": 4096, "channels": 64, "num_classes": 10_000}
+_LARGEST_NUMBER: Final = float(np.finfo(np.float64).max)
 RESIZE_RULES: Final = ("crop", "area", "pad")
 SPLIT_SHARES: Final = (0.8, 0.1, 0.1)
 _ADDED: Final = (
@@ -246,12 +247,14 @@ class DatasetSpec:
                 self.graph.index(name, "do")
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
+            elif getattr(value, "ndim", 0) and not isinstance(value, np.ndarray):
+                value = list(value)  # a column of pandas, of any type
             if isinstance(value, list | tuple):
-                value = np.array(value, object if any(isinstance(each, str) for each in value) else None)
+                value = np.fromiter(map(_plain, value), object, len(value))
             if getattr(value, "ndim", 0):
                 checked[name] = self._check_values(name, value, count)
             else:
-                checked[name] = self._check_value(name, value.item() if isinstance(value, np.ndarray) else value)
+                checked[name] = self._check_value(name, _plain(value))
             if warn:
                 self._warn_outside(name, checked[name])
         return checked
@@ -276,8 +279,8 @@ class DatasetSpec:
         i = self.graph.index(name)
         if self.kind(i) != "continuous":
             return category_label(name, value, self.category_names(i), self.low[i], self.high[i])
-        if not is_number(value) or not math.isfinite(value):
-            raise InputError(f"do: {name}: expected a finite number, got {value!r}")
+        if not is_number(value) or not abs(value) <= _LARGEST_NUMBER:
+            raise InputError(f"do: {name}: expected a finite number, got {value!r:.80}")
         return float(value)
 
     def _check_values(self, name: str, values: np.ndarray, count: int) -> np.ndarray:
@@ -286,9 +289,10 @@ class DatasetSpec:
             raise InputError(f"do: {name}: expected one number, or one per image ({count},), got shape {values.shape}")
         if np.issubdtype(values.dtype, np.number) and not np.isfinite(values).all():
             raise InputError(f"do: {name}: expected finite numbers, got NaN or infinity")
+        if values.dtype == object:  # of types that may not be comparable
+            return np.array([self._check_value(name, value) for value in values], np.float64)
         distinct, indices = np.unique(values, return_inverse=True)
-        plain = [value.item() if isinstance(value, np.generic) else value for value in distinct]
-        return np.array([self._check_value(name, value) for value in plain], np.float64)[indices.reshape(-1)]
+        return np.array([self._check_value(name, _plain(value)) for value in distinct], np.float64)[indices.reshape(-1)]
 
     def _warn_outside(self, name: str, value: float | np.ndarray) -> None:
         if name == self.class_name:
@@ -340,6 +344,12 @@ class DatasetSpec:
         except (InputError, TypeError) as error:
             raise DataError(f"data set: {error}") from None
         return cls(**{**description, "graph": graph})
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar or a tensor with one element as a Python value; others are returned unchanged."""
+    is_scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
+    return value.item() if is_scalar else value
 
 
 def _as_lists(value: Any) -> Any:

@@ -259,6 +259,8 @@ def read_parquet(content: bytes, where: str) -> TextTable:
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         _check_size(sum(group.total_byte_size for group in groups), file.metadata.num_columns, where)
         frame = file.read().to_pandas()
+        named = [name for name in frame.index.names if name is not None]
+        frame = frame.reset_index(level=named) if named else frame
     return _from_frame(frame, [str(name) for name in frame.columns], where, first_line=1)
 
 

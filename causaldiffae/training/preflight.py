@@ -10,6 +10,7 @@ import numpy as np
 
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.label_subsets import never_together
 from causaldiffae.errors import InputError
 from causaldiffae.graphs import CausalGraph
 
@@ -115,11 +116,9 @@ def _labels_apart(data: ImageData) -> list[str]:
         return []
     unknown = [name for name in graph.names if not observed[:, graph.index(name)].any()]
     apart = [
-        f"{name} (of {', '.join(parents)})"
-        for name, parents in graph.parents.items()
-        if parents
-        and not {name, *parents} & set(unknown)
-        and not observed[:, [graph.index(each) for each in (name, *parents)]].all(axis=1).any()
+        f"{name} (of {', '.join(graph.parents[name])})"
+        for name in never_together(graph, observed)
+        if not {name, *graph.parents[name]} & set(unknown)
     ]
     found = []
     if unknown:

@@ -171,3 +171,9 @@ def test_files_that_are_not_images_are_refused(tmp_path: Path) -> None:
         as_model_images(tmp_path / "text.png", SPEC)
     with pytest.raises(DataError, match=r"none\.png: "):
         as_model_images(str(tmp_path / "none.png"), SPEC)
+
+
+def test_an_array_with_channels_last_is_refused_with_advice() -> None:
+    for shape, axes in (((8, 8, 3), "2, 0, 1"), ((2, 8, 8, 3), "0, 3, 1, 2")):
+        with pytest.raises(InputError, match=rf"channels come before rows: images.transpose\({axes}\)$"):
+            as_model_images(np.zeros(shape, np.uint8), replace(SPEC, channels=3))

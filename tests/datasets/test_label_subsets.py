@@ -18,9 +18,11 @@ from causaldiffae.datasets.label_subsets import (
     labelled_mask,
     labelled_only,
     list_path,
+    never_together,
     with_labels_of,
 )
 from causaldiffae.errors import DataError, InputError
+from causaldiffae.graphs import CausalGraph
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.logger import Logger
 from causaldiffae.train_util import TrainLoop
@@ -231,3 +233,10 @@ def test_a_run_does_not_resume_with_other_labels(tmp_path: Path) -> None:
     for other in (np.arange(8) >= 4, by_label):
         with pytest.raises(InputError, match="expected the labelled images of this checkpoint"):
             loop(tmp_path, replace(data, labelled=other))
+
+
+def test_variables_that_are_never_labelled_with_their_parents() -> None:
+    graph = CausalGraph(("a", "b", "c", "d"), (("a", "b"), ("b", "c"), ("a", "d"), ("c", "d")))
+    observed = np.array([[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 0, 1]], bool)
+    assert never_together(graph, observed) == ["d"] and never_together(graph, observed[:1]) == ["c", "d"]
+    assert never_together(graph, np.ones((1, 4), bool)) == []

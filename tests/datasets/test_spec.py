@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from paths import REPO
@@ -140,6 +141,15 @@ def test_lists_and_tuples_have_one_value_per_image() -> None:
         TOY.check_do({"a": [1.5, 3.0]}, 3)
 
 
+def test_a_column_of_pandas_has_one_value_per_image() -> None:
+    frame = pd.DataFrame({"a": [1, 2], "hat": ["straw", "cap"]})
+    for kind in ("object", "string", "category"):
+        assert KINDS.check_do({"hat": frame["hat"].astype(kind)}, 2)["hat"].tolist() == [2.0, 0.0]
+    for column in (frame["a"], frame["a"].astype("Int64"), frame.set_index("a").index):
+        assert TOY.check_do({"a": column}, 2)["a"].tolist() == [1.0, 2.0]
+    assert KINDS.check_do({"hat": ["straw", 0]}, 2)["hat"].tolist() == [2.0, 0.0], "names and numbers"
+
+
 def test_names_may_differ_in_case_and_in_the_form_of_unicode() -> None:
     def label(value: str, *names: str) -> float:
         return category_label("hat", value, names, 0.0, len(names) - 1.0)
@@ -164,6 +174,18 @@ def test_names_may_differ_in_case_and_in_the_form_of_unicode() -> None:
             (KINDS, {"hat": wrong}, r"do: hat: expected one of cap \(0\), none \(1\), straw \(2\), got ")
             for wrong in ("helmet", 3, 0.5, -1, True, None, np.array([0.0, 0.5, 1.0]))
         ),
+        *(
+            (TOY, {"a": wrong}, f"do: a: expected a finite number, got {got}")
+            for wrong, got in (
+                ([1.0, None, 2.0], "None"),
+                (["1", 2.0, 3.0], "'1'"),
+                ([[1], [2, 3], 4], r"\[1\]"),
+                (pd.Series([1, None, 2], dtype="Int64"), "<NA>"),
+                (10**400, "1000"),
+                (np.timedelta64(1, "D"), "datetime.timedelta"),
+            )
+        ),
+        (KINDS, {"hat": ["cap", None, "none"]}, r"do: hat: expected one of cap \(0\), .* got None"),
         (KINDS, {"digit": 2}, "do: digit: expected one of 3, 5, 7, got 2"),
         (KINDS, {"sign": 0}, "do: sign: expected -1 or 1, got 0"),
     ],

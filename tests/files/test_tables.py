@@ -112,6 +112,15 @@ def test_parquet_and_excel_are_read() -> None:
             read(file.getvalue()[:-30], "t")
 
 
+def test_a_named_index_of_pandas_is_a_column() -> None:
+    pytest.importorskip("pyarrow")
+    for frame in (FRAME.set_index("file"), FRAME.set_index(["file", "age"])):
+        file = io.BytesIO()
+        frame.to_parquet(file)
+        table = read_parquet(file.getvalue(), "t")
+        assert table.header == list(FRAME) and rows_of(table) == TYPED
+
+
 def test_tables_with_too_many_columns_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow")
     pytest.importorskip("openpyxl")

@@ -20,12 +20,13 @@ from causaldiffae.datasets.folder.content import Content
 from causaldiffae.datasets.folder.image_cache import cached_images, decode_all
 from causaldiffae.datasets.folder.image_files import ImageRule
 from causaldiffae.datasets.folder.image_folder import locate_images, open_image_folder
-from causaldiffae.datasets.folder.image_hints import hint_files, hint_pixels
+from causaldiffae.datasets.folder.image_hints import Copies, hint_files, hint_pixels, note_grey
 from causaldiffae.datasets.folder.label_table import SPLITS, Table, groups_of
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import read_tables
 from causaldiffae.datasets.folder.true_pairs import PAIRS, read_true_pairs
 from causaldiffae.datasets.independence import test_graph
+from causaldiffae.datasets.label_subsets import never_together
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
 from causaldiffae.files.storage import Folder
@@ -110,6 +111,7 @@ def check_folder(
     if content is not None and content.spec is not None and not problems.count:
         _hint_ranges(content, problems)
         _hint_blocks(content.spec, sizes, problems)
+        _hint_apart(content, problems)
         tested = _test_labels(content, problems)
         summary = _summary(folder, content, sizes, tested)
     return FolderReport(problems.lines, problems.count, summary, problems.hints, problems.notes)
@@ -119,7 +121,7 @@ def _check_images(folder: Folder, content: Content, problems: Problems) -> list[
     """Decodes all images into the cache; returns the rows whose image is missing or cannot be decoded."""
     total = len(content.table.files)
     located = locate_images(folder, content, np.arange(total), problems)
-    broken = np.setdiff1d(np.arange(total), located.rows).tolist()
+    broken, copies = np.setdiff1d(np.arange(total), located.rows).tolist(), Copies()
     are_assigned = content.table.splits is not None or all(content.table.files)  # random splits depend on the paths
     for split in SPLITS:
         rows = content.rows(split)
@@ -134,9 +136,13 @@ def _check_images(folder: Folder, content: Content, problems: Problems) -> list[
             images = cached_images(folder, found.names, found.stamps, content.rule, split, problems, failed)
             if not failed:
                 hint_pixels(found.names, images, split, problems)
+                copies.add(found.names, images, split)
+                if split == "train":
+                    note_grey(images, problems)
         else:
             decode_all(folder, found.names, content.rule, None, problems, failed)
         broken += found.rows[failed].tolist()
+    copies.hint(problems)
     return broken
 
 
@@ -144,7 +150,14 @@ def _check_pairs(folder: Folder, content: Content, problems: Problems) -> None:
     """Reads the true counterfactuals of all splits."""
     counts = []
     for split in SPLITS:
-        pairs = read_true_pairs(folder, content, content.rows(split), split, problems)
+        found = Problems()  # those of the whole table occur for every split
+        pairs = read_true_pairs(folder, content, content.rows(split), split, found)
+        for line in found.lines:
+            if line not in problems.lines:
+                problems.add(line)
+        for line in found.notes:
+            if line not in problems.notes:
+                problems.note(line)
         if pairs is not None:
             counts.append(f"{len(pairs.dos)} of {len(np.unique(pairs.rows))} images in split {split}")
     if counts:
@@ -199,6 +212,17 @@ def _hint_blocks(spec: DatasetSpec, sizes: Mapping[str, TrainingSize], problems:
                 f"{name}: {count} categories need as many latents per variable, got {', '.join(small)}; train with "
                 f"--block_size {count}"
             )
+
+
+def _hint_apart(content: Content, problems: Problems) -> None:
+    """Hints at variables whose mechanism has no training image with all the labels that it relates."""
+    assert content.spec is not None and content.labels is not None
+    graph, observed = content.spec.graph, ~np.isnan(content.labels[content.rows("train")])
+    for name in never_together(graph, observed):
+        problems.hint(
+            f"{name}: no training image has its label and those of its parents {', '.join(graph.parents[name])}, so "
+            "its mechanism is not fitted to labels; label some images with all of them"
+        )
 
 
 def _test_labels(content: Content, problems: Problems) -> str:
@@ -296,7 +320,7 @@ def _describe(content: Content, i: int) -> str:
     else:
         names = spec.category_names(i) or tuple(f"{value:g}" for value in spec.category_values(i))
         pairs = zip(names, spec.category_values(i), strict=True)
-        shares = [f"{name} {100 * (present == value).mean():.3g} %" for name, value in pairs]
+        shares = [f"{' '.join(name.split())} {100 * (present == value).mean():.3g} %" for name, value in pairs]
         more = f", and {len(shares) - 12} more" if len(shares) > 12 else ""
         text = f"{kind}, {', '.join(shares[:12])}{more}{unit}"
     missing = 1 - len(present) / len(values)

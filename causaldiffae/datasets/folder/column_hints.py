@@ -1,22 +1,27 @@
-"""Checks of labels, and hints at likely mistakes in them: outliers, categories, and groups that are divided."""
+"""Checks of labels, and hints at likely mistakes: outliers, circles, categories, splits, and divided groups."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
 import numpy as np
 
+from causaldiffae.datasets.folder.circles import describe_circle
 from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.label_columns import Column
-from causaldiffae.datasets.folder.label_table import Table
+from causaldiffae.datasets.folder.label_table import MISSING, SPLIT_WORDS, Table
 from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.folder.word_forms import NO_CATEGORY, describe_numbers
 
 _SENTINEL: Final = re.compile(r"-?9{2,6}|-1|-9|-8+")
 _MARKS: Final = ("unknown", "missing", "not available", "undefined", "n.a.", "na.", "-", "--", ".", "nil", "not known")
+_GROUP: Final = re.compile(
+    r"patient|subject|person|identity|scene|^group([_ ]?id|s)$|participant|specimen|animal", re.IGNORECASE
+)
 _LONGEST_END: Final = 60
 _FEW: Final = range(3, 11)
 _MANY_UNSEEN: Final = 5
@@ -30,8 +35,8 @@ def check_training_labels(
 ) -> None:
     """Checks that every column has training labels, that they vary, and that every category occurs among them."""
     for name, column in columns.items():
-        values = column.values[in_training].astype(np.float64)
-        values = values[~np.isnan(values)]
+        known = in_training & ~np.isnan(column.values)
+        values = column.values[known].astype(np.float64)
         if not len(values):
             if not np.isnan(column.values).all():  # a column without any label was reported when it was read
                 problems.add(f"{table.where}: {name}: expected labels of images of split train, got none")
@@ -39,13 +44,15 @@ def check_training_labels(
         if values.max() - values.min() <= 1e-6 * np.abs(values).max():
             shown = column.categories[int(values[0])] if column.categories else f"{values[0]:g}"
             where = f"all {len(values)} labelled training images"
-            problems.add(f"{table.where}: {name}: expected two or more values, got {shown} in {where}")
+            differ = not column.categories and len(np.unique(table.cells[name].codes[known])) > 1
+            advice = "; if they differ by less than a millionth, subtract a constant from all" if differ else ""
+            problems.add(f"{table.where}: {name}: expected two or more values, got {shown} in {where}{advice}")
         unseen = [i for i in range(len(column.categories)) if not (values == i).any()]
-        if len(unseen) > _MANY_UNSEEN:
+        if len(unseen) > _MANY_UNSEEN or (unseen and len(column.categories) > len(values) / 2):
             problems.add(
                 f"{table.where}: {name}: expected training labels of all {len(column.categories)} categories, got none "
-                f"of {len(unseen)}, such as {column.categories[unseen[0]]!r:.80}; a date or an identifier is "
-                "not a category; remove it from the graph and list it in `ignore`"
+                f"of {len(unseen)}, such as {column.categories[unseen[0]]!r:.80}; "
+                f"{describe_numbers(column.categories) or NO_CATEGORY}"
             )
             continue
         for i in unseen:
@@ -62,11 +69,18 @@ def hint_labels(
         where = f"{table.where}: {name}"
         if column.categories:
             _hint_categories(where, column.categories, problems)
+            refused = any(line.startswith(f"{where}:") for line in problems.lines)
+            if declared[name].kind is None and not refused and (advice := describe_numbers(column.categories)):
+                problems.hint(f"{where}: categories such as {column.categories[0]!r:.40}: {advice}")
         elif column.kind == "continuous":
             values = column.values[~np.isnan(column.values)].astype(np.float64)
             _hint_outliers(where, values, declared[name], problems)
             if declared[name].kind is None:
-                _hint_whole_numbers(where, name, values, problems)
+                if circle := describe_circle(name, declared[name].unit, values):
+                    problems.hint(f"{where}: {circle}")
+                else:
+                    _hint_whole_numbers(where, name, values, problems)
+    _hint_one_hot(table.where, columns, problems)
 
 
 def _hint_categories(where: str, categories: tuple[str, ...], problems: Problems) -> None:
@@ -146,11 +160,42 @@ def _hint_whole_numbers(where: str, name: str, values: np.ndarray, problems: Pro
         )
 
 
-def hint_groups(table: Table, splits: np.ndarray, problems: Problems) -> None:
-    """Hints at images that belong together but are in different splits, by another column or by their file names."""
+def _hint_one_hot(where: str, columns: Mapping[str, Column], problems: Problems) -> None:
+    """Hints at binary columns of which exactly one is set in every row, as `pandas.get_dummies` writes categories."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in (name for name, column in columns.items() if column.kind == "binary"):
+        for group in {"", re.sub(r"[\W_]+[^\W_]+$", "", name)}:
+            groups[group].append(name)
+    for names in groups.values():
+        values = np.stack([columns[name].values for name in names], axis=1)
+        values = values[~np.isnan(values).any(axis=1)]
+        if len(names) > 1 and len(values) and ((values == values.max(axis=0)).sum(axis=1) == 1).all():
+            problems.hint(
+                f"{where}: {', '.join(names)[:300]}: exactly one is set in every row, but an intervention on one does "
+                "not unset the others; write them as one column of categories"
+            )
+            return
+
+
+def hint_splits(table: Table, names: Collection[str], problems: Problems) -> None:
+    """Hints at a column of splits that has another name than `split`, so that images are divided at random."""
+    for name, column in table.cells.items() if table.splits is None else ():
+        words = {word.casefold() for word in column.words if word not in MISSING}
+        if name not in names and len(words) > 1 and words <= SPLIT_WORDS.keys():
+            problems.hint(
+                f"{table.where}: column {name!r:.80} holds splits, but is not used; rename it to `split` for that"
+            )
+
+
+def hint_groups(table: Table, splits: np.ndarray, names: Collection[str], problems: Problems) -> None:
+    """Hints at images that belong together but are in different splits, by another column or by their file names.
+
+    Args:
+        names: the variables of the graph, which are no groups.
+    """
     images = len(table.files)
     for name, column in table.cells.items():
-        is_group = re.search(r"patient|subject|person|identity|scene|group|participant|specimen|animal", name, re.I)
+        is_group = name not in names and _GROUP.search(name)
         if is_group and 1 < len(column.words) < images and _divided(column.codes, splits):
             problems.hint(
                 f"{table.where}: images with the same {name} are in different splits; to keep them together, add "

@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from causaldiffae.datasets.folder.column_hints import check_training_labels, hint_groups, hint_labels
-from causaldiffae.datasets.folder.description import FolderDescription, Variable, parse_description
+from causaldiffae.datasets.folder.column_hints import (
+    check_training_labels,
+    hint_groups,
+    hint_labels,
+    hint_splits,
+)
+from causaldiffae.datasets.folder.description import FolderDescription, parse_description
 from causaldiffae.datasets.folder.image_files import ImageRule
-from causaldiffae.datasets.folder.label_columns import read_column
+from causaldiffae.datasets.folder.label_columns import read_column, read_with_spec
 from causaldiffae.datasets.folder.label_table import SPLITS, Table, assign_splits, check_columns, check_group
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.folder.table_files import TableFile, parse_tables
@@ -83,6 +88,8 @@ def interpret(
     content = Content(ImageRule(size, channels, description.resize, (low, high)), table, splits)
     if group:
         check_group(table, splits, group, problems)
+    if group and not description.group:
+        problems.note(f"{table.where}: images with the same {group} are kept in one split; list it in `ignore` if not")
     with problems.collect():
         content = _with_labels(content, description, group, problems)
     return content, problems
@@ -111,8 +118,9 @@ def _with_labels(content: Content, description: FolderDescription, group: str, p
     elif np.isin(content.splits, SPLITS).any() and not problems.count:  # unknown splits are reported with the table
         problems.add(f"{table.where}: expected images of split train with labels, got none")
     hint_labels(table, columns, declared, problems)
+    hint_splits(table, names, problems)
     if not group:
-        hint_groups(table, content.splits, problems)
+        hint_groups(table, content.splits, names, problems)
     if problems.count:
         return content
     wide = labels[in_training & ~np.isnan(labels).all(1)].astype(np.float64)
@@ -159,17 +167,14 @@ def interpret_with_spec(where: str, tables: tuple[TableFile, ...], spec: Dataset
         shown = ", ".join(absent)[:200]
         warnings.warn(f"{table.where}: no column {shown}; these labels count as missing", stacklevel=2)
     columns = []
-    for i, name in enumerate(spec.graph.names):
+    for name in spec.graph.names:
         if name in absent:
             columns.append(np.full(len(table.files), np.nan, np.float32))
             continue
-        categories = spec.category_names(i)
-        kind = spec.kind(i) if categories else "continuous"  # as is a binary variable with numeric values
-        declared = Variable(kind, categories=categories, missing=spec.missing[i] if spec.missing else ())
-        columns.append(read_column(table, name, declared, problems, optional=True).values)
+        columns.append(read_with_spec(table, name, spec, problems))
     if spec.group and table.splits is None and spec.group not in table.cells:
         problems.add(f"{table.where}: expected a column {spec.group!r:.80} of groups to divide the images, got none")
-    problems.raise_first()
+    problems.raise_first(advice="")  # `check` infers kinds and categories anew
     low, high = spec.value_range or FULL_RANGE
     rule = ImageRule(spec.image_size, spec.channels, spec.resize, (low, high))
     splits = assign_splits(table, spec.split_seed, spec.split_shares, spec.group)

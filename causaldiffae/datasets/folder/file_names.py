@@ -34,13 +34,14 @@ def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _is_image(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the extension of an image."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def _stem(name: str) -> str:
     """A name without the extension of an image; other dots are part of the name."""
-    return name.rpartition(".")[0] if _is_image(name) else name
+    return name.rpartition(".")[0] if is_image_name(name) else name
 
 
 _FORMS: Final[tuple[Callable[[str], str], ...]] = (
@@ -58,7 +59,7 @@ def find_files(folder: Folder, names: Sequence[str]) -> FoundFiles:
     missing = [i for i, stamp in enumerate(stamps) if stamp == "file not found"]
     if not missing:
         return FoundFiles(found, stamps)
-    existing = [name for name in folder.all_names(names) if _is_image(name)]
+    existing = [name for name in folder.all_names(names) if is_image_name(name)]
     used = {name for i, name in enumerate(names) if not isinstance(stamps[i], str)}
     reasons: dict[int, str] = {}
     for form in _FORMS:

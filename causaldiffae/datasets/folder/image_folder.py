@@ -32,7 +32,7 @@ from causaldiffae.datasets.folder.image_files import CHANNELS, MODES
 from causaldiffae.datasets.folder.label_table import SPLITS, groups_of
 from causaldiffae.datasets.folder.probe import measure_value_range
 from causaldiffae.datasets.folder.problems import Problems
-from causaldiffae.datasets.folder.table_files import TableFile, has_table, read_tables
+from causaldiffae.datasets.folder.table_files import TableFile, has_table, read_tables, unread_tables
 from causaldiffae.datasets.folder.true_pairs import read_true_pairs
 from causaldiffae.datasets.images import ImageData, evenly_spread
 from causaldiffae.datasets.spec import DatasetSpec
@@ -87,6 +87,8 @@ def open_image_folder(
         graph = _read_graph_file(folder, graph_path)
     with problems.collect():
         tables = read_tables(folder)
+        if others := unread_tables(folder):
+            problems.note(f"{folder.where}: {tables[0].name} is the table; {', '.join(others)} is not read")
     content, found = interpret(folder.where, tables, graph, image_size, channels, links_are_followed())
     problems.extend(found)
     if content is None or content.spec is None:

@@ -17,7 +17,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +26,8 @@ import numpy as np
 from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.label_table import MISSING, Table
 from causaldiffae.datasets.folder.problems import Problems
+from causaldiffae.datasets.folder.word_forms import NO_CATEGORY, describe_numbers
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.datasets.variables import category_indices
 from causaldiffae.files.tables import TextColumn
 
@@ -75,6 +77,9 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems,
     kind, categories, found = _kind(words, numbers, declared, joined)
     if categories and declared.kind is None and numbers:
         _hint_mixed(words, numbers, where, problems)
+    marked = [word for word in missing if word and word not in declared.missing]
+    if categories and marked and not _are_truth_values(words):
+        _note_missing(marked, rows, where, problems)
     problem = found or ("" if categories else problem)
     if problem:
         problems.add(f"{where}: {problem}")
@@ -89,6 +94,26 @@ def read_column(table: Table, name: str, declared: Variable, problems: Problems,
         _report(table, name, wrong, numbers, categories, problems)
     by_code = np.array([values.get(word, math.nan) for word in column.words], np.float32)
     return Column(kind, categories, by_code[column.codes])
+
+
+def read_with_spec(table: Table, name: str, spec: DatasetSpec, problems: Problems) -> np.ndarray:
+    """Converts a column to the labels (N,) of a variable of `spec`; one without any label is accepted.
+
+    Every cell that the variable of the spec does not take is reported to `problems`.
+    """
+    i = spec.graph.index(name)
+    categories, marks = spec.category_names(i), spec.missing[i] if spec.missing else ()
+    kind = spec.kind(i) if categories else "continuous"
+    values = read_column(table, name, Variable(kind, categories=categories, missing=marks), problems, True).values
+    if not categories and spec.category_values(i):  # binary, with two numbers
+        ends = np.array(spec.category_values(i))
+        wrong = ~np.isnan(values) & ~np.isclose(values[:, None], ends, rtol=1e-6).any(axis=1)
+        lines = [
+            f"{table.at(row)}: {name}: expected {ends[0]:g} or {ends[1]:g}, as in training, got {values[row]:g}"
+            for row in np.flatnonzero(wrong).tolist()
+        ]
+        problems.add_rows(lines, len(values))
+    return values
 
 
 def _composed(column: TextColumn) -> TextColumn:
@@ -149,10 +174,14 @@ def _numbers(words: Mapping[str, int], separator: str, where: str, problems: Pro
     return numbers, ""
 
 
+def _are_truth_values(words: Iterable[str]) -> bool:
+    return any({word.casefold() for word in words} <= pair for pair in _TRUTH_VALUES)
+
+
 def _joined(words: Mapping[str, int], numbers: Mapping[str, float], where: str, problems: Problems) -> dict[str, str]:
     """Maps spellings of one category to the most frequent one: equal numbers, and truth values in any case."""
     groups: dict[str | float, list[str]] = defaultdict(list)
-    are_truth_values = any({word.casefold() for word in words} <= pair for pair in _TRUTH_VALUES)
+    are_truth_values = _are_truth_values(words)
     for word in sorted(words, key=lambda word: (-words[word], len(word), word)):
         has_zeros = re.match(r"[+-]?0\d", word) is not None  # a code such as 007
         key: str | float = numbers[word] if word in numbers and not has_zeros else word
@@ -194,7 +223,8 @@ def _kind(
         shown = ", ".join(sorted(words)[:5])[:200]
         return kind, (), f"expected 2 distinct values for a binary variable, got {different} ({shown})"
     if len(distinct) > MAX_CATEGORIES:
-        return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}"
+        advice = describe_numbers(list(words)) or NO_CATEGORY
+        return kind, (), f"expected at most {MAX_CATEGORIES} categories, got {len(distinct)}; {advice}"
     if kind == "binary" and not numbers:
         ordered = sorted(distinct, key=lambda word: (not _NEGATIVE.fullmatch(word.casefold()), word.casefold(), word))
     else:
@@ -215,6 +245,12 @@ def _hint_mixed(words: Mapping[str, int], numbers: Mapping[str, float], where: s
         f"{where}: mixed: numbers ({shown[0]}) and other text ({shown[1]}) are read as categories; in the graph file, "
         "list marks of missing labels in `missing`, or declare the `kind` of the variable"
     )
+
+
+def _note_missing(marked: Sequence[str], rows: Mapping[str, int], where: str, problems: Problems) -> None:
+    """Notes the words of a column of categories that count as missing labels, since they may be categories."""
+    shown = ", ".join(f"{word} ({rows[word]} row{'s' if rows[word] > 1 else ''})" for word in sorted(marked))
+    problems.note(f"{where}: read as missing: {shown}; a category of this name must be declared in `categories`")
 
 
 def _category_lookup(categories: tuple[str, ...]) -> Callable[[str, float | None], float]:

@@ -9,20 +9,23 @@ A missing label makes its image unlabelled, see label_columns.py.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Final
 
 import numpy as np
 
+from causaldiffae.datasets.folder.file_names import is_image_name
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.errors import DataError
-from causaldiffae.files.storage import leaves_folder, links_are_followed
+from causaldiffae.files.storage import is_remote, leaves_folder, links_are_followed
 from causaldiffae.files.tables import (
     TextColumn,
     TextTable,
@@ -124,7 +127,7 @@ def parse_table(content: bytes, where: str, problems: Problems, unique: bool = T
 
 def _build(text: TextTable, where: str, problems: Problems, unique: bool) -> Table:
     columns = _named_columns(text, where, problems)
-    files_in = _file_column(list(columns), text.header, where)
+    files_in = _file_column(columns, text.header, where)
     if not len(text.lines):
         raise DataError(f"{where}: expected at least one row, got none")
     if _plain(files_in) not in _FILE_COLUMNS[0]:
@@ -158,15 +161,19 @@ def _named_columns(text: TextTable, where: str, problems: Problems) -> dict[str,
     return columns
 
 
-def _file_column(names: list[str], header: list[str], where: str) -> str:
+def _file_column(columns: Mapping[str, TextColumn], header: list[str], where: str) -> str:
     for accepted in _FILE_COLUMNS:
-        found = [name for name in names if _plain(name) in accepted]
+        found = [name for name in columns if _plain(name) in accepted]
         if len(found) == 1:
             return found[0]
         if found:
             break
     shown = ", ".join(header)[:500] or "no columns"
-    raise DataError(f"{where}: expected one column `file` with the paths of the images, got {shown}")
+    likely = [name for name, column in columns.items() if column.words and all(map(is_image_name, column.words))]
+    advice = f"; rename {likely[0]!r:.80}, which holds names of images, to `file`" if likely else ""
+    if any(map(is_image_name, header)):
+        advice = "; the first row must hold the names of the columns"
+    raise DataError(f"{where}: expected one column `file` with the paths of the images, got {shown}{advice}")
 
 
 def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems: Problems, unique: bool) -> list[str]:
@@ -174,9 +181,10 @@ def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems:
     paths: list[str] = []
     seen: dict[str, int] = {}
     found: dict[str, list[str]] = defaultdict(list)
-    inside = not links_are_followed()
+    inside, own = not links_are_followed(), _address_of_folder(where)
     for name, line in zip(names, lines.tolist(), strict=True):
         slashed = name.replace("\\", "/")
+        slashed = slashed.removeprefix(own) if inside else slashed
         path, cause = posixpath.normpath(slashed) if name else "", ""
         if not name or path == ".":
             cause, text = "empty", "expected the path of an image, got an empty cell"
@@ -196,6 +204,12 @@ def _normalised_paths(names: list[str], lines: np.ndarray, where: str, problems:
     if any("\\" in name for name in names):
         problems.note(f"{where}: backslashes in paths are read as slashes")
     return paths
+
+
+def _address_of_folder(where: str) -> str:
+    """The absolute path or the URL of the folder of a table, with a slash at the end."""
+    folder = where.rpartition("/")[0]
+    return f"{folder if is_remote(where) else PurePath(os.path.abspath(folder)).as_posix()}/"  # noqa: PTH100 - links stay
 
 
 def with_splits(table: Table, column: TextColumn, problems: Problems) -> Table:
@@ -270,7 +284,10 @@ def check_columns(
     names = list(names)
     for name in names:
         if name not in table.cells:
-            problems.add(f"{table.where}: expected a column {name!r} for the variable of the graph, got none")
+            alike = {_plain(other): other for other in table.cells if other not in names}
+            nearest = difflib.get_close_matches(_plain(name), alike, 1, 0.8)
+            meant = f"; did you mean {alike[nearest[0]]!r:.80}?" if nearest else ""
+            problems.add(f"{table.where}: expected a column {name!r} for the variable of the graph, got none{meant}")
     others = [name for name in table.cells if name not in names and name != group]
     left = [name for name in others if not any(_matches(name, pattern) for pattern in ignore)]
     if len(left) > 5:

@@ -75,10 +75,10 @@ class Problems:
         except DataError as error:
             self.add(str(error))
 
-    def raise_first(self) -> None:
+    def raise_first(self, advice: str = "; `causaldiffae check` lists them all") -> None:
         """Raises a `DataError` with the first problem and the number of further ones, if there are any."""
         if self.count:
-            more = f" (and {self.count - 1} more; `causaldiffae check` lists them all)" if self.count > 1 else ""
+            more = f" (and {self.count - 1} more{advice})" if self.count > 1 else ""
             raise DataError(self.lines[0] + more)
 
     def warn_hints(self) -> None:

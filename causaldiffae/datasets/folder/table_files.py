@@ -8,6 +8,7 @@ list_attr_celeba.txt (or .csv)    CelebA as published, with list_eval_partition.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -26,6 +27,7 @@ TABLES: Final = (
     *(*_METADATA, "list_attr_celeba.txt", "list_attr_celeba.csv"),
 )
 _PARTITIONS: Final = ("list_eval_partition.txt", "list_eval_partition.csv")
+_TABLE_EXTENSIONS: Final = ("csv", "tsv", "txt", "json", "jsonl", "parquet", "xlsx", "xls", "ods", "xml")
 
 
 class TableFile(NamedTuple):
@@ -54,10 +56,25 @@ def read_tables(folder: Folder) -> tuple[TableFile, ...]:
     """Reads the first table of `TABLES`, or the tables of all splits; raises `DataError` if there is none."""
     names = list(_found(folder))
     if not names:
-        raise DataError(f"{folder.where}/{TABLES[0]}: file not found, nor any of {', '.join(TABLES[1:])}")
+        likely = ", ".join(_other_tables(folder))[:300]
+        advice = f"; if {likely} is the table, rename it or save it as {TABLES[0]}" if likely else ""
+        raise DataError(f"{folder.where}/{TABLES[0]}: file not found, nor any of {', '.join(TABLES[1:])}{advice}")
     if names[0].startswith("list_attr_celeba"):
         names += [name for name in _PARTITIONS if folder.has(name)][:1]
     return tuple(TableFile(name, folder.read(name, MAX_TABLE_BYTES)) for name in names)
+
+
+def _other_tables(folder: Folder) -> Iterator[str]:
+    """Names of files in the folder itself that may hold a table."""
+    for name in itertools.takewhile(lambda name: "/" not in name, folder.all_names([""])):
+        stem, _, extension = name.lower().rpartition(".")
+        if extension in _TABLE_EXTENSIONS and stem not in ("graph", "counterfactuals", "readme"):
+            yield name
+
+
+def unread_tables(folder: Folder) -> list[str]:
+    """Names of the tables in the folder itself beside the one that is read."""
+    return [name for name in TABLES if folder.has(name)][1:]
 
 
 def parse_tables(files: Sequence[TableFile], where: str, problems: Problems) -> Table:

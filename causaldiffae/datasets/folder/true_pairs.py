@@ -17,10 +17,9 @@ import numpy as np
 
 from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.folder.content import Content
-from causaldiffae.datasets.folder.description import Variable
 from causaldiffae.datasets.folder.file_names import find_files
 from causaldiffae.datasets.folder.image_cache import cached_images
-from causaldiffae.datasets.folder.label_columns import read_column
+from causaldiffae.datasets.folder.label_columns import read_with_spec
 from causaldiffae.datasets.folder.label_table import MAX_TABLE_BYTES, Table, parse_table
 from causaldiffae.datasets.folder.problems import Problems
 from causaldiffae.datasets.images import TruePairs
@@ -111,10 +110,7 @@ def _true_labels(
     given = np.full((len(chosen), len(graph)), np.nan, np.float32)
     for j, name in enumerate(graph.names):
         if name in table.cells:
-            kind = spec.kind(j) if spec.category_names(j) else "continuous"
-            marks = spec.missing[j] if spec.missing else ()
-            declared = Variable(kind, categories=spec.category_names(j), missing=marks)
-            given[:, j] = read_column(table, name, declared, problems).values[chosen]
+            given[:, j] = read_with_spec(table, name, spec, problems)[chosen]
     for pair, (file, row, do) in enumerate(zip(true_files, of, dos, strict=True)):
         known = content.labels[listed[file]] if file in listed else content.labels[rows[row]].copy()
         if file not in listed:

@@ -29,8 +29,28 @@ def test_missing_labels_are_marked_by_one_rule() -> None:
         assert values("1", mark, "2", "3") == [1, None, 2, 3]
         column, problems = read("cap", mark, "hat", "none")
         assert column.categories == ("cap", "hat", "none") and not problems.count
-    column, _ = read("NA", "EU", "", categories=("NA", "EU"))
-    assert column.values[:2].tolist() == [0, 1], "a declared category is not missing"
+    column, problems = read("NA", "EU", "", categories=("NA", "EU"))
+    assert column.values[:2].tolist() == [0, 1] and not problems.notes, "a declared category is not missing"
+
+
+def test_words_that_are_read_as_missing_are_noted_in_a_column_of_words() -> None:
+    _, problems = read("cap", "None", "hat", "None", "", "NA", "-")
+    assert problems.notes == [
+        "t: x: read as missing: NA (1 row), None (2 rows); a category of this name must be declared in `categories`"
+    ]
+    assert not read("1", "NA", "2", "3")[1].notes and not read("a", "", "b", "c")[1].notes
+    assert not read("a", "NA", "b", "c", missing=("NA",))[1].notes, "declared"
+
+
+def test_too_many_words_are_no_categories() -> None:
+    _, problems = read(*(f"{i} kg" for i in range(1001)))
+    assert problems.lines == [
+        "t: x: expected at most 1000 categories, got 1001; numbers with 'kg' are words; write the numbers alone, and a "
+        "unit in the graph file"
+    ]
+    _, problems = read(*(f"person {i}" for i in range(1001)))
+    assert problems.lines[0].endswith("; images share a category; remove an identifier from the graph and list it in "
+                                      "`ignore`")  # fmt: skip
 
 
 def test_further_marks_are_declared() -> None:

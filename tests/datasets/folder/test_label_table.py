@@ -1,5 +1,7 @@
 """The label table: columns, paths, splits and groups."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,42 @@ def test_a_graph_without_keys_is_to_be_written_as_yaml() -> None:
         '["smile"]` to skip it, or with `variables: {"smile": {}}` for a variable without edges'
     )
     assert 'graph.yaml, with `ignore: ["*"]` to skip it' in problems.lines[1]
+
+
+def test_the_nearest_column_is_named_for_a_variable_without_one() -> None:
+    table = parse_table(b"file,Age,grey_hair,x\na,1,2,3\n", "t", Problems())
+    check_columns(table, ["age", "grey hair", "y", "x"], ("*",), "", problems := Problems())
+    start = "t: expected a column"
+    assert problems.lines == [
+        f"{start} 'age' for the variable of the graph, got none; did you mean 'Age'?",
+        f"{start} 'grey hair' for the variable of the graph, got none; did you mean 'grey_hair'?",
+        f"{start} 'y' for the variable of the graph, got none",
+    ]
+
+
+def test_absolute_paths_inside_the_folder_of_the_table_are_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = f"file\n{tmp_path}/set/im/0.png\nim/1.png\n{tmp_path}/set/../other/2.png\n{tmp_path}/3.png\n".encode()
+    for where in (f"{tmp_path}/set/t.csv", "set/t.csv"):
+        table = parse_table(text, where, problems := Problems())
+        assert table.files == ["im/0.png", "im/1.png", "", ""]
+        assert problems.lines == [
+            f"{where}:{line}: expected a path inside the folder, got '{tmp_path}/{path}'"
+            for line, path in ((4, "set/../other/2.png"), (5, "3.png"))
+        ]
+    assert parse_table(b"file\ngs://b/set/im/0.png\n", "gs://b/set/t.csv", Problems()).files == ["im/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("name,age\na.png,1\nb.JPG,2\n", "got name, age; rename 'name', which holds names of images, to `file`"),
+        ("a.png,1\nb.png,2\n", "got a.png, 1; the first row must hold the names of the columns"),
+        ("name,age\na,1\nb.png,2\n", "got name, age"),
+    ],
+)
+def test_a_table_without_a_column_of_files_is_refused_with_advice(text: str, advice: str) -> None:
+    with pytest.raises(DataError, match=f"with the paths of the images, {advice}$"):
+        parse_table(text.encode(), "t", Problems())

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from folders import make_folder, table_rows, write_table
 
 from causaldiffae.datasets.folder.check import check_folder
 from causaldiffae.datasets.registry import read_split
+from causaldiffae.errors import DataError
 
 
 def rows_with(**columns: Any) -> list[dict[str, Any]]:
@@ -93,3 +95,47 @@ def test_a_table_with_other_problems_is_not_rewritten_and_the_first_original_sta
         check_folder(folder, drop_broken=True)
     assert (folder / "labels.csv.orig").read_text() == text
     assert len((folder / "labels.csv").read_text().splitlines()) == 19
+
+
+def test_a_binary_variable_takes_the_numbers_of_training_only(tmp_path: Path) -> None:
+    """With the spec of a model, -1 and 1 are not 0 and 1."""
+    graph = "edges: [[age, grey]]\nignore: [hat]\nimage_size: 8\n"
+    folder = make_folder(tmp_path / "set", rows_with(grey=lambda i: 2 * (i % 2) - 1), graph)
+    spec = read_split("folder", folder, "train").spec
+    assert set(read_split("folder", folder, "test", spec=spec).labels[:, 1]) == {-1.0, 1.0}
+    write_table(folder, rows_with(grey=lambda i: i % 2))
+    message = r"labels.csv:2: grey: expected -1 or 1, as in training, got 0 \(and 9 more\)$"
+    with pytest.raises(DataError, match=message):
+        read_split("folder", folder, "test", spec=spec)
+    write_table(folder, rows_with(grey=lambda i: ""))
+    assert np.isnan(read_split("folder", folder, "test", spec=spec).labels[:, 1]).all()
+    write_table(folder, rows_with(grey=lambda i: 2 * (i % 2) - 1))
+    (folder / "counterfactuals.csv").write_text("file,do,true_file,grey\nim/16.png,age=30,im/18.png,0\n")
+    with pytest.raises(DataError, match=r"counterfactuals.csv:2: grey: expected -1 or 1, as in training, got 0$"):
+        read_split("folder", folder, "test", spec=spec)
+
+
+def test_a_column_of_groups_that_is_used_without_a_declaration_is_noted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set", rows_with(group=lambda i: f"g{i}"))
+    note = f"{folder}/labels.csv: images with the same group are kept in one split; list it in `ignore` if not"
+    assert check_folder(folder).notes == [note]
+    graph = (folder / "graph.yaml").read_text()
+    for declared in ("group: group\n", "ignore: [group]\n"):
+        (folder / "graph.yaml").write_text(graph + declared)
+        assert not check_folder(folder).notes
+
+
+def test_a_mechanism_without_labels_of_all_its_variables_is_hinted_at(tmp_path: Path) -> None:
+    rows = rows_with(age=lambda i: "" if i % 2 else 20 + i, grey=lambda i: ("yes", "no")[i // 2 % 2] if i % 2 else "")
+    hint = (
+        "grey: no training image has its label and those of its parents age, so its mechanism is not fitted to labels"
+    )
+    assert [line.partition("; ")[0] for line in check_folder(make_folder(tmp_path / "set", rows)).hints] == [hint]
+
+
+def test_a_category_is_described_in_one_line(tmp_path: Path) -> None:
+    rows = rows_with(hat=lambda i: ("none", "cap", "felt\nor straw")[i % 3])
+    assert (
+        "  hat: categorical, cap 33.3 %, felt or straw 33.3 %, none 33.3 %"
+        in check_folder(make_folder(tmp_path / "set", rows)).summary
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from folders import make_folder, paint, table_rows
 
+from causaldiffae.datasets.folder.check import check_folder
 from causaldiffae.datasets.folder.image_folder import folder_spec
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.errors import DataError
@@ -102,3 +103,20 @@ def test_a_missing_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "graph.yaml").write_text("names: [a]\n")
     with pytest.raises(DataError, match="labels.csv: file not found, nor any of labels.tsv, .* metadata.csv, "):
         folder_spec(tmp_path)
+
+
+def test_files_that_may_be_the_missing_table_are_named(tmp_path: Path) -> None:
+    for name in ("graph.yaml", "graph.csv", "Labels.CSV", "instances.json", "README.txt", "a.png", ".hidden.csv"):
+        (tmp_path / name).write_text("names: [a]\n")
+    (tmp_path / "im").mkdir()
+    (tmp_path / "im/other.csv").write_text("")
+    advice = "; if Labels.CSV, instances.json is the table, rename it or save it as labels.csv$"
+    with pytest.raises(DataError, match=advice):
+        folder_spec(tmp_path)
+
+
+def test_tables_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "set")
+    assert not check_folder(folder).notes
+    (folder / "labels.xlsx").write_bytes(b"an older export")
+    assert check_folder(folder).notes == [f"{folder}: labels.csv is the table; labels.xlsx is not read"]

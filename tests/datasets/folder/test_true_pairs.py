@@ -129,3 +129,12 @@ def test_the_check_counts_pairs(folder: Path) -> None:
     report = check_folder(folder)
     pairs = "true counterfactuals: 1 of 1 images in split train, 4 of 3 images in split test"
     assert report.count == 0 and report.notes == [f"{folder}/counterfactuals.csv: {pairs}"]
+
+
+def test_problems_and_notes_of_the_whole_table_are_reported_once(folder: Path) -> None:
+    text = (folder / "counterfactuals.csv").read_text().replace("true_file", "truth")
+    (folder / "counterfactuals.csv").write_text(text)
+    missing = f"{folder}/counterfactuals.csv: expected the columns file, do and true_file, got no true_file"
+    assert check_folder(folder).problems == [missing]
+    (folder / "counterfactuals.csv").write_text("file;do;true_file\nim/16.png;age=60;true/0.png\n")
+    assert sum("separated by semicolons" in note for note in check_folder(folder).notes) == 1
