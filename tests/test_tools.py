@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from paths import REPO
-from running import run
+from running import assert_refused, run
 
 TOOLS = REPO / "tools"
 
@@ -32,6 +33,21 @@ def test_mechanisms_are_compared_on_every_effect() -> None:
     ]
     before = [line.split("|")[4:-1] for line in short.stdout.splitlines()[2:]]
     assert all(float(x) < 0.7 * float(y) for x, y in zip(rows[0][3:], before[0], strict=True)), "it has learned"
+
+
+def test_mechanisms_of_a_model_are_compared_with_and_without_its_encoder(circuit_dir: Path, tmp_path: Path) -> None:
+    model = REPO / "weights" / "circuit_causaldae_mini"
+    done = run(TOOLS / "compare_mechanisms.py", "--model_path", model, "--data_dir", circuit_dir)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    pairs = [("arm", "blue"), ("arm", "green"), ("arm", "red"), ("blue", "red"), ("green", "red")]
+    assert [tuple(row[1:3]) for row in rows] == pairs
+    by_labels, by_encoder, by_truth = np.array([row[3:] for row in rows], float).T
+    assert (by_labels < 0.1).all() and (by_encoder > 0).all()
+    assert by_truth.mean() < by_encoder.mean(), "true mechanisms add no error of their own"
+    other = REPO / "weights" / "mnist_diffscm_mini"
+    refused = run(TOOLS / "compare_mechanisms.py", "--model_path", other, "--data_dir", circuit_dir)
+    assert_refused(refused, "model_path: expected a CausalDiffAE of the pixels of")
 
 
 def test_batches_are_timed_in_every_way_of_reading_them() -> None:

@@ -2,28 +2,37 @@
 
     python tools/compare_mechanisms.py
     python tools/compare_mechanisms.py --mechanisms affine spline --steps 5000 --batch_size 32
+    python tools/compare_mechanisms.py --model_path weights/circuit_causaldae_mini --data_dir DATA
 
 Every mechanism is fitted to labels drawn from the generator, without images. Then each variable with descendants is set
 to values drawn evenly over its range, and the predicted labels of its descendants are compared with those of the
 generator for the same noise, given the true factual labels. Errors are means of |predicted - true| in label units.
+
+With `--model_path`, the mechanisms are those of a CausalDiffAE, and labels are predicted for test images: given their
+true labels, given the labels that its encoder reads, and by the generator given those that the encoder reads. The last
+column is the error that the encoder alone causes.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from causaldiffae.datasets.registry import dataset_spec
+from causaldiffae.datasets.images import model_inputs
+from causaldiffae.datasets.registry import dataset_spec, read_split
 from causaldiffae.datasets.spec import DatasetSpec
+from causaldiffae.errors import InputError
 from causaldiffae.generators import circuit, morphomnist, pendulum
 from causaldiffae.generators.common import Generator
 from causaldiffae.losses import Observed
-from causaldiffae.model import mechanism_nll
+from causaldiffae.model import CausalDiffAE, mechanism_nll
 from causaldiffae.scm import LatentSCM
+from causaldiffae.script_util import load_model, run_cli
 
 DIGITS = 3
 
@@ -66,39 +75,73 @@ def fit(spec: DatasetSpec, labels: np.ndarray, mechanism: str, settings: argpars
     return scm.eval()
 
 
+Predict = Callable[[dict[str, np.ndarray]], np.ndarray]
+"""An intervention, one value per image and variable -> labels (N, n) in label units."""
+
+
 def errors(
-    spec: DatasetSpec, scm: LatentSCM, generator: Generator, labels: np.ndarray, seed: int
-) -> Iterator[tuple[str, str, float]]:
-    """Yields intervened variable, descendant and mean error of its predicted label."""
+    spec: DatasetSpec, generator: Generator, labels: np.ndarray, predictions: Sequence[Predict], seed: int
+) -> dict[tuple[str, str], list[float]]:
+    """The mean error of every prediction, by intervened variable and descendant; `labels` (N, n) are the true ones."""
     rng = np.random.default_rng(seed)
-    u = scm.abduct(scm.label_blocks(spec.normalise(torch.from_numpy(labels).float())))
+    found: dict[tuple[str, str], list[float]] = {}
     for i, name in enumerate(spec.graph.names):
-        values = rng.uniform(spec.low[i], spec.high[i], len(labels))
-        true = generator.counterfactual_labels(labels, {name: values})
-        do = spec.normalise_do(spec.check_do({name: values}, len(labels)))
-        found = spec.denormalise(scm.read_labels(scm.predict(u, do))).numpy()
+        do = {name: rng.uniform(spec.low[i], spec.high[i], len(labels))}
+        true = generator.counterfactual_labels(labels, do)
+        predicted = [predict(do) for predict in predictions]
         for other in sorted(spec.graph.descendants(name), key=spec.graph.index):
             j = spec.graph.index(other)
-            yield name, other, float(np.abs(found[:, j] - true[:, j]).mean())
+            found[name, other] = [float(np.abs(each[:, j] - true[:, j]).mean()) for each in predicted]
+    return found
+
+
+def by_mechanisms(spec: DatasetSpec, scm: LatentSCM, u: Tensor) -> Predict:
+    """The prediction of a structural model from exogenous noise (N, n, d)."""
+
+    def predict(do: dict[str, np.ndarray]) -> np.ndarray:
+        z = scm.predict(u, spec.normalise_do(spec.check_do(do, len(u))))
+        return spec.denormalise(scm.read_labels(z)).numpy()
+
+    return predict
+
+
+def rows(dataset: str, found: dict[tuple[str, str], list[float]]) -> list[str]:
+    """Rows of a table."""
+    return [
+        f"| {dataset} | {cause} | {effect} | {' | '.join(f'{error:.{DIGITS}g}' for error in each)} |"
+        for (cause, effect), each in found.items()
+    ]
 
 
 def compare(name: str, settings: argparse.Namespace) -> list[str]:
     """Rows of the table of one data set."""
     spec, source = dataset_spec(name), SOURCES[name]
     train, test = (source.draw(n, np.random.default_rng(seed)) for n, seed in ((settings.num_train, 0), (2000, 1)))
-    columns: dict[tuple[str, str], list[float]] = {}
-    for mechanism in settings.mechanisms:
-        scm = fit(spec, train, mechanism, settings)
-        with torch.inference_mode():
-            for cause, effect, error in errors(spec, scm, source.generator, test, seed=2):
-                columns.setdefault((cause, effect), []).append(error)
-    return [
-        f"| {name} | {cause} | {effect} | {' | '.join(f'{error:.{DIGITS}g}' for error in found)} |"
-        for (cause, effect), found in columns.items()
-    ]
+    fitted = [fit(spec, train, mechanism, settings) for mechanism in settings.mechanisms]
+    blocks = fitted[0].label_blocks(spec.normalise(torch.from_numpy(test).float()))
+    with torch.inference_mode():
+        predictions = [by_mechanisms(spec, scm, scm.abduct(blocks)) for scm in fitted]
+        return rows(name, errors(spec, source.generator, test, predictions, seed=2))
 
 
-def main(argv: list[str] | None = None) -> None:
+@torch.inference_mode()
+def compare_model(model_path: str, data_dir: str) -> list[str]:
+    """Rows of the table of a model."""
+    loaded = load_model(model_path)
+    spec, model = loaded.spec, loaded.model
+    if not isinstance(model, CausalDiffAE) or loaded.codec is not None or spec.name not in SOURCES:
+        raise InputError(f"model_path: expected a CausalDiffAE of the pixels of {', '.join(SOURCES)}")
+    generator, data = SOURCES[spec.name].generator, read_split(spec.name, data_dir, "test", spec=spec)
+    inputs = model_inputs(data)
+    given = model.scm.abduct(model.scm.label_blocks(spec.normalise(inputs.labels)))
+    encoded = model.abduct(inputs.x_start)
+    read = spec.denormalise(model.read_labels(model.predict(encoded))).double().numpy().clip(spec.low, spec.high)
+    predictions = [by_mechanisms(spec, model.scm, u) for u in (given, encoded)]
+    predictions.append(lambda do: generator.counterfactual_labels(read, do))
+    return rows(spec.name, errors(spec, generator, data.labels.astype(np.float64), predictions, seed=2))
+
+
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--mechanisms", nargs="+", default=["additive", "affine", "spline"])
@@ -107,7 +150,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model_path", default="", help="a CausalDiffAE, in place of mechanisms that are fitted")
+    parser.add_argument("--data_dir", default="", help="folder of its data set")
     settings: Any = parser.parse_args(argv)
+    if settings.model_path:
+        print("| data set | do() | effect | true labels | labels of the encoder | the same, true mechanisms |")
+        print("|---|---|---|---|---|---|")
+        print("\n".join(compare_model(settings.model_path, settings.data_dir)))
+        return
     print(f"| data set | do() | effect | {' | '.join(settings.mechanisms)} |")
     print("|---|---|---|" + "---|" * len(settings.mechanisms))
     for name in settings.datasets:
@@ -115,4 +165,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -98,6 +98,9 @@ ELSEWHERE = {
     "pytest tests/test_scm.py tests/mechanisms": CI,
     "sbatch scripts/slurm.sbatch train_morphomnist_causaldae.sh --batch_size 64": SUITE + "tests/scripts/test_slurm.py",
     "python tools/compare_mechanisms.py": SUITE + "tests/test_tools.py",
+    "python tools/compare_mechanisms.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit": (
+        SUITE + "tests/test_tools.py"
+    ),
     "python tools/convert_model.py --model_path MODEL --data_dir DATA --separate_embeddings --out OUT": SUITE
     + "tests/scripts/test_convert_model.py",
     "python tools/convert_model.py --model_path weights/circuit_causaldae_mini --data_dir data/circuit "
