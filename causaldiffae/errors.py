@@ -6,10 +6,14 @@ exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 from typing import Final
 
 MAX_MESSAGE: Final = 2000
+_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
+"""Also one that `Path` has left with a single slash; a letter alone is a drive of Windows."""
 
 
 def one_line(message: object) -> str:
@@ -37,13 +41,17 @@ class DataError(InputError):
 
 
 def check_given(settings: object, *names: str) -> None:
-    """Raises `InputError` for the first empty setting, or output that is not local; the names are also flags."""
+    """Raises `InputError` for the first empty setting; the names are also flags."""
     for name in names:
-        value = getattr(settings, name)
-        if not value:
+        if not getattr(settings, name):
             raise InputError(f"{name}: expected a value, got none; set --{name}")
-        if name.startswith("out") and "://" in value:  # would be written to a local folder of that name
-            raise InputError(f"{name}: expected a local path, got {value}")
+
+
+def check_local(**outputs: str | os.PathLike[str] | None) -> None:
+    """Raises `InputError` for the first output that is a URL; `Path` would make a local folder such as `gs:` of it."""
+    for name, path in outputs.items():
+        if found := _URL.fullmatch(str(path or "")):
+            raise InputError(f"{name}: expected a local path, got {found[1]}://{found[2]}")
 
 
 def check_least(settings: object, **minimum: int) -> None:

@@ -29,7 +29,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.diff_scm import DiffScm, DiffScmTrainingStep
 from causaldiffae.errors import DataError, InputError, one_line
 from causaldiffae.files.storage import follow_links, is_remote
-from causaldiffae.files.yaml import check_config_file, config_files
+from causaldiffae.files.yaml import check_config_file, config_files, expand_recipes
 from causaldiffae.gaussian_diffusion import (
     GaussianDiffusion,
     LossType,
@@ -130,21 +130,6 @@ def parse_flags(
     parser.set_defaults(dict(defaults or {}))
     values = parse_flat(parser, expand_recipes(argv, recipes) if recipes else argv)
     return settings(**{field.name: values[field.name] for field in fields})
-
-
-def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Replaces `--recipe NAME` by the flags of the recipe."""
-    expanded: list[str] = []
-    remaining = iter(argv)
-    for argument in remaining:
-        if argument != "--recipe" and not argument.startswith("--recipe="):
-            expanded.append(argument)
-            continue
-        name = next(remaining, "") if argument == "--recipe" else argument.partition("=")[2]
-        if name not in recipes:
-            raise InputError(f"recipe: expected {', '.join(recipes)}, got {name!r}")
-        expanded += [f"--{key}={value}" for key, value in recipes[name].items()]
-    return expanded
 
 
 def parse_config(argv: Sequence[str], description: str = "") -> Config:
@@ -308,10 +293,9 @@ class LoadedModel:
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
         distilled, guidance = self.config.diffusion.few_steps > 0, options.get("guidance") or Guidance()
+        self.check_guidance(guidance, bool(keep_causes))
         if isinstance(chosen, ExactDdim) and not distilled:
             chosen.cleanest = cleanest_level(self.spec.name, latent=self.codec is not None)
-        if distilled and dataclasses.replace(guidance, w_class=Guidance().w_class) != Guidance():
-            raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
         options["guidance"] = Guidance(w_class=1.0) if distilled else guidance  # a student is not guided
         if label_corrections < 0:
             raise InputError(f"label_corrections: expected 0 or more, got {label_corrections}")
@@ -332,6 +316,19 @@ class LoadedModel:
         known = {"keep_unchanged": keep_unchanged, "keep_causes": self.spec.graph.names if keep_causes else ()}
         options = {**defaults, **known, "correction": correction, **options}
         return CounterfactualEngine(self.model, chosen, self.spec, **options)
+
+    def check_guidance(self, guidance: Guidance, keep_causes: bool = False) -> None:
+        """Raises `InputError` for guidance of a distilled model, or under a null token or blocks without training."""
+        weights = f"{guidance.affected:g} and {guidance.invariant:g}"
+        if self.config.diffusion.few_steps and dataclasses.replace(guidance, w_class=Guidance().w_class) != Guidance():
+            raise InputError("w: expected 1 for a distilled model, whose guidance is that of its teacher")
+        null = getattr(getattr(self.model, "unet", None), "null_emb", None)  # zero until it is trained
+        if null is not None and not guidance.is_off and not null.any():
+            raise InputError(f"w: expected 1 for a model whose null token was not trained (drop_prob 0), got {weights}")
+        needs_blocks = keep_causes or guidance.affected != guidance.invariant
+        if needs_blocks and self.config.model.block_null and not self.config.loss.block_drop_prob:
+            expected = "expected equal weights and False for a model trained with block_drop_prob 0"
+            raise InputError(f"w_affected, w_invariant, keep_causes: {expected}, got {weights}, {keep_causes}")
 
 
 def describe_checkpoint(config: Config, spec: DatasetSpec, codec: LatentSpace | None = None) -> dict[str, Any]:

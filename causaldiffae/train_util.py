@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import load_checkpoint
+from causaldiffae.checkpoints.folder_layout import BEST, BEST_FILES
 from causaldiffae.config import Config
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.label_subsets import digest, labelled_mask
@@ -39,7 +40,7 @@ from causaldiffae.training.automatic import choose, with_recorded
 from causaldiffae.training.codes import Codes
 from causaldiffae.training.distillation import create_training_step
 from causaldiffae.training.random_draws import draw_for_step, step_arguments, stream_seed
-from causaldiffae.training.response_tracker import BEST, BEST_FILES, ResponseTracker
+from causaldiffae.training.response_tracker import ResponseTracker
 from causaldiffae.training.resuming import (
     batch_order,
     changed_options,
@@ -50,7 +51,6 @@ from causaldiffae.training.resuming import (
     restore_optimizer,
     with_layout_of,
 )
-from causaldiffae.training.saving import LOGS as LOGS
 from causaldiffae.training.saving import RETRY_SECONDS, all_finite, create_writer, tolerated, upload_logs
 from causaldiffae.training.skipped_steps import REPORT, SkippedSteps
 from causaldiffae.training.stopping import StopRequest

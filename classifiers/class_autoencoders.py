@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import check_given, check_least
+from causaldiffae.errors import check_given, check_least, check_local
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics import interpretability
 from causaldiffae.predictors.common import check_output
@@ -36,6 +36,7 @@ class AutoencoderTraining:
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
+        check_local(out=self.out)
         check_least(self, num_images=0, class_epochs=1, all_epochs=1, seed=0)
 
 

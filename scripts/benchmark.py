@@ -23,7 +23,7 @@ import torch
 from causaldiffae.config import flag, with_help
 from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec, read_split
-from causaldiffae.errors import InputError, check_least
+from causaldiffae.errors import InputError, check_least, check_local
 from causaldiffae.evaluation.speed import (
     SpeedSettings,
     Timing,
@@ -58,6 +58,7 @@ class BenchmarkConfig(SpeedSettings):
 
     def __post_init__(self) -> None:
         check_least(self, batch_size=1, repeats=1, steps=2, reference_steps=1, threads=0, max_spread=0, max_seconds=0)
+        check_local(json=self.json)
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"device: expected auto, cpu or cuda, got {self.device!r}")
         if self.device == "auto":

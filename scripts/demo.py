@@ -22,7 +22,7 @@ from causaldiffae import dist_util
 from causaldiffae.datasets.captions import caption_note
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.grids import draw_grid
 from causaldiffae.evaluation.interventions import InterventionResult, evaluate_interventions, summary
 from causaldiffae.files.reading import without_nan, write_json
@@ -106,6 +106,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that draw the data; default %(default)s")
     add_device_flag(parser)
     args = parser.parse_args(argv)
+    check_local(out=args.out)
     use_device(args.device)
     if args.images < 0 or args.workers < 1:
         raise InputError("--images: expected 0 or more, --workers: expected 1 or more")

@@ -21,7 +21,7 @@ import image_train
 from causaldiffae import dist_util
 from causaldiffae.config import parse_ints
 from causaldiffae.datasets.folder.image_folder import is_image_folder
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.files import yaml
 from causaldiffae.script_util import parse_config, run_cli
 from causaldiffae.training.devices import use_device
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         own, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from error
+    check_local(table=own.table)
     train = parse_config(rest, __doc__ or "").train
     given = next(iter(yaml.config_files(rest)), "")
     if given and own.size:

@@ -25,14 +25,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from causaldiffae.errors import InputError, check_given
+from causaldiffae.errors import InputError, check_given, check_local
 from causaldiffae.evaluation import peers, questions
 from causaldiffae.evaluation.peers_run import evaluate_as_peers
 from causaldiffae.evaluation.protocol import ProtocolSettings
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.run import Job, evaluate, find_models, read_results, settings_from
 from causaldiffae.evaluation.tables import tables
-from causaldiffae.predictors.predictor import predictor_is_shipped, shipped_sizes
+from causaldiffae.predictors.predictor import shipped_sizes
 from causaldiffae.script_util import argument_parser, parse_flat, run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 
@@ -79,6 +79,7 @@ def parse(argv: list[str]) -> dict[str, Any]:
         raise InputError("model_path: expected a value, got none; set --model_path, --all or --report")
     required = ["dataset"] if values["export_questions"] else ["out"]
     check_given(SimpleNamespace(**values), *required, *(["data_dir"] if tasks else []))
+    check_local(**{name: values[name] for name in ("out", "report", "export_questions")})
     if (values["model_path"] or values["answers"]) and not values["out"].endswith(".json"):
         raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["protocol"] == peers.NAME and not values["model_path"]:
@@ -117,8 +118,9 @@ def evaluate_each(jobs: list[Job]) -> list[dict[str, Any]]:
 def export(values: dict[str, Any], settings: ProtocolSettings) -> None:
     """Writes the questions of a data set."""
     folder, data_dir = Path(values["export_questions"]), values["data_dir"]
-    spec = questions.question_spec(values["dataset"], values["image_size"] or None, data_dir, values["predictor"])
-    if not (values["predictor"] or predictor_is_shipped(spec)):
+    asked = (values["dataset"], values["image_size"] or None, data_dir, values["predictor"])
+    spec, predictor = questions.spec_and_predictor(*asked)
+    if predictor is None:
         sizes = ", ".join(f"--image_size {size}" for size in shipped_sizes(spec.name))
         warnings.warn(
             f"predictor: found no shipped one for {spec.name} at {spec.image_size} px; score the answers with "

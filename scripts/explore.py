@@ -19,6 +19,7 @@ from causaldiffae.checkpoints.model_folders import WEIGHTS, find_model
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.registry import ModelRegistry, find_models
 from causaldiffae.explorer.server import PORT, serve
+from causaldiffae.files.storage import is_remote
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
     use_device(args.device)
     if args.threads < 1:
         raise InputError(f"threads: expected 1 or more, got {args.threads}")
-    if args.data_dir and not Path(args.data_dir).is_dir() and "://" not in args.data_dir:
+    if args.data_dir and not Path(args.data_dir).is_dir() and not is_remote(args.data_dir):
         raise InputError(f"data_dir: expected a folder, got {args.data_dir} (it is missing)")
     torch.set_num_threads(args.threads)
     registry = ModelRegistry(find_models(find_model(args.model_path)), args.data_dir, dist_util.dev())

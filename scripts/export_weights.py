@@ -19,23 +19,15 @@ import torch
 from torch import Tensor
 
 from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
-from causaldiffae.checkpoints.model_folders import CORRECTION_FOLDER, NOISED_PREDICTOR_FOLDER, copy_beside
+from causaldiffae.checkpoints.folder_layout import RESPONSES
+from causaldiffae.checkpoints.model_folders import copy_beside, copy_files
 from causaldiffae.datasets.reference import FILE, TrainingReference
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.diff_scm import own_weights
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.files.reading import read_json
 from causaldiffae.published.autoencoder import keep_with_model
 from causaldiffae.script_util import LoadedModel, describe_checkpoint, load_model, run_cli
-from causaldiffae.training.responses import FILE as RESPONSES
-
-LOG_FILES = (
-    "progress.csv",
-    "config.yaml",
-    RESPONSES,
-    FILE,
-    *(f"{folder}/{name}" for folder in (CORRECTION_FOLDER, NOISED_PREDICTOR_FOLDER) for name in (CONFIG, MODEL)),
-)
 
 
 def write_reference(loaded: LoadedModel, folder: Path, data_dir: str) -> None:
@@ -78,6 +70,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--average", default="", help="run or model folder whose weights are averaged with these")
     parser.add_argument("--share", type=float, default=0.5, help="share of --model_path in the average")
     args = parser.parse_args(argv)
+    check_local(out=args.out)
     if args.out is None and not args.data_dir:
         raise InputError("out: expected a folder to write, got none")
     loaded = load_model(args.model_path, ema=args.ema)
@@ -91,18 +84,17 @@ def main(argv: list[str]) -> None:
         raise InputError(f"out: expected another folder than that of the model, got {args.out}")
     steps = loaded.step if loaded.step is not None else read_json(own / CONFIG).get("trained_steps")
     description = {**describe_checkpoint(loaded.config, loaded.spec, loaded.codec), "trained_steps": steps}
-    state, logs = own_weights(loaded.model), LOG_FILES
+    state = own_weights(loaded.model)
     if args.average:
         state = averaged(loaded, load_model(args.average, ema=args.ema), args.share)
         description["averaged_share"] = args.share
-        logs = tuple(name for name in LOG_FILES if name != RESPONSES)  # those of the run are of other weights
     folder = export_weights(args.out, state, description, torch.float16)
     keep_with_model(loaded.codec, folder)
-    for name in logs:
-        copy_beside(Path(loaded.path), Path(name), folder)
+    copy_files(Path(loaded.path), folder, (RESPONSES,) if args.average else ())  # averaged weights have other responses
+    copy_beside(Path(loaded.path), Path("config.yaml"), folder)
     if args.data_dir:
         write_reference(loaded, folder, args.data_dir)
-    size = (folder / "model.safetensors").stat().st_size
+    size = (folder / MODEL).stat().st_size
     print(f"{folder}: step {steps}, {size / 1e6:.1f} MB")
 
 

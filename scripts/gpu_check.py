@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from causaldiffae import dist_util
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.check_list import Outcome, hardware, run_checks, write_report
 from causaldiffae.evaluation.gpu_check import GpuChecks, Plan, short_plan
 from causaldiffae.script_util import run_cli
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--short", action="store_true", help="few images and a small network; always on a CPU")
     parser.add_argument("--no_compile", action="store_true", help="skip the checks that compile, which take minutes")
     options = parser.parse_args(argv)
+    check_local(json=options.json)
     if not 0 <= options.minutes < 1e6:
         raise InputError(f"minutes: expected 0 or more, got {options.minutes}")
     use_device(options.device)

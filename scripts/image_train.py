@@ -21,7 +21,7 @@ import yaml
 
 from causaldiffae import dist_util
 from causaldiffae.checkpoints.checkpoint import CONFIG, load_checkpoint
-from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS, BEST, BEST_FILES, RESPONSES
 from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.folder.image_folder import has_split
@@ -40,18 +40,16 @@ from causaldiffae.nn import count_parameters
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.published.autoencoder import keep_in_run, network_spec
 from causaldiffae.script_util import Model, create_model_and_diffusion, parse_config, run_cli
-from causaldiffae.train_util import LOGS, TrainLoop
+from causaldiffae.train_util import TrainLoop
 from causaldiffae.training.codes import encode_split, open_codec
 from causaldiffae.training.devices import describe_device, use_device
 from causaldiffae.training.estimate import estimate
 from causaldiffae.training.preflight import check_platform, option_warnings, out_of_memory_message, training_warnings
-from causaldiffae.training.response_tracker import BEST, BEST_FILES
-from causaldiffae.training.responses import FILE as RESPONSES
 from causaldiffae.training.responses import describe as describe_responses
 from causaldiffae.training.responses import write_responses
 from causaldiffae.training.resuming import checkpoint_to_resume
 from causaldiffae.training.run_lock import lock_run_dir
-from causaldiffae.training.saving import upload_logs
+from causaldiffae.training.saving import LOGS, upload_logs
 from causaldiffae.training.stopping import StopRequest
 
 PREVIEW_IMAGES = 32
@@ -163,7 +161,7 @@ def main(argv: list[str]) -> None:
     spec = dataset_spec(train.dataset, size, channels, data_dir=train.data_dir or None, graph=train.graph or None)
     sizes = network_spec(spec, open_codec(train, spec))
     model, _ = create_model_and_diffusion(config, sizes)  # reports options that do not fit before data are read
-    use_device(train.device)
+    use_device(train.device, several_processes=True)
     if train.dry_run:
         resources = estimate(config, sizes, dist_util.dev()).lines()
         print("\n".join([describe(config, spec, model), *(f"# {line}" for line in resources)]))

@@ -23,7 +23,7 @@ import numpy as np
 from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.images import to_model_range, to_uint8
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.evaluation.imagenet import (
     CLASS,
     SOLVER,
@@ -74,6 +74,7 @@ class ImagenetTestConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "image", "do", "out_dir")
+        check_local(out_dir=self.out_dir)
         check_least(self, batch_size=1, steps=2, num_heads=0, image_size=1, num_res_blocks=1, num_head_channels=1)
         Guidance(w=self.w)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 
 if TYPE_CHECKING:
     from causaldiffae.datasets.folder.check import TrainingSize
@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.dataset == "check":
             return check(args)
+        check_local(out=args.out)
         print(RECIPES[args.dataset].write(args))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,9 +17,10 @@ from causaldiffae import dist_util
 from causaldiffae.checkpoints.model_folders import config_file
 from causaldiffae.datasets.images import ImageData
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.run_page import write_run_page
 from causaldiffae.files.reading import read_json
+from causaldiffae.files.storage import is_remote
 from causaldiffae.pretrained import CounterfactualModel
 from causaldiffae.script_util import run_cli
 from causaldiffae.training.devices import add_device_flag, use_device
@@ -32,7 +33,7 @@ def traversed_images(model: CounterfactualModel, run: Path, data_dir: str, count
     if not data_dir:
         config = config_file(run)
         data_dir = "" if config is None else read_json(config).get("config", {}).get("train", {}).get("data_dir", "")
-        if not data_dir or not ("://" in data_dir or Path(data_dir).is_dir()):
+        if not data_dir or not (is_remote(data_dir) or Path(data_dir).is_dir()):
             raise InputError(
                 f"data_dir: expected the folder of the run's images, got {data_dir!r}, which is missing; set --data_dir"
             )
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=15, help="evaluations in each direction; default %(default)s")
     add_device_flag(parser)
     args = parser.parse_args(argv)
+    check_local(run=args.run, out=args.out)
     use_device(args.device)
     if not 1 <= args.images <= 16:
         raise InputError(f"images: expected 1 to 16, got {args.images}")

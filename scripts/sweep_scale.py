@@ -21,7 +21,7 @@ from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, SOLVER_HELP, flag, with_help
 from causaldiffae.datasets.images import ImageData, spread_or_all
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.evaluation.scale_sweep import (
     TARGET_ACCURACY,
     ScaleResult,
@@ -78,6 +78,7 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
+        check_local(out_dir=self.out_dir)
         check_least(self, num_images=0, num_validation=0, num_reference=0, batch_size=1, seed=0)
         resolve_alias(self, "judge", "label_predictor")
         resolve_alias(self, "wanted_accuracy", "target_accuracy")

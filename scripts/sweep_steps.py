@@ -21,7 +21,7 @@ from causaldiffae import dist_util
 from causaldiffae.config import DEVICE_HELP, flag, with_help
 from causaldiffae.datasets.do_text import parse_do
 from causaldiffae.datasets.registry import read_split, truth_is_known
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.evaluation.image_test import find_measurement
 from causaldiffae.evaluation.settings import default_interventions, resolve_alias
 from causaldiffae.evaluation.step_sweep import (
@@ -77,6 +77,7 @@ class StepSweepConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
+        check_local(out_dir=self.out_dir)
         check_least(self, num_images=0, batch_size=1, margin=0)
         resolve_alias(self, "judge", "label_predictor")
 

@@ -65,7 +65,8 @@ class FakeBlobfile(types.ModuleType):
         return [path.name + ("/" if path.is_dir() else "") for path in self._call("listdir", address).iterdir()]
 
     def stat(self, address: str) -> Any:
-        return types.SimpleNamespace(size=self._call("stat", address).stat().st_size)
+        found = self._call("stat", address).stat()
+        return types.SimpleNamespace(size=found.st_size, mtime=found.st_mtime)
 
     def copy(self, source: str, target: str, overwrite: bool) -> None:
         assert overwrite

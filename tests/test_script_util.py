@@ -351,3 +351,33 @@ def test_a_distilled_model_is_not_guided() -> None:
     assert loaded.engine().guidance == loaded.engine(guidance=Guidance(w_class=2.0)).guidance == Guidance(w_class=1.0)
     with pytest.raises(InputError, match="w: expected 1 for a distilled model"):
         loaded.engine(guidance=Guidance(2.0))
+
+
+def test_guidance_needs_a_null_token_that_was_trained() -> None:
+    loaded = tiny_model(learned_null=True)
+    unet = cast(Any, loaded.model).unet
+    trained = unet.null_emb.detach().clone()
+    unet.null_emb.data.zero_()  # as in training with drop_prob 0, where every image has its latents
+    for unguided in (Guidance(), Guidance(w_class=3.0, low=0.5)):
+        assert loaded.engine(guidance=unguided).guidance == unguided
+    for guidance in (Guidance(2.0), Guidance(0.0), Guidance(w_affected=1.5), Guidance(w_invariant=0.5)):
+        with pytest.raises(InputError, match="w: expected 1 for a model whose null token was not trained"):
+            loaded.engine(guidance=guidance)
+    unet.null_emb.data.copy_(trained)
+    assert loaded.engine(guidance=Guidance(2.0)).guidance == Guidance(2.0)
+    assert tiny_model().engine(guidance=Guidance(2.0)).guidance == Guidance(2.0), "z = 0 is the published null token"
+
+
+def test_guidance_by_groups_and_keep_causes_need_null_blocks_that_were_trained() -> None:
+    loaded = tiny_model(block_null=True, drop_prob=0.1)
+    for options, got in (
+        ({"guidance": Guidance(w_affected=1.5)}, "1.5 and 1, False"),
+        ({"guidance": Guidance(2.0, w_invariant=1.0)}, "2 and 1, False"),
+        ({"keep_causes": True}, "1 and 1, True"),
+    ):
+        with pytest.raises(InputError, match=rf"keep_causes: expected .* trained with block_drop_prob 0, got {got}$"):
+            loaded.engine(**options)  # type: ignore[arg-type]
+    for guidance in (Guidance(2.0), Guidance(w_affected=2.0, w_invariant=2.0)):
+        assert loaded.engine(guidance=guidance).guidance == guidance
+    trained = tiny_model(block_null=True, drop_prob=0.1, block_drop_prob=0.1)
+    assert trained.engine(guidance=Guidance(w_affected=1.5), keep_causes=True).keep_causes == {"size", "grey"}

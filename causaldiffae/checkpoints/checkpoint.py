@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 
 from causaldiffae.checkpoints.folder_layout import CONFIG, MODEL, files_of_other_model
 from causaldiffae.checkpoints.state_tree import flatten_state, unflatten_state
-from causaldiffae.errors import DataError, InputError
+from causaldiffae.errors import DataError, InputError, check_local
 from causaldiffae.files.reading import (
     StateDict,
     file_sha256,
@@ -183,11 +183,12 @@ def export_weights(
     If the folder holds another model, its other files (predictors, logs, ...) are removed.
 
     Raises:
-        InputError: For another dtype, a file in place of the folder, or a folder with checkpoints or a model of another
-            program.
+        InputError: For another dtype, a URL or a file in place of the folder, or a folder with checkpoints or a model
+            of another program.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype: expected a floating-point dtype such as torch.float16, got {dtype!r:.80}")
+    check_local(folder=path)
     folder = Path(path)
     check_free(folder)
     stale = files_of_other_model(folder, config)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from causaldiffae.datasets.reference import FILE as REFERENCE
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import read_json
+from causaldiffae.logger import PROGRESS
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 PREDICTOR_FOLDER: Final = "reader"
@@ -20,18 +22,24 @@ NOISED_PREDICTOR_FOLDER: Final = "predictor"
 AUTOENCODER_FOLDER: Final = "autoencoder"
 """Subfolder of a run or model folder with the autoencoder of a model in latent space (published/autoencoder.py)."""
 AUTOENCODER_FILES: Final = ("config.json", "diffusion_pytorch_model.safetensors")
-BESIDE_STEPS: Final = (*(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES), "reference.safetensors")
-"""Files of a run directory that the use of a step needs."""
+RESPONSES: Final = "responses.json"
+"""Responses to interventions that training measured (training/responses.py)."""
 README: Final = "README.md"
 """The model card (model_card.py)."""
-_FOLDERS: Final = ("", f"{PREDICTOR_FOLDER}/", f"{NOISED_PREDICTOR_FOLDER}/", f"{CORRECTION_FOLDER}/")
-HUB_FILES: Final = (
-    *(folder + name for folder in _FOLDERS for name in (CONFIG, MODEL)),
-    *BESIDE_STEPS,
-    "progress.csv",
-    README,
-    "responses.json",
+BEST: Final = "best"
+"""Model folder in a run directory with the weights of its best step."""
+BEST_FILES: Final = tuple(f"{BEST}/{name}" for name in (MODEL, CONFIG, RESPONSES))
+_OF_AUTOENCODER: Final = tuple(f"{AUTOENCODER_FOLDER}/{name}" for name in AUTOENCODER_FILES)
+BESIDE_STEPS: Final = (*_OF_AUTOENCODER, REFERENCE)
+"""Files of a run directory that the use of a step needs."""
+_PREDICTORS: Final = (PREDICTOR_FOLDER, NOISED_PREDICTOR_FOLDER, CORRECTION_FOLDER)
+KEPT_FILES: Final = (
+    *(PROGRESS, RESPONSES, REFERENCE),
+    *(f"{folder}/{name}" for folder in _PREDICTORS for name in (CONFIG, MODEL)),
 )
+"""Files of a run or model folder that are copied into a model folder that is written from it."""
+HUB_FILES: Final = (CONFIG, MODEL, README, *_OF_AUTOENCODER, *KEPT_FILES)
+"""All files of a model folder."""
 
 
 def type_of(described: Mapping[str, Any]) -> str:

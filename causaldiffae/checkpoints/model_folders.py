@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final
 from causaldiffae.checkpoints.checkpoint import STEP_NAME
 from causaldiffae.checkpoints.folder_layout import AUTOENCODER_FILES as AUTOENCODER_FILES
 from causaldiffae.checkpoints.folder_layout import AUTOENCODER_FOLDER as AUTOENCODER_FOLDER
-from causaldiffae.checkpoints.folder_layout import CONFIG, HUB_FILES, MODEL, type_of
+from causaldiffae.checkpoints.folder_layout import CONFIG, HUB_FILES, KEPT_FILES, MODEL, type_of
 from causaldiffae.checkpoints.folder_layout import CORRECTION_FOLDER as CORRECTION_FOLDER
 from causaldiffae.checkpoints.folder_layout import NOISED_PREDICTOR_FOLDER as NOISED_PREDICTOR_FOLDER
 from causaldiffae.checkpoints.folder_layout import PREDICTOR_FOLDER as PREDICTOR_FOLDER
@@ -161,6 +162,13 @@ def push_folder(folder: Path, name: str, *, private: bool, token: str | None, me
             f"{name}: upload to the Hugging Face Hub failed ({str(error)[:200]}); use a write token"
         ) from None
     return str(getattr(commit, "commit_url", commit))
+
+
+def copy_files(source: Path, target: Path, without: Collection[str] = ()) -> None:
+    """Copies the `KEPT_FILES` of a model folder, or of a step and its run, but for the files and folders `without`."""
+    for name in KEPT_FILES:
+        if name.partition("/")[0] not in without:
+            copy_beside(source, Path(name), target)
 
 
 def copy_beside(source: Path, file: Path, target: Path) -> None:

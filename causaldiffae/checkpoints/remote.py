@@ -32,13 +32,15 @@ from causaldiffae.checkpoints.checkpoint import (
     steps_to_remove,
     verify,
 )
-from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS, BEST, CONFIG, HUB_FILES, MODEL
 from causaldiffae.checkpoints.lease import LOCK_FOLDER, OWN_NAME, take_lease
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import read_json, sync_to_disk, write_json
 from causaldiffae.files.storage import is_remote, object_storage
 
 RECORD: Final = "uploads.json"
+_SAME_TIME: Final = 1e-3
+"""Seconds by which file systems round times."""
 
 
 class StorageError(InputError, OSError):
@@ -59,9 +61,10 @@ def run_folder(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def local_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Returns a local path unchanged; for a URL, a local copy of the step or of the newest intact step of the run.
+    """Returns a local path unchanged; for a URL, a local copy of what `load_checkpoint` reads there.
 
-    The copy lies in `run_folder`, with the files `BESIDE_STEPS` of the run.
+    That is a step, the newest intact step of a run, or a model folder such as RUN/best. The copy lies in `run_folder`,
+    with the files `BESIDE_STEPS` of the run.
 
     Raises:
         DataError: If there is no checkpoint, or it is damaged.
@@ -74,7 +77,7 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
     run = RemoteRun(url if given else str(path))
     found = run.fetch(int(given[1])) if given else run.fetch_newest()
     if found is None:
-        raise DataError(f"{path}: expected a checkpoint, found none")
+        return run.fetch_model()
     run.fetch_logs(BESIDE_STEPS)
     return found
 
@@ -238,15 +241,55 @@ class RemoteRun:
         """Downloads the newest intact step, see `newest_intact`."""
         return newest_intact(self.url, self.steps(), self.fetch)
 
+    def fetch_model(self) -> Path:
+        """Downloads the files of a model folder that have changed, and returns the local folder.
+
+        `RUN/best` gets the files `BESIDE_STEPS` of its run.
+
+        Raises:
+            DataError: If the URL is that of no model folder.
+            StorageError: If a request fails.
+        """
+        urls = {name: f"{self.url}/{name}" for name in HUB_FILES}
+        if not all(self._call("exists", urls[name]) for name in (CONFIG, MODEL)):
+            raise DataError(f"{self.url}: expected a checkpoint, found none")
+        run, _, last = self.url.rpartition("/")
+        if last == BEST:
+            urls |= {name: f"{run}/{name}" for name in BESIDE_STEPS}
+        folder = self.folder / "model"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_suffix(".lock")):  # other processes use the same copy
+            for name, url in urls.items():
+                self._refresh(url, folder / name)
+        return folder
+
+    def _refresh(self, url: str, target: Path) -> None:
+        """Downloads a file whose local copy has another size or time, or removes the copy of a missing one."""
+        try:
+            found = self._call("stat", url)
+        except FileNotFoundError:
+            target.unlink(missing_ok=True)
+            return
+        local = target.stat() if target.is_file() else None
+        if local is None or local.st_size != found.size or abs(local.st_mtime - found.mtime) > _SAME_TIME:
+            self._fetch_file(url, target, found.mtime)
+
+    def _fetch_file(self, url: str, target: Path, changed: float | None = None) -> None:
+        """Downloads a file, which appears when it is complete, and sets its time of change."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
+            part = Path(temporary, target.name)
+            self._call("copy", url, str(part), overwrite=True)
+            if changed is not None:
+                os.utime(part, (changed, changed))
+            part.replace(target)
+
     def fetch_logs(self, names: Sequence[str]) -> None:
         """Downloads files of the run directory unless they exist locally."""
         for name in names:
             url, target = f"{self.url}/{name}", self.folder / name
             if not target.exists() and self._call("exists", url):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
-                    self._call("copy", url, str(Path(temporary, target.name)), overwrite=True)
-                    Path(temporary, target.name).replace(target)
+                self._fetch_file(url, target)
 
     def upload_logs(self, names: Sequence[str]) -> None:
         """Uploads files of the run directory; failures are warnings."""

@@ -18,7 +18,7 @@ from causaldiffae.datasets.captions import caption_note, caption_texts, class_ca
 from causaldiffae.datasets.images import finite_images, to_uint8
 from causaldiffae.datasets.reference import TrainingReference
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError
+from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.evaluation.inputs import by_name
 from causaldiffae.evaluation.interventions import describe_do
@@ -171,8 +171,9 @@ class Counterfactuals:
                 table labels.csv, in place of those that were saved there before. Missing folders are created.
 
         Raises:
-            InputError: for the suffix of another kind of file, or a count below 1.
+            InputError: for a URL, the suffix of another kind of file, or a count below 1.
         """
+        check_local(path=path)
         path = Path(path)
         if path.suffix and not path.is_dir():
             if path.suffix.lower() not in Image.registered_extensions():

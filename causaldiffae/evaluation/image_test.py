@@ -104,11 +104,11 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     for message in intervention_warnings(spec.graph, dos):
         warnings.warn(message, stacklevel=2)
     dos = dos or [spec.check_do(do) for do in interventions.get(spec.name, default_interventions(spec))]
-    if weights and loaded.config.diffusion.few_steps:
-        raise InputError("sweep_w: expected none for a distilled model, whose guidance is that of its teacher")
     guidance = make_engine(loaded, config).guidance  # also validates the flags
     groups: dict[str, list[tuple[Mapping[str, float], Guidance]]] = {"results": [(do, guidance) for do in dos]}
     groups["sweep_w"] = [(dos[0], replace(guidance, w=w, w_affected=None, w_invariant=None)) for w in weights]
+    for _, each in groups["sweep_w"]:
+        loaded.check_guidance(each)
     for name in parse_names("traverse", config.traverse, spec):
         groups[f"traversal_{name}"] = [(spec.do_labels({name: v}), guidance) for v in traversal_values(spec, name)]
     data = read_test_images(config.data_dir, spec, dos, config.limit)

@@ -41,7 +41,13 @@ from causaldiffae.evaluation.scores import score as score_task
 from causaldiffae.files.images import open_image
 from causaldiffae.files.reading import file_stem, read_file, read_json
 from causaldiffae.metrics.axioms import distance
-from causaldiffae.predictors.predictor import load_predictor, open_predictor, shipped_folder
+from causaldiffae.predictors.predictor import (
+    LoadedPredictor,
+    check_fits,
+    load_predictor,
+    open_predictor,
+    shipped_folder,
+)
 from causaldiffae.training.predictor import data_digest
 from causaldiffae.visualization.image_grids import save_png
 
@@ -158,12 +164,19 @@ def _settings(given: dict[str, Any], where: str) -> ProtocolSettings:
         raise DataError(f"{where}: {error}") from None
 
 
-def question_spec(dataset: str, image_size: int | None, data_dir: str | Path, predictor: str = "") -> DatasetSpec:
-    """The data set of questions; its images have the channels that the predictor reads, a given or a shipped one."""
+def spec_and_predictor(
+    dataset: str, image_size: int | None, data_dir: str | Path, predictor: str = ""
+) -> tuple[DatasetSpec, LoadedPredictor | None]:
+    """The data set of questions, and the given or shipped predictor of its labels; None if there is neither.
+
+    The images have the channels that the predictor reads.
+    """
     spec = dataset_spec(dataset, image_size, data_dir=data_dir)
     folder = predictor or shipped_folder(spec, "predictor")
-    channels = load_predictor(folder).predictor.spec.channels if folder else spec.channels
-    return spec if channels == spec.channels else dataset_spec(dataset, image_size, channels, data_dir=data_dir)
+    if folder is None:
+        return spec, None
+    opened = load_predictor(folder)
+    return dataset_spec(dataset, image_size, opened.predictor.spec.channels, data_dir=data_dir), opened
 
 
 def open_task(spec: DatasetSpec, data_dir: str, settings: ProtocolSettings) -> Task:
@@ -238,7 +251,7 @@ def score_answers(
     data_dir: str,
     *,
     name: str = "answers",
-    predictor: str = "",
+    predictor: str | LoadedPredictor = "",
     out: Path | None = None,
     inception_weights: str = "",
     trust_inception: bool = False,
@@ -249,14 +262,14 @@ def score_answers(
         answers: of `read_answers` or `answers_of`.
         data_dir: the data set, whose training images are references.
         name: of the system, in tables.
-        predictor: folder of the predictor that reads labels; by default the shipped one.
+        predictor: reads labels; its folder, or an opened one that fits; by default the shipped one.
         inception_weights, trust_inception: for the FID, as in `run.Job`.
 
     Raises:
         InputError: if `out` holds other results, or the predictor does not fit the data set.
     """
     spec, folder = task.data.spec, data_folder(data_dir, task.data.spec)
-    opened = open_predictor(spec, predictor)
+    opened = open_predictor(spec, predictor) if isinstance(predictor, str) else predictor
     digest = hashlib.sha256(b"".join(hashlib.sha256(answers[key].tobytes()).digest() for key in sorted(answers)))
     model = {"type": "external", "digest": digest.hexdigest()[:16], "seed": 0, "recipe": digest.hexdigest()[:16]}
     inception = (inception_weights, trust_inception)
@@ -292,12 +305,14 @@ def score(
         dataset: name of a data set, or "folder".
         settings: number of images, variables and seed; other fields concern models only.
         image_size: by default as published.
-        name, predictor, out: as in `score_answers`.
+        name, out: as in `score_answers`.
+        predictor: folder of the predictor that reads labels; by default the shipped one.
     """
     settings = settings or ProtocolSettings()
-    spec = question_spec(dataset, image_size, data_dir, predictor)
-    open_predictor(spec, predictor)  # one that is missing is reported before all questions are asked
+    spec, found = spec_and_predictor(dataset, image_size, data_dir, predictor)
+    opened = found or open_predictor(spec)  # one that is missing is reported before all questions are asked
+    check_fits(opened.predictor, spec, opened.path)
     task = open_task(spec, str(data_dir), settings)
     answers = answers_of(answer, task, settings.chunk)
     path = Path(out) if out else None
-    return score_answers(answers, task, settings, str(data_dir), name=name, predictor=predictor, out=path)
+    return score_answers(answers, task, settings, str(data_dir), name=name, predictor=opened, out=path)

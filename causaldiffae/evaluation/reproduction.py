@@ -16,7 +16,7 @@ from causaldiffae.checkpoints.checkpoint import CONFIG, latest_checkpoint
 from causaldiffae.config import DEVICE_HELP, Config, flag, with_help
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError, check_least
+from causaldiffae.errors import InputError, check_least, check_local
 from causaldiffae.evaluation.run import read_results
 from causaldiffae.files.reading import read_json, replace_file
 from causaldiffae.predictors.predictor import predictor_is_shipped
@@ -98,6 +98,7 @@ class ReproductionSettings:
     dry_run: bool = flag(False, "print the commands with estimated hours, run none")
 
     def __post_init__(self) -> None:
+        check_local(out=self.out, data_dir=self.data_dir)
         check_least(self, total_steps=0, minutes=0, num_images=0, steps=1, cycle_images=0)
         if self.total_steps and self.minutes:
             raise InputError("total_steps, minutes: expected one of them, got both")

@@ -35,6 +35,7 @@ from causaldiffae.evaluation.protocol import PROTOCOL, VERSION, ProtocolSettings
 from causaldiffae.evaluation.results_file import check_digest, check_results
 from causaldiffae.evaluation.scores import Scorer, score, score_latents
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
+from causaldiffae.files.storage import is_remote
 from causaldiffae.guidance import Guidance, guidance_weight
 from causaldiffae.predictors.predictor import open_predictor
 from causaldiffae.script_util import LoadedModel, load_model
@@ -86,7 +87,7 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
     Raises:
         InputError: if the folder is missing or its recipe names another data set.
     """
-    if "://" in data_dir:
+    if is_remote(data_dir):
         return data_dir
     folder = Path(data_dir) / spec.name if (Path(data_dir) / spec.name).is_dir() else Path(data_dir)
     if not folder.is_dir():

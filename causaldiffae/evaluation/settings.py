@@ -26,7 +26,7 @@ from causaldiffae.datasets.do_text import parse_do as parse_do  # also the scrip
 from causaldiffae.datasets.do_text import take_name
 from causaldiffae.datasets.spec import CheckedDo, DatasetSpec
 from causaldiffae.datasets.variables import round_in_range
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.evaluation.sampling import check_samples
 from causaldiffae.guidance import CLASS_WEIGHT, Guidance, guidance_weight
 from causaldiffae.predictors.correction import LABEL_CORRECTIONS
@@ -98,6 +98,7 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         check_given(self, "model_path", "data_dir", "out_dir")
+        check_local(out_dir=self.out_dir)
         check_least(
             self,
             batch_size=1,

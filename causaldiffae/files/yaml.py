@@ -7,13 +7,13 @@ all wheels of PyYAML, is used if available and is ten times as fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from causaldiffae.errors import DataError
+from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.reading import read_file
 
 MAX_DEPTH: Final = 20
@@ -94,6 +94,21 @@ def check_config_file(path: str | Path) -> None:
         raise DataError(f"{where}: expected a mapping from names to values, such as batch_size: 8")
     if isinstance(content, dict) and "config" in content:
         raise DataError(f"{where}: expected no key 'config'; give several files with several --config")
+
+
+def expand_recipes(argv: Sequence[str], recipes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Replaces `--recipe NAME` by the flags of the recipe."""
+    expanded: list[str] = []
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument != "--recipe" and not argument.startswith("--recipe="):
+            expanded.append(argument)
+            continue
+        name = next(remaining, "") if argument == "--recipe" else argument.partition("=")[2]
+        if name not in recipes:
+            raise InputError(f"recipe: expected {', '.join(recipes)}, got {name!r}")
+        expanded += [f"--{key}={value}" for key, value in recipes[name].items()]
+    return expanded
 
 
 def config_files(argv: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from causaldiffae.checkpoints.model_folders import AUTOENCODER_FILES
 from causaldiffae.config import DEVICE_HELP, Auto, flag, with_help
 from causaldiffae.datasets.images import ImageData, to_model_range, to_uint8
 from causaldiffae.datasets.registry import dataset_spec, read_split
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.files.reading import write_json, write_tensors
 from causaldiffae.logger import progress_bar
 from causaldiffae.metrics.intervals import mean_figure
@@ -77,6 +77,7 @@ class AutoencoderSettings:
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")
+        check_local(out=self.out)
         names = ("latent_channels", "width", "iterations", "batch_size")
         check_least(self, **dict.fromkeys(names, 1), blocks=0, crop=0, num_images=0, seed=0)
         if self.downsampling not in (0, *FACTORS):

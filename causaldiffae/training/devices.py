@@ -26,17 +26,24 @@ def add_device_flag(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
 
 
-def use_device(name: str = "auto") -> None:
+def use_device(name: str = "auto", several_processes: bool = False) -> None:
     """Selects the device of this process, see `dist_util.dev`, and runs one operation on a GPU.
 
     Args:
         name: "cpu", "mps", "cuda", "cuda:N", or "auto" (or "") for this process's own GPU if there is one, else Apple's
             MPS, else the CPU.
+        several_processes: whether the program shares its work between the processes of a launcher.
 
     Raises:
         InputError: If the device does not exist or cannot run this build of PyTorch; also if nothing is named and
-            there is an NVIDIA GPU that a CUDA build of PyTorch cannot use, so that a run does not end up on the CPU.
+            there is an NVIDIA GPU that a CUDA build of PyTorch cannot use, so that a run does not end up on the CPU;
+            or if a launcher started several processes of a program in which each would do all the work.
     """
+    launched = dist_util.read_environment()
+    if launched.world_size > 1 and not several_processes:
+        raise InputError(
+            f"processes: expected one, got {launched.world_size} ({launched.launcher}); run this program in one process"
+        )
     if not _NAMES.fullmatch(name):
         raise InputError(f"device: expected auto, cpu, mps, cuda or cuda:N, got {name!r}")
     name = "" if name == "auto" else name

@@ -9,9 +9,8 @@ from typing import Final
 import torch
 
 from causaldiffae.checkpoints import model_folders as folders
-from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
+from causaldiffae.checkpoints.checkpoint import CONFIG, export_weights
 from causaldiffae.checkpoints.model_card import CardFacts, check_metrics, write_card
-from causaldiffae.datasets import reference
 from causaldiffae.datasets.registry import find_dataset
 from causaldiffae.diff_scm import own_weights
 from causaldiffae.errors import InputError
@@ -54,15 +53,12 @@ def write_model_folder(
     described |= {"trained_steps": steps, "images_seen": responses.images_seen(source)}
     target = export_weights(folder, own_weights(model), described, dtype)
     keep_with_model(loaded.codec, target)
-    for log in ("progress.csv", responses.FILE, reference.FILE):
-        folders.copy_beside(source, Path(log), target)
+    without = () if getattr(model, "predictor", None) is not None else (folders.NOISED_PREDICTOR_FOLDER,)
+    folders.copy_files(source, target, without)
     if predictor is not None:
         save_predictor(target / folders.PREDICTOR_FOLDER, predictor.predictor, predictor.figures)
     if corrects := find_correction_predictor(spec, loaded.path):
         save_predictor(target / folders.CORRECTION_FOLDER, corrects.predictor, corrects.figures)
-    if getattr(model, "predictor", None) is not None:
-        for file in (CONFIG, MODEL):
-            folders.copy_beside(source, Path(folders.NOISED_PREDICTOR_FOLDER, file), target)
     facts = CardFacts(loaded.config, spec, count_parameters(model), steps, find_dataset(spec.name).source, name)
     write_card(target, facts, metrics)
     return target

@@ -24,7 +24,7 @@ from causaldiffae.datasets.images import ImageData, to_model_range
 from causaldiffae.datasets.label_subsets import labelled_only, with_labels_of
 from causaldiffae.datasets.registry import read_split
 from causaldiffae.datasets.spec import DatasetSpec
-from causaldiffae.errors import InputError, check_given, check_least
+from causaldiffae.errors import InputError, check_given, check_least, check_local
 from causaldiffae.gaussian_diffusion import GaussianDiffusion
 from causaldiffae.image_datasets import BatchSource
 from causaldiffae.logger import progress_bar
@@ -45,6 +45,8 @@ from causaldiffae.training.preflight import check_platform
 NOISE_LEVELS: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 MASKING: Final = ("masking", "label_fraction", "label_seed", "mask_by")
 _NOISE_SEED: Final = 0x6E6F
+_LATENT: Final = "_latent"
+"""End of the names of configurations for training in latent space, to which the launchers add `vae_path`."""
 
 
 @with_help
@@ -73,6 +75,7 @@ class NoisedTraining:
 
     def __post_init__(self) -> None:
         check_given(self, "dataset", "data_dir", "out")
+        check_local(out=self.out)
         if self.mask_by not in CHOICES["mask_by"]:
             raise InputError(f"mask_by: expected image or variable, got {self.mask_by!r}")
         check_least(self, iterations=1, batch_size=1, num_images=0, num_test=0)
@@ -249,6 +252,12 @@ def _parse(argv: list[str], description: str) -> tuple[NoisedTraining, NoisedPre
     values = parse_flat(parser, argv)
     if values.score_config:
         score = parse_config([part for path in values.score_config for part in ("--config", path)])
+        named = (path for path in values.score_config if Path(path).stem.endswith(_LATENT))
+        if latent := score.train.vae_path or next(named, ""):
+            raise InputError(
+                f"score_config: expected a score network of pixels, got one in latent space ({latent}), which is "
+                "guided by its implicit predictor alone"
+            )
         parser.set_defaults(
             {name: getattr(score.train, name) for name in ("dataset", "graph", "image_size", "channels")}
         )

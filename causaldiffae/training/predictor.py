@@ -33,7 +33,7 @@ from causaldiffae.datasets.images import ImageData, evenly_spread, to_model_rang
 from causaldiffae.datasets.interventional import cached_interventional
 from causaldiffae.datasets.label_subsets import labelled_only
 from causaldiffae.datasets.registry import find_dataset, read_split, truth_is_known
-from causaldiffae.errors import check_given, check_least
+from causaldiffae.errors import check_given, check_least, check_local
 from causaldiffae.logger import progress_bar
 from causaldiffae.losses import prior_kl
 from causaldiffae.metrics.effectiveness import nearest_category
@@ -83,6 +83,7 @@ class PredictorTraining:
 
     def __post_init__(self) -> None:
         check_given(self, "data_dir", "out")
+        check_local(out=self.out, cache_dir=self.cache_dir)
         check_least(self, steps=1, batch_size=2, repeats=0, base_images=0, vae_steps=0)
 
 
@@ -377,9 +378,10 @@ def figures_table(figures: dict[str, Any]) -> str:
     kinds = [kind for kind in ("observational", "interventional") if figures.get(kind)]
     names = list(figures["observational"])
     lines = ["test images: mean absolute errors in label units, accuracies, and numbers of images"]
-    lines.append(f"{'':16s}" + "".join(f"{name:>18s}" for name in names))
+    width = max(18, *(len(name) + 2 for name in names))
+    lines.append(f"{'':16s}" + "".join(f"{name:>{width}s}" for name in names))
     for kind in kinds:
         decimals = {name: 0 if name == "images" or name.endswith("_images") else 4 for name in names}
-        cells = [f"{figures[kind].get(name, np.nan):18.{decimals[name]}f}" for name in names]
+        cells = [f"{figures[kind].get(name, np.nan):{width}.{decimals[name]}f}" for name in names]
         lines.append(f"{kind:16s}" + "".join(cells))
     return "\n".join(lines)

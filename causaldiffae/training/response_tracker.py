@@ -10,12 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from causaldiffae.checkpoints.checkpoint import CONFIG, MODEL, export_weights
+from causaldiffae.checkpoints.checkpoint import export_weights
+from causaldiffae.checkpoints.folder_layout import BEST
 from causaldiffae.config import Config
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.images import ImageData
@@ -23,7 +24,6 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.published.autoencoder import LatentSpace
 from causaldiffae.script_util import LoadedModel, Model, describe_checkpoint
 from causaldiffae.training.previews import can_intervene, draw_preview
-from causaldiffae.training.responses import FILE as RESPONSES
 from causaldiffae.training.responses import (
     HARDLY,
     PATIENCE,
@@ -36,10 +36,6 @@ from causaldiffae.training.responses import (
     stalled,
     write_responses,
 )
-
-BEST: Final = "best"
-"""Folder of a run with the weights of its best step."""
-BEST_FILES: Final = tuple(f"{BEST}/{name}" for name in (MODEL, CONFIG, RESPONSES))
 
 
 class Measurement(NamedTuple):

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from causaldiffae.checkpoints.checkpoint import CONFIG
+from causaldiffae.checkpoints.folder_layout import RESPONSES
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.captions import NOTABLE_SHARE
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
@@ -35,7 +36,7 @@ from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
 from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
 
-FILE: Final = "responses.json"
+FILE: Final = RESPONSES
 FOLLOWS: Final = 1 - NOTABLE_SHARE
 PARTLY: Final = 0.5
 HARDLY: Final = 0.1

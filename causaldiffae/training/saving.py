@@ -23,8 +23,9 @@ from causaldiffae.checkpoints.writer import CheckpointWriter
 from causaldiffae.config import TrainConfig
 from causaldiffae.datasets.reference import FILE as REFERENCE
 from causaldiffae.files.storage import is_remote
+from causaldiffae.logger import PROGRESS
 
-LOGS: Final = ("progress.csv", "config.yaml", REFERENCE)
+LOGS: Final = (PROGRESS, "config.yaml", REFERENCE)
 RETRY_SECONDS: Final = 30.0
 
 

@@ -104,6 +104,13 @@ def test_a_file_is_no_folder_for_weights(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_weights_are_not_exported_to_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="^folder: expected a local path, got gs://bucket/model$"):
+        export_weights("gs://bucket/model", small_network().state_dict(), CONFIG)
+    assert names(tmp_path) == []
+
+
 # --- complete or absent -----------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from tiny_models import tiny_model
 
 from causaldiffae import CausalDiffAE
 from causaldiffae.checkpoints.checkpoint import export_weights
-from causaldiffae.checkpoints.folder_layout import files_of_other_model
+from causaldiffae.checkpoints.folder_layout import HUB_FILES, KEPT_FILES, files_of_other_model
+from causaldiffae.checkpoints.model_folders import copy_files
 from causaldiffae.errors import InputError
 from causaldiffae.script_util import describe_checkpoint
 
@@ -26,6 +27,21 @@ def test_nothing_of_another_model_remains(tmp_path: Path) -> None:
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert left == {"config.json", "model.safetensors", "README.md", "notes.txt"}
     assert CausalDiffAE.from_pretrained(folder).spec == loaded.spec
+
+
+def test_a_model_folder_is_copied_whole(tmp_path: Path) -> None:
+    """From the step of a run, whose files lie in the run; what is copied is also uploaded."""
+    for name in KEPT_FILES:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text(name)
+    (tmp_path / "run" / "step_0000001").mkdir()
+    for target, without in ((tmp_path / "all", ()), (tmp_path / "some", ("reader", "responses.json"))):
+        target.mkdir()
+        copy_files(tmp_path / "run" / "step_0000001", target, without)
+        copied = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+        assert copied == {name for name in KEPT_FILES if not name.startswith(without)}
+    assert {"reference.safetensors", "responses.json", "progress.csv", "predictor/config.json"} < set(KEPT_FILES)
+    assert set(KEPT_FILES) < set(HUB_FILES)
 
 
 def test_a_model_of_another_type_or_of_other_labels_is_another_model(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,18 @@ from loops import assert_same, loop
 from processes import ended, start_group
 from support import CHECKPOINT_CONFIG, flip_byte, small_network
 from tiny import small_config, squares
+from tiny_models import tiny_model
 
 from causaldiffae import dist_util, train_util
-from causaldiffae.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS
+from causaldiffae.checkpoints.checkpoint import export_weights, load_checkpoint, save_checkpoint
+from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS, BEST_FILES
 from causaldiffae.checkpoints.remote import RemoteRun, local_checkpoint, run_folder
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.logger import Logger
-from causaldiffae.script_util import load_model
+from causaldiffae.pretrained import CounterfactualModel
+from causaldiffae.script_util import describe_checkpoint, load_model
 from causaldiffae.train_util import TrainLoop
-from causaldiffae.training.response_tracker import BEST_FILES, ResponseTracker
+from causaldiffae.training.response_tracker import ResponseTracker
 from causaldiffae.training.resuming import checkpoint_to_resume
 
 RUN = "gs://bucket/run"
@@ -162,6 +165,49 @@ def test_the_files_beside_a_step_are_fetched_with_it(service: FakeBlobfile) -> N
         shutil.rmtree(run_folder(RUN))
         assert local_checkpoint(path) == run_folder(RUN) / "step_0000001"
         assert [(run_folder(RUN) / name).read_text() for name in BESIDE_STEPS] == list(BESIDE_STEPS)
+
+
+def upload_model(service: FakeBlobfile, name: str, seed: int) -> None:
+    """Puts a model folder into the bucket, whose first weights are `seed`, in place of another one."""
+    loaded, folder = tiny_model(), service.bucket / name
+    next(loaded.model.parameters()).data.fill_(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    export_weights(folder, loaded.model.state_dict(), describe_checkpoint(loaded.config, loaded.spec))
+
+
+@pytest.mark.parametrize("name", ["run/best", "model"])
+def test_a_model_folder_is_opened_by_its_url(service: FakeBlobfile, name: str) -> None:
+    url, is_best = f"gs://bucket/{name}", name == "run/best"
+    service.bucket.mkdir()
+    (service.bucket / "run").mkdir()
+    upload_model(service, name, 1)
+    (service.bucket / name / "responses.json").write_text("{}")
+    (service.bucket / "run" / "reference.safetensors").write_text("damaged")
+    with pytest.warns(UserWarning, match="inputs are not compared") if is_best else nullcontext():
+        opened = CounterfactualModel.from_pretrained(url)
+    assert next(opened.network.parameters()).eq(1).all()
+    here, files = Path(opened.loaded.path), {"config.json", "model.safetensors", "responses.json"}
+    assert {path.name for path in here.iterdir()} == files | ({"reference.safetensors"} if is_best else set())
+    copied = service.count("copy")
+    assert load_model(f"{url}/").path == str(here)
+    assert service.count("copy") == copied, "nothing has changed"
+    upload_model(service, name, 2)
+    assert next(load_model(url).model.parameters()).eq(2).all() and not (here / "responses.json").exists()
+    upload_model(service, name, 3)
+    service.fails = lambda number, name, address: name == "copy"
+    with pytest.raises(InputError, match="request to the storage service failed"):
+        load_model(url)
+
+
+def test_a_step_is_opened_by_its_url(service: FakeBlobfile) -> None:
+    loaded = tiny_model()
+    state, described = loaded.model.state_dict(), describe_checkpoint(loaded.config, loaded.spec)
+    for step in (1, 2):
+        states = {"model_state": state, "ema_states": {"0.9": state}, "training_state": {}}
+        RemoteRun(RUN).upload(save_checkpoint(run_folder(RUN), step, config=described, **states))
+    shutil.rmtree(run_folder(RUN))
+    for address in (f"{RUN}/step_0000001", f"{RUN}/step_0000001/"):
+        assert load_model(address).step == CounterfactualModel.from_pretrained(address).loaded.step == 1
 
 
 def test_an_interrupted_download_leaves_no_file(service: FakeBlobfile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,16 @@ def test_missing_folders_of_a_picture_are_created(cf: Counterfactuals, tmp_path:
     assert cf.save(tmp_path / "deep" / "out" / "grid.png", 1).is_file()
 
 
+@pytest.mark.parametrize("name", ["out", "grid.png"])
+def test_results_are_not_saved_to_a_url(
+    cf: Counterfactuals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^path: expected a local path, got gs://bucket/{name}$"):
+        cf.save(f"gs://bucket/{name}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("count", [0, -1, 2.0])
 def test_a_picture_has_at_least_one_row(cf: Counterfactuals, tmp_path: Path, count: int) -> None:
     with pytest.raises(InputError, match=f"^count: expected a positive integer, got {count}"):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from paths import REPO
 from running import assert_refused, run
-from tiny import squares, squares_spec
+from tiny import small_config, squares, squares_spec
 from tiny_models import tiny_model
 
+from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.datasets.registry import example_images
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation import image_test, settings
@@ -23,7 +24,7 @@ from causaldiffae.evaluation.image_test import (
 )
 from causaldiffae.evaluation.interventions import InterventionResult
 from causaldiffae.guidance import Guidance
-from causaldiffae.script_util import load_model
+from causaldiffae.script_util import create_model_and_diffusion, describe_checkpoint, load_model
 
 
 def test_a_variable_s_name_cannot_leave_the_output_folder(tmp_path: Path) -> None:
@@ -109,12 +110,24 @@ def test_tables_show_error_rates_of_categories_or_the_fraction_reached() -> None
     assert known[-1].split()[-2:] == ["0.125", "3.000"]
 
 
+@pytest.mark.parametrize("flag", ["--sweep_w=1,0.5", "--w=0.5", "--w_affected=2"])
+def test_a_null_token_that_was_not_trained_is_not_used(tmp_path: Path, flag: str) -> None:
+    config = small_config(learned_null=True)
+    model, _ = create_model_and_diffusion(config, squares_spec())
+    described = describe_checkpoint(config, replace(squares_spec(), name="folder"))
+    folder = export_weights(tmp_path / "model", model.state_dict(), described)
+    arguments = (f"--model_path={folder}", f"--data_dir={tmp_path}", f"--out_dir={tmp_path / 'out'}", flag)
+    refused = run(REPO / "scripts" / "image_causaldae_test.py", *arguments)
+    assert_refused(refused, "w: expected 1 for a model whose null token was not trained (drop_prob 0), got")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_distilled_model_is_not_guided_by_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student = REPO / "weights" / "morphomnist_causaldae_mini_4step"
     arguments = (f"--model_path={student}", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}")
     script = REPO / "scripts" / "image_causaldae_test.py"
     refused = run(script, *arguments, "--sweep_w=0.5")
-    assert_refused(refused, "sweep_w: expected none for a distilled model, whose guidance is that of its teacher")
+    assert_refused(refused, "w: expected 1 for a distilled model, whose guidance is that of its teacher")
     given = []
 
     class Stop(Exception):

@@ -22,15 +22,16 @@ from causaldiffae.evaluation.questions import (
     answers_of,
     export_questions,
     open_task,
-    question_spec,
     questions_of,
     read_answers,
     read_questions,
     score,
     score_answers,
+    spec_and_predictor,
 )
 from causaldiffae.evaluation.report import image_grid, read_images
 from causaldiffae.evaluation.run import images_file, read_results
+from causaldiffae.predictors import predictor
 
 SCRIPT = REPO / "scripts" / "evaluate.py"
 SETTINGS = ProtocolSettings(num_images=4, seed=3)
@@ -207,10 +208,12 @@ def test_the_lack_of_a_predictor_is_a_warning(root: Path, tmp_path: Path) -> Non
 
 def test_questions_have_the_channels_of_the_predictor(tmp_path: Path) -> None:
     """Published images of Pendulum have four channels, the shipped predictor reads three."""
-    assert dataset_spec("pendulum", 32).channels == 4 and question_spec("pendulum", 32, tmp_path).channels == 3
-    assert question_spec("pendulum", 96, tmp_path).channels == 4, "no predictor of this size"
+    assert dataset_spec("pendulum", 32).channels == 4
+    assert spec_and_predictor("pendulum", 32, tmp_path)[0].channels == 3
+    spec, missing = spec_and_predictor("pendulum", 96, tmp_path)
+    assert spec.channels == 4 and missing is None, "no predictor of this size"
     given = str(REPO / "weights" / "pendulum_32_predictor")
-    assert question_spec("pendulum", 96, tmp_path, given).channels == 3
+    assert spec_and_predictor("pendulum", 96, tmp_path, given)[0].channels == 3
 
 
 def test_a_predictor_that_is_missing_is_reported_before_questions_are_asked(root: Path) -> None:
@@ -219,6 +222,21 @@ def test_a_predictor_that_is_missing_is_reported_before_questions_are_asked(root
 
     with pytest.raises(InputError, match="predictor: expected a folder, got none"):
         score(answer, "morphomnist", root / "morphomnist", SETTINGS, image_size=14)
+
+
+def test_the_predictor_is_read_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, open_folder = [], predictor.open_folder
+    monkeypatch.setattr(predictor, "open_folder", lambda path, *rest: read.append(path) or open_folder(path, *rest))
+    score(nothing, "morphomnist", root / "morphomnist", SETTINGS, predictor=str(root / "predictor"))
+    assert read == [str(root / "predictor")]
+    flags = ["--dataset", "morphomnist", "--data_dir", root, "--num_images", 2, "--export_questions", tmp_path / "x"]
+    assert run(SCRIPT, *flags).returncode == 0 and len(read) == 2
+
+
+def test_a_predictor_of_other_images_is_reported_before_questions_are_asked(root: Path) -> None:
+    other = str(REPO / "weights" / "mnist_28_predictor")
+    with pytest.raises(InputError, match="expected name 'morphomnist', as the model, got 'mnist'"):
+        score(lambda *_: pytest.fail("asked"), "morphomnist", root / "morphomnist", SETTINGS, predictor=other)
 
 
 def test_flags_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -35,13 +35,14 @@ def test_weights_are_averaged_by_share(tmp_path: Path) -> None:
     tuned, start = write_model(tmp_path / "tuned", 1.0), write_model(tmp_path / "start", 3.0)
     (tuned / "responses.json").write_text("{}")
     (tuned / "progress.csv").write_text("step\n")
+    save_predictor(tuned / "reader", Predictor(SPEC, config_for(SPEC)), {})
     options = ["--model_path", str(tuned), "--average", str(start), "--share", "0.75", "--out", str(tmp_path / "out")]
     assert run(SCRIPT, *options).returncode == 0
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == load_file(tuned / "model.safetensors").keys()
     assert all((each == 1.5).all() for each in written.values() if each.is_floating_point())
     described = read_json(tmp_path / "out" / "config.json")
-    assert (tmp_path / "out" / "progress.csv").is_file()
+    assert (tmp_path / "out" / "progress.csv").is_file() and (tmp_path / "out" / "reader" / "config.json").is_file()
     assert not (tmp_path / "out" / "responses.json").exists(), "measured on other weights"
     assert (described["trained_steps"], described["averaged_share"]) == (7, 0.75)
 

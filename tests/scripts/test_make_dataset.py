@@ -84,6 +84,15 @@ def test_a_refusal_is_one_line_and_writes_nothing(
         assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
 
 
+def test_a_url_is_no_output(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["mnist", "--out", "gs://bucket/set", "--source", "none"]) == 2
+    assert capsys.readouterr().err == "error: out: expected a local path, got gs://bucket/set\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_download_is_one_line(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,3 +170,43 @@ def test_the_free_memory_of_a_container_is_limited(tmp_path: Path, monkeypatch: 
     assert free_memory("cpu") == (2_000_000 if whole else 0)
     (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 600000\nactive_file 100000\n")
     assert free_memory("cpu") == (2_600_000 if whole else 0)
+
+
+TRAINED, TESTED = ("--data_dir=data", "--out=out"), ("--model_path=run", "--data_dir=data", "--out_dir=out")
+IN_ONE_PROCESS: dict[str, tuple[str, ...]] = {
+    "classifiers/class_autoencoders.py": TRAINED,
+    "classifiers/folder_classifier.py": TRAINED,
+    "classifiers/noised_classifier.py": ("--dataset=mnist", *TRAINED),
+    "scripts/train_autoencoder.py": TRAINED,
+    "scripts/image_causaldae_test.py": TESTED,
+    "scripts/imagenet_diffscm_test.py": ("--model_path=model.pt", "--image=cat.jpg", "--do=tiger", "--out_dir=out"),
+    "scripts/sweep_scale.py": TESTED,
+    "scripts/sweep_steps.py": TESTED,
+    "scripts/evaluate.py": ("--model_path=run", "--data_dir=data", "--out=out.json"),
+    "scripts/demo.py": ("--out=out",),
+    "scripts/plot_run.py": ("run",),
+    "scripts/reproduce.py": ("--out=out",),
+}
+
+
+@pytest.mark.parametrize("script", IN_ONE_PROCESS)
+def test_programs_that_do_not_share_their_work_run_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """Every process would do all of it and write the same files."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.chdir(tmp_path)
+    outcome = run(REPO / script, *IN_ONE_PROCESS[script])
+    assert_refused(outcome, "processes: expected one, got 4 (mpi); run this program in one process")
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_runs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    use_device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    use_device("cpu", several_processes=True)
+    with pytest.raises(InputError, match=r"processes: expected one, got 2 \(torchrun\)"):
+        use_device("cpu")

@@ -198,6 +198,20 @@ def test_the_script_takes_data_and_schedule_of_the_score_network(tmp_path: Path)
     assert len(figures["by_level"]) == 10 and np.isfinite(figures["validation_loss"])
 
 
+@pytest.mark.parametrize("name", ["configs/folder_causaldae_latent.yaml", "run.yaml"])
+def test_a_score_network_in_latent_space_has_no_noised_predictor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`load_model` would refuse it after training."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("dataset: mnist\nimage_size: 28\nvae_path: autoencoder\n")
+    score = name if name == "run.yaml" else REPO / name
+    tiny = ("--dataset=mnist", "--channel_mult=1,1", "--iterations=1", "--batch_size=4", "--num_test=8")
+    outcome = run(SCRIPT, f"--score_config={score}", *tiny, "--image_size=28", f"--data_dir={SHARE}", "--out=p")
+    assert_refused(outcome, "score_config: expected a score network of pixels, got one in latent space")
+    assert not (tmp_path / "p").exists()
+
+
 def test_the_graph_of_the_score_network_is_that_of_the_predictor(tmp_path: Path) -> None:
     make_folder(tmp_path / "data")
     other, score = tmp_path / "other.yaml", tmp_path / "score.yaml"

@@ -139,6 +139,14 @@ def test_accuracies_compare_categories_not_their_values_in_another_precision() -
         assert figures == {"images": 5.0, "on_accuracy": accuracy, "on_images": 4.0}
 
 
+def test_columns_of_the_table_are_as_wide_as_their_names() -> None:
+    long = "angle of the lamp"
+    figures = {"observational": {long: 0.25, f"{long}_images": 7}, "interventional": None}
+    _, header, row = training.figures_table(figures).splitlines()
+    assert header.split() == ["angle", "of", "the", "lamp", "angle", "of", "the", "lamp_images"]
+    assert row.split() == ["observational", "0.2500", "7"] and len(row) == len(header)
+
+
 def test_the_best_weights_are_kept_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     train = pendulum_images(12)
     prepared = training.PredictorData(train, train, train, None, None, None)

@@ -9,13 +9,14 @@ from loops import STOCHASTIC, assert_same, loop
 from paths import REPO
 from tiny import small_config, squares, squares_spec
 
+from causaldiffae.checkpoints.folder_layout import BEST
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.registry import example_images
 from causaldiffae.files.reading import read_json
 from causaldiffae.metrics.intervals import Figure
 from causaldiffae.pretrained import CounterfactualModel
 from causaldiffae.script_util import create_model_and_diffusion, load_model
-from causaldiffae.training.response_tracker import BEST, ResponseTracker
+from causaldiffae.training.response_tracker import ResponseTracker
 from causaldiffae.training.responses import Response, read_responses
 from causaldiffae.training.stopping import StopRequest
 
