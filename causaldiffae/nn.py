@@ -201,12 +201,12 @@ def sum_flat(x: Tensor) -> Tensor:
     return x.flatten(1).sum(dim=1)
 
 
-@torch.no_grad()
 def neighbour_reach(images: Tensor) -> int:
     """How many pixels in each direction are the neighbours of a pixel of images (..., H, W): 1 for 32 pixels."""
     return max(1, round(min(images.shape[-2:]) / 32))
 
 
+@torch.no_grad()
 def update_ema(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> None:
     """Moves `target` towards `source`: target = rate * target + (1 - rate) * source, in place, in target's dtype."""
     torch._foreach_lerp_(list(target), list(source), 1.0 - rate)

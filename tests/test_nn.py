@@ -62,6 +62,12 @@ def test_moving_average_moves_the_target_towards_the_source() -> None:
     assert torch.equal(target[0], source[0])
 
 
+def test_moving_average_of_trained_parameters_records_no_graph() -> None:
+    target, source = [torch.zeros(2)], [nn.Parameter(torch.ones(2))]
+    update_ema(target, source, 0.5)
+    assert not target[0].requires_grad and target[0].tolist() == [0.5, 0.5]
+
+
 # ---------------------------------------------------------------------- attention
 
 
