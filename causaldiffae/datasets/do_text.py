@@ -21,7 +21,8 @@ def parse_do(text: str, spec: DatasetSpec, warn: bool = True) -> CheckedDo:
     while left or not do:
         name, rest = take_name(left, spec.graph.names, "=")
         if not name or not rest.startswith("=") or not rest[1:].strip(" ,"):
-            raise InputError(f"do: expected name=value, like thickness=4.5, got {left[:200]!r}")
+            advice = "; write decimals with a point" if do and re.match(r"\d+\s*(,|$)", left) else ""
+            raise InputError(f"do: expected name=value, like thickness=4.5, got {left[:200]!r}{advice}")
         categories = spec.category_names(spec.graph.names.index(name)) if name in spec.graph.names else ()
         value, left = take_name(rest[1:], categories, ",")
         if left and not left.startswith(","):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -273,12 +274,15 @@ class _Context:
     def _effects(self, expected: _Expected, labels: np.ndarray) -> dict[str, Any]:
         """Average treatment effects on the descendants."""
         graph, name, task, found = self.spec.graph, expected.name, self.task, {}
-        trials = arms(name, task.values[name], task.ranges[name], self.categories[graph.index(name)])
+        categories, text = self.categories[graph.index(name)], partial(self.spec.format_value, name)
+        trials = arms(name, task.values[name], task.ranges[name], categories, text)
         for j, other in enumerate(graph.names):
             if role_of(graph, name, other) is not Role.DESCENDANT:
                 continue
             columns = (labels, self.factual_readings.labels, expected.labels, task.labels)
-            after, before, true_after, true_before = (outcomes(other, c[:, j], self.categories[j]) for c in columns)
+            after, before, true_after, true_before = (
+                outcomes(other, c[:, j], self.categories[j], partial(self.spec.format_value, other)) for c in columns
+            )
             for outcome in after:
                 changes = after[outcome] - before[outcome], true_after[outcome] - true_before[outcome]
                 for arm, treated in trials.items():

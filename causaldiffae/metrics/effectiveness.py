@@ -13,7 +13,7 @@ effect   Every image gets a random value, so images in the upper and in the lowe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -81,7 +81,11 @@ class Effect:
 
 
 def arms(
-    name: str, values: np.ndarray, span: tuple[float, float], categories: Sequence[float]
+    name: str,
+    values: np.ndarray,
+    span: tuple[float, float],
+    categories: Sequence[float],
+    text: Callable[[float], str] = "{:g}".format,
 ) -> dict[str, np.ndarray]:
     """The first arm (N,) bool of each trial on the random values (N,) of a variable, by name.
 
@@ -89,25 +93,28 @@ def arms(
         name: the variable.
         span: lowest and highest value of a continuous variable.
         categories: the category values; empty for a continuous variable.
+        text: formats a category value.
 
     Returns:
         One trial of the upper half, or of the second of two categories, named ""; or one per category, "NAME=VALUE".
     """
     if len(categories) > 2:
-        return {f"{name}={value:g}": values == value for value in categories}
+        return {f"{name}={text(value)}": values == value for value in categories}
     middle = sum(categories or span) / 2
     return {"": values >= middle}
 
 
-def outcomes(name: str, labels: np.ndarray, categories: Sequence[float]) -> dict[str, np.ndarray]:
+def outcomes(
+    name: str, labels: np.ndarray, categories: Sequence[float], text: Callable[[float], str] = "{:g}".format
+) -> dict[str, np.ndarray]:
     """Labels (N,) of a variable as outcomes (N,) float64 of a trial: themselves, or indicators of categories, by name.
 
-    Two categories have one indicator, that of the second one.
+    Two categories have one indicator, that of the second one. `text` formats a category value.
     """
     if not categories:
         return {name: labels.astype(np.float64)}
     nearest = nearest_category(labels, categories)
-    shown = {name: 1} if len(categories) == 2 else {f"{name}={value:g}": k for k, value in enumerate(categories)}
+    shown = {name: 1} if len(categories) == 2 else {f"{name}={text(value)}": k for k, value in enumerate(categories)}
     return {key: np.where(np.isnan(nearest), np.nan, nearest == k) for key, k in shown.items()}
 
 

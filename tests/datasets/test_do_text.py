@@ -20,6 +20,8 @@ def test_interventions_are_parsed() -> None:
     [
         ("size", "do: expected name=value, like thickness=4.5, got 'size'"),
         ("x" * 5000, "do: expected name=value"),
+        ("size=5,5", "do: expected name=value, like thickness=4.5, got '5'; write decimals with a point"),
+        ("size=5,grey", "do: expected name=value, like thickness=4.5, got 'grey'$"),
         ("size=1,size=2", "do: expected each variable once, got size twice"),
         ("size=" + "y" * 5000, "do: size: expected a finite number"),
         ("width=1", "do: expected one of .*, got 'width'"),

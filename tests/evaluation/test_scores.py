@@ -472,8 +472,8 @@ def test_figures_of_categories_are_rates() -> None:
     )
     own = np.mean(labels[:, 0] != task.values["shape"])
     assert model["effectiveness"]["own_labels"]["shape"]["mean"] == pytest.approx(own), "0.4 is still category 0"
-    arms = [f" by shape={k}" for k in range(3)]
+    arms = [f" by shape={name}" for name in CATEGORICAL.categories[0]]
     assert list(model["effects"]) == [f"{name}{arm}" for name in ("hat", "age") for arm in arms]
     without_hat = np.mean(labels[task.values["shape"] == 2, 1] == 0)
-    assert model["effects"]["hat by shape=2"]["model"]["mean"] == pytest.approx(without_hat)
-    assert model["effects"]["age by shape=2"]["model"]["mean"] == 0.0
+    assert model["effects"]["hat by shape=star"]["model"]["mean"] == pytest.approx(without_hat)
+    assert model["effects"]["age by shape=star"]["model"]["mean"] == 0.0

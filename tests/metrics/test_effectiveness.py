@@ -60,6 +60,9 @@ def test_arms_and_outcomes_of_categories() -> None:
     assert outcomes("smile", np.array([0.4, 0.9]), (0.0, 1.0))["smile"].tolist() == [0, 1]
     hats = outcomes("hat", np.array([0.0, np.nan, 2.0]), (0.0, 1.0, 2.0))
     np.testing.assert_array_equal(hats["hat=2"], [0, np.nan, 1])
+    names = lambda value: ("none", "cap", "straw")[int(value)]  # noqa: E731
+    assert list(arms("hat", values, (0.0, 2.0), (0.0, 1.0, 2.0), names)) == ["hat=none", "hat=cap", "hat=straw"]
+    assert list(outcomes("hat", values, (0.0, 1.0, 2.0), names)) == ["hat=none", "hat=cap", "hat=straw"]
     # half of the treated change to category 2, none of the others
     change = outcomes("hat", np.array([2.0, 0.0, 1.0, 0.0]), (0.0, 1.0, 2.0))["hat=2"]
     effect = treatment_effect(change, change, np.array([True, True, False, False]))
