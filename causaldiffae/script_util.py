@@ -99,7 +99,7 @@ def argument_parser(description: str, recipes: Mapping[str, Any] | None = None) 
     parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="YAML file with flag names as keys")
     text = "follow links and paths out of the folder of the data set; for your own folders only"
-    parser.add_argument("--follow_links", type=bool, default=False, help=text)
+    parser.add_argument("--follow_links", type=bool, default=False, nargs="?", const=True, help=text)
     if recipes:
         parser.add_argument("--recipe", help=f"named set of values: {', '.join(recipes)}")
     return parser

@@ -25,7 +25,7 @@ from causaldiffae.checkpoints.folder_layout import BESIDE_STEPS, BEST, BEST_FILE
 from causaldiffae.checkpoints.remote import RemoteRun, run_folder
 from causaldiffae.config import Config, TrainConfig
 from causaldiffae.datasets.folder.image_folder import has_split
-from causaldiffae.datasets.images import ImageData
+from causaldiffae.datasets.images import ImageData, spread_or_all
 from causaldiffae.datasets.label_subsets import with_labels_of
 from causaldiffae.datasets.reference import TrainingReference
 from causaldiffae.datasets.registry import dataset_spec, find_dataset, read_split
@@ -83,9 +83,12 @@ def mask_labels(config: Config, data: ImageData) -> ImageData:
     return with_labels_of(data, fraction, seed, folder, write=False, by_variable=by_variable)
 
 
-def preview_images(train: TrainConfig, spec: DatasetSpec) -> ImageData:
-    """Validation images, or test images where there are none."""
+def preview_images(train: TrainConfig, data: ImageData) -> ImageData:
+    """Validation images; without any, test images, or training images if `train_until` chooses weights by them."""
+    spec = data.spec
     has_validation = find_dataset(train.dataset).spec is None and has_split(train.data_dir, spec, "val")
+    if train.train_until and not has_validation:
+        return data.subset(spread_or_all(PREVIEW_IMAGES, len(data)))
     split = "val" if has_validation else "test"
     return read_split(train.dataset, train.data_dir, split, limit=PREVIEW_IMAGES, spec=spec)
 
@@ -100,7 +103,7 @@ def train_model(config: Config, spec: DatasetSpec, stop: StopRequest) -> None:
     """Reads the data, and trains or resumes in the run directory."""
     train = config.train
     data = read_split(train.dataset, train.data_dir, "train", limit=train.num_images or None, spec=spec)
-    test = preview_images(train, spec)
+    test = preview_images(train, data)
     codec = open_codec(train, spec, dist_util.dev())
     codes = None if codec is None else encode_split(data, codec, train.data_dir)
     if train.label_predictor:

@@ -6,6 +6,7 @@ decides, because all take each step together.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from dataclasses import replace
@@ -52,7 +53,17 @@ def with_recorded(config: Config, recorded: TrainConfig) -> Config:
         train = replace(train, compile=recorded.compile)
     if train.minutes:
         train = replace(train, total_steps=recorded.total_steps, lr_anneal_steps=recorded.lr_anneal_steps)
+        return _with_short_ramps(replace(config, train=train))
     return replace(config, train=train)
+
+
+def _with_short_ramps(config: Config) -> Config:
+    """Ends the warm-up of the learning rate and of the KL weight within a tenth and a quarter of the steps."""
+    train, loss = config.train, config.loss
+    train = replace(train, warmup_steps=min(train.warmup_steps, train.total_steps // 10))
+    return replace(
+        config, train=train, loss=replace(loss, kl_anneal_steps=min(loss.kl_anneal_steps, train.total_steps // 4))
+    )
 
 
 class _Machine:
@@ -83,7 +94,7 @@ class _Machine:
         except Exception as error:  # whatever the back end of the compiler raises, training works without it
             problem = str(error).strip().partition("\n")[0][:200]
             warnings.warn(f"compile: failed, so the network is not compiled: {problem}", stacklevel=2)
-        return float("inf") if dist_util.any_of(bool(problem)) else self.seconds()
+        return math.inf if dist_util.any_of(bool(problem)) else self.seconds()
 
 
 def choose(
@@ -105,8 +116,10 @@ def choose(
     timed = train.minutes > 0 and not steps_done
     if not timed and "auto" not in (train.use_bf16, train.compile):
         return config, ""
+    precision = ""
     if train.use_bf16 == "auto":
         train = replace(train, use_bf16=not dist_util.any_of(activation_dtype("auto", device) is None))
+        precision = "" if train.use_bf16 else " (bfloat16 is not faster on this device)"
     machine, seconds, note = _Machine(replace(config, train=train), training_step, spec, device), 0.0, ""
     can_compile = train.compile == "auto" and machine.can_compile()
     if timed or can_compile:
@@ -114,15 +127,23 @@ def choose(
     if train.compile == "auto":
         left = train.minutes * 60 if timed else (train.total_steps - steps_done) * seconds
         eager, pays = seconds, can_compile and left >= 60 * MIN_MINUTES
-        if pays and (compiled := machine.compile()) < eager:
+        compiled = machine.compile() if pays else 0.0
+        train = replace(train, compile=pays and compiled < eager)
+        if train.compile:
             seconds, note = compiled, f" ({compiled:.3g} s a step, {eager:.3g} s without)"
         elif pays and machine.network is not None:
             undo_compile(machine.network)
-        train = replace(train, compile=bool(note))
-    line = f"{'bfloat16' if train.use_bf16 else 'float32'}, {'compiled' if train.compile else 'not compiled'}{note}"
+            note = f" (not faster: {compiled:.3g} s a step, {eager:.3g} s without)" if compiled < math.inf else ""
+        elif can_compile:
+            note = f" (a run of less than {MIN_MINUTES:g} minutes)"
+        elif machine.network is not None:
+            note = " (no C++ compiler)"
+    line = f"{'bfloat16' if train.use_bf16 else 'float32'}{precision}, "
+    line += f"{'compiled' if train.compile else 'not compiled'}{note}"
     if timed:
         usable = USABLE * (train.minutes * 60 - (time.perf_counter() - start))
         steps = dist_util.from_main(lambda: max(1, int(usable / seconds)))
         train = replace(train, total_steps=steps, lr_anneal_steps=steps // 3)
         line += f", {steps} steps in {train.minutes:g} minutes"
+        return _with_short_ramps(replace(config, train=train)), line
     return replace(config, train=train), line

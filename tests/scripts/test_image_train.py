@@ -1,5 +1,6 @@
 """A run directory in object storage: training whose service does not respond at the start ends with one line."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from paths import REPO
 from running import Outcome, assert_refused, run
 
 from causaldiffae.checkpoints.remote import run_folder
+from causaldiffae.config import TrainConfig
+from causaldiffae.datasets.registry import read_split
 
 RUN = "gs://bucket/run"
 NETWORK = ["--image_size=8", "--channel_mult=1", "--attention_resolutions=", "--encoder_channels=8", "--batch_size=4"]
@@ -49,3 +52,18 @@ def test_a_damaged_validation_image_is_reported(tmp_path: Path) -> None:
     damaged = data / str(next(row["file"] for row in table_rows() if row["split"] == "val"))
     damaged.write_bytes(damaged.read_bytes()[:40])
     assert_refused(train(data, 1, f"--run_dir={run_dir}"), damaged.name)
+
+
+def test_test_images_never_choose_weights(tmp_path: Path) -> None:
+    """Previews show validation images, else test images, or with `train_until` training images."""
+    preview_images = runpy.run_path(str(REPO / "scripts" / "image_train.py"), run_name="train")["preview_images"]
+    rows = [row | {"split": "train" if row["split"] == "val" else row["split"]} for row in table_rows()]
+    for name, folder_rows, splits in (("val", table_rows(), ["val", "val"]), ("none", rows, ["test", "train"])):
+        folder = str(make_folder(tmp_path / name, folder_rows))
+        data = read_split("folder", folder, "train")
+        shown = [
+            preview_images(TrainConfig(dataset="folder", data_dir=folder, train_until=until), data)
+            for until in (0.0, 0.8)
+        ]
+        names = {split: set(read_split("folder", folder, split).ids) for split in splits}
+        assert all(set(images.ids) <= names[split] for images, split in zip(shown, splits, strict=True))

@@ -15,7 +15,7 @@ from causaldiffae.model import TrainingStep
 from causaldiffae.script_util import create_model_and_diffusion, parse_config
 from causaldiffae.train_util import TrainLoop
 from causaldiffae.training import acceleration, automatic
-from causaldiffae.training.automatic import choose, with_recorded
+from causaldiffae.training.automatic import _Machine, choose, with_recorded
 from causaldiffae.training.estimate import Trial
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_bfloat16_follows_the_hardware(machine: Callable[..., None], bf16: bool)
     config = small_config(use_bf16="auto")
     chosen, line = choose(config, step_of(config), squares_spec(), CPU)
     assert chosen.train.use_bf16 is bf16 and chosen.train.compile is False
-    assert line == ("bfloat16, not compiled" if bf16 else "float32, not compiled")
+    assert line == ("bfloat16" if bf16 else "float32 (bfloat16 is not faster on this device)") + ", not compiled"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,8 @@ def test_long_runs_are_compiled_where_that_is_faster(
     chosen, line = choose(config, training_step, squares_spec(), CPU)
     assert chosen.train.compile is is_compiled
     assert (training_step.model.unet._compiled_call_impl is not None) is is_compiled
-    assert ("(0.5 s a step, 1 s without)" in line) is is_compiled
+    reason = f"{compiled:g} s a step, 1 s without" if steps > 600 else "a run of less than 10 minutes"
+    assert line.endswith(f"compiled ({'' if is_compiled or steps < 600 else 'not faster: '}{reason})")
 
 
 def test_only_the_remaining_steps_count(machine: Callable[..., None]) -> None:
@@ -96,6 +97,8 @@ def test_nothing_is_compiled_where_one_process_has_no_compiler(
     training_step = step_of(config)
     assert choose(config, training_step, squares_spec(), CPU)[0].train.compile is False
     assert training_step.model.unet._compiled_call_impl is None
+    monkeypatch.setattr(_Machine, "can_compile", lambda self: False)
+    assert choose(config, training_step, squares_spec(), CPU)[1].endswith("not compiled (no C++ compiler)")
 
 
 def test_a_trial_step_takes_the_images_of_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +132,19 @@ def test_minutes_set_steps_and_decay(machine: Callable[..., None]) -> None:
     assert f"{chosen.train.total_steps} steps in 20 minutes" in line
     again, line = choose(chosen, step_of(config), squares_spec(), CPU, 7)
     assert again == chosen and line == "", "a resumed run keeps its number of steps"
+
+
+def test_minutes_end_the_ramps_early(machine: Callable[..., None]) -> None:
+    machine(1.0, 0.5)
+    config = small_config(minutes=20.0, warmup_steps=5000, kl_anneal_steps=50_000)
+    chosen, _ = choose(config, step_of(config), squares_spec(), CPU)
+    steps = chosen.train.total_steps
+    assert (chosen.train.warmup_steps, chosen.loss.kl_anneal_steps) == (steps // 10, steps // 4)
+    resumed = with_recorded(config, chosen.train)
+    assert (resumed.train, resumed.loss) == (chosen.train, chosen.loss)
+    short = small_config(minutes=20.0, warmup_steps=5, kl_anneal_steps=6)
+    chosen, _ = choose(short, step_of(short), squares_spec(), CPU)
+    assert (chosen.train.warmup_steps, chosen.loss.kl_anneal_steps) == (5, 6)
 
 
 def test_options_that_are_set_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
