@@ -44,6 +44,8 @@ class Dataset:
         counterfactual: (data, checked do) -> true labels (N, n) float64 and images (N, C, H, W) uint8 of any size;
             None without a generator.
         has_truth: whether `counterfactual` supports the data.
+        counterfactual_labels: the labels of `counterfactual` alone, if they follow from factual labels without what
+            its images need; None otherwise.
         measure: images (N, C, H, W) uint8 -> labels (N, n) float64 measured in the images, NaN if that fails; None if
             labels cannot be measured.
         examples: (spec, count) -> test images that require no files except `assets/`.
@@ -63,6 +65,7 @@ class Dataset:
     channels: tuple[int, ...] = ()
     counterfactual: Callable[[ImageData, dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None = None
     has_truth: Callable[[ImageData], bool] = lambda data: False
+    counterfactual_labels: Callable[[ImageData, dict[str, Any]], np.ndarray] | None = None
     measure: Callable[[np.ndarray], np.ndarray] | None = None
     examples: Callable[[DatasetSpec, int], ImageData] | None = None
     shows_all: Callable[[np.ndarray], np.ndarray] | None = None

@@ -1,6 +1,7 @@
 """MorphoMNIST thickness-intensity (Pawlowski et al., 2020): IDX files of digits and a CSV file of their labels.
 
-The true counterfactual of an image is known if the folder also contains the base digits of the images.
+The true counterfactual of an image is known if the folder also contains the base digits of the images; its labels
+follow from the factual labels.
 """
 
 from __future__ import annotations
@@ -62,9 +63,12 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
             "true counterfactual: expected base digits ({train,t10k}-base-idx3-ubyte.gz), got none; write the data set "
             "with scripts/make_dataset.py"
         )
-    generator = _generator()
-    labels = generator.counterfactual_labels(data.labels, do)
-    return labels, generator.counterfactual_images(data.base_images, data.labels, do)[:, None]
+    images = _generator().counterfactual_images(data.base_images, data.labels, do)[:, None]
+    return _counterfactual_labels(data, do), images
+
+
+def _counterfactual_labels(data: ImageData, do: dict[str, Any]) -> np.ndarray:
+    return _generator().counterfactual_labels(data.labels, do)
 
 
 def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -113,6 +117,7 @@ register(
         source="MNIST digits (CC BY-SA 3.0), rendered by this package with sampled thickness and intensity.",
         counterfactual=_counterfactual,
         has_truth=lambda data: data.base_images is not None,
+        counterfactual_labels=_counterfactual_labels,
         measure=lambda images: _generator().measure(resize_area(images, 28)[:, 0]),
         examples=_examples,
         deformed=deformed,

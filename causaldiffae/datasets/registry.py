@@ -116,13 +116,23 @@ def _changes_class(data: ImageData, do: Mapping[str, Any]) -> bool:
     return classes is not None and (data.classes is None or bool((classes.numpy() != data.classes).any()))
 
 
-def true_labels(data: ImageData, do: Mapping[str, Any]) -> np.ndarray:
-    """True counterfactual labels (N, n) float32 in label units, also where the class is changed and its image unknown.
+def labels_are_known(data: ImageData) -> bool:
+    """Whether `true_labels` supports the data; the true images may be unknown."""
+    return find_dataset(data.spec.name).counterfactual_labels is not None or truth_is_known(data)
 
-    The class has no causes and no effects among the variables.
+
+def true_labels(data: ImageData, do: Mapping[str, Any]) -> np.ndarray:
+    """True counterfactual labels (N, n) float32 in label units, also where the true image is unknown.
+
+    That is the case where the class is changed, which has no causes and no effects among the variables, and for
+    MorphoMNIST without base digits.
     """
     checked = data.spec.check_do(do, len(data))
-    return true_counterfactual(data, CheckedDo({name: checked[name] for name in data.spec.names_of(checked)}))[0]
+    on_variables = CheckedDo({name: checked[name] for name in data.spec.names_of(checked)})
+    labels_of = find_dataset(data.spec.name).counterfactual_labels
+    if labels_of is not None:
+        return labels_of(data, dict(on_variables)).astype(np.float32)
+    return true_counterfactual(data, on_variables)[0]
 
 
 def known_truth(data: ImageData, do: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:

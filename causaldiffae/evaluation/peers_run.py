@@ -1,6 +1,7 @@
 """Runs the protocol of other models: processes share batches of images, and an interrupted run is resumed.
 
 OUT.json     figures, settings and digests; written after each abduction, from the true labels and from the image
+             (each `peers_figures`); with the floors of the predictor (`floor_figures`)
 OUT.parts/   errors of finished batches; removed at the end
 """
 
@@ -19,10 +20,19 @@ import torch
 from causaldiffae import dist_util
 from causaldiffae.counterfactual import CounterfactualEngine
 from causaldiffae.datasets.registry import read_split
-from causaldiffae.evaluation.chunks import claim_parts, compute_chunks, parts_folder
+from causaldiffae.evaluation.chunks import Compute, claim_parts, compute_chunks, parts_folder
 from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.headers import describe_model, warn_of_same_predictor
-from causaldiffae.evaluation.peers import NAME, VERSION, PeersTask, evaluate_batch, make_task, peers_figures
+from causaldiffae.evaluation.peers import (
+    NAME,
+    VERSION,
+    PeersTask,
+    evaluate_batch,
+    floor_figures,
+    floors_of_batch,
+    make_task,
+    peers_figures,
+)
 from causaldiffae.evaluation.results_file import check_digest
 from causaldiffae.evaluation.run import Job, data_folder, make_engine, resolved
 from causaldiffae.files.reading import MAX_JSON_BYTES, read_json, replace_file
@@ -65,6 +75,12 @@ def run_batch(job: Job, abduction: str, number: int) -> dict[str, np.ndarray]:
     return evaluate_batch(opened.engines[abduction], opened.task, number, opened.predictor.predictor, opened.device)
 
 
+def run_floors(job: Job, number: int) -> dict[str, np.ndarray]:
+    """The errors of the predictor on the true images of one batch."""
+    opened = _open(job)
+    return floors_of_batch(opened.task, number, opened.predictor.predictor)
+
+
 def evaluate_as_peers(job: Job) -> dict[str, Any]:
     """Applies the protocol to a model and returns the content of OUT.json.
 
@@ -77,15 +93,22 @@ def evaluate_as_peers(job: Job) -> dict[str, Any]:
     opened, out, parts = _open(job), Path(job.out), parts_folder(job.out)
     header = _header(job, opened)
     found: dict[str, Any] = {}
+    floors: dict[str, Any] = {}
     if out.exists():
         known = read_json(out, MAX_JSON_BYTES)
         check_digest(known, header["digest"], str(out))
-        found = dict(known["abduction"])
-    report = {**header, "abduction": found}
+        found, floors = dict(known["abduction"]), dict(known["floors"])
+    if not floors:
+        claim_parts(parts, header["digest"])
+        outputs = _outputs(job, partial(run_floors, job), parts / "floors", "true images")
+        floors = floor_figures(outputs, opened.loaded.spec, job.settings.seed)
+    report = {**header, "floors": floors, "abduction": found}
     for name in opened.engines:
         if name not in found:
             claim_parts(parts, header["digest"])
-            found[name] = _figures(job, name, parts / name.replace(" ", "_"))
+            compute = partial(run_batch, job, name)
+            outputs = _outputs(job, compute, parts / name.replace(" ", "_"), f"from {name}")
+            found[name] = peers_figures(outputs, opened.loaded.spec, job.settings.seed)
             replace_file(out, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     shutil.rmtree(parts, ignore_errors=True)
     return report
@@ -108,11 +131,9 @@ def _header(job: Job, opened: _Opened) -> dict[str, Any]:
     return {**header, "digest": json_digest(header), "path": opened.loaded.path}
 
 
-def _figures(job: Job, abduction: str, folder: Path) -> dict[str, Any]:
-    """The figures of one abduction, whose finished batches are in a folder."""
+def _outputs(job: Job, compute: Compute, folder: Path, description: str) -> list[dict[str, np.ndarray]]:
+    """The outputs of all batches, of which finished ones are in a folder."""
     opened = _open(job)
     folder.mkdir(exist_ok=True)
     sizes = [len(rows) for rows in opened.task.batches]
-    compute = partial(run_batch, job, abduction)
-    outputs = compute_chunks(compute, sizes, folder, job.workers, opened.device, f"from {abduction}")
-    return peers_figures(outputs, opened.loaded.spec, job.settings.seed)
+    return compute_chunks(compute, sizes, folder, job.workers, opened.device, description)

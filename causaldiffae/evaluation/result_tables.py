@@ -10,6 +10,8 @@ from typing import Any, Final
 from causaldiffae.evaluation.tables import BASELINES, MISSING, dig
 
 Results = Any
+_ByDo = Mapping[str, Mapping[str, Any]]
+"""Intervened variable -> label -> figure."""
 _WIDTH: Final = 100
 
 
@@ -112,21 +114,38 @@ def _with_ends(figure: Mapping[str, Any]) -> str:
 
 
 def peers_table(results: Results) -> str:
-    """A results file of `evaluate.py --protocol melistas`: errors against the labels that the model itself predicts."""
+    """A results file of `evaluate.py --protocol melistas`: errors against the labels that the model itself predicts.
+
+    Since version 2 there are a second row of each figure, read with batch statistics, and rows of the true images.
+    """
     rows = []
     for abduction, found in results["abduction"].items():
-        interventions = found["interventions"]
-        for i, column in enumerate(next(iter(interventions.values()))["own"]):
-            is_class = column == results["class_name"]
-            digits = 3 if is_class or _largest(interventions, column) < 1 else 2
-            cells = [mean_of(row["own"][column], digits) for row in interventions.values()]
-            rows.append([abduction if i == 0 else "", f"{column} {'accuracy' if is_class else 'error'}", *cells])
-    names = [f"do({name})" for name in interventions]
-    return markdown_table(["abduction from", "figure", *names], rows)
+        running, batch = ({name: row["own"] for name, row in found.get(key, {}).items()} for key in _STATISTICS)
+        rows += _peers_rows(abduction, running, batch, results["class_name"])
+    if "floors" in results:
+        running, batch = (
+            {name: each.get(f"do({name})", {}) for name in running} for each in results["floors"].values()
+        )
+        rows += _peers_rows("(true images)", running, batch, results["class_name"])
+    return markdown_table(["abduction from", "figure", *(f"do({name})" for name in running)], rows)
 
 
-def _largest(interventions: Mapping[str, Any], column: str) -> float:
-    return max(row["own"][column]["mean"] or 0.0 for row in interventions.values())
+_STATISTICS: Final = ("interventions", "batch_statistics")
+"""Keys of the figures that are read with running statistics, and since version 2 with those of the batch."""
+
+
+def _peers_rows(title: str, running: _ByDo, batch: _ByDo, class_name: str) -> list[list[str]]:
+    """Rows of `peers_table`: one for each label, and with figures by batch statistics a second one."""
+    rows: list[list[str]] = []
+    for column in dict.fromkeys(column for row in running.values() for column in row):
+        is_class = column == class_name
+        largest = max(row[column]["mean"] or 0.0 for row in running.values() if row)
+        digits = 3 if is_class or largest < 1 else 2
+        name = f"{column} {'accuracy' if is_class else 'error'}"
+        for figure, by_do in ((name, running), ("by batch statistics", batch)):
+            cells = [mean_of(row.get(column), digits) for row in by_do.values()]
+            rows += [["" if rows else title, figure, *cells]] if cells else []
+    return rows
 
 
 def peers_summary(results: Results) -> str:
@@ -137,15 +156,23 @@ def peers_summary(results: Results) -> str:
         f"{' and '.join(mean_of(each, 3) for each in figures['composition'].values())} from {abduction}"
         for abduction, figures in found.items()
     ]
-    errors = []
-    for do, row in first["interventions"].items():
-        for column in row.get("true", {}):
-            if column not in (do, results["class_name"]):
-                means = [mean_of(each["interventions"][do]["true"][column], 2) for each in found.values()]
-                errors.append(f"{' and '.join(means)} ({column} under do({do}))")
     text = f"Composition after {' and '.join(first['composition'])} cycles: {', '.join(composition)}."
-    if errors:
-        text += f" Against the true labels of the data, the errors are {', '.join(errors)}."
+    for key, reading in zip(_STATISTICS, ("", " by batch statistics"), strict=True):
+        errors = []
+        for do, row in first.get(key, {}).items():
+            for column in row.get("true", {}):
+                if column not in (do, results["class_name"]):
+                    means = [mean_of(each[key][do]["true"][column], 2) for each in found.values()]
+                    errors.append(f"{' and '.join(means)} ({column} under do({do}))")
+        if errors:
+            text += f" Against the true labels of the data, the errors{reading} are {', '.join(errors)}."
+    if "floors" in results:
+        running, batch = (row["factual"] for row in results["floors"].values())
+        names = {name: f"{name} accuracy" if name == results["class_name"] else name for name in running}
+        floors = [
+            f"{mean_of(running[name], 3)} and {mean_of(batch[name], 3)} ({title})" for name, title in names.items()
+        ]
+        text += f" On the factual images, by running and by batch statistics, they are {', '.join(floors)}."
     return textwrap.fill(text, _WIDTH)
 
 

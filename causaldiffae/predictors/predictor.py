@@ -13,6 +13,7 @@ weights. It also contains the encoder of a small VAE of the images, trained sepa
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import replace_all_batch_norm_modules_
 from torch.nn import functional
 
 from causaldiffae.checkpoints.checkpoint import build_with_weights
@@ -147,17 +149,23 @@ class Predictor(nn.Module):
         return self.last(torch.cat(self.features(images), dim=1))
 
     @torch.inference_mode()
-    def read(self, images: np.ndarray) -> Readings:
-        """Predictions for uint8 images (N, C, S, S); the network must be in evaluation mode."""
+    def read(self, images: np.ndarray, batch_statistics: bool = False) -> Readings:
+        """Predictions for uint8 images (N, C, S, S); the network must be in evaluation mode.
+
+        Args:
+            batch_statistics: normalise by mean and variance of these N images, one batch, and not by the running
+                statistics of the training images, which stay as they are.
+        """
         shape = (self.spec.channels, self.spec.image_size, self.spec.image_size)
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise InputError(
                 f"images: expected uint8 (N, {', '.join(map(str, shape))}), got {images.dtype} {images.shape}"
             )
         device = self.last.weight.device
+        network, size = (_without_running_statistics(self), max(len(images), 1)) if batch_statistics else (self, _BATCH)
         outputs, features = [], []
-        for start in range(0, len(images), _BATCH):
-            activations, levels = self.features(to_model_range(images[start : start + _BATCH]).to(device))
+        for start in range(0, len(images), size):
+            activations, levels = network.features(to_model_range(images[start : start + size]).to(device))
             outputs.append(self.last(torch.cat([activations, levels], dim=1)).cpu().double().numpy())
             features.append(activations.float().cpu().numpy())
         if not outputs:
@@ -186,6 +194,13 @@ class Predictor(nn.Module):
             else:
                 labels[:, i] = found[:, 0] * self.spec.scale[i] + self.spec.shift[i]
         return labels, classes
+
+
+def _without_running_statistics(predictor: Predictor) -> Predictor:
+    """A copy whose layers normalise every batch by its own mean and variance, also in evaluation mode."""
+    copied = deepcopy(predictor)
+    replace_all_batch_norm_modules_(copied.layers)
+    return copied
 
 
 class LoadedPredictor(NamedTuple):

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from causaldiffae.datasets.registry import measure, read_split, true_counterfactual, true_labels, truth_is_known
+from causaldiffae.datasets.registry import (
+    labels_are_known,
+    measure,
+    read_split,
+    true_counterfactual,
+    true_labels,
+    truth_is_known,
+)
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files import idx
 from causaldiffae.generators import morphomnist
@@ -36,6 +43,10 @@ def test_true_counterfactuals_need_base_digits(morphomnist_dir: Path, tmp_path: 
     assert published.base_images is None
     with pytest.raises(InputError, match="true counterfactual: expected base digits"):
         true_counterfactual(published, {"thickness": 3.0})
+    assert labels_are_known(published) and not truth_is_known(published)
+    for do in ({"thickness": 3.0}, {"intensity": 100.0}, {"thickness": 2.0, "digit": 7}):
+        np.testing.assert_array_equal(true_labels(published, do), true_labels(data, do))
+    np.testing.assert_array_equal(true_labels(published.subset([0, 1]), {"thickness": 3.0}), labels)
 
 
 def test_the_true_image_of_another_digit_is_unknown_but_not_its_labels(morphomnist_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The protocol of other counterfactual models, with engines of known errors."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,23 @@ from causaldiffae.checkpoints.checkpoint import export_weights
 from causaldiffae.config import Config, ModelConfig, TrainConfig
 from causaldiffae.counterfactual import Counterfactual
 from causaldiffae.datasets.images import ImageData
-from causaldiffae.datasets.registry import dataset_spec, read_split
+from causaldiffae.datasets.registry import dataset_spec, read_split, true_counterfactual
+from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import InputError
 from causaldiffae.evaluation import peers_run
-from causaldiffae.evaluation.peers import draw_interventions, evaluate_batch, make_task, peers_figures, peers_table
+from causaldiffae.evaluation.peers import (
+    bin_edges,
+    draw_interventions,
+    evaluate_batch,
+    floor_figures,
+    floors_of_batch,
+    make_task,
+    peers_figures,
+    peers_table,
+)
 from causaldiffae.evaluation.peers_run import evaluate_as_peers, run_batch
 from causaldiffae.evaluation.protocol import ProtocolSettings
+from causaldiffae.evaluation.result_tables import KINDS
 from causaldiffae.evaluation.run import Job
 from causaldiffae.generators import morphomnist
 from causaldiffae.predictors.predictor import Readings
@@ -31,6 +43,8 @@ from causaldiffae.script_util import create_model_and_diffusion, describe_checkp
 SHARE, WEIGHTS = REPO / "assets" / "mnist_share", REPO / "weights" / "morphomnist_causaldae_mini"
 LEVELS = 4.0
 """Grey levels by which each null intervention of the engine darkens the image."""
+OFF = np.array([0.5, 2.0])
+"""Error of the predictor's labels with batch statistics."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +59,11 @@ def digits(folder: Path) -> ImageData:
     return read_split("morphomnist", folder, "test")
 
 
+FIGURES = [
+    each for name in ("thickness error", "intensity error", "digit accuracy") for each in (name, "by batch statistics")
+]
+
+
 class Engine:
     """Predicts labels 1 and 10 above the requested or factual ones; its images are darkened factual ones."""
 
@@ -57,16 +76,50 @@ class Engine:
 
 
 class Exact:
-    """Reads the factual labels and classes, in the order of the data."""
+    """Reads the factual labels and classes of a darkened image; with batch statistics, `OFF` more and no class.
+
+    Attributes:
+        sizes: number of images in every reading with batch statistics.
+    """
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
+        self.sizes: list[int] = []
 
-    def read(self, images: np.ndarray) -> Readings:
+    def read(self, images: np.ndarray, batch_statistics: bool = False) -> Readings:
         darker = [np.maximum(image.astype(int) - LEVELS, 0) for image in self.data.images]
         rows = [int(np.argmin([np.abs(image - each).mean() for each in darker])) for image in images]
         assert self.data.classes is not None
-        return Readings(self.data.labels[rows].astype(np.float64), self.data.classes[rows], np.zeros((len(rows), 1)))
+        labels, classes = self.data.labels[rows].astype(np.float64), self.data.classes[rows]
+        if batch_statistics:
+            self.sizes.append(len(images))
+            labels, classes = labels + OFF, (classes + 1) % 10
+        return Readings(labels, classes, np.zeros((len(rows), 1)))
+
+
+def published_edges(labels: np.ndarray, low: float, high: float) -> list[float]:
+    """The published computation: labels scaled to [-1, 1], and the mean of those in each of nine bins of this range."""
+    scaled = 2 * (labels - low) / (high - low) - 1
+    numbers = np.digitize(scaled, np.linspace(-1, 1, 10))
+    means = [scaled[numbers == number].mean() for number in range(1, 10) if (numbers == number).any()]
+    return [(mean + 1) / 2 * (high - low) + low for mean in means]
+
+
+def test_edges_are_the_means_of_nine_bins_of_equal_width() -> None:
+    labels = 0.875 + 5.381 * np.random.default_rng(0).beta(2.0, 4.0, 10_000)
+    found = bin_edges(labels, 0.875, 6.256)
+    assert len(found) == 9 and (np.diff(found) > 0).all()
+    np.testing.assert_allclose(found, published_edges(labels, 0.875, 6.256), rtol=1e-12)
+    assert np.abs(np.diff(found, 2)).max() > 0.01, "not of equal width"
+    np.testing.assert_allclose(bin_edges(np.array([0.0, 1.0, 2.0, 8.9, 9.0, 9.5, -1.0]), 0.0, 9.0), [0, 1, 2, 8.95])
+
+
+def test_every_other_category_is_another_bin(digits: ImageData) -> None:
+    described = digits.spec.to_dict() | {"kinds": ["binary", "continuous"], "categories": [[], []]}
+    labels = digits.labels.copy()
+    labels[:, 0] = np.resize([digits.spec.low[0], digits.spec.high[0]], len(digits))
+    drawn = draw_interventions(replace(digits, spec=DatasetSpec.from_dict(described), labels=labels), 0)
+    np.testing.assert_allclose(drawn["thickness"], np.roll(labels[:, 0], 1), rtol=1e-6)
 
 
 def test_values_are_test_values_of_another_bin_and_classes_other_ones(digits: ImageData) -> None:
@@ -74,9 +127,9 @@ def test_values_are_test_values_of_another_bin_and_classes_other_ones(digits: Im
     assert list(drawn) == ["thickness", "intensity", "digit"] and digits.classes is not None
     for i, name in enumerate(("thickness", "intensity")):
         labels = digits.labels[:, i].astype(np.float64)
-        edges = np.linspace(labels.min(), labels.max(), 9)
+        edges = published_edges(labels, digits.spec.low[i], digits.spec.high[i])
         assert np.isin(drawn[name], labels).all()
-        own, new = (np.clip(np.digitize(values, edges), 1, 8) for values in (labels, drawn[name]))
+        own, new = (np.digitize(values, edges) for values in (labels, drawn[name]))
         assert (own != new).all()
     assert (drawn["digit"] != digits.classes).all() and drawn["digit"].max() < 10
     again, other = draw_interventions(digits, seed=0), draw_interventions(digits, seed=1)
@@ -101,8 +154,8 @@ def test_a_part_of_the_split_has_the_interventions_of_the_whole(digits: ImageDat
 
 def test_a_predictor_without_classes_leaves_them_out(digits: ImageData) -> None:
     class Labels(Exact):
-        def read(self, images: np.ndarray) -> Readings:
-            return super().read(images)._replace(classes=None)
+        def read(self, images: np.ndarray, batch_statistics: bool = False) -> Readings:
+            return super().read(images, batch_statistics)._replace(classes=None)
 
     task = make_task(digits, batch_size=12)
     found = peers_figures([evaluate_batch(Engine(), task, 0, Labels(digits))], digits.spec)  # type: ignore[arg-type]
@@ -128,10 +181,49 @@ def test_figures_of_a_known_model(digits: ImageData) -> None:
     one, ten = (found["composition"][cycle] for cycle in ("1", "10"))
     assert one["mean"] == pytest.approx(LEVELS * 28**2 / 32**2, rel=1e-4) and one["images"] == 12
     assert ten["mean"] == pytest.approx(10 * one["mean"], rel=1e-4) and ten["images"] >= 4
+    by_batch = found["batch_statistics"]
+    assert by_batch["digit"]["own"]["thickness"]["mean"] == pytest.approx(0.5)
+    assert by_batch["thickness"]["own"]["intensity"]["mean"] == pytest.approx(8.0, rel=1e-5)
+    assert by_batch["digit"]["true"]["intensity"]["mean"] == pytest.approx(2.0)
+    assert by_batch["thickness"]["true"]["digit"]["mean"] == 0.0
     table = peers_table({"abduction": {"true labels": found}, "class_name": "digit"})
     assert "do(digit)" in table and "composition, abduction from true labels: 3.0" in table
     heads = [line.split() for line in table.splitlines()[:2]]
     assert heads[0][-3:] == ["thickness", "intensity", "digit"] and heads[1][-3:] == ["error", "error", "accuracy"]
+
+
+def test_the_floors_are_errors_on_true_images(digits: ImageData) -> None:
+    """The predictor reads the true image of an intervention as the nearest factual image."""
+    task = make_task(digits, batch_size=5)
+    exact = Exact(digits)
+    outputs = [floors_of_batch(task, number, exact) for number in range(3)]  # type: ignore[arg-type]
+    found = floor_figures(outputs, digits.spec)
+    assert list(found["running"]) == list(found["batch"]) == ["factual", "do(thickness)", "do(intensity)"]
+    means = {name: {key: each["mean"] for key, each in row["factual"].items()} for name, row in found.items()}
+    assert means["running"] == {"thickness": 0.0, "intensity": 0.0, "digit": 1.0}
+    assert means["batch"] == pytest.approx({"thickness": 0.5, "intensity": 2.0, "digit": 0.0})
+    labels, images = true_counterfactual(task.data, {"thickness": task.values["thickness"]})
+    errors = np.abs(exact.read(images).labels - labels).mean(axis=0)
+    assert found["running"]["do(thickness)"]["thickness"]["mean"] == pytest.approx(errors[0])
+    assert found["running"]["do(thickness)"]["intensity"]["mean"] == pytest.approx(errors[1])
+    assert set(exact.sizes) == {5, 2}, "batch statistics are those of a batch of the task"
+
+
+def test_published_files_have_true_labels_but_no_floor_of_counterfactual_images(
+    digits: ImageData, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "published", ignore=shutil.ignore_patterns("*base*"))
+    published = read_split("morphomnist", tmp_path / "published", "test")
+    figures = []
+    for data in (published, digits):
+        task = make_task(data, batch_size=12)
+        figures.append(peers_figures([evaluate_batch(Engine(), task, 0, Exact(data))], data.spec))  # type: ignore[arg-type]
+    assert figures[0] == figures[1] and all(
+        list(row) == ["own", "true"] for row in figures[0]["interventions"].values()
+    )
+    task = make_task(published, batch_size=12)
+    floors = floor_figures([floors_of_batch(task, 0, Exact(published))], published.spec)  # type: ignore[arg-type]
+    assert list(floors["running"]) == ["factual"]
 
 
 @pytest.mark.parametrize(
@@ -166,10 +258,22 @@ def test_the_script(folder: Path, tmp_path: Path) -> None:
     assert list(found["abduction"]) == ["true labels", "the image"] and found["protocol"]["name"] == "melistas"
     given, read = (found["abduction"][name]["interventions"]["intensity"]["own"] for name in found["abduction"])
     assert given["thickness"]["mean"] != read["thickness"]["mean"]
+    for figures in found["abduction"].values():
+        both = figures["interventions"], figures["batch_statistics"]
+        own, by_batch = (each["thickness"]["own"]["intensity"]["mean"] for each in both)
+        assert own != by_batch
+    assert list(found["floors"]["batch"]) == ["factual", "do(thickness)", "do(intensity)"]
     assert "do(digit)" in outcome.stdout and "composition, abduction from the image:" in outcome.stdout
     assert not out.with_suffix(".parts").exists()
     again = run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=2", "--cycle_images=2")
     assert again.returncode == 0 and again.stdout == outcome.stdout
+    markdown = KINDS["peers"](found).splitlines()
+    assert [row.split("|")[2].strip() for row in markdown[2:]] == FIGURES * 3
+    assert [row.split("|")[1].strip() for row in markdown[2::6]] == ["true labels", "the image", "(true images)"]
+    assert markdown[-1].endswith("| - |"), "the true image of another digit is unknown"
+    summary = " ".join(KINDS["peers_summary"](found).split())
+    assert "Against the true labels of the data, the errors by batch statistics are" in summary
+    assert "On the factual images, by running and by batch statistics, they are" in summary
     assert_refused(
         run(REPO / "scripts" / "evaluate.py", *base, "--num_images=4", "--steps=3"),
         "peers.json: expected results of this model, data and settings, got others; delete it",

@@ -1,6 +1,7 @@
 """Anti-causal predictors: heads, predictions, model folders, and the shipped predictors."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from paths import REPO
 from support import pendulum_images
 
+from causaldiffae.datasets.images import to_model_range
 from causaldiffae.datasets.registry import dataset_spec
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
@@ -74,6 +76,23 @@ def test_a_saved_predictor_predicts_the_same(folder: Path) -> None:
     assert mean.shape == logvar.shape == (3, 12)
     with pytest.raises(InputError, match=r"images: expected uint8 \(N, 3, 32, 32\), got uint8 \(3, 3, 16, 32\)"):
         predictor.read(images[:, :, :16])
+
+
+def test_batch_statistics_are_those_of_the_images_and_leave_the_running_ones() -> None:
+    """The oracle is the network in training mode; 300 images are one batch, though `read` takes 256 at a time."""
+    torch.manual_seed(0)
+    predictor = Predictor(SPEC).eval()
+    before = {key: value.clone() for key, value in predictor.state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, (300, 3, 32, 32), dtype=np.uint8)
+    found, running = predictor.read(images, batch_statistics=True), predictor.read(images)
+    assert all(torch.equal(value, before[key]) for key, value in predictor.state_dict().items())
+    assert not any(module.training for module in predictor.modules())
+    np.testing.assert_array_equal(predictor.read(images).labels, running.labels)
+    with torch.no_grad():
+        outputs = deepcopy(predictor).train()(to_model_range(images))
+    np.testing.assert_allclose(found.labels, predictor.labels_of(outputs.double().numpy())[0], rtol=1e-5)
+    assert np.abs(found.labels - running.labels).max() > 0.01
+    assert predictor.read(images[:0], batch_statistics=True).labels.shape == (0, 4)
 
 
 def test_other_models_are_refused() -> None:
