@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
@@ -229,11 +230,11 @@ def reproduction_table(results: Results) -> str:
 
 
 def reproduction_errors(results: Results) -> str:
-    """summary.json of scripts/reproduce.py: errors of the variable that is set and of its descendants."""
+    """summary.json of scripts/reproduce.py: errors of the variable that is set and of its descendants, over images."""
     columns = [(do, name) for do, found in _interventions(results).items() for name in found["errors"]]
     rows = []
     for _, row in _rows_of(results):
-        cells = [_seeds(row["interventions"][do]["errors"][name], 3, interval=False) for do, name in columns]
+        cells = [_seeds(row["interventions"][do]["errors"][name], 3, seeds=False) for do, name in columns]
         rows.append([row["title"], *cells])
     return markdown_table(["model", *(f"do({do}): {name}" for do, name in columns)], rows)
 
@@ -247,11 +248,19 @@ def reproduction_labels(results: Results) -> str:
     rows = []
     for row in models if full else []:
         pairs = [(row["interventions"][do]["errors"][name], full[do]["errors"][name]) for do, name in columns]
-        cells = [
-            rounded(few["mean"] / all_["mean"]) if few and all_ and all_["mean"] else MISSING for few, all_ in pairs
-        ]
-        rows.append([f"{row['labels']:.0%}", *cells])
+        rows.append([f"{row['labels']:.0%}", *(_ratio(few, all_) for few, all_ in pairs)])
     return markdown_table(["labels", *(f"do({do}): {name}" for do, name in columns)], rows)
+
+
+def _ratio(few: Mapping[str, Any] | None, full: Mapping[str, Any] | None) -> str:
+    """A ratio of means with the half-width of its interval, to first order and as if the two were independent."""
+    if not few or not full or not few["mean"] or not full["mean"]:
+        return MISSING
+    ratio = few["mean"] / full["mean"]
+    if few is full or None in (few["half_width"], full["half_width"]):
+        return rounded(ratio)
+    relative = math.hypot(*(each["half_width"] / each["mean"] for each in (few, full)))
+    return f"{rounded(ratio)} ± {rounded(ratio * relative)}"
 
 
 _GENERAL: Final = {
@@ -274,14 +283,14 @@ def _rows_of(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
     return [*(("", row) for row in results["references"].values()), *models]
 
 
-def _seeds(figure: Mapping[str, Any] | None, decimals: int, interval: bool = True) -> str:
+def _seeds(figure: Mapping[str, Any] | None, decimals: int, interval: bool = True, seeds: bool = True) -> str:
     """Mean, half-width of the interval over images, and in brackets the means of the seeds if there are several."""
     if figure is None:
         return MISSING
     text = rounded(figure["mean"], decimals)
     if interval and figure["half_width"] is not None:
         text += f" ± {rounded(figure['half_width'], decimals)}"
-    if interval and len(figure["seeds"]) > 1:
+    if interval and seeds and len(figure["seeds"]) > 1:
         text += f" ({', '.join(rounded(mean, decimals) for mean in figure['seeds'])})"
     return text
 

@@ -206,11 +206,14 @@ def test_tables_have_one_row_for_each_model() -> None:
     lines = reproduction_table(summary()).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| do nothing", "| Model A", "| Model B"]
     assert "| Model A | 3.50 ± 0.50 (3.00, 4.00) | 0.125 |" in lines[3]
-    assert "| Model B | 0.750 | 0.750 |" in reproduction_errors(summary())
+    assert "| Model B | 0.750 ± 0.500 | 0.750 ± 0.500 |" in reproduction_errors(summary())
 
 
 def test_weak_supervision_is_relative_to_all_labels() -> None:
-    assert reproduction_labels(summary()).splitlines()[2:] == ["| 100% | 1.00 | 1.00 |", "| 10% | 2.00 | 2.00 |"]
+    assert reproduction_labels(summary()).splitlines()[2:] == [
+        "| 100% | 1.00 | 1.00 |",
+        f"| 10% | {(cell := '2.00 ± 2.24')} | {cell} |",  # 2 sqrt((0.5 / 1)^2 + (0.5 / 0.5)^2)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ the script
