@@ -115,7 +115,8 @@ class Counterfactuals:
         if self.read_labels is not None and self.read_factual is not None:
             for name in self.spec.names_of(self.do):
                 pair = self.read_labels[name], self.read_factual[name]
-                found[name] = response_of(*pair, wanted[name], self.spec, name, self.reader)
+                known = None if self.factual_labels is None else self.factual_labels[name], self.truth
+                found[name] = response_of(*pair, wanted[name], self.spec, name, self.reader, *known)
         if self.read_classes is not None:
             name = self.spec.class_name
             found[name] = class_response(self.read_classes, self.factual_classes, wanted[name])

@@ -4,23 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from causaldiffae.datasets.registry import DATASETS, measure
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.grids import readings
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
 from causaldiffae.metrics.intervals import Figure, mean_figure
-from causaldiffae.training.responses import MEASURED, PREDICTED, Response, Responses, describe, requested_share
+from causaldiffae.training.responses import (
+    MEASURED,
+    PREDICTED,
+    Response,
+    Responses,
+    describe,
+    percent,
+    requested_share,
+)
+
+FAR: Final = 0.5
 
 
 def response_of(
-    read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, name: str, reader: str
+    read: np.ndarray,
+    factual: np.ndarray,
+    requested: np.ndarray,
+    spec: DatasetSpec,
+    name: str,
+    reader: str,
+    labels: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
 ) -> Response:
-    """The response to one variable, from labels (N,) read off counterfactuals and factual images."""
-    return Response(requested_share(read, factual, requested, spec, spec.graph.index(name)), reader)
+    """The response to one variable, from labels (N,) read off counterfactuals and factual images.
+
+    Args:
+        labels: (N,) factual labels, for the error of the reader.
+        truth: (N, C, S, S) true counterfactual images, for that of a measurement; takes precedence.
+    """
+    i, errors = spec.graph.index(name), None
+    if truth is not None and reader == MEASURED and spec.name in DATASETS:
+        errors = np.abs(measure(spec, truth)[:, i] - requested)
+    elif labels is not None:
+        errors = np.abs(factual - labels)
+    return Response(requested_share(read, factual, requested, spec, i, errors), reader)
 
 
 def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> dict[str, Response]:
@@ -32,7 +60,8 @@ def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> 
     found = {}
     for name in spec.names_of(result.do):
         i, requested = spec.graph.index(name), np.full(len(read), float(result.do[name]))
-        found[name] = response_of(read[:, i], factual[:, i], requested, spec, name, reader)
+        known = result.factual_labels[:, i], result.truth
+        found[name] = response_of(read[:, i], factual[:, i], requested, spec, name, reader, *known)
     if spec.class_name in result.do and result.measured_classes is not None:
         wanted = np.full(len(read), result.do[spec.class_name])
         found[spec.class_name] = class_response(result.measured_classes, result.factual_classes, wanted)
@@ -57,7 +86,21 @@ def verdict_of_test(
         do, found = describe_do(result.do, spec), responses_to(result, spec, reader)
         figures[do] = {name: _plain(response) for name, response in found.items()}
         named |= {do if len(result.do) == 1 else f"{name} in {do}": response for name, response in found.items()}
-    return describe(named, images_seen, what=str), figures
+    return [*describe(named, images_seen, what=str), *far_from_truth(results, spec)], figures
+
+
+def far_from_truth(results: Sequence[InterventionResult], spec: DatasetSpec) -> list[str]:
+    """A line about the interventions whose images are more than half as far from the true images as the factual ones.
+
+    Labels do not show this: a figure may have the requested shape and be drawn in another place.
+    """
+    far = []
+    for result in results:
+        if result.do and result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
+            error, nothing = np.nanmean(result.counterfactual_l1), np.nanmean(result.do_nothing_l1)
+            if error > FAR * nothing > 0:
+                far.append(f"{describe_do(result.do, spec)} ({percent(error / nothing)})")
+    return [f"  L1 to the true images is more than half of that of the factual images: {', '.join(far)}"] if far else []
 
 
 def _plain(response: Response) -> dict[str, Any]:
@@ -71,15 +114,20 @@ def evaluation_verdict(results: Results) -> list[str]:
 
 
 def _response(results: Results, name: str) -> Response | None:
-    """The response to a variable; of results files without it, from mean errors, and so without an interval."""
+    """The response to a variable, relative to that of the true images if they are known.
+
+    Of results files without it, from mean errors, and so without an interval.
+    """
     answers = dig(results, "results", "interventions", name, "answers")
     for reader, key in ((MEASURED, "measured"), (PREDICTED, "predictor")):
+        figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing", "truth")]
+        error, nothing, floor = (figure.get("mean") if figure else None for figure in figures)
+        scale = 1 / (1 - floor / nothing) if floor is not None and nothing and floor < nothing else 1.0
         found = dig(answers, "model", "response", key)
         if found and found.get("mean") is not None:
-            return Response(Figure(found["mean"], found["low"], found["high"], found.get("images") or 0), reader)
-        figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing")]
-        error, nothing = (figure.get("mean") if figure else None for figure in figures)
+            mean, low, high = (None if found[key] is None else scale * found[key] for key in ("mean", "low", "high"))
+            return Response(Figure(mean, low, high, found.get("images") or 0), reader)
         if error is not None and nothing:
             images = int(figures[0].get("images") or 0)
-            return Response(Figure(1 - error / nothing, None, None, images), reader)
+            return Response(Figure(scale * (1 - error / nothing), None, None, images), reader)
     return None

@@ -33,7 +33,7 @@ from causaldiffae.guidance import Guidance, guidance_weight
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.predictors.predictor import Readings, open_predictor
 from causaldiffae.script_util import STEPS, LoadedModel
-from causaldiffae.training.responses import Reader, find_reader, responses_of_model, unfollowed
+from causaldiffae.training.responses import Reader, find_reader, responses_of_model, verdicts
 
 STEP_RANGE: Final = (4, 50)
 _MAX_WEIGHTS: Final = {"latents": 3.0, "implicit": 5.0, "explicit": 10.0}
@@ -117,7 +117,7 @@ class Result:
         abduction_cached: whether the abduction came from the cache.
         read: labels that `reader` reads from the counterfactual image: measured, or read by a predictor or the model's
             encoder; NaN where nothing can.
-        unfollowed: a sentence about interventions that the pictures of this model do not follow, or "".
+        verdict: a sentence about how the pictures of this model follow the interventions, or "".
         checks: distances from the training data, and sentences about what is to be doubted.
     """
 
@@ -136,7 +136,7 @@ class Result:
     abduction_cached: bool
     target_digit: int | None = None
     probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
-    unfollowed: str = ""
+    verdict: str = ""
     read: np.ndarray | None = None
     reader: str = ""
     checks: Checks | None = None
@@ -203,7 +203,7 @@ class Session:
             abduction_cached=self._cached_abduction.cache_info().misses == misses,
             target_digit=int(do[self.spec.class_name]) if self.spec.class_name in do else digit,
             probabilities={name: values[0].cpu().numpy() for name, values in probabilities.items()},
-            unfollowed=unfollowed(self._responses, do),
+            verdict=verdicts(self._responses, do),
             read=None if reader is None else reader.read(image[None])[0],
             reader="" if reader is None else reader.name,
             checks=check(self._reference, self.spec, do, predicted, factual.image[None]),

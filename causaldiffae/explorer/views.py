@@ -340,8 +340,8 @@ def status_html(result: Result, note: str = "") -> str:
     sentences = [f"{digit}.", note or result.request.image.note]
     notes = () if result.checks is None else result.checks.notes
     sentences += [f"{note[:1].upper()}{note[1:]}." for note in notes]
-    if result.unfollowed:
-        sentences.append(f"{result.unfollowed[:1].upper()}{result.unfollowed[1:]}.")
+    if result.verdict:
+        sentences.append(f"{result.verdict[:1].upper()}{result.verdict[1:]}.")
     rest = " ".join(sentence for sentence in sentences if sentence)
     return str(_macros().result_status(f"{result.seconds:.2f} s", result.abduction_cached, rest))
 

@@ -5,11 +5,13 @@ the factual label, or another category. The labels of the resulting pictures are
 data set supports it, by a predictor, or by the encoder of the model, which was trained on real images only. With the
 mean error |read - requested| of the counterfactuals and that of the factual images,
 
-    share = 1 - error(counterfactuals) / error(factual images)
+    share = (error(factual images) - error(counterfactuals)) / (error(factual images) - error of the reader)
 
 is 1 if the pictures show what was requested, 0 if they are no better than the factual images, and negative if they are
-worse. For a category it is the share of the pictures that show the requested one. This is effectiveness (Monteiro et
-al., 2023) on the scale of the request.
+worse. In tests and evaluations, the error of the reader is that on the true counterfactual images if they are known,
+otherwise that on the factual images with labels; while a model trains it counts as 0, since requests are far. For a
+category the share is that of the pictures that show the requested one. This is effectiveness (Monteiro et al., 2023) on
+the scale of the request.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import torch
 from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.checkpoints.folder_layout import RESPONSES
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.captions import NOTABLE_SHARE
+from causaldiffae.datasets.captions import NOTABLE_ERRORS, NOTABLE_SHARE
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
 from causaldiffae.datasets.registry import DATASETS, can_measure, measure
 from causaldiffae.datasets.spec import DatasetSpec
@@ -40,6 +42,11 @@ FILE: Final = RESPONSES
 FOLLOWS: Final = 1 - NOTABLE_SHARE
 PARTLY: Final = 0.5
 HARDLY: Final = 0.1
+WIDE: Final = 0.6
+"""Width of the interval of a share from which on a variable that may be followed is not judged."""
+EXAMPLE_IMAGES: Final = 130_000
+"""Images that the example of own images was trained on (docs/results.md), with repetitions."""
+UNDECIDED: Final = "too few images to judge"
 MEASURED, PREDICTED, ENCODED = "measured", "read by a predictor", "read by the model's own encoder"
 """What reads labels, see `Reader.name`."""
 PATIENCE: Final = 3
@@ -74,9 +81,13 @@ class Response:
     @property
     def verdict(self) -> str:
         """The response in words."""
-        share = self.share.mean
+        share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
             return "unknown"
+        if low is not None and high is not None:
+            is_open = low < PARTLY if share >= FOLLOWS else high >= FOLLOWS and high - low > WIDE
+            if is_open:
+                return UNDECIDED
         if share >= PARTLY:
             return "followed" if share >= FOLLOWS else "followed in part"
         return "hardly followed" if share >= HARDLY else "no better than doing nothing"
@@ -84,13 +95,13 @@ class Response:
     @property
     def is_weak(self) -> bool:
         """Whether the pictures are known to follow the variable less than they should."""
-        return self.share.mean is not None and self.verdict != "followed"
+        return self.verdict not in ("unknown", UNDECIDED, "followed")
 
     def text(self, what: str) -> str:
         """A line about an intervention such as "do(size)"."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return f"{what}: unknown, no labels can be read or all images already have the requested ones"
+            return f"{what}: unknown, no labels can be read or the requested changes are too small to judge"
         interval = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
         return f"{what}: {percent(share)} of the requested change{interval}, {self.verdict}"
 
@@ -174,10 +185,22 @@ def measure_responses(
     }
 
 
-def requested_share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray, spec: DatasetSpec, i: int) -> Figure:
+def requested_share(
+    read: np.ndarray,
+    factual: np.ndarray,
+    requested: np.ndarray,
+    spec: DatasetSpec,
+    i: int,
+    reader_errors: np.ndarray | None = None,
+) -> Figure:
     """The share of a requested change of variable i, from labels (N,) read off counterfactual and factual images.
 
-    Images that are read to be of the requested category before the intervention are left out.
+    Images that are read to be of the requested category before the intervention are left out. A mean requested change
+    of less than `NOTABLE_ERRORS` times the error of the reader has no share.
+
+    Args:
+        reader_errors: (N,) errors of what reads a continuous variable, in label units, NaN where they are unknown; None
+            counts as 0.
     """
     categories = [spec.category_values(i)]
     errors, nothing = (
@@ -187,13 +210,19 @@ def requested_share(read: np.ndarray, factual: np.ndarray, requested: np.ndarray
     if categories[0]:
         known &= nothing > 0
         return mean_figure(1.0 - errors[known], rate=True) if known.any() else Figure(None, None, None, 0, len(known))
-    errors, nothing = errors[known], nothing[known]
-    if not len(errors) or not nothing.any():
+    errors, nothing, floor = errors[known], nothing[known], np.zeros(int(known.sum()))
+    if reader_errors is not None and np.isfinite(reader_errors).any():
+        floor = np.where(np.isfinite(reader_errors), reader_errors, np.nanmean(reader_errors))[known]
+    if not len(errors) or nothing.sum() <= NOTABLE_ERRORS * floor.sum():
         return Figure(None, None, None, 0, len(known))
     left_out = int((~known).sum())
+
+    def share(rows: Any) -> float:
+        return float((nothing[rows] - errors[rows]).sum() / max((nothing[rows] - floor[rows]).sum(), 1e-12))
+
     if len(errors) == 1:
-        return Figure(float(1 - errors[0] / nothing[0]), None, None, 1, left_out)
-    return statistic_figure(lambda rows: 1 - errors[rows].sum() / nothing[rows].sum(), len(errors), left_out=left_out)
+        return Figure(share([0]), None, None, 1, left_out)
+    return statistic_figure(share, len(errors), left_out=left_out)
 
 
 def describe(
@@ -214,6 +243,8 @@ def describe(
     lines += [f"  {response.text(what(name))}" for name, response in responses.items()]
     if weak := [name for name, response in responses.items() if response.is_weak]:
         seen = f" ({images_seen:,} images seen)" if images_seen else ""
+        if 0 < images_seen < EXAMPLE_IMAGES:
+            seen = f" ({images_seen:,} images seen; the example of own images needed {EXAMPLE_IMAGES:,})"
         lines.append(f"  counterfactuals of {', '.join(weak)} are not reliable yet; train longer{seen}")
     return lines
 
@@ -260,6 +291,15 @@ def unfollowed(responses: Responses, names: Iterable[str]) -> str:
         if name in responses and responses[name].is_weak
     ]
     return f"the pictures of this model showed {', '.join(weak)} when it was trained; train it longer" if weak else ""
+
+
+def verdicts(responses: Responses, names: Iterable[str]) -> str:
+    """A sentence about all of `names` whose responses are known, with advice if some are weak; "" if none is."""
+    known = {name: responses[name] for name in names if name in responses and responses[name].share.mean is not None}
+    if not known:
+        return ""
+    advice = "; train the model longer" if any(each.is_weak for each in known.values()) else ""
+    return f"as measured in training, {'; '.join(each.text(f'do({name})') for name, each in known.items())}{advice}"
 
 
 def read_responses(folder: Path) -> dict[str, Response]:

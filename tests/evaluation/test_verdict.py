@@ -1,13 +1,15 @@
 """Verdicts in words on a test and on an evaluation."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny import squares, squares_spec
 
+from causaldiffae.datasets.registry import dataset_spec, example_images, measure, true_counterfactual
 from causaldiffae.evaluation.interventions import InterventionResult
-from causaldiffae.evaluation.verdict import evaluation_verdict, verdict_of_test
+from causaldiffae.evaluation.verdict import evaluation_verdict, far_from_truth, response_of, verdict_of_test
 
 SPEC = squares_spec(4)
 FACTUAL = np.array([[2.0, 60.0], [3.0, 90.0], [4.0, 120.0]])
@@ -35,7 +37,7 @@ def test_every_intervention_has_a_line_and_weak_ones_an_advice() -> None:
     assert lines[3].endswith("no better than doing nothing")
     assert lines[5] == (
         "  counterfactuals of do(grey=200), size in do(size=7, grey=200), grey in do(size=7, grey=200) are not "
-        "reliable yet; train longer (64,000 images seen)"
+        "reliable yet; train longer (64,000 images seen; the example of own images needed 130,000)"
     )
     assert figures["do(grey=200)"]["grey"]["share"]["mean"] == pytest.approx(0.12)
     assert figures["do(grey=200)"]["grey"]["verdict"] == "hardly followed"
@@ -46,7 +48,7 @@ def test_what_nothing_can_read_is_unknown() -> None:
     lines, _ = verdict_of_test([result(1.0, {"size": 6.0}, measured_labels=unread)], SPEC, "", 64_000)
     assert lines == [
         "response to interventions:",
-        "  do(size=6): unknown, no labels can be read or all images already have the requested ones",
+        "  do(size=6): unknown, no labels can be read or the requested changes are too small to judge",
     ]
 
 
@@ -54,7 +56,7 @@ def test_the_class_counts_where_it_was_another_one() -> None:
     classes = {"factual_classes": np.array([3, 1, 2]), "measured_classes": np.array([3, 3, 2])}
     lines, figures = verdict_of_test([result(0.0, {"class": 3.0}, **classes)], SPEC, "measured", 0)
     share = figures["do(class=3)"]["class"]["share"]
-    assert share["mean"] == 0.5 and share["images"] == 2 and "followed in part" in lines[1]
+    assert share["mean"] == 0.5 and share["images"] == 2 and "too few images to judge" in lines[1]
 
 
 def test_an_evaluation_compares_with_the_factual_images() -> None:
@@ -75,6 +77,38 @@ def test_an_evaluation_compares_with_the_factual_images() -> None:
         "  do(size): 25% of the requested change, hardly followed",
         "  counterfactuals of size are not reliable yet; train longer",
     ]
+    answers = results["results"]["interventions"]["size"]["answers"]
+    answers["truth"] = {"effectiveness": {"predictor": {"size": {"mean": 1.4, "images": 9}}}}
+    assert evaluation_verdict(results)[1] == "  do(size): 83% of the requested change, followed", "0.5 of 0.6"
+    del answers["truth"]
     share = {"mean": 0.9, "low": 0.8, "high": 0.95, "images": 7, "left_out": 2}
     results["results"]["interventions"]["size"]["answers"]["model"]["response"] = {"predictor": share}
     assert evaluation_verdict(results)[1] == "  do(size): 90% of the requested change (80% to 95%), followed"
+
+
+def test_true_images_are_judged_to_follow() -> None:
+    """The measurement reads thick strokes as thicker than their labels."""
+    spec = dataset_spec("morphomnist")
+    data = example_images(spec, 24)
+    labels, factual = data.labels[:, 0].astype(np.float64), measure(spec, data.images)[:, 0]
+    for value in (1.5, 5.5):
+        _, truth = true_counterfactual(data, spec.check_do({"thickness": value}))
+        requested, read = np.full(24, value), measure(spec, truth)[:, 0]
+        found = response_of(read, factual, requested, spec, "thickness", "measured", labels, truth)
+        assert found.verdict == "followed" and found.share.mean == pytest.approx(1.0)
+        alone = response_of(read, factual, requested, spec, "thickness", "measured")
+        assert alone.share.mean is not None and alone.share.mean < 0.97
+    same = response_of(factual, factual, labels, spec, "thickness", "measured", labels)
+    assert same.share.mean is None and same.verdict == "unknown", "do(thickness = its own value)"
+
+
+def test_images_far_from_the_truth_are_named() -> None:
+    images = squares(3).images
+    factual, truth = np.zeros_like(images), np.full_like(images, 100)
+    found = [
+        replace(result(1.0, {"size": size}), factual=factual, truth=truth, counterfactual=np.full_like(images, grey))
+        for size, grey in ((6.0, 40), (7.0, 60))
+    ]
+    lines, _ = verdict_of_test(found, SPEC, "measured", 0)
+    assert lines[-1] == "  L1 to the true images is more than half of that of the factual images: do(size=6) (60%)"
+    assert not far_from_truth(found[1:], SPEC) and not far_from_truth([result(1.0, {"size": 6.0})], SPEC)

@@ -179,8 +179,8 @@ def test_predictions_beyond_the_slider_are_named(pendulum_result: Result) -> Non
     assert f"Angle: the prediction {high + 3:g} is beyond the training data, {low:g} to {high:g}" in status
     assert views.report(replace(pendulum_result, checks=beyond), "m")["notes"] == list(beyond.notes)
     assert "<abbr title=" in status and ">abduction cached</abbr>" in status
-    doubt = views.status_html(replace(pendulum_result, unfollowed="the pictures showed 12% of it"))
-    assert "The pictures showed 12% of it." in doubt
+    doubt = views.status_html(replace(pendulum_result, verdict="as measured in training, do(angle): 12%"))
+    assert "As measured in training, do(angle): 12%." in doubt
     plain = views.status_html(replace(pendulum_result, abduction_cached=False))
     assert "beyond" not in plain and "cached" not in plain
 

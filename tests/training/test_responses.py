@@ -31,6 +31,7 @@ from causaldiffae.training.responses import (
     responses_of_model,
     stalled,
     unfollowed,
+    verdicts,
     write_responses,
 )
 
@@ -146,6 +147,36 @@ def test_images_that_are_read_as_the_requested_category_do_not_count() -> None:
     assert requested_share(np.array([1.0, 2.0]), np.array([0.0, np.nan]), np.array([1.0, 2.0]), SPEC, 1).images == 1
 
 
+def test_the_error_of_the_reader_is_not_that_of_the_pictures() -> None:
+    """A reader that reads everything 10 too large: pictures of what was requested show all of it."""
+    factual, requested = np.linspace(0, 80, 9), np.full(9, 150.0)
+    read, errors = requested + 10, np.full(9, 10.0)
+    right = requested_share(read, factual + 10, requested, SPEC, 0, errors)
+    assert right.mean == pytest.approx(1.0) and Response(right, "measured").verdict == "followed"
+    assert requested_share(factual + 10, factual + 10, requested, SPEC, 0, errors).mean == 0.0
+    plain = requested_share(read, factual + 10, requested, SPEC, 0)
+    assert plain.mean is not None and plain.mean < 0.95
+    partly = np.array([np.nan, *errors[1:]])
+    assert requested_share(read, factual + 10, requested, SPEC, 0, partly).mean == pytest.approx(1.0)
+
+
+def test_changes_within_the_error_of_the_reader_are_not_judged() -> None:
+    factual, errors = np.linspace(0, 80, 9), np.full(9, 3.0)
+    nothing = requested_share(factual - 3, factual + 3, factual, SPEC, 0, errors)
+    assert nothing.mean is None and nothing.left_out == 9
+    assert requested_share(factual, factual + 3, factual - 4, SPEC, 0, errors).mean is not None, "7 apart"
+    assert "too small to judge" in Response(nothing, "measured").text("do(grey)")
+
+
+def test_few_images_are_not_judged() -> None:
+    for share in (0.95, 0.3):
+        response = Response(Figure(share, share - 0.6, share + 0.6, 2), "measured")
+        assert response.verdict == "too few images to judge" and not response.is_weak
+        assert not [line for line in describe({"size": response}) if "train longer" in line]
+    assert Response(Figure(0.9, 0.55, 1.25, 8), "measured").verdict == "followed"
+    assert Response(Figure(0.1, -0.4, 0.6, 8), "measured").verdict == "hardly followed", "not followed in any case"
+
+
 def test_requests_are_far_from_the_factual_labels() -> None:
     labels = labels_of(200)
     rng = np.random.default_rng(3)
@@ -195,8 +226,10 @@ def test_the_description_gives_advice_where_interventions_are_not_followed() -> 
         "response to interventions, 48 images, labels measured:",
         "  do(size): 93% of the requested change (90% to 95%), followed",
         "  do(hue): 12% of the requested change (5% to 20%), hardly followed",
-        "  counterfactuals of hue are not reliable yet; train longer (64,000 images seen)",
+        "  counterfactuals of hue are not reliable yet; train longer (64,000 images seen; the example of own images "
+        "needed 130,000)",
     ]
+    assert describe({"hue": Response(bad, "measured")}, 200_000)[-1].endswith("train longer (200,000 images seen)")
     assert len(describe({"size": Response(good, "measured")})) == 2 and describe({}) == []
 
 
@@ -280,4 +313,10 @@ def test_models_say_what_their_pictures_do_not_follow(tmp_path: Path) -> None:
             "the pictures of this model showed 12% of a requested change of grey when it was trained; train it longer"
         )
         assert unfollowed(found, ["size"]) == unfollowed(found, ["digit"]) == ""
+        assert verdicts(found, ["grey", "size", "digit"]) == (
+            "as measured in training, do(grey): 12% of the requested change, hardly followed; do(size): 90% of the "
+            "requested change, followed; train the model longer"
+        )
+        assert verdicts(found, ["size"]).endswith("90% of the requested change, followed")
+        assert verdicts(found, ["digit"]) == ""
     assert responses_of_model(str(tmp_path / "nothing" / "here")) == {}
