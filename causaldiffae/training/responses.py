@@ -43,10 +43,10 @@ FOLLOWS: Final = 1 - NOTABLE_SHARE
 PARTLY: Final = 0.5
 HARDLY: Final = 0.1
 WIDE: Final = 0.6
-"""Width of the interval of a share from which on a variable that may be followed is not judged."""
+"""Width of the interval of a share from which on a variable that may be followed has no verdict."""
 EXAMPLE_IMAGES: Final = 130_000
 """Images that the example of own images was trained on (docs/results.md), with repetitions."""
-UNDECIDED: Final = "too few images to judge"
+UNDECIDED: Final = "too few images for a verdict"
 MEASURED, PREDICTED, ENCODED = "measured", "read by a predictor", "read by the model's own encoder"
 """What reads labels, see `Reader.name`."""
 PATIENCE: Final = 3
@@ -101,7 +101,7 @@ class Response:
         """A line about an intervention such as "do(size)"."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return f"{what}: unknown, no labels can be read or the requested changes are too small to judge"
+            return f"{what}: unknown, no labels can be read or the requested changes are too small to measure"
         interval = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
         return f"{what}: {percent(share)} of the requested change{interval}, {self.verdict}"
 

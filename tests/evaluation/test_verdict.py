@@ -48,7 +48,7 @@ def test_what_nothing_can_read_is_unknown() -> None:
     lines, _ = verdict_of_test([result(1.0, {"size": 6.0}, measured_labels=unread)], SPEC, "", 64_000)
     assert lines == [
         "response to interventions:",
-        "  do(size=6): unknown, no labels can be read or the requested changes are too small to judge",
+        "  do(size=6): unknown, no labels can be read or the requested changes are too small to measure",
     ]
 
 
@@ -56,7 +56,7 @@ def test_the_class_counts_where_it_was_another_one() -> None:
     classes = {"factual_classes": np.array([3, 1, 2]), "measured_classes": np.array([3, 3, 2])}
     lines, figures = verdict_of_test([result(0.0, {"class": 3.0}, **classes)], SPEC, "measured", 0)
     share = figures["do(class=3)"]["class"]["share"]
-    assert share["mean"] == 0.5 and share["images"] == 2 and "too few images to judge" in lines[1]
+    assert share["mean"] == 0.5 and share["images"] == 2 and "too few images for a verdict" in lines[1]
 
 
 def test_an_evaluation_compares_with_the_factual_images() -> None:
@@ -86,7 +86,7 @@ def test_an_evaluation_compares_with_the_factual_images() -> None:
     assert evaluation_verdict(results)[1] == "  do(size): 90% of the requested change (80% to 95%), followed"
 
 
-def test_true_images_are_judged_to_follow() -> None:
+def test_true_images_follow() -> None:
     """The measurement reads thick strokes as thicker than their labels."""
     spec = dataset_spec("morphomnist")
     data = example_images(spec, 24)

@@ -160,18 +160,18 @@ def test_the_error_of_the_reader_is_not_that_of_the_pictures() -> None:
     assert requested_share(read, factual + 10, requested, SPEC, 0, partly).mean == pytest.approx(1.0)
 
 
-def test_changes_within_the_error_of_the_reader_are_not_judged() -> None:
+def test_changes_within_the_error_of_the_reader_have_no_share() -> None:
     factual, errors = np.linspace(0, 80, 9), np.full(9, 3.0)
     nothing = requested_share(factual - 3, factual + 3, factual, SPEC, 0, errors)
     assert nothing.mean is None and nothing.left_out == 9
     assert requested_share(factual, factual + 3, factual - 4, SPEC, 0, errors).mean is not None, "7 apart"
-    assert "too small to judge" in Response(nothing, "measured").text("do(grey)")
+    assert "too small to measure" in Response(nothing, "measured").text("do(grey)")
 
 
-def test_few_images_are_not_judged() -> None:
+def test_few_images_have_no_verdict() -> None:
     for share in (0.95, 0.3):
         response = Response(Figure(share, share - 0.6, share + 0.6, 2), "measured")
-        assert response.verdict == "too few images to judge" and not response.is_weak
+        assert response.verdict == "too few images for a verdict" and not response.is_weak
         assert not [line for line in describe({"size": response}) if "train longer" in line]
     assert Response(Figure(0.9, 0.55, 1.25, 8), "measured").verdict == "followed"
     assert Response(Figure(0.1, -0.4, 0.6, 8), "measured").verdict == "hardly followed", "not followed in any case"
