@@ -84,8 +84,10 @@ def test_batch_statistics_are_those_of_the_images_and_leave_the_running_ones() -
     predictor = Predictor(SPEC).eval()
     before = {key: value.clone() for key, value in predictor.state_dict().items()}
     images = np.random.default_rng(0).integers(0, 256, (300, 3, 32, 32), dtype=np.uint8)
-    found, running = predictor.read(images, batch_statistics=True), predictor.read(images)
-    assert all(torch.equal(value, before[key]) for key, value in predictor.state_dict().items())
+    running = predictor.read(images)
+    found = predictor.read(images, batch_statistics=True)
+    after = predictor.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], value) for key, value in before.items())
     assert not any(module.training for module in predictor.modules())
     np.testing.assert_array_equal(predictor.read(images).labels, running.labels)
     with torch.no_grad():
