@@ -20,6 +20,7 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError, InputError
 from causaldiffae.files.idx import NUM_CLASSES, SPLIT_FILES, find_file, read_digits, read_idx
 from causaldiffae.generators import morphomnist
+from causaldiffae.generators.morphology import check_drawable
 
 _EXAMPLE_SEED: Final = 0
 
@@ -68,7 +69,10 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
 
 
 def _counterfactual_labels(data: ImageData, do: dict[str, Any]) -> np.ndarray:
-    return _generator().counterfactual_labels(data.labels, do)
+    labels = _generator().counterfactual_labels(data.labels, do)
+    for thickness, intensity in labels:
+        check_drawable(thickness, intensity)
+    return labels
 
 
 def deformed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

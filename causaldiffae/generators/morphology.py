@@ -101,15 +101,20 @@ def strokes_of(images: np.ndarray) -> list[Stroke]:
     return [Stroke(s, _mean_thickness(*axis, REDRAW_SCALE)) for s, axis in zip(strokes, axes, strict=True)]
 
 
+def check_drawable(thickness: float, intensity: float) -> None:
+    """Raises `InputError` for a thickness (pixels) or an intensity (grey levels) that no digit can have."""
+    if not (np.isfinite(thickness) and 0 < thickness <= DIGIT_SIZE):
+        raise InputError(f"thickness: expected a number in (0, {DIGIT_SIZE}], got {thickness}")
+    if not (np.isfinite(intensity) and 0 <= intensity <= 255):
+        raise InputError(f"intensity: expected a number in 0..255, got {intensity}")
+
+
 def redraw(base: Stroke, thickness: float, intensity: float) -> np.ndarray:
     """The digit, (28, 28) uint8, dilated or eroded to a mean thickness (pixels) and scaled to a median intensity.
 
     Erosion by a radius that would leave no stroke uses the largest radius that leaves one.
     """
-    if not (np.isfinite(thickness) and 0 < thickness <= DIGIT_SIZE):
-        raise InputError(f"thickness: expected a number in (0, {DIGIT_SIZE}], got {thickness}")
-    if not (np.isfinite(intensity) and 0 <= intensity <= 255):
-        raise InputError(f"intensity: expected a number in 0..255, got {intensity}")
+    check_drawable(thickness, intensity)
     if not base.stroke.any():
         return np.zeros((DIGIT_SIZE, DIGIT_SIZE), np.uint8)
     change = thickness - base.thickness
