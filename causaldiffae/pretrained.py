@@ -266,6 +266,7 @@ class CounterfactualModel:
             pixel_std=np.concatenate([each.pixel_std for each in spreads]) if spreads else None,
             label_std=by_name(self.spec, np.concatenate([each.label_std for each in spreads])) if spreads else None,
             truth=None if known is None else known[1],
+            known_labels=by_name(self.spec, images.labels) if isinstance(images, ImageData) else None,
         )
 
     @torch.inference_mode()

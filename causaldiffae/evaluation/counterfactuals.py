@@ -22,8 +22,9 @@ from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.evaluation.inputs import by_name
 from causaldiffae.evaluation.interventions import describe_do
-from causaldiffae.evaluation.verdict import class_response, response_of
+from causaldiffae.evaluation.verdict import class_response, l1_note, response_of
 from causaldiffae.files.reading import file_stem
+from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.training.responses import Reader, describe
 from causaldiffae.visualization.display import show_image
 from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid, spread_maps
@@ -66,6 +67,8 @@ class Counterfactuals:
         checks: distances from the training data, and what is to be doubted; None if nothing was checked.
         factual_classes: (N,) classes of the factual images; None if the intervention does not set the class.
         read_classes: (N,) classes that a predictor reads from `images`, likewise, or None if nothing can read them.
+        known_labels: variable -> (N,) labels that came with the factual images, NaN where one is missing; None for
+            images without labels.
     """
 
     images: np.ndarray
@@ -83,6 +86,7 @@ class Counterfactuals:
     checks: Checks | None = None
     factual_classes: np.ndarray | None = None
     read_classes: np.ndarray | None = None
+    known_labels: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,12 +119,15 @@ class Counterfactuals:
         if self.read_labels is not None and self.read_factual is not None:
             for name in self.spec.names_of(self.do):
                 pair = self.read_labels[name], self.read_factual[name]
-                known = None if self.factual_labels is None else self.factual_labels[name], self.truth
+                known = None if self.known_labels is None else self.known_labels[name], self.truth
                 found[name] = response_of(*pair, wanted[name], self.spec, name, self.reader, *known)
         if self.read_classes is not None:
             name = self.spec.class_name
             found[name] = class_response(self.read_classes, self.factual_classes, wanted[name])
-        return "\n".join(describe(found))
+        note = ""
+        if self.truth is not None and self.factual is not None:
+            note = l1_note(*(float(l1_errors(images, self.truth).mean()) for images in (self.images, self.factual)))
+        return "\n".join(describe(found, notes=dict.fromkeys(found, note)))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per image, with columns `factual_NAME` and `counterfactual_NAME` of every variable.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from causaldiffae.datasets.captions import NOTABLE_ERRORS
 from causaldiffae.datasets.registry import DATASETS, measure
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.grids import readings
@@ -15,6 +16,7 @@ from causaldiffae.evaluation.interventions import InterventionResult, describe_d
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
 from causaldiffae.metrics.intervals import Figure, mean_figure
 from causaldiffae.training.responses import (
+    ENCODED,
     MEASURED,
     PREDICTED,
     Response,
@@ -23,8 +25,6 @@ from causaldiffae.training.responses import (
     percent,
     requested_share,
 )
-
-FAR: Final = 0.5
 
 
 def response_of(
@@ -40,13 +40,13 @@ def response_of(
     """The response to one variable, from labels (N,) read off counterfactuals and factual images.
 
     Args:
-        labels: (N,) factual labels, for the error of the reader.
+        labels: (N,) factual labels, for the error of the reader unless it is the model's encoder.
         truth: (N, C, S, S) true counterfactual images, for that of a measurement; takes precedence.
     """
     i, errors = spec.graph.index(name), None
     if truth is not None and reader == MEASURED and spec.name in DATASETS:
         errors = np.abs(measure(spec, truth)[:, i] - requested)
-    elif labels is not None:
+    elif labels is not None and reader != ENCODED:
         errors = np.abs(factual - labels)
     return Response(requested_share(read, factual, requested, spec, i, errors), reader)
 
@@ -81,26 +81,27 @@ def verdict_of_test(
 ) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """Lines about the interventions of a test, and the figures behind them by intervention and variable."""
     named: dict[str, Response] = {}
+    notes: dict[str, str] = {}
     figures: dict[str, dict[str, Any]] = {}
     for result in results:
         do, found = describe_do(result.do, spec), responses_to(result, spec, reader)
         figures[do] = {name: _plain(response) for name, response in found.items()}
-        named |= {do if len(result.do) == 1 else f"{name} in {do}": response for name, response in found.items()}
-    return [*describe(named, images_seen, what=str), *far_from_truth(results, spec)], figures
+        texts = {name: do if len(result.do) == 1 else f"{name} in {do}" for name in found}
+        named |= {texts[name]: response for name, response in found.items()}
+        if result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
+            note = l1_note(float(np.nanmean(result.counterfactual_l1)), float(np.nanmean(result.do_nothing_l1)))
+            notes |= dict.fromkeys(texts.values(), note)
+    return describe(named, images_seen, what=str, notes=notes), figures
 
 
-def far_from_truth(results: Sequence[InterventionResult], spec: DatasetSpec) -> list[str]:
-    """A line about the interventions whose images are more than half as far from the true images as the factual ones.
+def l1_note(error: float | None, nothing: float | None) -> str:
+    """An addition to a verdict: mean L1 of counterfactuals to the true images, as a share of that of factual images.
 
     Labels do not show this: a figure may have the requested shape and be drawn in another place.
     """
-    far = []
-    for result in results:
-        if result.do and result.counterfactual_l1 is not None and result.do_nothing_l1 is not None:
-            error, nothing = np.nanmean(result.counterfactual_l1), np.nanmean(result.do_nothing_l1)
-            if error > FAR * nothing > 0:
-                far.append(f"{describe_do(result.do, spec)} ({percent(error / nothing)})")
-    return [f"  L1 to the true images is more than half of that of the factual images: {', '.join(far)}"] if far else []
+    return (
+        f"; L1 to the true images: {percent(error / nothing)} of doing nothing" if error is not None and nothing else ""
+    )
 
 
 def _plain(response: Response) -> dict[str, Any]:
@@ -110,7 +111,13 @@ def _plain(response: Response) -> dict[str, Any]:
 def evaluation_verdict(results: Results) -> list[str]:
     """Lines about the interventions of an evaluation."""
     found: Responses = {name: each for name in interventions_of([results]) if (each := _response(results, name))}
-    return [f"{name_of(results)}: {line}" if i == 0 else line for i, line in enumerate(describe(found))]
+    notes = {name: l1_note(*(_l1(results, name, kind) for kind in ("model", "do_nothing"))) for name in found}
+    return [f"{name_of(results)}: {line}" if i == 0 else line for i, line in enumerate(describe(found, notes=notes))]
+
+
+def _l1(results: Results, name: str, kind: str) -> float | None:
+    figure = dig(results, "results", "interventions", name, "answers", kind, "truth", "l1")
+    return figure.get("mean") if figure else None
 
 
 def _response(results: Results, name: str) -> Response | None:
@@ -122,7 +129,9 @@ def _response(results: Results, name: str) -> Response | None:
     for reader, key in ((MEASURED, "measured"), (PREDICTED, "predictor")):
         figures = [dig(answers, kind, "effectiveness", key, name) for kind in ("model", "do_nothing", "truth")]
         error, nothing, floor = (figure.get("mean") if figure else None for figure in figures)
-        scale = 1 / (1 - floor / nothing) if floor is not None and nothing and floor < nothing else 1.0
+        if floor is not None and nothing is not None and nothing <= NOTABLE_ERRORS * floor:
+            return Response(Figure(None, None, None, int(figures[0].get("images") or 0)), reader)
+        scale = 1 / (1 - floor / nothing) if floor is not None and nothing else 1.0
         found = dig(answers, "model", "response", key)
         if found and found.get("mean") is not None:
             mean, low, high = (None if found[key] is None else scale * found[key] for key in ("mean", "low", "high"))

@@ -47,7 +47,7 @@ class Measurement(NamedTuple):
 
 
 class ResponseTracker:
-    """Measures responses while a model trains. All calls must be about the same model, whose weights may change.
+    """Measures responses while a model trains. All calls must be about the same model and data; weights may change.
 
     Args:
         label_predictor: as in `find_reader`.
@@ -71,6 +71,7 @@ class ResponseTracker:
         self.latest: dict[str, Response] = {}
         self.history: list[Measurement] = []
         self._reader: Reader | None = None
+        self._reader_errors: dict[str, np.ndarray | None] = {}
 
     def preview(self, model: Model, config: Config, test: ImageData, device: torch.device) -> np.ndarray:
         """Draws a preview with captions, see `draw_preview`."""
@@ -104,7 +105,7 @@ class ResponseTracker:
                 warnings.warn(f"train_until: no effect, nothing measures interventions; {advice}", stacklevel=2)
             return {}
         engine = self._engine(model, config, data.spec, autocast)
-        self.latest = measure_responses(engine, data, reader)
+        self.latest = measure_responses(engine, data, reader, errors=self._reader_errors)
         shares = {n: each.share.mean for n, each in self.latest.items() if each.share.mean is not None}
         if shares:
             self._record(Measurement(step, mean_share(self.latest), min(shares.values())))

@@ -8,10 +8,10 @@ mean error |read - requested| of the counterfactuals and that of the factual ima
     share = (error(factual images) - error(counterfactuals)) / (error(factual images) - error of the reader)
 
 is 1 if the pictures show what was requested, 0 if they are no better than the factual images, and negative if they are
-worse. In tests and evaluations, the error of the reader is that on the true counterfactual images if they are known,
-otherwise that on the factual images with labels; while a model trains it counts as 0, since requests are far. For a
-category the share is that of the pictures that show the requested one. This is effectiveness (Monteiro et al., 2023) on
-the scale of the request.
+worse. The error of the reader is that on the true counterfactual images if they are known, otherwise that on the
+factual images with labels; that of the model's own encoder counts as 0, or else a poor encoder would excuse poor
+pictures. For a category the share is that of the pictures that show the requested one. This is effectiveness (Monteiro
+et al., 2023) on the scale of the request.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import torch
 from causaldiffae.checkpoints.checkpoint import CONFIG
 from causaldiffae.checkpoints.folder_layout import RESPONSES
 from causaldiffae.counterfactual import CounterfactualEngine
-from causaldiffae.datasets.captions import NOTABLE_ERRORS, NOTABLE_SHARE
+from causaldiffae.datasets.captions import NOTABLE_ERRORS, NOTABLE_RANGE, NOTABLE_SHARE
 from causaldiffae.datasets.images import ImageData, model_inputs, to_model_range, to_uint8
-from causaldiffae.datasets.registry import DATASETS, can_measure, measure
+from causaldiffae.datasets.registry import DATASETS, can_measure, known_truth, measure
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_json
@@ -47,6 +47,8 @@ WIDE: Final = 0.6
 EXAMPLE_IMAGES: Final = 130_000
 """Images that the example of own images was trained on (docs/results.md), with repetitions."""
 UNDECIDED: Final = "too few images for a verdict"
+TOO_SMALL: Final = "the requested change is too small to measure"
+WEAK: Final = ("followed in part", "hardly followed", "no better than doing nothing")
 MEASURED, PREDICTED, ENCODED = "measured", "read by a predictor", "read by the model's own encoder"
 """What reads labels, see `Reader.name`."""
 PATIENCE: Final = 3
@@ -83,25 +85,26 @@ class Response:
         """The response in words."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return "unknown"
+            return TOO_SMALL if self.share.images else "unknown"
         if low is not None and high is not None:
             is_open = low < PARTLY if share >= FOLLOWS else high >= FOLLOWS and high - low > WIDE
             if is_open:
                 return UNDECIDED
         if share >= PARTLY:
-            return "followed" if share >= FOLLOWS else "followed in part"
-        return "hardly followed" if share >= HARDLY else "no better than doing nothing"
+            return "followed" if share >= FOLLOWS else WEAK[0]
+        return WEAK[1] if share >= HARDLY else WEAK[2]
 
     @property
     def is_weak(self) -> bool:
         """Whether the pictures are known to follow the variable less than they should."""
-        return self.verdict not in ("unknown", UNDECIDED, "followed")
+        return self.verdict in WEAK
 
     def text(self, what: str) -> str:
         """A line about an intervention such as "do(size)"."""
         share, low, high = self.share.mean, self.share.low, self.share.high
         if share is None:
-            return f"{what}: unknown, no labels can be read or the requested changes are too small to measure"
+            reason = "" if self.share.images else ", no labels can be read or all images already have the requested one"
+            return f"{what}: {self.verdict}{reason}"
         interval = f" ({percent(low)} to {percent(high)})" if low is not None and high is not None else ""
         return f"{what}: {percent(share)} of the requested change{interval}, {self.verdict}"
 
@@ -148,7 +151,12 @@ def requested_values(labels: np.ndarray, spec: DatasetSpec, i: int, rng: np.rand
 
 
 def measure_responses(
-    engine: CounterfactualEngine, data: ImageData, reader: Reader, seed: int = 0, batch_size: int = 32
+    engine: CounterfactualEngine,
+    data: ImageData,
+    reader: Reader,
+    seed: int = 0,
+    batch_size: int = 32,
+    errors: dict[str, np.ndarray | None] | None = None,
 ) -> dict[str, Response]:
     """Measures the response to interventions on every variable; empty without images that have the labels needed.
 
@@ -156,7 +164,9 @@ def measure_responses(
         data: images of the model's data set that it was not trained on. Missing labels are those that are read, unless
             the model requires labels.
         seed: of the requested categories and of the noise of discrete variables.
+        errors: of the reader, from an earlier call with the same data, reader and seed; those that lack are added.
     """
+    errors = {} if errors is None else errors
     spec, rng = data.spec, np.random.default_rng(seed)
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         data = data.subset(np.flatnonzero(data.observed.all(axis=1)))
@@ -177,12 +187,30 @@ def measure_responses(
             read[name].append(np.where(finite, found[:, i], factual[part, i]))  # NaN shows nothing of the change
     if not len(usable):
         return {}
-    return {
-        name: Response(
-            requested_share(np.concatenate(read[name]), factual[usable, i], values[usable], spec, i), reader.name
-        )
-        for i, (name, values) in enumerate(requested.items())
-    }
+    data, factual = data.subset(usable), factual[usable]
+    responses = {}
+    for i, (name, values) in enumerate(requested.items()):
+        if name not in errors:
+            errors[name] = reader_errors(reader, data, factual, name, values[usable])
+        share = requested_share(np.concatenate(read[name]), factual[:, i], values[usable], spec, i, errors[name])
+        responses[name] = Response(share, reader.name)
+    return responses
+
+
+def reader_errors(
+    reader: Reader, data: ImageData, factual: np.ndarray, name: str, requested: np.ndarray
+) -> np.ndarray | None:
+    """Errors (N,) of the reader for a continuous variable, in label units; None for those that count as 0.
+
+    Args:
+        factual: labels (N, n) that it reads off the factual images.
+        requested: values (N,), for its errors on the true counterfactual images if they are known.
+    """
+    i = data.spec.graph.index(name)
+    if reader.name == ENCODED or data.spec.category_values(i):
+        return None
+    truth = known_truth(data, {name: requested})
+    return np.abs(factual[:, i] - data.labels[:, i] if truth is None else reader.read(truth[1])[:, i] - requested)
 
 
 def requested_share(
@@ -195,8 +223,8 @@ def requested_share(
 ) -> Figure:
     """The share of a requested change of variable i, from labels (N,) read off counterfactual and factual images.
 
-    Images that are read to be of the requested category before the intervention are left out. A mean requested change
-    of less than `NOTABLE_ERRORS` times the error of the reader has no share.
+    Images that are read to be of the requested category before the intervention are left out. There is no share of a
+    mean requested change within `NOTABLE_ERRORS` times the error of the reader or `NOTABLE_RANGE` of the range.
 
     Args:
         reader_errors: (N,) errors of what reads a continuous variable, in label units, NaN where they are unknown; None
@@ -213,9 +241,9 @@ def requested_share(
     errors, nothing, floor = errors[known], nothing[known], np.zeros(int(known.sum()))
     if reader_errors is not None and np.isfinite(reader_errors).any():
         floor = np.where(np.isfinite(reader_errors), reader_errors, np.nanmean(reader_errors))[known]
-    if not len(errors) or nothing.sum() <= NOTABLE_ERRORS * floor.sum():
-        return Figure(None, None, None, 0, len(known))
-    left_out = int((~known).sum())
+    left_out, least = int((~known).sum()), NOTABLE_RANGE * (spec.high[i] - spec.low[i])
+    if not len(errors) or nothing.mean() <= max(NOTABLE_ERRORS * floor.mean(), least):
+        return Figure(None, None, None, len(errors), left_out)
 
     def share(rows: Any) -> float:
         return float((nothing[rows] - errors[rows]).sum() / max((nothing[rows] - floor[rows]).sum(), 1e-12))
@@ -226,7 +254,11 @@ def requested_share(
 
 
 def describe(
-    responses: Responses, images_seen: int = 0, what: Callable[[str], str] = "do({})".format, when: str = ""
+    responses: Responses,
+    images_seen: int = 0,
+    what: Callable[[str], str] = "do({})".format,
+    when: str = "",
+    notes: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Lines about all variables, with advice if some are not followed.
 
@@ -234,13 +266,15 @@ def describe(
         images_seen: images that the model was trained on, 0 if this is not known.
         what: name of the intervention in its line.
         when: added to the heading.
+        notes: added to the lines of variables that have a share.
     """
     if not responses:
         return []
-    first = next((each for each in responses.values() if each.share.mean is not None), None)
+    first = next((each for each in responses.values() if each.share.images), None)
     found = f", {first.share.images} images, labels {first.reader}" if first else ""
     lines = [f"response to interventions{found}{when}:"]
-    lines += [f"  {response.text(what(name))}" for name, response in responses.items()]
+    known = {name: note for name, note in (notes or {}).items() if responses[name].share.mean is not None}
+    lines += [f"  {each.text(what(name))}{known.get(name, '')}" for name, each in responses.items()]
     if weak := [name for name, response in responses.items() if response.is_weak]:
         seen = f" ({images_seen:,} images seen)" if images_seen else ""
         if 0 < images_seen < EXAMPLE_IMAGES:
@@ -295,7 +329,7 @@ def unfollowed(responses: Responses, names: Iterable[str]) -> str:
 
 def verdicts(responses: Responses, names: Iterable[str]) -> str:
     """A sentence about all of `names` whose responses are known, with advice if some are weak; "" if none is."""
-    known = {name: responses[name] for name in names if name in responses and responses[name].share.mean is not None}
+    known = {name: responses[name] for name in names if name in responses}
     if not known:
         return ""
     advice = "; train the model longer" if any(each.is_weak for each in known.values()) else ""

@@ -63,7 +63,8 @@ def test_labels_that_are_read_stand_beside_the_requested_ones(cf: Counterfactual
     assert "size <b>large</b> (read small)" in repr(found) and "grey 60 to 200;" in repr(found)
     assert list(found.to_dataframe())[:3] == ["factual_size", "counterfactual_size", "read_size"]
     assert found.verdict.splitlines()[1] == (
-        "  do(size): 0% of the requested change (0% to 43%), no better than doing nothing"
+        "  do(size): 0% of the requested change (0% to 43%), no better than doing nothing; "
+        "L1 to the true images: 0% of doing nothing"
     ), "of the five small ones"
 
 

@@ -9,7 +9,7 @@ from tiny import squares, squares_spec
 
 from causaldiffae.datasets.registry import dataset_spec, example_images, measure, true_counterfactual
 from causaldiffae.evaluation.interventions import InterventionResult
-from causaldiffae.evaluation.verdict import evaluation_verdict, far_from_truth, response_of, verdict_of_test
+from causaldiffae.evaluation.verdict import evaluation_verdict, response_of, verdict_of_test
 
 SPEC = squares_spec(4)
 FACTUAL = np.array([[2.0, 60.0], [3.0, 90.0], [4.0, 120.0]])
@@ -48,7 +48,7 @@ def test_what_nothing_can_read_is_unknown() -> None:
     lines, _ = verdict_of_test([result(1.0, {"size": 6.0}, measured_labels=unread)], SPEC, "", 64_000)
     assert lines == [
         "response to interventions:",
-        "  do(size=6): unknown, no labels can be read or the requested changes are too small to measure",
+        "  do(size=6): unknown, no labels can be read or all images already have the requested one",
     ]
 
 
@@ -78,8 +78,8 @@ def test_an_evaluation_compares_with_the_factual_images() -> None:
         "  counterfactuals of size are not reliable yet; train longer",
     ]
     answers = results["results"]["interventions"]["size"]["answers"]
-    answers["truth"] = {"effectiveness": {"predictor": {"size": {"mean": 1.4, "images": 9}}}}
-    assert evaluation_verdict(results)[1] == "  do(size): 83% of the requested change, followed", "0.5 of 0.6"
+    answers["truth"] = {"effectiveness": {"predictor": {"size": {"mean": 0.9, "images": 9}}}}
+    assert evaluation_verdict(results)[1] == "  do(size): 45% of the requested change, hardly followed", "0.5 of 1.1"
     del answers["truth"]
     share = {"mean": 0.9, "low": 0.8, "high": 0.95, "images": 7, "left_out": 2}
     results["results"]["interventions"]["size"]["answers"]["model"]["response"] = {"predictor": share}
@@ -99,16 +99,48 @@ def test_true_images_follow() -> None:
         alone = response_of(read, factual, requested, spec, "thickness", "measured")
         assert alone.share.mean is not None and alone.share.mean < 0.97
     same = response_of(factual, factual, labels, spec, "thickness", "measured", labels)
-    assert same.share.mean is None and same.verdict == "unknown", "do(thickness = its own value)"
+    assert same.share.mean is None and same.verdict == "the requested change is too small to measure"
+    same = response_of(factual, factual, factual + 0.1, spec, "thickness", "measured")
+    assert same.verdict == "the requested change is too small to measure", "without labels, by the range"
 
 
-def test_images_far_from_the_truth_are_named() -> None:
+def test_a_poor_encoder_does_not_excuse_the_pictures() -> None:
+    labels, factual, requested = np.full(8, 2.0), np.full(8, 4.0), np.full(8, 6.0)
+    for reader, verdict in (
+        ("read by the model's own encoder", "no better than doing nothing"),
+        ("read by a predictor", "the requested change is too small to measure"),
+    ):
+        assert response_of(factual, factual, requested, SPEC, "size", reader, labels).verdict == verdict
+
+
+def test_two_images_with_a_wide_interval_have_no_verdict() -> None:
+    factual, requested = np.array([2.0, 2.0]), np.array([4.0, 4.0])
+    found = response_of(np.array([4.4, 3.4]), factual, requested, SPEC, "size", "measured", factual)
+    assert found.share.mean is not None and found.share.mean > 0.7
+    assert found.verdict == "too few images for a verdict" and not found.is_weak
+
+
+def test_the_distance_to_the_truth_is_in_the_line_of_an_intervention() -> None:
     images = squares(3).images
     factual, truth = np.zeros_like(images), np.full_like(images, 100)
-    found = [
-        replace(result(1.0, {"size": size}), factual=factual, truth=truth, counterfactual=np.full_like(images, grey))
-        for size, grey in ((6.0, 40), (7.0, 60))
-    ]
-    lines, _ = verdict_of_test(found, SPEC, "measured", 0)
-    assert lines[-1] == "  L1 to the true images is more than half of that of the factual images: do(size=6) (60%)"
-    assert not far_from_truth(found[1:], SPEC) and not far_from_truth([result(1.0, {"size": 6.0})], SPEC)
+    known = {"factual": factual, "truth": truth, "counterfactual": np.full_like(images, 40)}
+    lines, _ = verdict_of_test([replace(result(1.0, {"size": 6.0}), **known)], SPEC, "measured", 0)
+    assert lines[1].endswith(", followed; L1 to the true images: 60% of doing nothing")
+    lines, _ = verdict_of_test([result(1.0, {"size": 6.0})], SPEC, "measured", 0)
+    assert lines[1].endswith(", followed")
+
+
+def test_the_distance_to_the_truth_is_in_the_line_of_an_evaluation() -> None:
+    answers = {
+        kind: {
+            "effectiveness": {"predictor": {"size": {"mean": error, "images": 9}}},
+            "truth": {"l1": {"mean": l1}},
+        }
+        for kind, error, l1 in (("model", 0.2, 6.2), ("do_nothing", 2.0, 10.0))
+    }
+    results = {"model": {"name": "m"}, "results": {"interventions": {"size": {"answers": answers}}}}
+    assert evaluation_verdict(results)[1] == (
+        "  do(size): 90% of the requested change, followed; L1 to the true images: 62% of doing nothing"
+    )
+    answers["truth"] = {"effectiveness": {"predictor": {"size": {"mean": 1.2}}}}
+    assert evaluation_verdict(results)[1] == "  do(size): the requested change is too small to measure"

@@ -1,6 +1,7 @@
 """Requests to a model: caching, what reaches the result, what is refused, and the true counterfactual beside it."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from causaldiffae.datasets.registry import dataset_spec, example_images
 from causaldiffae.errors import InputError
 from causaldiffae.explorer.session import Request, Result, Session, SourceImage, first_intervention, images_of
 from causaldiffae.explorer.views import status_html
+from causaldiffae.metrics.intervals import Figure
 from causaldiffae.script_util import LoadedModel, create_model_and_diffusion, load_model
+from causaldiffae.training.responses import Response, write_responses
 
 
 def square(i: int = 0, **changes: Any) -> SourceImage:
@@ -48,6 +51,18 @@ def test_a_distilled_model_has_no_guidance_weight() -> None:
     assert session.run(Request(image, {"intensity": 120.0}, 1.0, 4)).counterfactual.shape == (1, 28, 28)
     with pytest.raises(InputError, match=r"guidance: expected a weight in 0\.\.1"):
         session.run(Request(image, {"intensity": 120.0}, 2.0, 4))
+
+
+def test_every_variable_that_is_set_has_a_verdict(tmp_path: Path) -> None:
+    good, none = (Response(Figure(mean, None, None, 32), "measured") for mean in (0.95, 0.0))
+    write_responses(tmp_path, {"size": good, "grey": none})
+    session = Session(replace(tiny_model(), path=str(tmp_path)))
+    request = Request(square(), {"size": 5.0}, steps=4)
+    alone = "As measured in training, do(size): 95% of the requested change, followed"
+    assert f"{alone}." in status_html(session.run(request))
+    both = f"{alone}; do(grey): 0% of the requested change, no better than doing nothing; train the model longer."
+    assert both in status_html(session.run(replace(request, do={"size": 5.0, "grey": 90.0})))
+    assert "As measured" not in status_html(session.run(replace(request, do={})))
 
 
 def test_results_do_not_depend_on_earlier_requests() -> None:

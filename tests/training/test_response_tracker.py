@@ -25,7 +25,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, shares: list[tuple[float, float]]
     """Replaces the measurements by these shares of size and grey, one pair per call."""
     rest = iter(shares)
 
-    def measured(*_: Any) -> dict[str, Response]:
+    def measured(*_: Any, **__: Any) -> dict[str, Response]:
         names = zip(("size", "grey"), next(rest), strict=True)
         return {name: Response(Figure(share, None, None, 8), "measured") for name, share in names}
 
@@ -47,7 +47,7 @@ def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatc
     spec, said = squares_spec(), list[str]()
     shares = iter([0.2, 0.5, 0.5, 0.5, 0.505])
 
-    def measured(*_: Any) -> dict[str, Response]:
+    def measured(*_: Any, **__: Any) -> dict[str, Response]:
         return {
             "size": Response(Figure(next(shares), None, None, 8), ""),
             "grey": Response(Figure(None, None, None, 0), ""),
@@ -72,7 +72,8 @@ def test_the_tracker_reports_progress_and_its_end(monkeypatch: pytest.MonkeyPatc
 def test_responses_are_those_of_the_default_engine_without_label_correction(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = list[CounterfactualEngine]()
     monkeypatch.setattr(
-        "causaldiffae.training.response_tracker.measure_responses", lambda engine, *_: engines.append(engine) or {}
+        "causaldiffae.training.response_tracker.measure_responses",
+        lambda engine, *_, **__: engines.append(engine) or {},
     )
     for name in ("pendulum", "morphomnist"):
         loaded = load_model(str(REPO / "weights" / f"{name}_causaldae_mini"))
