@@ -143,7 +143,7 @@ class TrainLoop:
         checkpoint = load_checkpoint(path, with_training=True)
         check_same_run(checkpoint, self.config, self.source, self.model, self.codec)
         state = checkpoint.training_state
-        self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")).train)
+        self.config = with_recorded(self.config, Config.from_dict(checkpoint.config.get("config")))
         self.model.load_state_dict(checkpoint.model_state)
         changes = changed_options(checkpoint, self.config) | restore_optimizer(self.optimizer, state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])

@@ -64,8 +64,8 @@ def _counterfactual(data: ImageData, do: dict[str, Any]) -> tuple[np.ndarray, np
             "true counterfactual: expected base digits ({train,t10k}-base-idx3-ubyte.gz), got none; write the data set "
             "with scripts/make_dataset.py"
         )
-    images = _generator().counterfactual_images(data.base_images, data.labels, do)[:, None]
-    return _counterfactual_labels(data, do), images
+    labels = _counterfactual_labels(data, do)
+    return labels, _generator().counterfactual_images(data.base_images, data.labels, do)[:, None]
 
 
 def _counterfactual_labels(data: ImageData, do: dict[str, Any]) -> np.ndarray:

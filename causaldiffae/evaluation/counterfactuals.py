@@ -22,7 +22,7 @@ from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.evaluation.inputs import by_name
 from causaldiffae.evaluation.interventions import describe_do
-from causaldiffae.evaluation.verdict import class_response, l1_note, response_of
+from causaldiffae.evaluation.verdict import class_response, l1_note, readings_of_truth, response_of
 from causaldiffae.files.reading import file_stem
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.training.responses import Reader, describe
@@ -117,9 +117,11 @@ class Counterfactuals:
         found, checked = {}, self.spec.check_do(self.do, len(self), warn=False)
         wanted = {name: np.broadcast_to(np.asarray(values, np.float64), len(self)) for name, values in checked.items()}
         if self.read_labels is not None and self.read_factual is not None:
+            truth = readings_of_truth(self.truth, self.spec, self.reader)
+            read_truth = {} if truth is None else by_name(self.spec, truth)
             for name in self.spec.names_of(self.do):
                 pair = self.read_labels[name], self.read_factual[name]
-                known = None if self.known_labels is None else self.known_labels[name], self.truth
+                known = (self.known_labels or {}).get(name), read_truth.get(name)
                 found[name] = response_of(*pair, wanted[name], self.spec, name, self.reader, *known)
         if self.read_classes is not None:
             name = self.spec.class_name

@@ -41,14 +41,19 @@ def response_of(
 
     Args:
         labels: (N,) factual labels, for the error of the reader unless it is the model's encoder.
-        truth: (N, C, S, S) true counterfactual images, for that of a measurement; takes precedence.
+        truth: (N,) labels that the same reader reads off the true counterfactual images; takes precedence.
     """
-    i, errors = spec.graph.index(name), None
-    if truth is not None and reader == MEASURED and spec.name in DATASETS:
-        errors = np.abs(measure(spec, truth)[:, i] - requested)
+    errors = None
+    if truth is not None:
+        errors = np.abs(truth - requested)
     elif labels is not None and reader != ENCODED:
         errors = np.abs(factual - labels)
-    return Response(requested_share(read, factual, requested, spec, i, errors), reader)
+    return Response(requested_share(read, factual, requested, spec, spec.graph.index(name), errors), reader)
+
+
+def readings_of_truth(truth: np.ndarray | None, spec: DatasetSpec, reader: str) -> np.ndarray | None:
+    """Labels (N, n) measured in true counterfactual images (N, C, S, S), if there are any and `reader` measures."""
+    return None if truth is None or reader != MEASURED or spec.name not in DATASETS else measure(spec, truth)
 
 
 def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> dict[str, Response]:
@@ -57,10 +62,10 @@ def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> 
     Images that are of the requested class before the intervention are left out, as in `requested_share`.
     """
     read, factual = readings(result)
-    found = {}
+    found, truth = {}, readings_of_truth(result.truth, spec, reader)
     for name in spec.names_of(result.do):
         i, requested = spec.graph.index(name), np.full(len(read), float(result.do[name]))
-        known = result.factual_labels[:, i], result.truth
+        known = result.factual_labels[:, i], None if truth is None else truth[:, i]
         found[name] = response_of(read[:, i], factual[:, i], requested, spec, name, reader, *known)
     if spec.class_name in result.do and result.measured_classes is not None:
         wanted = np.full(len(read), result.do[spec.class_name])

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 
 from causaldiffae import dist_util
-from causaldiffae.config import Config, TrainConfig
+from causaldiffae.config import Config
 from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.model import TrainingStep
 from causaldiffae.training.acceleration import (
@@ -34,36 +34,35 @@ USABLE: Final = 0.9
 """Share of the minutes for training steps; the rest is for checkpoints and previews."""
 
 
-def with_recorded(config: Config, recorded: TrainConfig) -> Config:
+def with_recorded(config: Config, recorded: Config) -> Config:
     """Replaces automatic options by those of the checkpoint from which the run resumes.
 
     Other `minutes` than those of the start have no effect, with a warning.
     """
-    train = config.train
-    if train.minutes and train.minutes != recorded.minutes:
-        began = f"with --minutes {recorded.minutes:g}" if recorded.minutes else "without"
+    train, loss, begun = config.train, config.loss, recorded.train
+    if train.minutes and train.minutes != begun.minutes:
+        began = f"with --minutes {begun.minutes:g}" if begun.minutes else "without"
         warnings.warn(
-            f"minutes: no effect on a run that began {began}; it keeps its {recorded.total_steps} steps, set "
+            f"minutes: no effect on a run that began {began}; it keeps its {begun.total_steps} steps, set "
             "--total_steps and --lr_anneal_steps without --minutes to change them",
             stacklevel=2,
         )
     if train.use_bf16 == "auto":
-        train = replace(train, use_bf16=recorded.use_bf16)
+        train = replace(train, use_bf16=begun.use_bf16)
     if train.compile == "auto":
-        train = replace(train, compile=recorded.compile)
+        train = replace(train, compile=begun.compile)
     if train.minutes:
-        train = replace(train, total_steps=recorded.total_steps, lr_anneal_steps=recorded.lr_anneal_steps)
-        return _with_short_ramps(replace(config, train=train))
-    return replace(config, train=train)
+        chosen = {name: getattr(begun, name) for name in ("total_steps", "lr_anneal_steps", "warmup_steps")}
+        train, loss = replace(train, **chosen), replace(loss, kl_anneal_steps=recorded.loss.kl_anneal_steps)
+    return replace(config, train=train, loss=loss)
 
 
 def _with_short_ramps(config: Config) -> Config:
     """Ends the warm-up of the learning rate and of the KL weight within a tenth and a quarter of the steps."""
     train, loss = config.train, config.loss
     train = replace(train, warmup_steps=min(train.warmup_steps, train.total_steps // 10))
-    return replace(
-        config, train=train, loss=replace(loss, kl_anneal_steps=min(loss.kl_anneal_steps, train.total_steps // 4))
-    )
+    loss = replace(loss, kl_anneal_steps=min(loss.kl_anneal_steps, train.total_steps // 4))
+    return replace(config, train=train, loss=loss)
 
 
 class _Machine:
@@ -119,7 +118,7 @@ def choose(
     precision = ""
     if train.use_bf16 == "auto":
         train = replace(train, use_bf16=not dist_util.any_of(activation_dtype("auto", device) is None))
-        precision = "" if train.use_bf16 else " (bfloat16 is not faster on this device)"
+        precision = "" if train.use_bf16 else " (this device does not support bfloat16)"
     machine, seconds, note = _Machine(replace(config, train=train), training_step, spec, device), 0.0, ""
     can_compile = train.compile == "auto" and machine.can_compile()
     if timed or can_compile:

@@ -164,7 +164,7 @@ def measure_responses(
         data: images of the model's data set that it was not trained on. Missing labels are those that are read, unless
             the model requires labels.
         seed: of the requested categories and of the noise of discrete variables.
-        errors: of the reader, from an earlier call with the same data, reader and seed; those that lack are added.
+        errors: of the reader, from an earlier call with the same data, reader and seed; missing ones are added.
     """
     errors = {} if errors is None else errors
     spec, rng = data.spec, np.random.default_rng(seed)

@@ -94,7 +94,7 @@ def test_true_images_follow() -> None:
     for value in (1.5, 5.5):
         _, truth = true_counterfactual(data, spec.check_do({"thickness": value}))
         requested, read = np.full(24, value), measure(spec, truth)[:, 0]
-        found = response_of(read, factual, requested, spec, "thickness", "measured", labels, truth)
+        found = response_of(read, factual, requested, spec, "thickness", "measured", labels, read)
         assert found.verdict == "followed" and found.share.mean == pytest.approx(1.0)
         alone = response_of(read, factual, requested, spec, "thickness", "measured")
         assert alone.share.mean is not None and alone.share.mean < 0.97

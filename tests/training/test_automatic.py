@@ -51,7 +51,7 @@ def test_bfloat16_follows_the_hardware(machine: Callable[..., None], bf16: bool)
     config = small_config(use_bf16="auto")
     chosen, line = choose(config, step_of(config), squares_spec(), CPU)
     assert chosen.train.use_bf16 is bf16 and chosen.train.compile is False
-    assert line == ("bfloat16" if bf16 else "float32 (bfloat16 is not faster on this device)") + ", not compiled"
+    assert line == ("bfloat16" if bf16 else "float32 (this device does not support bfloat16)") + ", not compiled"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_minutes_end_the_ramps_early(machine: Callable[..., None]) -> None:
     chosen, _ = choose(config, step_of(config), squares_spec(), CPU)
     steps = chosen.train.total_steps
     assert (chosen.train.warmup_steps, chosen.loss.kl_anneal_steps) == (steps // 10, steps // 4)
-    resumed = with_recorded(config, chosen.train)
+    resumed = with_recorded(config, chosen)
     assert (resumed.train, resumed.loss) == (chosen.train, chosen.loss)
     short = small_config(minutes=20.0, warmup_steps=5, kl_anneal_steps=6)
     chosen, _ = choose(short, step_of(short), squares_spec(), CPU)
@@ -154,19 +154,22 @@ def test_options_that_are_set_are_not_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_resumed_run_keeps_the_choices() -> None:
-    recorded = small_config(use_bf16=True, compile=True, minutes=5.0, total_steps=123, lr_anneal_steps=41).train
+    recorded = small_config(use_bf16=True, compile=True, minutes=5.0, total_steps=123, lr_anneal_steps=41)
     resumed = with_recorded(small_config(minutes=5.0, **AUTO), recorded).train
-    assert resumed == recorded
+    assert resumed == recorded.train
     explicit = with_recorded(small_config(use_bf16=False, compile=False, total_steps=50), recorded).train
     assert (explicit.use_bf16, explicit.compile, explicit.total_steps) == (False, False, 50)
 
 
 @pytest.mark.parametrize(("minutes", "began"), [(0.0, "without"), (5.0, "with --minutes 5")])
 def test_other_minutes_than_at_the_start_are_a_warning(minutes: float, began: str) -> None:
-    recorded = small_config(minutes=minutes, total_steps=123, lr_anneal_steps=41).train
+    ramps = {"warmup_steps": 60, "kl_anneal_steps": 100}
+    recorded = small_config(minutes=minutes, total_steps=123, lr_anneal_steps=41, **ramps)
     with pytest.warns(UserWarning, match=f"minutes: no effect on a run that began {began}; it keeps its 123 steps"):
-        resumed = with_recorded(small_config(minutes=20.0, total_steps=6), recorded).train
+        found = with_recorded(small_config(minutes=20.0, total_steps=6, **ramps), recorded)
+    resumed = found.train
     assert (resumed.total_steps, resumed.lr_anneal_steps) == (123, 41)
+    assert (resumed.warmup_steps, found.loss.kl_anneal_steps) == (60, 100), "whatever the ramps were at the start"
 
 
 def test_trial_steps_leave_the_model_unchanged() -> None:
