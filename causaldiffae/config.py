@@ -37,6 +37,7 @@ KEEP_CAUSES_HELP: Final = (
     "interventions on effects: drop their causes and keep the pixels that these explain; default: for effects that two "
     "or more causes determine, if the model was trained with block_drop_prob"
 )
+USE_LABELS_HELP: Final = "abduct from the images' own labels, where known, instead of the encoder's"
 LABEL_CORRECTIONS_HELP: Final = (
     "decode an image again, up to this many times, if its labels are not the predicted ones; 0 for never"
 )

@@ -84,7 +84,9 @@ def parse(argv: list[str]) -> dict[str, Any]:
         raise InputError(f"out: expected a file NAME.json, got {values['out']}")
     if values["protocol"] == peers.NAME and not values["model_path"]:
         raise InputError(f"protocol: expected --model_path with {peers.NAME}, got none")
-    if values["protocol"] == peers.NAME and (given := [name for name in ("variables", "report") if values[name]]):
+    if values["protocol"] == peers.NAME and (
+        given := [name for name in ("variables", "report", "use_labels") if values[name]]
+    ):
         raise InputError(f"{given[0]}: expected none with protocol {peers.NAME}, got {values[given[0]]}")
     several = not (values["model_path"] or values["answers"] or values["export_questions"])
     if several and values["out"].endswith(".json"):

@@ -6,7 +6,6 @@ import hashlib
 import platform
 import sys
 import warnings
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any, Final
 
@@ -79,7 +78,7 @@ def describe(
             "units": list(spec.units),
             "truth": _describe_truth(task.data),
         },
-        "settings": {**asdict(settings), "variables": list(task.variables), "correction_predictor": corrected_by},
+        "settings": {**settings.to_dict(), "variables": list(task.variables), "correction_predictor": corrected_by},
     }
     header["asked"] = json_digest(header)  # everything the outputs depend on; not the predictor
     header["predictor"] = {"digest": state_digest(predictor.predictor), "figures": predictor.figures}

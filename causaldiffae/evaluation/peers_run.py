@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _header(job: Job, opened: _Opened) -> dict[str, Any]:
     engine, spec = next(iter(opened.engines.values())), opened.loaded.spec
     correction = engine.correction
     warn_of_same_predictor(correction, opened.predictor)
-    settings = asdict(resolved(job.settings, engine))
+    settings = resolved(job.settings, engine).to_dict()
     header: dict[str, Any] = {
         "protocol": {"name": NAME, "version": VERSION, "settings": settings},
         "model": describe_model(opened.loaded),

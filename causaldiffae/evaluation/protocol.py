@@ -11,8 +11,8 @@ processes. Outputs are arrays with one row per image; averages are computed in `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from causaldiffae.config import (
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
+    USE_LABELS_HELP,
     WEIGHT_HELP,
     flag,
     with_help,
@@ -65,6 +66,7 @@ class ProtocolSettings:
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     keep_unchanged: float | None = flag(None, KEEP_UNCHANGED_HELP)
     keep_causes: bool | None = flag(None, KEEP_CAUSES_HELP)
+    use_labels: bool = flag(False, USE_LABELS_HELP)
     seed: int = flag(0, "seed of intervention values, of resampling, and of a sampled x_T")
     chunk: int = flag(50, "images per batch")
     back_images: int = flag(400, "images for reversibility over one cycle")
@@ -79,6 +81,11 @@ class ProtocolSettings:
             self, num_images=0, steps=1, seed=0, chunk=1, back_images=0, cycles=1, cycle_images=0, dci_resamples=0
         )
         check_least(self, label_corrections=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options, `use_labels` only if it is set, so that the digests of earlier results stay valid."""
+        options = asdict(self)
+        return options if self.use_labels else {key: options[key] for key in options if key != "use_labels"}
 
 
 @dataclass(frozen=True)

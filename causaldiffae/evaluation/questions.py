@@ -107,7 +107,7 @@ def export_questions(folder: Path, task: Task, settings: ProtocolSettings) -> in
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         rows.append([files[row], name, _cell(spec, name, value) if name else "", path])
     _write_csv(folder / "questions.csv", rows)
-    described = {"format": FORMAT, "protocol": {"name": PROTOCOL, "version": VERSION}, "settings": asdict(settings)}
+    described = {"format": FORMAT, "protocol": {"name": PROTOCOL, "version": VERSION}, "settings": settings.to_dict()}
     described |= {"dataset": spec.to_dict(), "data": data_digest(data)}
     (folder / QUESTIONS).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     return len(questions)

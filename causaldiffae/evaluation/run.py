@@ -102,6 +102,7 @@ def data_folder(data_dir: str, spec: DatasetSpec) -> str:
 
 def make_engine(loaded: LoadedModel, settings: ProtocolSettings, **options: Any) -> CounterfactualEngine:
     """The counterfactual engine of an evaluation; `options` as in `LoadedModel.engine`."""
+    options = {"use_labels": settings.use_labels} | options
     return loaded.engine(
         settings.steps,
         settings.solver,

@@ -16,6 +16,7 @@ from causaldiffae.config import (
     KEEP_UNCHANGED_HELP,
     LABEL_CORRECTIONS_HELP,
     SOLVER_HELP,
+    USE_LABELS_HELP,
     WEIGHT_HELP,
     DiffusionConfig,
     flag,
@@ -81,7 +82,7 @@ class TestConfig:
     label_corrections: int = flag(LABEL_CORRECTIONS, LABEL_CORRECTIONS_HELP)
     correction_predictor: str = flag("", CORRECTION_PREDICTOR_HELP)
     keep_unchanged: float | None = flag(None, KEEP_UNCHANGED_HELP)
-    use_labels: bool = flag(False, "abduct from the images' own labels, where known, instead of the encoder's")
+    use_labels: bool = flag(False, USE_LABELS_HELP)
     keep_causes: bool | None = flag(None, KEEP_CAUSES_HELP)
     most_probable: bool = flag(False, "discrete effects: the most probable category instead of a seeded draw")
     samples: int = flag(1, "also draw this many abductions and show the spread of the counterfactuals; 1 for none")

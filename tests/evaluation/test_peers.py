@@ -282,6 +282,10 @@ def test_the_script(folder: Path, tmp_path: Path) -> None:
         run(REPO / "scripts" / "evaluate.py", *base, "--variables=thickness"),
         "variables: expected none with protocol melistas",
     )
+    assert_refused(
+        run(REPO / "scripts" / "evaluate.py", *base, "--use_labels=True"),
+        "use_labels: expected none with protocol melistas",
+    )
     report = run(REPO / "scripts" / "evaluate.py", f"--out={out.parent}", f"--report={tmp_path / 'r.html'}")
     assert_refused(report, f"report: expected results in {out.parent}, got none")
     assert_refused(

@@ -263,10 +263,11 @@ def test_seeds_are_grouped_by_recipe_step_guide_and_settings() -> None:
 
 def test_abduction_guidance_and_stop_change_the_figures(root: Path, tmp_path: Path) -> None:
     l1 = set()
-    for i, flags in enumerate([(), ("--abduction=noise",), ("--w=0",), ("--stop=0.5",)]):
+    for i, flags in enumerate([(), ("--abduction=noise",), ("--w=0",), ("--stop=0.5",), ("--use_labels=True",)]):
         found = results(root, "causaldae", tmp_path / f"{i}.json", *flags)
         l1.add(found["results"]["interventions"]["thickness"]["answers"]["model"]["truth"]["l1"]["mean"])
-    assert len(l1) == 4
+        assert ("use_labels" in found["settings"]) == ("--use_labels=True" in flags), "earlier digests stay valid"
+    assert len(l1) == 5
 
 
 def test_the_predictor_of_label_corrections_is_part_of_the_digest(root: Path, tmp_path: Path) -> None:
