@@ -244,8 +244,8 @@ class CounterfactualModel:
         check_samples(samples, x_T_noise)
         x_start, classes, labels = self._inputs(images, classes, labels)
         checked = self.spec.check_do(do, len(x_start))
-        if weak := responses.unfollowed(responses.responses_of_model(self.loaded.path), checked):
-            warnings.warn(f"do: {weak}", stacklevel=3)  # inference_mode adds a frame
+        if weak := responses.verdicts(responses.responses_of_model(self.loaded.path), checked, weak_only=True):
+            warnings.warn(weak, stacklevel=3)  # inference_mode adds a frame
         generator, engine = torch.Generator(self.device).manual_seed(seed), self.engine(w, most_probable)
         parts, abductions, spreads = [], [], []
         for start in range(0, len(x_start), _BATCH):

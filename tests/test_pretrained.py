@@ -448,7 +448,7 @@ def test_interventions_that_pictures_do_not_follow_are_a_warning(tmp_path: Path)
     write_responses(folder, {"angle": weak, "light": replace(weak, share=Figure(0.95, 0.9, 1.0, 32))})
     model = CausalDiffAE.from_pretrained(folder, steps=2)
     images = model.examples(1)
-    with pytest.warns(UserWarning, match="do: the pictures of this model showed 12% of a requested change of angle"):
+    with pytest.warns(UserWarning, match=r"as measured in training, do\(angle\): 12% of the requested change"):
         model.counterfactual(images, do={"angle": 10.0})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,6 +1,7 @@
 """Tools that measure for minutes, at their smallest."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from paths import REPO
 from running import assert_refused, run
+
+from causaldiffae.training.responses import FILE, read_responses
 
 TOOLS = REPO / "tools"
 
@@ -75,3 +78,16 @@ def test_unusual_images_are_called_so(pendulum_dir: Path) -> None:
     assert done.returncode == 0, done.stderr
     shares = {line[:36].strip(): line[36:].split()[1] for line in done.stdout.splitlines() if "%" in line[36:]}
     assert shares["test images"] == "0.00%" and shares["pixels shuffled"] == "100.00%"
+
+
+def test_responses_are_measured_again(pendulum_dir: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(REPO / "weights" / "pendulum_causaldae_mini", tmp_path / "model")
+    (model / FILE).unlink()
+    flags = ("--model_path", model, "--data_dir", pendulum_dir, "--num_images", 4)
+    lines = measured("measure_responses.py", *flags, "--dry_run")
+    assert not (model / FILE).exists() and "4 images, labels measured" in lines[0]
+    assert measured("measure_responses.py", *flags)[:-1] == lines
+    found = read_responses(model)
+    assert list(found) == ["angle", "light", "shadow_length", "shadow_position"]
+    assert [f"  {each.text(f'do({name})')}" for name, each in found.items()] == lines[1:5]
+    assert found["angle"].share.mean > 0.9 and found["angle"].share.images == 4

@@ -317,19 +317,14 @@ def responses_of_model(path: str) -> dict[str, Response]:
     return next((found for each in (Path(path), Path(path).parent) if (found := read_responses(each))), {})
 
 
-def unfollowed(responses: Responses, names: Iterable[str]) -> str:
-    """A sentence about those of `names` that pictures do not follow; "" if there are none, or they are not known."""
-    weak = [
-        f"{percent(responses[name].share.mean or 0.0)} of a requested change of {name}"
-        for name in names
-        if name in responses and responses[name].is_weak
-    ]
-    return f"the pictures of this model showed {', '.join(weak)} when it was trained; train it longer" if weak else ""
+def verdicts(responses: Responses, names: Iterable[str], weak_only: bool = False) -> str:
+    """A sentence about all of `names` whose responses are known, with advice if some are weak; "" if none is.
 
-
-def verdicts(responses: Responses, names: Iterable[str]) -> str:
-    """A sentence about all of `names` whose responses are known, with advice if some are weak; "" if none is."""
+    Args:
+        weak_only: only about those that the pictures follow less than they should.
+    """
     known = {name: responses[name] for name in names if name in responses}
+    known = {name: each for name, each in known.items() if each.is_weak or not weak_only}
     if not known:
         return ""
     advice = "; train the model longer" if any(each.is_weak for each in known.values()) else ""

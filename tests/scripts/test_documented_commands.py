@@ -114,6 +114,9 @@ ELSEWHERE = {
     "python scripts/export_weights.py --model_path weights/pendulum_causaldae_mini --data_dir data/pendulum": (
         SUITE + "tests/scripts/test_scripts.py"
     ),
+    "python tools/measure_responses.py --model_path RUN --data_dir DATA --num_images 256": (
+        SUITE + "tests/test_tools.py"
+    ),
     "python tools/model_costs.py": SUITE + "tests/training/test_costs.py",
     "causaldiffae train --config pendulum_causaldae_mini --mechanism affine "
     "--num_channels 64 --channel_mult 1,2,2 --block_null True --label_std 0.02 --init_weights "

@@ -30,7 +30,6 @@ from causaldiffae.training.responses import (
     requested_values,
     responses_of_model,
     stalled,
-    unfollowed,
     verdicts,
     write_responses,
 )
@@ -289,7 +288,7 @@ def test_responses_are_stored_in_the_folder(tmp_path: Path) -> None:
 )
 def test_a_file_of_other_content_holds_no_responses(tmp_path: Path, content: str) -> None:
     (tmp_path / "responses.json").write_text(content)
-    assert read_responses(tmp_path) == {} and unfollowed(responses_of_model(str(tmp_path)), ["a"]) == ""
+    assert read_responses(tmp_path) == {} and verdicts(responses_of_model(str(tmp_path)), ["a"]) == ""
 
 
 def engine_of(spec: DatasetSpec, **changes: Any) -> CounterfactualEngine:
@@ -331,10 +330,10 @@ def test_models_say_what_their_pictures_do_not_follow(tmp_path: Path) -> None:
     (tmp_path / "step_0000003").mkdir()
     for path in (tmp_path, tmp_path / "step_0000003"):
         found = responses_of_model(str(path))
-        assert unfollowed(found, ["grey"]) == (
-            "the pictures of this model showed 12% of a requested change of grey when it was trained; train it longer"
+        assert verdicts(found, ["size", "grey"], weak_only=True) == (
+            "as measured in training, do(grey): 12% of the requested change, hardly followed; train the model longer"
         )
-        assert unfollowed(found, ["size"]) == unfollowed(found, ["digit"]) == ""
+        assert verdicts(found, ["size", "digit"], weak_only=True) == ""
         assert verdicts(found, ["grey", "size", "digit"]) == (
             "as measured in training, do(grey): 12% of the requested change, hardly followed; do(size): 90% of the "
             "requested change, followed; train the model longer"
