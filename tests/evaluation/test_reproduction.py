@@ -73,7 +73,7 @@ def test_models_differ_in_what_the_comparison_says(tmp_path: Path) -> None:
     assert configs["reference"].model.mechanism == "one_hop" and configs["reference"].diffusion.predict_v is False
     assert configs["labels_10"].loss.masking and configs["labels_10"].loss.label_fraction == 0.1
     trains = [config.train for config in configs.values()]
-    assert {(train.total_steps, train.batch_size, train.seed) for train in trains} == {(90, 32, 1)}, "one budget"
+    assert {(train.total_steps, train.batch_size, train.seed) for train in trains} == {(90, 16, 1)}, "one budget"
     assert {train.lr_anneal_steps for train in trains} == {30}
 
 

@@ -118,10 +118,9 @@ ELSEWHERE = {
         SUITE + "tests/test_tools.py"
     ),
     "python tools/model_costs.py": SUITE + "tests/training/test_costs.py",
-    "causaldiffae train --config pendulum_causaldae_mini --mechanism affine "
-    "--num_channels 64 --channel_mult 1,2,2 --block_null True --label_std 0.02 --init_weights "
-    "weights/pendulum_causaldae_mini --data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 "
-    "--kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
+    "causaldiffae train --config pendulum_causaldae_mini --mechanism affine --separate_embeddings False "
+    "--block_null True --init_weights weights/pendulum_causaldae_mini --data_dir data/pendulum "
+    "--run_dir runs/fine_tuned --lr 3e-4 --kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
     "OMP_NUM_THREADS=1 python tools/crashes.py --kills 100": SUITE + "tests/checkpoints/test_crashes.py (slow)",
     "OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 10": MEASURES,
     "python tools/process_throughput.py --data_dir data/pendulum --rounds 4": MEASURES,
