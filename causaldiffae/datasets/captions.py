@@ -128,7 +128,7 @@ def join_captions(texts: Mapping[str, Sequence[str]], widths: Sequence[int] = ()
     """Joins the texts of all variables (variable -> N texts) into N captions of several lines.
 
     Two variables share a line. Where they do not fit, up to four variables have a line each, and the names of more are
-    shortened to three letters per word.
+    shortened to three letters per word; pairs that still do not fit have a line each.
 
     Args:
         widths: least widths of the texts in characters, so that captions of several pictures look alike.
@@ -136,17 +136,24 @@ def join_captions(texts: Mapping[str, Sequence[str]], widths: Sequence[int] = ()
     names = {name: name for name in texts}
     longest = [max(map(len, each), default=0) for each in texts.values()]
     needed = [max(pair) for pair in zip(longest, widths or longest, strict=True)]
-    full = [len(name) + 2 + width for name, width in zip(names, needed, strict=True)]
-    together = 2
-    if any(sum(full[i : i + 2]) > _LINE for i in range(0, len(full), 2)):
-        if not widths and len(full) <= _SINGLE and max(full) <= _LINE:
-            together = 1
-        else:
-            names = {name: "".join(part[:3] for part in name.split("_")) for name in names}
+
+    def lengths() -> list[int]:
+        return [len(name) + 2 + width for name, width in zip(names.values(), needed, strict=True)]
+
+    def pairs_that_fit() -> list[bool]:
+        return [sum(lengths()[i : i + 2]) <= _LINE for i in range(0, len(names), 2)]
+
+    pairs = pairs_that_fit()
+    if not all(pairs) and not widths and len(names) <= _SINGLE and max(lengths()) <= _LINE:
+        pairs = [False] * len(pairs)
+    elif not all(pairs):
+        names = {name: "".join(part[:3] for part in name.split("_")) for name in names}
+        pairs = pairs_that_fit()
     captions = []
     for row in zip(*texts.values(), strict=True):
         parts = [f"{short} {text}" for short, text in zip(names.values(), row, strict=True)]
-        captions.append("\n".join(", ".join(parts[i : i + together]) for i in range(0, len(parts), together)))
+        lines = [(", " if pair else "\n").join(parts[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
+        captions.append("\n".join(lines))
     return captions
 
 

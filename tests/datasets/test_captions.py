@@ -78,7 +78,11 @@ def test_long_texts_have_a_line_each_and_many_are_shortened() -> None:
     assert join_captions(few) == ["thickness 3.12 (4.5) !\nintensity 181 (190)"]
     many = {f"long_name_{i}": ["3.12 (4.5) !"] for i in range(6)}
     (caption,) = join_captions(many)
-    assert caption.count("\n") == 2 and caption.startswith("lonnam0 3.12 (4.5) !, lonnam1 ")
+    assert caption.count("\n") == 5 and caption.startswith("lonnam0 3.12 (4.5) !\nlonnam1 ")
+    figures = {"position": ["22 (22)"] * 2, "size": ["13 (13.7) !"] * 2, "hue": ["0.436 (0.469)"] * 2}
+    figures |= {"shape": ["disc (disc)", "triangle (triangle)"], "brightness": ["0.823 (0.852) !"] * 2}
+    for shown, caption in zip(figures["shape"], join_captions(figures), strict=True):
+        assert caption == f"pos 22 (22), siz 13 (13.7) !\nhue 0.436 (0.469)\nsha {shown}\nbri 0.823 (0.852) !"
 
 
 def test_the_note_names_the_reader() -> None:
