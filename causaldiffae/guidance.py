@@ -127,6 +127,11 @@ def guidance_weight(model: object, w: float | None = None) -> float:
     return float(getattr(model, "default_scale", 1.0)) if w is None else w
 
 
+def default_guidance(model: object, distilled: bool = False) -> Guidance:
+    """Guidance where none is given, see `guidance_weight`; a distilled model has learned that of its teacher."""
+    return Guidance(w_class=1.0) if distilled else Guidance(guidance_weight(model))
+
+
 def guided_model_output(
     model: ConditionalModel,
     z: Tensor | None,

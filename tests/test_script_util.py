@@ -297,6 +297,16 @@ def test_pixels_that_hardly_change_are_kept_by_default_but_for_diff_scm() -> Non
         assert loaded.engine(keep_unchanged=0.3).keep_fraction == 0.3
 
 
+def test_a_diff_scm_is_guided_by_its_scale_by_default() -> None:
+    path = str(REPO / "weights" / "mnist_diffscm_mini")
+    for predictor, scale in (("", 4.5), ("none", 1.5)):
+        loaded = load_model(path, predictor=predictor)
+        assert loaded.engine().guidance.w == scale
+        assert loaded.engine(guidance=Guidance(2.0)).guidance.w == 2.0
+    assert load_model("pendulum-mini").engine().guidance == Guidance()
+    assert load_model("morphomnist_causaldae_mini_4step").engine().guidance == Guidance(w_class=1.0)
+
+
 def test_images_of_a_folder_are_encoded_from_a_cleaner_level() -> None:
     loaded = load_model(str(REPO / "weights" / "pendulum_causaldae_mini"))
     own = replace(loaded, spec=replace(loaded.spec, name="folder"))

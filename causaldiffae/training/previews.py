@@ -14,6 +14,7 @@ from causaldiffae.datasets.captions import caption_texts, join_captions
 from causaldiffae.datasets.do_text import describe_do
 from causaldiffae.datasets.images import ImageData, model_inputs, to_uint8
 from causaldiffae.diff_scm import DiffScm
+from causaldiffae.guidance import default_guidance
 from causaldiffae.nn import ImageCodec
 from causaldiffae.script_util import SOLVER, Model, create_solver
 from causaldiffae.visualization.image_grids import headed_tile
@@ -44,7 +45,8 @@ def draw_preview(
     have all labels, the images only.
     """
     solver = create_solver(config, SOLVER if config.few_steps else "ddim", min(PREVIEW_STEPS, config.diffusion_steps))
-    engine = CounterfactualEngine(model.eval(), solver, test.spec, codec=codec)
+    guidance = default_guidance(model, config.few_steps > 0)
+    engine = CounterfactualEngine(model.eval(), solver, test.spec, guidance=guidance, codec=codec)
     rows = np.arange(len(test))
     if model.needs_labels or model.unconditional_abduction:
         rows = rows[test.observed.all(axis=1)]

@@ -9,6 +9,7 @@ import torch
 from tiny import randomise, small_config, squares
 
 from causaldiffae.datasets.images import ImageData
+from causaldiffae.guidance import Guidance
 from causaldiffae.script_util import create_model_and_diffusion
 from causaldiffae.training.previews import draw_preview
 from causaldiffae.visualization.image_grids import headed_tile
@@ -19,6 +20,7 @@ COLUMN = 98
 
 def preview_of(data: ImageData, **changes: object) -> np.ndarray:
     config = small_config(**changes)
+    torch.manual_seed(0)
     model, _ = create_model_and_diffusion(config, data.spec)
     return draw_preview(randomise(model), config.diffusion, data, torch.device("cpu"))
 
@@ -27,6 +29,16 @@ def preview_of(data: ImageData, **changes: object) -> np.ndarray:
 def test_a_diff_scm_without_predictor_shows_reconstructions_only(label_cond: bool, columns: int) -> None:
     shown = preview_of(squares(), model_type="diffscm", label_cond=label_cond)
     assert shown.shape[1] == columns * COLUMN + 2
+
+
+def test_interventions_of_a_diff_scm_are_guided_by_its_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    guided = preview_of(squares(), model_type="diffscm", label_cond=True)
+    causal = preview_of(squares())
+    monkeypatch.setattr("causaldiffae.training.previews.default_guidance", lambda *_: Guidance(1.0))
+    unguided = preview_of(squares(), model_type="diffscm", label_cond=True)
+    same = (guided == unguided).reshape(len(guided), -1, 3)
+    assert same[:, : 2 * COLUMN].all() and not same[:, 2 * COLUMN :].all(), "only the interventions differ"
+    assert (preview_of(squares()) == causal).all(), "a CausalDiffAE is not guided by default"
 
 
 Recorded = tuple[list[tuple[str, np.ndarray]], Sequence[Sequence[str]] | None]
