@@ -285,18 +285,18 @@ class LoadedModel:
                 folder of the model, or a shipped one. Without one, nothing is corrected.
             keep_unchanged: see `CounterfactualEngine`; by default `KEEP_UNCHANGED`, and 0 for a Diff-SCM.
             keep_causes: see `CounterfactualEngine`, for all variables or none; by default for `determined_effects`.
-            options: keyword arguments of `CounterfactualEngine`; by default `guidance.default_guidance`.
+            options: keyword arguments of `CounterfactualEngine`; default `guidance`: see `default_guidance`.
 
         Raises:
             InputError: for a setting that does not fit the model, such as a correction predictor for other images, or
                 for a model whose latents are not aligned with the labels (an unaligned DiffAE).
         """
         chosen = create_solver(self.config.diffusion, solver, steps, grid, timestep_respacing)
-        distilled, given = self.config.diffusion.few_steps > 0, options.get("guidance") or Guidance()
-        self.check_guidance(given, bool(keep_causes))
+        distilled, guidance = self.config.diffusion.few_steps > 0, options.get("guidance")
+        self.check_guidance(guidance or Guidance(), bool(keep_causes))
         if isinstance(chosen, ExactDdim) and not distilled:
             chosen.cleanest = cleanest_level(self.spec.name, latent=self.codec is not None)
-        if distilled or not options.get("guidance"):
+        if distilled or guidance is None:
             options["guidance"] = default_guidance(self.model, distilled)
         if label_corrections < 0:
             raise InputError(f"label_corrections: expected 0 or more, got {label_corrections}")

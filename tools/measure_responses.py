@@ -29,6 +29,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="print the responses only")
     args = parser.parse_args(argv)
     loaded = load_model(args.model_path)
+    folder = Path(loaded.path)
+    if not folder.is_dir():
+        raise InputError(f"model_path: expected a folder for {FILE}, got the file {folder}")
     test = read_split(loaded.spec.name, args.data_dir, "test", spec=loaded.spec)
     if not 0 < args.num_images <= len(test):
         raise InputError(f"num_images: expected a number between 1 and {len(test)}, got {args.num_images}")
@@ -39,8 +42,8 @@ def main(argv: list[str]) -> None:
     responses = measure_responses(engine, test.subset(evenly_spread(args.num_images, len(test))), reader)
     print("\n".join(describe(responses)))
     if not args.dry_run:
-        write_responses(Path(loaded.path), responses)
-        print(f"written to {Path(loaded.path) / FILE}")
+        write_responses(folder, responses)
+        print(f"written to {folder / FILE}")
 
 
 if __name__ == "__main__":

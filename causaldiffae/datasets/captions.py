@@ -141,7 +141,8 @@ def join_captions(texts: Mapping[str, Sequence[str]], widths: Sequence[int] = ()
         return [len(name) + 2 + width for name, width in zip(names.values(), needed, strict=True)]
 
     def pairs_that_fit() -> list[bool]:
-        return [sum(lengths()[i : i + 2]) <= _LINE for i in range(0, len(names), 2)]
+        full = lengths()
+        return [sum(full[i : i + 2]) <= _LINE for i in range(0, len(full), 2)]
 
     pairs = pairs_that_fit()
     if not all(pairs) and not widths and len(names) <= _SINGLE and max(lengths()) <= _LINE:

@@ -61,7 +61,7 @@ def _open(job: Job) -> _Opened:
     if getattr(model, "aligned", True):
         engines["true labels"] = make_engine(loaded, settings, use_labels=hasattr(model, "abduct_given"))
     if isinstance(model, CausalAutoencoder):  # without an encoder, the labels are always given
-        engines["the image"] = make_engine(loaded, settings)
+        engines["the image"] = make_engine(loaded, settings, use_labels=False)
     test = read_split(spec.name, data_folder(job.data_dir, spec), "test", spec=spec)
     predictor = open_predictor(spec, job.predictor, device)
     sizes = settings.chunk, settings.cycle_images, settings.num_images

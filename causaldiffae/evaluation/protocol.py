@@ -85,7 +85,9 @@ class ProtocolSettings:
     def to_dict(self) -> dict[str, Any]:
         """All options, `use_labels` only if it is set, so that the digests of earlier results stay valid."""
         options = asdict(self)
-        return options if self.use_labels else {key: options[key] for key in options if key != "use_labels"}
+        if not self.use_labels:
+            del options["use_labels"]
+        return options
 
 
 @dataclass(frozen=True)

@@ -323,8 +323,8 @@ def verdicts(responses: Responses, names: Iterable[str], weak_only: bool = False
     Args:
         weak_only: only about those that the pictures follow less than they should.
     """
-    known = {name: responses[name] for name in names if name in responses}
-    known = {name: each for name, each in known.items() if each.is_weak or not weak_only}
+    found = {name: responses[name] for name in names if name in responses}
+    known = {name: each for name, each in found.items() if each.is_weak or not weak_only}
     if not known:
         return ""
     advice = "; train the model longer" if any(each.is_weak for each in known.values()) else ""
