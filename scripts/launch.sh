@@ -160,7 +160,7 @@ launch_find_model() { # launch_find_model NAME [SIZE]: sets model_dir to the run
     fi
 }
 
-launch_share() { # launch_share DATASET: sets data_dir to the clone's share of the data set, if there is one, and made
+launch_subset() { # launch_subset DATASET: sets data_dir to the clone's subset of the data set, if there is one, and made
     case $1 in
     mnist | circuit) data_dir=$REPO_DIR/assets/${1}_share ;;
     morphomnist)
@@ -171,7 +171,7 @@ launch_share() { # launch_share DATASET: sets data_dir to the clone's share of t
     *) return ;;
     esac
     made=1
-    launch_say "$1 is not in data/; using the share of it in ${data_dir#"$REPO_DIR/"}, set DATA_DIR for all images"
+    launch_say "$1 is not in data/; using the subset of it in ${data_dir#"$REPO_DIR/"}, set DATA_DIR for all images"
 }
 
 launch_check() { # launch_check ARGUMENTS...: ends if training refuses its options, before data or a predictor are made
@@ -233,7 +233,7 @@ launch_test() { # launch_test DATASET MODEL DATA_DIR NAME ARGUMENTS...
     out=$model_dir/test
     case $model_dir in "$REPO_DIR/weights/"*)
         out=$REPO_DIR/out/${model_dir##*/}
-        if [ -z "$data_dir${MNIST:-}" ] && [ ! -d "$REPO_DIR/data/$dataset" ]; then launch_share "$dataset"; fi
+        if [ -z "$data_dir${MNIST:-}" ] && [ ! -d "$REPO_DIR/data/$dataset" ]; then launch_subset "$dataset"; fi
         ;;
     esac
     data_dir=${data_dir:-$REPO_DIR/data/$dataset}

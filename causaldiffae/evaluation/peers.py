@@ -97,7 +97,7 @@ def make_task(
     test: ImageData,
     seed: int = 0,
     batch_size: int = 50,
-    cycle_images: int = 500,
+    cycle_images: int = 50,
     num_images: int = 0,
     sets_class: bool = True,
 ) -> PeersTask:

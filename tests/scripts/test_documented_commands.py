@@ -38,7 +38,6 @@ NETWORK = "needs the network"
 MEASURES = "a measurement of minutes"
 WEIGHTS = "needs weights of gigabytes; tests/evaluation/test_imagenet.py runs the script on small ones"
 OWN_DATA = SUITE + "tests/datasets/folder/test_own_data.py"
-REPRODUCE = SUITE + "tests/evaluation/test_reproduction.py (slow)"
 LATENT = SUITE + "tests/scripts/test_latent_training.py"
 ELSEWHERE = {
     "git clone <this repository> causaldiffae && cd causaldiffae": NETWORK,
@@ -54,7 +53,6 @@ ELSEWHERE = {
     ),
     "python examples/conditional_vae.py --questions asked --data_dir data/morphomnist": SUITE
     + "tests/test_examples.py",
-    "python scripts/write_tables.py --add reproduce_morphomnist_mini=FILE": REPRODUCE,
     "OMP_NUM_THREADS=1 python tools/step_parts.py --size paper --batch_size 8": SUITE
     + "tests/training/test_step_parts.py",
     "OMP_NUM_THREADS=1 python tools/step_parts.py --size mini --batch_size 16": SUITE
@@ -119,8 +117,10 @@ ELSEWHERE = {
     ),
     "python tools/model_costs.py": SUITE + "tests/training/test_costs.py",
     "causaldiffae train --config pendulum_causaldae_mini --mechanism affine --separate_embeddings False "
-    "--block_null True --init_weights weights/pendulum_causaldae_mini --data_dir data/pendulum "
-    "--run_dir runs/fine_tuned --lr 3e-4 --kl_anneal_steps 1": SUITE + "tests/scripts/test_fine_tuning.py (slow)",
+    "--block_null True --block_drop_prob 0.3 --init_weights weights/pendulum_causaldae_mini "
+    "--data_dir data/pendulum --run_dir runs/fine_tuned --lr 3e-4 --kl_anneal_steps 1": (
+        SUITE + "tests/scripts/test_fine_tuning.py (slow)"
+    ),
     "OMP_NUM_THREADS=1 python tools/crashes.py --kills 100": SUITE + "tests/checkpoints/test_crashes.py (slow)",
     "OMP_NUM_THREADS=1 python tools/soak.py --data_dir data/pendulum --run_dir /tmp/soak --minutes 10": MEASURES,
     "python tools/process_throughput.py --data_dir data/pendulum --rounds 4": MEASURES,
