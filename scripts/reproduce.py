@@ -7,7 +7,8 @@
 
 DATASET is morphomnist, pendulum, circuit or all; SIZE is mini, fast or paper, as in configs/. The same command again
 resumes what was interrupted and skips what is finished. Every command is printed before it runs and can be run by
-itself. Writes OUT/DATASET_SIZE/report.html, summary.json and table.md.
+itself. Writes OUT/DATASET_SIZE/report.html, summary.json and table.md; `--update_docs .` also
+writes the tables of docs/.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from causaldiffae import dist_util
 from causaldiffae.errors import InputError
+from causaldiffae.evaluation.markdown_tables import find_pages, update_pages
 from causaldiffae.evaluation.report import write_report
 from causaldiffae.evaluation.reproduction import DATASETS, Plan, ReproductionSettings
 from causaldiffae.evaluation.reproduction_run import Runner, estimated_hours, shown_command
@@ -50,8 +52,9 @@ def write_outputs(plan: Plan) -> None:
     (plan.folder / "table.md").write_text(text + "\n", encoding="utf-8")
     report = write_report(plan.folder / "report.html", [(path, read_results(path)) for path in files])
     print(f"{text}\n\nwritten to {report}, {summary} and {plan.folder / 'table.md'}")
-    name = f"reproduce_{plan.dataset}_{plan.size}"
-    print(f"python scripts/write_tables.py --add {name}={summary}   writes the tables of docs/results.md")
+    if plan.settings.update_docs:
+        added = {f"reproduce_{plan.dataset}_{plan.size}": summary}
+        print("updated", *update_pages(Path(plan.settings.update_docs), added))
 
 
 def main(argv: list[str]) -> None:
@@ -67,6 +70,8 @@ def main(argv: list[str]) -> None:
         for plan in plans:
             print_plan(plan)
         return
+    if settings.update_docs:
+        find_pages(Path(settings.update_docs), "update_docs")
     runner = Runner(lambda line: print(line, flush=True))
     for plan in plans:
         plan.claim()

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.markdown_tables import add_results, write_tables
+from causaldiffae.evaluation.markdown_tables import update_pages
 from causaldiffae.script_util import run_cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,17 +25,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--add", action="append", default=[], metavar="NAME=FILE", help="results to copy; repeatable")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs/; default: the clone")
     args = parser.parse_args(argv)
-    results = args.root / "docs" / "results"
-    pages = [path for path in (args.root / "README.md", *sorted((args.root / "docs").glob("*.md"))) if path.is_file()]
-    if not pages:
-        raise InputError(f"root: expected a folder with README.md or docs/, got {args.root}")
+    added = {}
     for text in args.add:
         name, equals, source = text.partition("=")
         if not equals:
             raise InputError(f"add: expected NAME=FILE, got {text!r}")
-        print(add_results(results, name, Path(source)))
-    for page in write_tables(pages, results):
-        print(page)
+        added[name] = Path(source)
+    for path in update_pages(args.root, added):
+        print(path)
 
 
 if __name__ == "__main__":

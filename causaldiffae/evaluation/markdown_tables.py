@@ -118,10 +118,32 @@ def _shareable(value: Any) -> Any:
     return value
 
 
-def write_tables(pages: list[Path], results: Path) -> list[Path]:
-    """Fills the tables of pages in place; returns the pages that have changed."""
+def find_pages(root: Path, name: str = "root") -> list[Path]:
+    """README.md and docs/*.md of a folder; `InputError` that begins with `name` if there are none."""
+    pages = [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
+    if not pages:
+        raise InputError(f"{name}: expected a folder with README.md or docs/, got {root}")
+    return pages
+
+
+def update_pages(root: Path, added: Mapping[str, Path]) -> list[Path]:
+    """Copies results files to docs/results/ and fills the tables of README.md and docs/*.md.
+
+    Args:
+        root: the folder of README.md and docs/.
+        added: the results files to copy, by name.
+
+    Returns:
+        The copies and the pages that have changed.
+
+    Raises:
+        InputError: if `root` has no pages, or for the reasons of `add_results` and `fill_tables`.
+        DataError: for the reasons of `fill_tables`.
+    """
+    pages, results = find_pages(root), root / "docs" / "results"
+    copies = [add_results(results, name, source) for name, source in added.items()]
     filled = {page: fill_tables(page.read_text(encoding="utf-8"), results, page.name) for page in pages}
     changed = [page for page, text in filled.items() if page.read_text(encoding="utf-8") != text]
     for page in changed:
         replace_file(page, filled[page].encode())
-    return changed
+    return copies + changed

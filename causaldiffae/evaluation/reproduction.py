@@ -25,7 +25,7 @@ from causaldiffae.script_util import parse_config
 DATASETS: Final = ("morphomnist", "pendulum", "circuit")
 SIZES: Final = ("mini", "fast", "paper")
 PLAN: Final = "plan.json"
-_NOT_IN_PLAN: Final = ("out", "data_dir", "mnist", "seeds", "only", "device", "dry_run")
+_NOT_IN_PLAN: Final = ("out", "data_dir", "mnist", "seeds", "only", "device", "dry_run", "update_docs")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class ReproductionSettings:
     num_images: int = flag(200, "test images of the evaluation; 0 for all")
     steps: int = flag(25, "network evaluations in each direction in the evaluation")
     cycle_images: int = flag(10, "images for ten cycles of composition and reversibility")
+    update_docs: str = flag("", "folder of README.md and docs/ whose tables are to show the results, like .")
     device: str = flag("auto", DEVICE_HELP)
     dry_run: bool = flag(False, "print the commands with estimated hours, run none")
 

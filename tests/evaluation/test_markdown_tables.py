@@ -8,7 +8,7 @@ from paths import REPO
 from running import assert_refused, run
 
 from causaldiffae.errors import DataError, InputError
-from causaldiffae.evaluation.markdown_tables import add_results, fill_tables, write_tables
+from causaldiffae.evaluation.markdown_tables import add_results, fill_tables, update_pages
 from causaldiffae.evaluation.result_tables import KINDS, interventions_table
 
 SCRIPT = REPO / "scripts" / "write_tables.py"
@@ -55,16 +55,16 @@ def test_results_of_this_repository_are_shown_and_small() -> None:
 
 
 def test_a_table_is_rounded_and_the_rest_of_the_page_stays(clone: Path) -> None:
-    assert write_tables([clone / "README.md"], clone / "docs" / "results") == [clone / "README.md"]
+    assert update_pages(clone, {}) == [clone / "README.md"]
     text = (clone / "README.md").read_text()
     assert text.startswith("before\n\n<!-- table: demo -->\n\n| data |") and text.endswith(f"|\n\n{END}\n\nafter\n")
     assert "| morphomnist | do(thickness = 2) | 3.27 ± 0.61 | 10.92 | 2.06 | thickness 0.11, intensity 7.18 |" in text
     assert "do(thickness = 3.5)" in text and "old figures" not in text
-    assert write_tables([clone / "README.md"], clone / "docs" / "results") == [], "nothing changes the second time"
+    assert update_pages(clone, {}) == [], "nothing changes the second time"
 
 
 def test_a_changed_figure_is_noticed(clone: Path) -> None:
-    write_tables([clone / "README.md"], clone / "docs" / "results")
+    update_pages(clone, {})
     (clone / "docs" / "results" / "demo.json").write_text(json.dumps(demo_report(l1=3.4)))
     text = (clone / "README.md").read_text()
     assert fill_tables(text, clone / "docs" / "results", "README.md") != text

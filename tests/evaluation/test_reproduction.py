@@ -11,7 +11,6 @@ from paths import REPO
 from running import Outcome, assert_refused, run
 
 from causaldiffae.errors import InputError
-from causaldiffae.evaluation.markdown_tables import fill_tables
 from causaldiffae.evaluation.reproduction import ENTRIES, Plan, ReproductionSettings, Step
 from causaldiffae.evaluation.reproduction_run import Runner, estimated_hours, shown_command
 from causaldiffae.evaluation.reproduction_summary import over_seeds
@@ -228,6 +227,7 @@ def test_weak_supervision_is_relative_to_all_labels() -> None:
         (["morphomnist", "--only", "gan"], "only: expected causaldae, conditional"),
         (["morphomnist", "--seeds", "a"], "seeds: expected numbers separated by commas, got 'a'"),
         (["morphomnist", "--total_steps", "9", "--minutes", "9"], "total_steps, minutes: expected one of them"),
+        (["morphomnist", "--update_docs", "gone"], "update_docs: expected a folder with README.md or docs/, got gone"),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], message: str) -> None:
@@ -258,7 +258,9 @@ def test_all_models_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture
     for name in ("CausalDiffAE", "published recipe", "DiffAE, aligned", "do nothing"):
         assert f"| {name} |" in (folder / "table.md").read_text()
     assert "<h1>" in (folder / "report.html").read_text()
-    again = reproduce()
+    (tmp_path / "README.md").write_text(
+        "<!-- table: reproduction reproduce_morphomnist_mini -->\n<!-- end of table -->\n"
+    )
+    again = reproduce("--update_docs", tmp_path)
     assert again.returncode == 0 and again.stdout.count("finished before") == len(plan(tmp_path, seeds="0").steps())
-    marks = "<!-- table: reproduction summary -->\n<!-- end of table -->\n"
-    assert "| CausalDiffAE | " in fill_tables(marks, folder, "page")
+    assert "| CausalDiffAE | " in (tmp_path / "README.md").read_text()
