@@ -44,8 +44,8 @@ PARTLY: Final = 0.5
 HARDLY: Final = 0.1
 WIDE: Final = 0.6
 """Width of the interval of a share from which on a variable that may be followed has no verdict."""
-EXAMPLE_IMAGES: Final = 130_000
-"""Images that the example of own images was trained on (docs/results.md), with repetitions."""
+EXAMPLE_IMAGES: Final = 112_000
+"""Images, with repetitions, after which all variables of the example of own images were followed (docs/results.md)."""
 UNDECIDED: Final = "too few images for a verdict"
 TOO_SMALL: Final = "the requested change is too small to measure"
 WEAK: Final = ("followed in part", "hardly followed", "no better than doing nothing")

@@ -37,7 +37,7 @@ def test_every_intervention_has_a_line_and_weak_ones_an_advice() -> None:
     assert lines[3].endswith("no better than doing nothing")
     assert lines[5] == (
         "  counterfactuals of do(grey=200), size in do(size=7, grey=200), grey in do(size=7, grey=200) are not "
-        "reliable yet; train longer (64,000 images seen; the example of own images needed 130,000)"
+        "reliable yet; train longer (64,000 images seen; the example of own images needed 112,000)"
     )
     assert figures["do(grey=200)"]["grey"]["share"]["mean"] == pytest.approx(0.12)
     assert figures["do(grey=200)"]["grey"]["verdict"] == "hardly followed"

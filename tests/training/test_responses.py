@@ -248,7 +248,7 @@ def test_the_description_gives_advice_where_interventions_are_not_followed() -> 
         "  do(size): 93% of the requested change (90% to 95%), followed",
         "  do(hue): 12% of the requested change (5% to 20%), hardly followed",
         "  counterfactuals of hue are not reliable yet; train longer (64,000 images seen; the example of own images "
-        "needed 130,000)",
+        "needed 112,000)",
     ]
     assert describe({"hue": Response(bad, "measured")}, 200_000)[-1].endswith("train longer (200,000 images seen)")
     assert len(describe({"size": Response(good, "measured")})) == 2 and describe({}) == []
