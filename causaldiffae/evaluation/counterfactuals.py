@@ -22,10 +22,10 @@ from causaldiffae.errors import InputError, check_local
 from causaldiffae.evaluation.checks import Checks, check
 from causaldiffae.evaluation.inputs import by_name
 from causaldiffae.evaluation.interventions import describe_do
-from causaldiffae.evaluation.verdict import class_response, l1_note, readings_of_truth, response_of
+from causaldiffae.evaluation.verdict import l1_note, readings_of_truth, response_of
 from causaldiffae.files.reading import file_stem
 from causaldiffae.metrics.truth import l1_errors
-from causaldiffae.training.responses import Reader, describe
+from causaldiffae.training.responses import Reader, class_response, describe
 from causaldiffae.visualization.display import show_image
 from causaldiffae.visualization.image_grids import ImageRow, html_table, labelled_grid, spread_maps
 

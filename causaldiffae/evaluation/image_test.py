@@ -40,7 +40,6 @@ from causaldiffae.evaluation.checks import checks_of_test, with_distances
 from causaldiffae.evaluation.digests import json_digest, state_digest
 from causaldiffae.evaluation.grids import draw_grid, draw_traversal
 from causaldiffae.evaluation.interventions import (
-    ClassReader,
     InterventionResult,
     Measurement,
     arrays,
@@ -70,7 +69,7 @@ from causaldiffae.training.acceleration import accelerate, activation_dtype
 from causaldiffae.training.devices import use_device
 from causaldiffae.training.predictor import data_digest
 from causaldiffae.training.preflight import intervention_warnings
-from causaldiffae.training.responses import ENCODED, MEASURED, Reader, find_reader, images_seen
+from causaldiffae.training.responses import ENCODED, MEASURED, ClassReader, Reader, find_reader, images_seen
 from causaldiffae.visualization.image_grids import save_png
 
 Interventions = Mapping[str, Sequence[Mapping[str, float]]]
@@ -116,7 +115,7 @@ def run_test(argv: Sequence[str], description: str, interventions: Interventions
     every, guidances = zip(*(pair for group in groups.values() for pair in group), strict=True)
     reader = find_reader(spec, make_engine(loaded, config), config.label_predictor)
     sets_class = any(spec.class_name in do for do in every)
-    read_classes = find_class_reader(spec, config.label_predictor, device) if sets_class else None
+    read_classes = reader.read_classes if reader is not None and sets_class else None
     accelerate(loaded.model, device, compiled=config.compile, channels_last=config.channels_last)
     reference = reference_of_model(loaded.path, spec)
     test = PlannedTest(loaded, config, data, every, guidances, device, reader, read_classes, len(dos), reference)
@@ -240,14 +239,6 @@ def find_measurement(spec: DatasetSpec, label_predictor: str, device: torch.devi
         return None
     predictor = open_predictor(spec, label_predictor, device).predictor
     return lambda images: predictor.read(images).labels
-
-
-def find_class_reader(spec: DatasetSpec, label_predictor: str, device: torch.device) -> ClassReader | None:
-    """Reads classes with the given predictor or, if there is one, the shipped predictor."""
-    if not label_predictor and not predictor_is_shipped(spec):
-        return None
-    predictor = open_predictor(spec, label_predictor, device).predictor
-    return lambda images: predictor.read(images).classes
 
 
 def write_outputs(

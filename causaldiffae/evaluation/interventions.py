@@ -28,11 +28,10 @@ from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import interval as interval
 from causaldiffae.metrics.truth import l1_errors
 from causaldiffae.nn import CausalModel
+from causaldiffae.training.responses import ClassReader
 
 Measurement = Callable[[np.ndarray], np.ndarray]
 """Images (N, C, H, W) uint8 -> labels (N, n) float64 in label units; NaN where a label cannot be measured."""
-ClassReader = Callable[[np.ndarray], np.ndarray | None]
-"""Images (N, C, H, W) uint8 -> classes (N,) int64, or None where the predictor has no classes."""
 PIXEL_COLUMNS = ("counterfactual_l1", "do_nothing_l1", "image_distance", "label_distance")
 
 

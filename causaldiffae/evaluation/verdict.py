@@ -14,13 +14,14 @@ from causaldiffae.datasets.spec import DatasetSpec
 from causaldiffae.evaluation.grids import readings
 from causaldiffae.evaluation.interventions import InterventionResult, describe_do
 from causaldiffae.evaluation.tables import Results, dig, interventions_of, name_of
-from causaldiffae.metrics.intervals import Figure, mean_figure
+from causaldiffae.metrics.intervals import Figure
 from causaldiffae.training.responses import (
     ENCODED,
     MEASURED,
     PREDICTED,
     Response,
     Responses,
+    class_response,
     describe,
     percent,
     requested_share,
@@ -71,14 +72,6 @@ def responses_to(result: InterventionResult, spec: DatasetSpec, reader: str) -> 
         wanted = np.full(len(read), result.do[spec.class_name])
         found[spec.class_name] = class_response(result.measured_classes, result.factual_classes, wanted)
     return found
-
-
-def class_response(read: np.ndarray, factual: np.ndarray | None, requested: np.ndarray) -> Response:
-    """The response to the class, from classes (N,) read off counterfactuals, and those of the factual images."""
-    rows = np.ones(len(read), bool) if factual is None else factual != requested
-    reached = (read == requested)[rows].astype(np.float64)
-    share = mean_figure(reached, rate=True) if len(reached) else Figure(None, None, None, 0)
-    return Response(share, PREDICTED)
 
 
 def verdict_of_test(

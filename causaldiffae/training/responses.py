@@ -10,8 +10,8 @@ mean error |read - requested| of the counterfactuals and that of the factual ima
 is 1 if the pictures show what was requested, 0 if they are no better than the factual images, and negative if they are
 worse. The error of the reader is that on the true counterfactual images if they are known, otherwise that on the
 factual images with labels; that of the model's own encoder counts as 0, or else a poor encoder would excuse poor
-pictures. For a category the share is that of the pictures that show the requested one. This is effectiveness (Monteiro
-et al., 2023) on the scale of the request.
+pictures. For a category, or the class of a class-conditional model, the share is that of the pictures that show the
+requested one. This is effectiveness (Monteiro et al., 2023) on the scale of the request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -36,7 +37,7 @@ from causaldiffae.errors import DataError
 from causaldiffae.files.reading import read_json
 from causaldiffae.metrics.effectiveness import label_errors, nearest_category
 from causaldiffae.metrics.intervals import Figure, mean_figure, statistic_figure
-from causaldiffae.predictors.predictor import open_predictor, predictor_is_shipped
+from causaldiffae.predictors.predictor import Predictor, open_predictor, predictor_is_shipped
 
 FILE: Final = RESPONSES
 FOLLOWS: Final = 1 - NOTABLE_SHARE
@@ -61,11 +62,19 @@ def percent(share: float) -> str:
     return f"{round(share, 2) + 0.0:.0%}"
 
 
+ClassReader = Callable[[np.ndarray], np.ndarray]
+"""Reads classes (N,) off images (N, C, H, W) uint8."""
+
+
 class Reader(NamedTuple):
-    """Reads labels (N, n), in label units, off images (N, C, H, W) uint8; `name` says what it is."""
+    """Reads labels (N, n), in label units, off images (N, C, H, W) uint8; `name` says what it is.
+
+    `read_classes` is a predictor that reads their classes, if there is one.
+    """
 
     name: str
     read: Callable[[np.ndarray], np.ndarray]
+    read_classes: ClassReader | None = None
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,15 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
         label_predictor: folder of a predictor; by default the measurement of the data set, the shipped predictor, or
             the model's encoder, in this order.
     """
-    if not label_predictor and spec.name in DATASETS and can_measure(spec):
-        return Reader(MEASURED, lambda images: measure(spec, images))
-    device = _device(engine)
+    device, predictor, read_classes = _device(engine), None, None
     if label_predictor or (spec.name in DATASETS and predictor_is_shipped(spec)):
         predictor = open_predictor(spec, label_predictor, device).predictor
-        return Reader(PREDICTED, lambda images: predictor.read(images).labels)
+        if predictor.spec.num_classes:
+            read_classes = partial(_classes, predictor)
+    if not label_predictor and spec.name in DATASETS and can_measure(spec):
+        return Reader(MEASURED, lambda images: measure(spec, images), read_classes)
+    if predictor is not None:
+        return Reader(PREDICTED, lambda images: predictor.read(images).labels, read_classes)
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         return None
 
@@ -134,6 +146,12 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
         return engine.read_labels(z).cpu().numpy()
 
     return Reader(ENCODED, read)
+
+
+def _classes(predictor: Predictor, images: np.ndarray) -> np.ndarray:
+    found = predictor.read(images).classes
+    assert found is not None
+    return found
 
 
 def _device(engine: CounterfactualEngine) -> torch.device:
@@ -158,7 +176,9 @@ def measure_responses(
     batch_size: int = 32,
     errors: dict[str, np.ndarray | None] | None = None,
 ) -> dict[str, Response]:
-    """Measures the response to interventions on every variable; empty without images that have the labels needed.
+    """Measures the response to interventions on every variable, and on the class of a class-conditional model.
+
+    The result is empty without images that have the labels needed.
 
     Args:
         data: images of the model's data set that it was not trained on. Missing labels are those that are read, unless
@@ -174,27 +194,48 @@ def measure_responses(
     known = np.where(np.isnan(data.labels), factual, data.labels)
     usable = np.flatnonzero(np.isfinite(known).all(axis=1))
     requested = {name: requested_values(known[:, i], spec, i, rng) for i, name in enumerate(spec.graph.names)}
+    classes, read_classes = data.classes, reader.read_classes if engine.model.class_cond else None
+    if read_classes is not None and classes is not None and spec.num_classes:
+        requested[spec.class_name] = (classes + rng.integers(1, spec.num_classes, len(data))) % spec.num_classes
     read: dict[str, list[np.ndarray]] = {name: [] for name in requested}
     device = _device(engine)
     generator = torch.Generator(device).manual_seed(seed)
     for part in (usable[k : k + batch_size] for k in range(0, len(usable), batch_size)):
-        x_start, classes, labels = model_inputs(data.subset(part), device)
-        abducted = engine.abduct(x_start, classes, generator, labels)
+        x_start, factual_classes, labels = model_inputs(data.subset(part), device)
+        abducted = engine.abduct(x_start, factual_classes, generator, labels)
         results = engine.predict(abducted, [spec.do_labels({name: values[part]}) for name, values in requested.items()])
         for i, (name, result) in enumerate(zip(requested, results, strict=True)):
             finite = result.images.isfinite().flatten(1).all(dim=1).cpu().numpy()
-            found = reader.read(to_uint8(result.images.nan_to_num()).cpu().numpy())
-            read[name].append(np.where(finite, found[:, i], factual[part, i]))  # NaN shows nothing of the change
+            images = to_uint8(result.images.nan_to_num()).cpu().numpy()
+            if read_classes is not None and classes is not None and name == spec.class_name:
+                found, unchanged = read_classes(images), classes[part]
+            else:
+                found, unchanged = reader.read(images)[:, i], factual[part, i]
+            read[name].append(np.where(finite, found, unchanged))  # NaN shows nothing of the change
     if not len(usable):
         return {}
     data, factual = data.subset(usable), factual[usable]
     responses = {}
     for i, (name, values) in enumerate(requested.items()):
+        if name == spec.class_name:
+            responses[name] = class_response(np.concatenate(read[name]), None, values[usable])
+            continue
         if name not in errors:
             errors[name] = reader_errors(reader, data, factual, name, values[usable])
         share = requested_share(np.concatenate(read[name]), factual[:, i], values[usable], spec, i, errors[name])
         responses[name] = Response(share, reader.name)
     return responses
+
+
+def class_response(read: np.ndarray, factual: np.ndarray | None, requested: np.ndarray) -> Response:
+    """The response to the class, from classes (N,) read off counterfactuals, and those of the factual images.
+
+    Images that are of the requested class before the intervention are left out.
+    """
+    rows = np.ones(len(read), bool) if factual is None else factual != requested
+    reached = (read == requested)[rows].astype(np.float64)
+    share = mean_figure(reached, rate=True) if len(reached) else Figure(None, None, None, 0)
+    return Response(share, PREDICTED)
 
 
 def reader_errors(

@@ -1,5 +1,6 @@
 """Whether the pictures of a model follow interventions."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from causaldiffae.graphs import CausalGraph
 from causaldiffae.metrics.intervals import Figure
 from causaldiffae.script_util import create_model_and_diffusion
 from causaldiffae.training.responses import (
+    PREDICTED,
     Reader,
     Response,
     describe,
@@ -68,6 +70,7 @@ class Painter:
         self.share = share
         self.model: Any = torch.nn.Linear(1, 1)
         self.model.needs_labels, self.model.unconditional_abduction = needs_labels, False
+        self.model.class_cond = False
         self.seen = 0
 
     def abduct(self, x_start: Tensor, classes: Any, generator: Any, labels: Any) -> Tensor:
@@ -123,6 +126,45 @@ def test_pictures_with_nan_show_nothing_of_the_change() -> None:
     labels = np.tile([[100.0, 0.0]], (8, 1))
     found = measure_responses(Diverged(1.0), data(labels), READER)  # type: ignore[arg-type]
     assert found["grey"].share.mean == pytest.approx(0.5, abs=0.01) and found["grey"].share.images == 8
+
+
+class Digits(Painter):
+    """Its pictures show the class in their second row, except class 3; of the last one, nothing is finite."""
+
+    def predict(self, x: Tensor, interventions: list[dict[str, np.ndarray]]) -> list[Any]:
+        results = super().predict(x, [{k: v for k, v in do.items() if k != "digit"} for do in interventions])
+        for do, result in zip(interventions, results, strict=True):
+            if "digit" in do:
+                shown = torch.from_numpy(np.where(do["digit"] == 3, 0, do["digit"]))
+                result.images[:, 0, 1, 0] = shown / 127.5 - 1
+                result.images[-1] = torch.nan
+        return results
+
+
+def test_the_class_of_a_class_conditional_model_is_measured_too() -> None:
+    spec, classes = replace(SPEC, num_classes=4, class_name="digit"), np.arange(40) % 3
+    images = replace(data(labels_of(40)), spec=spec, classes=classes)
+    images.images[:, 0, 1, 0] = classes
+    requested: list[np.ndarray] = []
+
+    class Recorded(Digits):
+        def predict(self, x: Tensor, interventions: list[dict[str, np.ndarray]]) -> list[Any]:
+            requested.extend(do["digit"] for do in interventions if "digit" in do)
+            return super().predict(x, interventions)
+
+    reader = READER._replace(read_classes=lambda images: images[:, 0, 1, 0].astype(np.int64))
+    engine = Recorded(1.0)
+    assert "digit" not in measure_responses(engine, images, reader), "the model has no class"  # type: ignore[arg-type]
+    engine.model.class_cond = True
+    assert "digit" not in measure_responses(engine, images, READER), "nothing reads it"  # type: ignore[arg-type]
+    found = measure_responses(engine, images, reader, batch_size=40)  # type: ignore[arg-type]
+    (values,) = requested
+    assert (values != classes).all() and set(values) == {0, 1, 2, 3}
+    reached = values != 3
+    reached[-1] = False
+    assert found["digit"].share.mean == pytest.approx(reached.mean()) and found["digit"].share.images == 40
+    assert found["digit"].reader == PREDICTED and found["grey"].reader == "read"
+    assert verdicts(found, ["digit"]).startswith("as measured in training, do(digit): ")
 
 
 def test_every_image_has_noise_of_its_own() -> None:
@@ -307,7 +349,12 @@ def test_the_reader_is_a_measurement_a_predictor_or_the_encoder(tmp_path: Path) 
     assert find_reader(spec, engine_of(spec, model_type="conditional")) is None, "it cannot read labels"
     pendulum = dataset_spec("pendulum", 32, 3)
     measured = find_reader(pendulum, engine_of(pendulum, rep_dim=8, encoder_channels="8,8,8"))
-    assert measured is not None and measured.name == "measured"
+    assert measured is not None and measured.name == "measured" and measured.read_classes is None
+    digits = dataset_spec("morphomnist")
+    measured = find_reader(digits, engine_of(digits, rep_dim=8, encoder_channels="8,8,8"))
+    assert measured is not None and measured.name == "measured" and measured.read_classes is not None
+    shown = example_images(digits, 20)
+    assert (measured.read_classes(shown.images) == shown.classes).mean() > 0.9
     with pytest.raises((InputError, OSError, ValueError)):
         find_reader(spec, engine_of(spec), str(tmp_path / "nothing"))
 
