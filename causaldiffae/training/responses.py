@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -128,15 +127,14 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
         label_predictor: folder of a predictor; by default the measurement of the data set, the shipped predictor, or
             the model's encoder, in this order.
     """
-    device, predictor, read_classes = _device(engine), None, None
+    device = _device(engine)
+    if not label_predictor and spec.name in DATASETS and can_measure(spec):
+        shipped = open_predictor(spec, "", device) if spec.num_classes and predictor_is_shipped(spec) else None
+        read_classes = None if shipped is None else _class_reader(shipped.predictor)
+        return Reader(MEASURED, lambda images: measure(spec, images), read_classes)
     if label_predictor or (spec.name in DATASETS and predictor_is_shipped(spec)):
         predictor = open_predictor(spec, label_predictor, device).predictor
-        if predictor.spec.num_classes:
-            read_classes = partial(_classes, predictor)
-    if not label_predictor and spec.name in DATASETS and can_measure(spec):
-        return Reader(MEASURED, lambda images: measure(spec, images), read_classes)
-    if predictor is not None:
-        return Reader(PREDICTED, lambda images: predictor.read(images).labels, read_classes)
+        return Reader(PREDICTED, lambda images: predictor.read(images).labels, _class_reader(predictor))
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         return None
 
@@ -148,10 +146,13 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
     return Reader(ENCODED, read)
 
 
-def _classes(predictor: Predictor, images: np.ndarray) -> np.ndarray:
-    found = predictor.read(images).classes
-    assert found is not None
-    return found
+def _class_reader(predictor: Predictor) -> ClassReader | None:
+    def read(images: np.ndarray) -> np.ndarray:
+        found = predictor.read(images).classes
+        assert found is not None
+        return found
+
+    return read if predictor.spec.num_classes else None
 
 
 def _device(engine: CounterfactualEngine) -> torch.device:
