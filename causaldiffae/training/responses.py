@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -68,7 +69,7 @@ ClassReader = Callable[[np.ndarray], np.ndarray]
 class Reader(NamedTuple):
     """Reads labels (N, n), in label units, off images (N, C, H, W) uint8; `name` says what it is.
 
-    `read_classes` is a predictor that reads their classes, if there is one.
+    `read_classes` reads their classes; None if no predictor can.
     """
 
     name: str
@@ -129,12 +130,13 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
     """
     device = _device(engine)
     if not label_predictor and spec.name in DATASETS and can_measure(spec):
-        shipped = open_predictor(spec, "", device) if spec.num_classes and predictor_is_shipped(spec) else None
-        read_classes = None if shipped is None else _class_reader(shipped.predictor)
+        has_classes = spec.num_classes and predictor_is_shipped(spec)
+        read_classes = _class_reader(cache(lambda: open_predictor(spec, "", device).predictor)) if has_classes else None
         return Reader(MEASURED, lambda images: measure(spec, images), read_classes)
     if label_predictor or (spec.name in DATASETS and predictor_is_shipped(spec)):
         predictor = open_predictor(spec, label_predictor, device).predictor
-        return Reader(PREDICTED, lambda images: predictor.read(images).labels, _class_reader(predictor))
+        read_classes = _class_reader(lambda: predictor) if predictor.spec.num_classes else None
+        return Reader(PREDICTED, lambda images: predictor.read(images).labels, read_classes)
     if engine.model.needs_labels or engine.model.unconditional_abduction:
         return None
 
@@ -146,13 +148,15 @@ def find_reader(spec: DatasetSpec, engine: CounterfactualEngine, label_predictor
     return Reader(ENCODED, read)
 
 
-def _class_reader(predictor: Predictor) -> ClassReader | None:
+def _class_reader(opened: Callable[[], Predictor]) -> ClassReader:
+    """Reads classes with a predictor that is only opened when they are read."""
+
     def read(images: np.ndarray) -> np.ndarray:
-        found = predictor.read(images).classes
+        found = opened().read(images).classes
         assert found is not None
         return found
 
-    return read if predictor.spec.num_classes else None
+    return read
 
 
 def _device(engine: CounterfactualEngine) -> torch.device:
