@@ -247,6 +247,6 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
         change = torch.nn.functional.avg_pool2d(change, reach + 1, 1, padding, count_include_pad=False)
     ascending = change.flatten(1).sort(dim=1).values[:, :, None, None]
     drift, largest = ascending[:, [int(_STILL_SHARE * ascending.shape[1])]], ascending[:, -1:].clamp(min=1e-6)
-    threshold = (_DRIFTS * drift).clamp(fraction * largest, 2 * fraction * largest)
+    threshold = (_DRIFTS * drift).clamp(fraction * largest, min(2 * fraction, 1) * largest)
     weight = (2 * change / threshold - 1).clamp(0, 1)
     return torch.where(images.isfinite(), torch.lerp(factual, images.nan_to_num(), weight), images)

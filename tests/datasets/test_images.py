@@ -108,6 +108,8 @@ def test_the_threshold_rises_with_the_change_of_the_pixels_that_change_least() -
         strong = images.clone()
         strong[..., 20:] = 0.2  # at twice the fraction every change counts
         torch.testing.assert_close(keep_unchanged(strong, factual, 0.1)[..., 24:], strong[..., 24:])
+    uniform = torch.full_like(images, 0.3)
+    assert torch.equal(keep_unchanged(uniform, factual, 1.0), uniform), "the largest change always counts"
 
 
 def test_pixels_that_are_not_finite_stay_and_hide_no_others() -> None:
