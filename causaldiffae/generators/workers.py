@@ -9,15 +9,20 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from causaldiffae.errors import InputError
+
+ATTEMPTS: Final = 3
+"""How often worker processes are started that die before they finish any item."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,7 +95,13 @@ def parallel_map(
     description: str,
     progress: bool,
 ) -> Iterator[Result]:
-    """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar."""
+    """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar.
+
+    New processes are started where some have died, as a renderer does that crashes, for all items without a result.
+
+    Raises:
+        InputError: if processes die `ATTEMPTS` times in a row without a new result.
+    """
     work = list(items)
     if workers < 1:
         raise InputError(f"workers: expected 1 or more, got {workers}")
@@ -102,7 +113,18 @@ def parallel_map(
                 yield result
                 bar.update()
             return
-        with worker_pool(min(workers, len(work))) as pool:
-            for result in pool.map(function, work):
-                yield result
-                bar.update()
+        failures = 0
+        while work:
+            try:
+                with worker_pool(min(workers, len(work))) as pool:
+                    for result in pool.map(function, tuple(work)):
+                        yield result
+                        bar.update()
+                        failures = 0
+                        del work[0]
+            except BrokenProcessPool:
+                failures += 1
+                reason = "a worker process died (a crash of a library, or too little memory)"
+                if failures == ATTEMPTS:
+                    raise InputError(f"{description}: {reason}; try again with fewer workers") from None
+                warnings.warn(f"{description}: {reason}; starting again with {len(work)} batches left", stacklevel=2)

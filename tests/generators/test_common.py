@@ -1,6 +1,8 @@
 """What holds for every generator: the laws of an intervention, refusals, and data set folders."""
 
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ import pytest
 from causaldiffae.errors import InputError
 from causaldiffae.generators import circuit, morphomnist, pendulum
 from causaldiffae.generators.common import Generator, complete_folder, is_finished, measure_in_blocks
-from causaldiffae.generators.workers import parallel_map
+from causaldiffae.generators.workers import ATTEMPTS, parallel_map
 
 
 class Case(NamedTuple):
@@ -135,6 +137,34 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
 def test_parallel_map_keeps_the_order(workers: int) -> None:
     found = list(parallel_map(math.sqrt, [4, 1, 9], workers=workers, description="x", progress=False))
     assert found == [2, 1, 3]
+
+
+def crash_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return marker.name
+
+
+def crash(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_items_of_processes_that_died_are_computed_again(tmp_path: Path) -> None:
+    (tmp_path / "0").touch()
+    markers = [tmp_path / str(i) for i in range(3)]
+    with pytest.warns(UserWarning, match="x: a worker process died .*; starting again with [23] batches left"):
+        found = list(parallel_map(crash_once, markers, workers=2, description="x", progress=False))
+    assert found == ["0", "1", "2"]
+
+
+def test_processes_that_always_die_are_reported(tmp_path: Path) -> None:
+    with (
+        pytest.warns(UserWarning, match="starting again with 2 batches left") as warned,
+        pytest.raises(InputError, match="x: a worker process died .*; try again with fewer workers"),
+    ):
+        list(parallel_map(crash, [1, 2], workers=2, description="x", progress=False))
+    assert len(warned) == ATTEMPTS - 1
 
 
 def test_refused_numbers_of_workers() -> None:
