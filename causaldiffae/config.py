@@ -30,8 +30,8 @@ CORRECTION_PREDICTOR_HELP: Final = (
     "predictor for label corrections, or 'none'; default: correction_predictor/ in model_path, or from weights/"
 )
 KEEP_UNCHANGED_HELP: Final = (
-    "keep pixels that change by less than this fraction of the largest change of an image; 0 for none; default: 0.1, "
-    "for a Diff-SCM 0"
+    "keep pixels that change by less than half of this fraction of the largest change of an image, up to twice as much "
+    "if the whole image drifts, and blend those that change a little more; 0 for none; default: 0.1, for a Diff-SCM 0"
 )
 KEEP_CAUSES_HELP: Final = (
     "interventions on effects: drop their causes and keep the pixels that these explain; default: for effects that two "

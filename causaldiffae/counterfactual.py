@@ -130,8 +130,8 @@ class CounterfactualEngine:
         keep_causes: decode interventions on these effects without their causes, and keep the pixels that the causes
             explain, see `guidance.explained_pixels`; for effects that their causes determine. Not where the class is
             set or with a weight w other than 1.
-        keep_unchanged: keep the pixels of the factual image where an intervention changes less than this fraction of
-            its largest change, see `datasets.images.keep_unchanged`; 0 for none. Not for images that were not encoded.
+        keep_unchanged: keep the pixels of the factual image where an intervention changes little relative to its
+            largest change, see `datasets.images.keep_unchanged`; 0 for none. Not for images that were not encoded.
         correction: decodes images again whose labels, as read by a predictor, are not those that the structural model
             predicts, see `predictors/correction.py`; None for no correction.
         pixels: interventions on the same images are decoded in batches of at most this many pixels (of the network

@@ -19,11 +19,11 @@ from causaldiffae.errors import InputError
 from causaldiffae.nn import neighbour_reach
 
 KEEP_UNCHANGED: Final = 0.1
-"""Smallest change of a pixel that counts, as a fraction of the largest one of its image."""
+"""Change from which a pixel is that of the counterfactual, as a fraction of the largest one of its image."""
 _STILL_SHARE: Final = 0.3
 """Share of the pixels that an intervention is taken to leave unchanged, see `keep_unchanged`."""
 _DRIFTS: Final = 8.0
-"""A change counts from this multiple of the change of the pixels that are left unchanged."""
+"""Lowest threshold, in multiples of the change of the pixels that are left unchanged."""
 _RESIZED_AT_ONCE: Final = 1 << 24  # pixels
 
 
@@ -229,9 +229,9 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
 
     Under other latents, a network moves every pixel a little, also where the intervention changes nothing. The change
     of a pixel is the weighted mean over its neighbourhood. Above a threshold the counterfactual pixel is used, up to
-    half of it the factual one, and in between both are blended. The threshold is `fraction` of the largest change in
-    the image. It is up to twice as high where the pixels that change least move that much, too: eight times the change
-    that 30 % of the pixels stay below. (DiffEdit, Couairon et al., 2023, arXiv 2210.11427, finds the region of an edit
+    half of it the factual one, and in between both are blended. The threshold is eight times the change that 30 % of
+    the pixels stay below, but at least `fraction` and at most twice `fraction` of the largest change in the image, and
+    never more than that change. (DiffEdit, Couairon et al., 2023, arXiv 2210.11427, finds the region of an edit
     similarly.)
 
     Args:
@@ -242,11 +242,13 @@ def keep_unchanged(images: torch.Tensor, factual: torch.Tensor, fraction: float 
         return images
     factual = factual.to(images.dtype)
     reach = neighbour_reach(images)
-    change = (images - factual).nan_to_num().abs().amax(dim=1, keepdim=True)
+    difference = torch.where(images.isfinite(), images - factual, 0.0)
+    change = difference.abs().amax(dim=1, keepdim=True)
     for padding in ((reach + 1) // 2, reach // 2):  # two box filters are one with triangular weights
         change = torch.nn.functional.avg_pool2d(change, reach + 1, 1, padding, count_include_pad=False)
     ascending = change.flatten(1).sort(dim=1).values[:, :, None, None]
-    drift, largest = ascending[:, [int(_STILL_SHARE * ascending.shape[1])]], ascending[:, -1:].clamp(min=1e-6)
+    still = int(_STILL_SHARE * ascending.shape[1])
+    drift, largest = ascending[:, still : still + 1], ascending[:, -1:].clamp(min=1e-6)
     threshold = (_DRIFTS * drift).clamp(fraction * largest, min(2 * fraction, 1) * largest)
     weight = (2 * change / threshold - 1).clamp(0, 1)
     return torch.where(images.isfinite(), torch.lerp(factual, images.nan_to_num(), weight), images)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from causaldiffae.errors import InputError
 from causaldiffae.files.npz import read_arrays, write_arrays
 from causaldiffae.files.reading import read_file
-from causaldiffae.generators.workers import worker_pool
+from causaldiffae.generators.workers import DIED, worker_pool
 from causaldiffae.logger import progress_bar
 
 Compute = Callable[[int], dict[str, np.ndarray]]
@@ -73,7 +74,7 @@ def compute_chunks(
         description: of the progress bar.
 
     Raises:
-        InputError: if outputs that were stored cannot be read.
+        InputError: if outputs that were stored cannot be read, or a process has died.
     """
     paths = [folder / f"chunk_{number:05d}.npz" for number in range(len(sizes))]
     parts = [read_arrays(path, _MAX_PART) for path in paths]
@@ -115,6 +116,8 @@ def _in_processes(run: Callable[[int], int], missing: Sequence[int], workers: in
         try:
             for future in as_completed(running):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise InputError(f"{DIED}; the same command resumes after the finished chunks") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from causaldiffae.errors import InputError
 
 ATTEMPTS: Final = 3
-"""How often worker processes are started that die before they finish any item."""
+"""How many times in a row worker processes may die without a new result."""
+DIED: Final = "a worker process died (a crash of a library, or too little memory)"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,7 +98,8 @@ def parallel_map(
 ) -> Iterator[Result]:
     """`map(function, items)` in order, in `workers` processes (1: in this process), with a progress bar.
 
-    New processes are started where some have died, as a renderer does that crashes, for all items without a result.
+    If a worker process dies, for example because a renderer crashes, new ones compute the items whose results have not
+    been returned yet.
 
     Raises:
         InputError: if processes die `ATTEMPTS` times in a row without a new result.
@@ -122,9 +124,11 @@ def parallel_map(
                         bar.update()
                         failures = 0
                         del work[0]
-            except BrokenProcessPool:
+            except BrokenProcessPool as error:
+                if not work:
+                    return
                 failures += 1
-                reason = "a worker process died (a crash of a library, or too little memory)"
                 if failures == ATTEMPTS:
-                    raise InputError(f"{description}: {reason}; try again with fewer workers") from None
-                warnings.warn(f"{description}: {reason}; starting again with {len(work)} batches left", stacklevel=2)
+                    raise InputError(f"{description}: {DIED}; try again with fewer workers") from error
+                left = f"{len(work)} batch{'es' * (len(work) > 1)}"
+                warnings.warn(f"{description}: {DIED}; starting again with {left} left", stacklevel=2)

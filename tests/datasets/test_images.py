@@ -97,19 +97,26 @@ def test_neighbourhoods_grow_with_the_image() -> None:
         assert int(changed[: side // 2].sum()) == width, side
 
 
-def test_the_threshold_rises_with_the_change_of_the_pixels_that_change_least() -> None:
-    factual, images = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
-    images[..., :8] = 1.0
-    images[..., 20:] = weak = 0.13
-    for drift, weight in ((0.0, 1.0), (0.0125, 1.0), (0.02, 0.625), (0.024, 2 * 0.13 / 0.192 - 1), (0.05, 0.3)):
-        images[..., 8:20] = drift
-        found = keep_unchanged(images, factual, 0.1)[..., 24:]
-        torch.testing.assert_close(found, torch.full_like(found, weak * weight), rtol=0, atol=1e-6)
-        strong = images.clone()
-        strong[..., 20:] = 0.2  # at twice the fraction every change counts
-        torch.testing.assert_close(keep_unchanged(strong, factual, 0.1)[..., 24:], strong[..., 24:])
-    uniform = torch.full_like(images, 0.3)
-    assert torch.equal(keep_unchanged(uniform, factual, 1.0), uniform), "the largest change always counts"
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_threshold_rises_with_the_change_of_the_pixels_that_change_least(sign: int) -> None:
+    weak, weights = 0.13, {0.0: 1.0, 0.0125: 1.0, 0.02: 0.625, 0.024: 2 * 0.13 / 0.192 - 1, 0.05: 0.3}
+    images = torch.zeros(len(weights), 3, 32, 128)
+    images[:, 1, :, :16] = 1.0  # the largest change is that of one channel
+    images[..., 52:96] = torch.tensor(list(weights))[:, None, None, None]  # 27 % of the pixels do not change at all
+    images[..., 96:] = weak
+    factual = torch.zeros_like(images)
+    expected = sign * weak * torch.tensor(list(weights.values()))[:, None, None, None].expand_as(images[..., 100:])
+    found = keep_unchanged(sign * images, factual, 0.1)[..., 100:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    images[..., 96:] = 0.2  # at twice the fraction every change counts
+    torch.testing.assert_close(keep_unchanged(sign * images, factual, 0.1)[..., 100:], sign * images[..., 100:])
+
+
+def test_the_largest_change_counts_and_an_equal_image_is_returned() -> None:
+    factual = torch.linspace(-0.5, 0.5, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    uniform = factual + 0.3
+    torch.testing.assert_close(keep_unchanged(uniform, factual, 1.0), uniform)
+    assert torch.equal(keep_unchanged(factual.clone(), factual, 0.1), factual)
 
 
 def test_pixels_that_are_not_finite_stay_and_hide_no_others() -> None:

@@ -1,5 +1,7 @@
 """Computations in chunks: what is stored, and what is missing at the end."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +46,14 @@ def test_a_chunk_that_another_process_removed_is_an_error(tmp_path: Path) -> Non
 
     with pytest.raises(InputError, match="chunk_00000.npz: expected the outputs of a chunk, got none"):
         compute_chunks(compute, [1, 1], tmp_path, 1, CPU, "test")
+
+
+def die_in_the_second(number: int) -> dict[str, np.ndarray]:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"value": np.array([number])}
+
+
+def test_a_process_that_died_is_reported_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a worker process died .*; the same command resumes after the finished"):
+        compute_chunks(die_in_the_second, [1, 1], tmp_path, 2, CPU, "test")

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,18 +154,36 @@ def crash(_: int) -> None:
 def test_items_of_processes_that_died_are_computed_again(tmp_path: Path) -> None:
     (tmp_path / "0").touch()
     markers = [tmp_path / str(i) for i in range(3)]
-    with pytest.warns(UserWarning, match="x: a worker process died .*; starting again with [23] batches left"):
+    with pytest.warns(UserWarning, match="x: a worker process died .*; starting again with [123] batch"):
         found = list(parallel_map(crash_once, markers, workers=2, description="x", progress=False))
     assert found == ["0", "1", "2"]
 
 
-def test_processes_that_always_die_are_reported(tmp_path: Path) -> None:
+def test_processes_that_always_die_are_reported() -> None:
     with (
         pytest.warns(UserWarning, match="starting again with 2 batches left") as warned,
         pytest.raises(InputError, match="x: a worker process died .*; try again with fewer workers"),
     ):
         list(parallel_map(crash, [1, 2], workers=2, description="x", progress=False))
     assert len(warned) == ATTEMPTS - 1
+
+
+def test_only_deaths_without_a_new_result_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying:
+        def __enter__(self) -> "Dying":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def map(self, function: Any, items: Any) -> Any:
+            yield function(items[0])
+            raise BrokenProcessPool  # also after the last item
+
+    monkeypatch.setattr("causaldiffae.generators.workers.worker_pool", lambda _: Dying())
+    with pytest.warns(UserWarning, match="1 batch left") as warned:
+        found = list(parallel_map(abs, [-1, -2, -3, -4, -5], workers=2, description="x", progress=False))
+    assert found == [1, 2, 3, 4, 5] and len(warned) == 4 > ATTEMPTS
 
 
 def test_refused_numbers_of_workers() -> None:
