@@ -9,12 +9,14 @@ A figure lies on a textured background. Larger figures tend to be brighter:
 
     size -> brightness,  position,  hue,  shape
 
-Texture and height of the figure are not among the labels; a counterfactual must keep them. The files are those of
-`attributes.py`: `counterfactuals.csv` lists true counterfactuals of test images.
+Texture and height of the figure are not among the labels; a counterfactual must keep them. With `--label_height`, the
+height is a sixth variable, in the same pictures. The files are those of `attributes.py`: `counterfactuals.csv` lists
+true counterfactuals of test images.
 """
 
 from __future__ import annotations
 
+import argparse
 import colorsys
 import math
 from typing import NamedTuple
@@ -75,7 +77,7 @@ def draw_noise(rng: np.random.Generator) -> Noise:
 def labels_of(noise: Noise, do: dict[str, str | float] | None = None) -> dict[str, str | float]:
     """Labels of a picture, or of its counterfactual under `do`."""
     do = do or {}
-    labels: dict[str, str | float] = {name: do.get(name, getattr(noise, name)) for name in NAMES[:4]}
+    labels: dict[str, str | float] = {name: do.get(name, getattr(noise, name)) for name in (*NAMES[:4], "height")}
     logit = SLOPE * (float(labels["size"]) - sum(SIZES) / 2) + noise.brightness
     return labels | {"brightness": do.get("brightness", DARKEST + (1 - DARKEST) / (1 + math.exp(-logit)))}
 
@@ -85,7 +87,7 @@ def picture(labels: dict[str, str | float], noise: Noise) -> Image.Image:
     side = SIDE * OVERSAMPLING
     ground = Image.fromarray(noise.texture.clip(0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
     image = ground.convert("RGB")
-    x, y, r = (OVERSAMPLING * float(value) for value in (labels["position"], noise.height, labels["size"]))
+    x, y, r = (OVERSAMPLING * float(value) for value in (labels["position"], labels["height"], labels["size"]))
     colour = tuple(
         round(255 * part) for part in colorsys.hsv_to_rgb(float(labels["hue"]), 0.8, float(labels["brightness"]))
     )
@@ -102,7 +104,13 @@ def picture(labels: dict[str, str | float], noise: Noise) -> Image.Image:
 
 
 def main(argv: list[str]) -> None:
-    World(NAMES, GRAPH, INTERVENTIONS, draw_noise, labels_of, picture).write(argv, __doc__ or "", 3750)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--label_height", action="store_true", help="make the height of the figure a variable")
+    args, others = parser.parse_known_args(argv)
+    names, graph = NAMES, GRAPH
+    if args.label_height:
+        names, graph = (*NAMES, "height"), GRAPH.replace("image_size", "  height: {unit: pixels}\nimage_size")
+    World(names, graph, INTERVENTIONS, draw_noise, labels_of, picture).write(others, __doc__ or "", 3750)
 
 
 if __name__ == "__main__":

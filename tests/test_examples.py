@@ -104,6 +104,12 @@ def test_figures_of_interventions_differ_from_the_factual_ones_as_their_labels_d
     chosen = data.pairs.rows == 0
     moved = [np.asarray(image) for image in data.pairs.images[chosen]]
     assert sum((image != data.images[0]).any() for image in moved) >= len(moved) - 1
+    figures.main(["--out", str(tmp_path / "more"), "--num", "40", "--pairs", "2", "--label_height"])
+    more = read_split("folder", tmp_path / "more", "test")
+    assert (more.images == data.images).all() and more.spec.graph.names == (*data.spec.graph.names, "height")
+    heights = more.labels[:, -1]
+    assert len(set(heights)) == 4 and ((heights >= 26) & (heights <= 38)).all()
+    assert more.pairs is not None and (more.pairs.labels[more.pairs.rows == 0][:, -1] == heights[0]).all()
 
 
 @pytest.mark.parametrize("flags", [("--num", "5"), ("--num", "40", "--pairs", "5"), ()])
