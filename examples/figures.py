@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from causaldiffae.script_util import run_cli
 
-NAMES = ("position", "size", "hue", "shape", "brightness")
+NAMES: tuple[str, ...] = ("position", "size", "hue", "shape", "brightness")
 POSITIONS, SIZES, HUES = (18.0, 46.0), (8.0, 16.0), (0.0, 0.7)  # pixels, radius in pixels, hue in [0, 1]
 DARKEST, SLOPE = 0.4, 0.5  # brightness of the smallest figures; logits of brightness per pixel of radius
 INTERVENTIONS: tuple[tuple[str, str | float], ...] = (
