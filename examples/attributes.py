@@ -172,9 +172,17 @@ class World(NamedTuple):
                     self.picture(labels, noise).save(out / true)
                     writer.writerow([f"test/{i:05d}.png", f"{name}={value}", true, *self.cells(labels)])
 
-    def write(self, argv: list[str], description: str, count: int) -> None:
-        """Writes the data set that the command line describes, by default of `count` pictures."""
-        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def write(
+        self, argv: list[str], description: str, count: int, flags: Sequence[argparse.ArgumentParser] = ()
+    ) -> None:
+        """Writes the data set that the command line describes, by default of `count` pictures.
+
+        Args:
+            flags: parsers of further flags, which the caller has read.
+        """
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, parents=flags
+        )
         parser.add_argument("--out", type=Path, required=True, help="folder to write")
         parser.add_argument("--num", type=int, default=count, help="number of pictures; default %(default)s")
         parser.add_argument(

@@ -104,13 +104,12 @@ def picture(labels: dict[str, str | float], noise: Noise) -> Image.Image:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--label_height", action="store_true", help="make the height of the figure a variable")
-    args, others = parser.parse_known_args(argv)
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--label_height", action="store_true", help="make the height of the figure a variable")
     names, graph = NAMES, GRAPH
-    if args.label_height:
+    if flags.parse_known_args(argv)[0].label_height:
         names, graph = (*NAMES, "height"), GRAPH.replace("image_size", "  height: {unit: pixels}\nimage_size")
-    World(names, graph, INTERVENTIONS, draw_noise, labels_of, picture).write(others, __doc__ or "", 3750)
+    World(names, graph, INTERVENTIONS, draw_noise, labels_of, picture).write(argv, __doc__ or "", 3750, [flags])
 
 
 if __name__ == "__main__":

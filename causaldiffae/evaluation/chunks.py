@@ -118,6 +118,3 @@ def _in_processes(run: Callable[[int], int], missing: Sequence[int], workers: in
                 yield future.result()
         except BrokenProcessPool as error:
             raise InputError(f"{DIED}; the same command resumes after the finished chunks") from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

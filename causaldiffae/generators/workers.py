@@ -130,5 +130,5 @@ def parallel_map(
                 failures += 1
                 if failures == ATTEMPTS:
                     raise InputError(f"{description}: {DIED}; try again with fewer workers") from error
-                left = f"{len(work)} batch{'es' * (len(work) > 1)}"
+                left = "1 batch" if len(work) == 1 else f"{len(work)} batches"
                 warnings.warn(f"{description}: {DIED}; starting again with {left} left", stacklevel=2)
