@@ -97,6 +97,11 @@ def test_figures_of_interventions_differ_from_the_factual_ones_as_their_labels_d
         assert dark["brightness"] == 0.45
         background = [np.asarray(figures.picture(each, noise))[:, :2] for each in (labels, larger, dark)]
         assert (background[0] == background[1]).all() and (background[0] == background[2]).all()
+        disc = figures.labels_of(noise, {"shape": "disc", "height": 30.0})
+        drawn = np.asarray(figures.picture(disc, noise)).astype(int)
+        rows, columns = np.nonzero(np.ptp(drawn, axis=2) > 40)  # only the figure has a colour
+        middle = (float(disc["position"]), 30.0)
+        assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx(middle, abs=0.5)
     figures.main(["--out", str(tmp_path / "set"), "--num", "40", "--pairs", "2"])
     data = read_split("folder", tmp_path / "set", "test")
     assert data.images.shape == (4, 3, 64, 64) and data.spec.graph.edges == (("size", "brightness"),)
